@@ -1,0 +1,76 @@
+"""Turn a biased classifier into a smaller, less biased one without retraining it (BISE), ready for an inference server.
+
+Names are imported on first use, so that ``bise-prune --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .artifacts import GateSite, Latency, MaskSet, Measurement, PruningPlan, Verification
+    from .config import RunConfig, SearchConfig
+    from .errors import BiseError
+    from .evaluation import evaluate
+    from .export import export_onnx
+    from .gates import apply_masks, gate_sites
+    from .importance import BISEImportance
+    from .measurement import measure
+    from .pipeline import run
+    from .pruning import PruningResult, fuse_batchnorm, prune
+    from .mask_search import SearchResult, search
+    from .slim import load_model
+    from .verification import verify
+
+_HOMES = {
+    "artifacts": ("GateSite", "Latency", "MaskSet", "Measurement", "PruningPlan", "Verification"),
+    "config": ("RunConfig", "SearchConfig"),
+    "errors": ("BiseError",),
+    "evaluation": ("evaluate",),
+    "export": ("export_onnx",),
+    "gates": ("apply_masks", "gate_sites"),
+    "importance": ("BISEImportance",),
+    "measurement": ("measure",),
+    "pipeline": ("run",),
+    "pruning": ("PruningResult", "fuse_batchnorm", "prune"),
+    "mask_search": ("SearchResult", "search"),
+    "slim": ("load_model",),
+    "verification": ("verify",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BISEImportance",
+    "BiseError",
+    "GateSite",
+    "Latency",
+    "MaskSet",
+    "Measurement",
+    "PruningPlan",
+    "PruningResult",
+    "RunConfig",
+    "SearchConfig",
+    "SearchResult",
+    "Verification",
+    "__version__",
+    "apply_masks",
+    "evaluate",
+    "export_onnx",
+    "fuse_batchnorm",
+    "gate_sites",
+    "load_model",
+    "measure",
+    "prune",
+    "run",
+    "search",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'bise_prune' has no attribute '{name}'")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,214 @@
+"""What passes between stages: gate sites, masks, plans, verifications and measurements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import ModelError
+from .files import atomic_path
+
+MASK_FORMAT = "bise-prune masks"
+MASK_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class GateCall:
+    """One gated output: which nonlinearity of the forward pass it is, and where its channels lie.
+
+    Attributes:
+        index: position among the nonlinearities of a forward pass, from 0.
+        dim: the channel dimension of the output.
+        layer: the layer that produces these channels; None where several do (after a concatenation).
+    """
+
+    index: int
+    dim: int
+    layer: str | None
+
+
+@dataclass(frozen=True)
+class GateSite:
+    """One mask of the search: the outputs that it gates, one logit per channel.
+
+    Attributes:
+        name: the layer whose output channels are gated; ``"first+N"`` where N more layers share the mask.
+        num_channels: length of the mask.
+        calls: the gated outputs.
+    """
+
+    name: str
+    num_channels: int
+    calls: tuple[GateCall, ...]
+
+
+def site_layer(name: str) -> str:
+    """The first layer whose channels the site ``name`` gates.
+
+    >>> site_layer("layer1.0.conv2"), site_layer("conv1+2"), site_layer("conv1@1")
+    ('layer1.0.conv2', 'conv1', 'conv1')
+    """
+    return name.partition("+")[0].partition("@")[0]
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """Learned mask logits m per gate site; a channel is closed where m < 0 (Eq. 2: sigma(m / tau) < .5).
+
+    Attributes:
+        logits: site name -> float tensor of shape (channels,).
+        metadata: text about their origin, saved with them.
+    """
+
+    logits: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, logits in self.logits.items():
+            if logits.ndim != 1 or not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
+                raise ModelError(
+                    f"masks of '{name}' must be a 1-D float tensor of finite values, "
+                    f"got shape {tuple(logits.shape)}, {logits.dtype}"
+                )
+
+    @property
+    def keep(self) -> dict[str, Tensor]:
+        """Site name -> bool tensor, True where the channel stays."""
+        return {name: logits >= 0 for name, logits in self.logits.items()}
+
+    @property
+    def num_channels(self) -> int:
+        """Number of mask logits."""
+        return sum(len(logits) for logits in self.logits.values())
+
+    @property
+    def num_closed(self) -> int:
+        """Number of closed channels."""
+        return sum(int((logits < 0).sum()) for logits in self.logits.values())
+
+    def save(self, path: str | Path) -> None:
+        """Write the logits and metadata as one safetensors file."""
+        tensors = {name: logits.detach().cpu().contiguous().clone() for name, logits in self.logits.items()}
+        metadata = {**self.metadata, "format": MASK_FORMAT, "version": MASK_VERSION, "sites": json.dumps(list(tensors))}
+        with atomic_path(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> MaskSet:
+        """Read masks written by :meth:`save`.
+
+        Raises:
+            ModelError: the file is missing, is no safetensors file or holds no masks.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ModelError(f"no mask file at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != MASK_FORMAT:
+                    raise ModelError(f"{path} holds no masks; expected a masks.safetensors written by bise-prune")
+                if metadata.get("version") != MASK_VERSION:
+                    raise ModelError(f"{path} is of mask format {metadata.get('version')}, this is {MASK_VERSION}")
+                logits = {name: file.get_tensor(name) for name in json.loads(metadata["sites"])}
+        except SafetensorError as error:
+            raise ModelError(f"{path} is no readable safetensors file: {error}") from error
+        reserved = ("format", "version", "sites")
+        return cls(logits, {key: value for key, value in metadata.items() if key not in reserved})
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which channels go, decided before anything is touched.
+
+    Attributes:
+        keep: site name -> bool mask of the function that the slim model computes.
+        removed: layer name -> output channels removed physically, ascending.
+        params: parameters of the dense and of the slim model.
+        closed_but_kept: site name -> why closed channels stay in the network (as constant zeros).
+    """
+
+    keep: Mapping[str, Tensor]
+    removed: Mapping[str, tuple[int, ...]]
+    params: tuple[int, int]
+    closed_but_kept: Mapping[str, str]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the dense model's parameters that is gone (the paper's S)."""
+        return 1 - self.params[1] / self.params[0]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far two models that must agree are apart.
+
+    Attributes:
+        max_abs_error: largest absolute difference of two logits.
+        max_abs_logit: largest absolute logit of the reference, for scale.
+        tolerance: largest error that passes.
+        batch_sizes: the batches compared.
+        dtype: precision of the comparison.
+    """
+
+    max_abs_error: float
+    max_abs_logit: float
+    tolerance: float
+    batch_sizes: tuple[int, ...]
+    dtype: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number within the tolerance."""
+        return self.max_abs_error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one forward pass, in milliseconds.
+
+    Attributes:
+        median_ms: median over the timed runs.
+        p10_ms: 10th percentile.
+        p90_ms: 90th percentile.
+        runs: timed runs, after warm-up.
+        batch_size: samples per run.
+        device: where it ran, in words.
+        threads: CPU threads of torch or onnxruntime (0 = the runtime's own choice).
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    batch_size: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Size and cost of one model.
+
+    Attributes:
+        params: number of parameters.
+        size_bytes: bytes of parameters and buffers.
+        flops: fvcore's count for one sample, 1 multiply-accumulate = 1 FLOP (the paper's convention).
+        flops_by_layer: module name -> flops; modules without any are left out.
+        unsupported_operators: operators that fvcore does not count -> occurrences.
+        latency: None where it was not asked for.
+    """
+
+    params: int
+    size_bytes: int
+    flops: int
+    flops_by_layer: Mapping[str, int]
+    unsupported_operators: Mapping[str, int]
+    latency: Latency | None = None

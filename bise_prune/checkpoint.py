@@ -1,0 +1,171 @@
+"""Weight files: read without running any code in them, written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CheckpointError
+from .files import atomic_path
+
+FORMAT = "bise-prune model"
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, and what their file says of the network.
+
+    Attributes:
+        state: the state dict.
+        sha256: of the file.
+        arch: architecture, if the file names it; with the number of classes and further arguments.
+        num_classes: outputs of the head, if the file tells.
+        arguments: further constructor arguments.
+        data: data specification of the training set, if the file names it.
+        preprocessing: ``mean`` and ``std`` per channel on a [0, 1] scale and ``size`` (height, width), if known.
+        classes: class names, if known.
+        slim: for a pruned network, its constant gates: [index, dim] per gate in ``state``.
+    """
+
+    state: Mapping[str, Tensor]
+    sha256: str = ""
+    arch: str | None = None
+    num_classes: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    slim: tuple[tuple[int, int], ...] | None = None
+
+    def description(self) -> dict[str, Any]:
+        """All but the weights, as JSON values."""
+        return {
+            "format": FORMAT,
+            "arch": self.arch,
+            "num_classes": self.num_classes,
+            "arguments": dict(self.arguments),
+            "data": self.data,
+            "preprocessing": dict(self.preprocessing),
+            "classes": list(self.classes),
+            "slim": None if self.slim is None else [list(gate) for gate in self.slim],
+        }
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write weights and description: as safetensors, or in torch's format if ``path`` ends in .pt or .pth."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.state.items()}
+    with atomic_path(Path(path)) as temporary:
+        if path.suffix in (".pt", ".pth"):
+            torch.save({"bise_prune": json.dumps(checkpoint.description()), "state_dict": state}, temporary)
+        else:
+            save_file(state, temporary, metadata={"bise_prune": json.dumps(checkpoint.description())})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a weight file: safetensors, a state dict, or a training checkpoint that nests one.
+
+    Files are read with ``weights_only=True``; a pickle that wants code is refused with the list of what it wants.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, unsafe, or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        start = file.read(9)
+    if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
+        state, text = _read_safetensors(path)
+    else:
+        state, text = _read_torch(path)
+    return _checkpoint(path, state, text, sha256)
+
+
+def _checkpoint(path: Path, state: Mapping[str, Tensor], text: str | None, sha256: str) -> Checkpoint:
+    if text is None:
+        return Checkpoint(state, sha256)
+    try:
+        about = json.loads(text)
+        slim = about.get("slim")
+        return Checkpoint(
+            state=state,
+            sha256=sha256,
+            arch=about["arch"],
+            num_classes=about["num_classes"],
+            arguments=about.get("arguments", {}),
+            data=about.get("data"),
+            preprocessing=about.get("preprocessing", {}),
+            classes=tuple(about.get("classes", ())),
+            slim=None if slim is None else tuple((int(index), int(dim)) for index, dim in slim),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") == "bise-prune masks":
+                raise CheckpointError(f"{path} holds masks, not a network; pass it with --masks")
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata.get("bise_prune")  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in names or "archive_format" in names:
+            raise CheckpointError(f"{path} is a TorchScript or exported program; a state dict is needed")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = _wanted_code(path)
+        if wanted:
+            raise CheckpointError(
+                f"{path} is a pickle that wants to run code ({', '.join(wanted)}); it was not loaded. "
+                "Save the weights alone: torch.save(model.state_dict(), ...)"
+            ) from error
+        raise CheckpointError(f"{path} is no checkpoint that torch can read") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, struct.error) as error:
+        raise CheckpointError(f"{path} is no checkpoint that torch can read, or it is damaged") from error
+    text = content.get("bise_prune") if isinstance(content, dict) else None
+    return _state_dict(path, content), text if isinstance(text, str) else None
+
+
+def _wanted_code(path: Path) -> list[str]:
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):  # the legacy format cannot be listed
+        return ["classes or functions it does not list"]
+    return sorted(wanted)[:5]
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    for key in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path} holds no state dict (a mapping of names to tensors)")
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return dict(content)

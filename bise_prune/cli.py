@@ -1,0 +1,174 @@
+"""The command line: arguments to settings, settings to the pipeline, outcomes to exit codes. The only place that prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .config import PLACEMENTS, RunConfig, SearchConfig, TargetSparsity
+from .errors import BiseError, ConfigError
+from .version import __version__
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+_EPILOG = """\
+exit codes: 0 done, 1 failed, 2 wrong usage, 4 verification failed, 130 interrupted
+
+examples:
+  bise-prune --demo
+  bise-prune resnet18.pt --data waterbirds/ --target-sparsity auto --output slim/
+  bise-prune resnet18.pt --data waterbirds/ --masks slim/masks.safetensors --target-sparsity 0.5 --output half/
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see bise-prune --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is returned."""
+    try:
+        arguments = _parser().parse_args(argv)
+        return _run(arguments)
+    except BiseError as error:
+        print(f"bise-prune: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("bise-prune: interrupted; the same command takes the search up where it stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="bise-prune",
+        description="Turn a biased classifier into a smaller, less biased one, without retraining it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
+    )
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="weights: a state dict, or a file of this package")
+    parser.add_argument("--demo", action="store_true", help="train and debias the embedded example")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    group = parser.add_argument_group("input")
+    group.add_argument("--data", metavar="PATH", help="folder with metadata.csv, or biased_mnist:DIR, multi_color_mnist:DIR")
+    group.add_argument("--arch", metavar="NAME", help="architecture, if the checkpoint does not tell it")
+    group.add_argument("--masks", metavar="FILE", type=Path, help="prune by these masks instead of searching")
+    group = parser.add_argument_group("result")
+    group.add_argument("--output", metavar="DIR", type=Path, help="folder for the results (default: CHECKPOINT-slim)")
+    group.add_argument(
+        "--target-sparsity",
+        metavar="auto|FRACTION",
+        type=_target,
+        default="auto",
+        help="auto: what the search closes; a number: the share of parameters to remove (default: auto)",
+    )
+    group = parser.add_argument_group("search")
+    group.add_argument("--placement", choices=PLACEMENTS, default="tied", help="who shares a mask (default: tied)")
+    group.add_argument("--anneal-every", metavar="N", type=int, default=10, help="epochs between temperature cuts (default: 10)")
+    group.add_argument("--head-epochs", metavar="N", type=int, default=50, help="epochs of the auxiliary head (default: 50)")
+    group.add_argument("--mi-weight", metavar="X", type=float, default=1.0, help="weight of the information (default: 1)")
+    group.add_argument("--batch-size", metavar="N", type=int, default=100, help="samples per batch (default: 100)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--seed", type=int, default=0, help="default: 0")
+    return parser
+
+
+def _target(text: str) -> TargetSparsity:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"--target-sparsity {text!r} is neither 'auto' nor a number in (0, 1)") from error
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.demo == (arguments.checkpoint is not None):
+        raise ConfigError("give either a checkpoint or --demo; see bise-prune --help")
+    if arguments.demo:
+        output = arguments.output or Path("bise-demo")
+        with _Display() as display:
+            from .demo import run_demo
+
+            device = "cpu" if arguments.device == "auto" else arguments.device
+            record = run_demo(output, arguments.seed, device, display.progress)
+        _show(record, output / "slim", arguments.json)
+        if not arguments.json:
+            print(f"Run it again yourself: bise-prune {output / 'dense.pt'} --target-sparsity auto --anneal-every 2")
+        return 0
+    given = vars(arguments)
+    settings = {field.name: given[field.name] for field in fields(SearchConfig) if field.name in given}
+    config = RunConfig(
+        checkpoint=arguments.checkpoint,
+        output=arguments.output or arguments.checkpoint.with_name(f"{arguments.checkpoint.stem}-slim"),
+        search=SearchConfig(**settings),
+        **{field.name: given[field.name] for field in fields(RunConfig) if field.name in _PLAIN},
+    )
+    if not config.checkpoint.is_file():  # before torch is imported
+        raise BiseError(f"no checkpoint at {config.checkpoint}")
+    with _Display() as display:
+        from .pipeline import run
+
+        record = run(config, display.progress)
+    _show(record, config.output, arguments.json)
+    return 0
+
+
+_PLAIN = ("data", "target_sparsity", "arch", "masks", "device", "batch_size")
+
+
+def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record))
+        return
+    from rich.console import Console
+
+    from .report import comparison_table
+
+    console = Console()
+    console.print(comparison_table(record))
+    check = record["verification"]["slim_against_masked"]
+    print(
+        f"sparsity {record['sparsity']:.1%} of the parameters; slim equals masked to {check['max_abs_error']:.1e} "
+        f"(float64 logits); selection: {record['selection']['rule']}"
+    )
+    for warning in record["warnings"]:
+        print(f"warning: {warning}")
+    print(f"written to {output}: masks.safetensors, slim.safetensors, slim.onnx, report.json")
+
+
+class _Display:
+    """Progress on stderr, with the time left of each stage that has steps."""
+
+    def __enter__(self) -> _Display:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+        self.bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self.stages: dict[str, TaskID] = {}
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show a stage's state; the stage before it is complete."""
+        if stage not in self.stages:
+            for task in self.stages.values():
+                self.bars.update(task, total=1, completed=1)
+            self.stages[stage] = self.bars.add_task(stage, total=None)
+        if total:
+            self.bars.update(self.stages[stage], total=total, completed=done)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

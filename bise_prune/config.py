@@ -1,0 +1,120 @@
+"""Settings with their ranges, checked on construction; nothing here imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+Placement = Literal["tied", "paper"]
+Weighting = Literal["auto", "subgroup", "alignment", "none"]
+TargetSparsity = float | Literal["auto"]
+
+PLACEMENTS = ("tied", "paper")
+WEIGHTINGS = ("auto", "subgroup", "alignment", "none")
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} = {value!r} is out of range: expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Hyper-parameters of the search (BISE, Algorithm 1), with the paper's symbols and defaults.
+
+    Attributes:
+        placement: which outputs share a mask; see :func:`bise_prune.gate_sites`.
+        anneal_every: epochs between two temperature cuts (the paper's upsilon).
+        anneal_factor: factor of a temperature cut, in (0, 1) (kappa).
+        min_temperature: the search stops once the temperature is below it, in (0, 1) (tau_min).
+        mi_weight: weight of the mutual information in Eq. (5), >= 0 (gamma).
+        head_epochs: epochs of the auxiliary head before the search and after each cut (E).
+        mask_lr: learning rate of the mask logits (SGD).
+        mask_momentum: momentum of the mask logits.
+        mask_weight_decay: weight decay of the mask logits.
+        head_lr: learning rate of the auxiliary head (SGD).
+        head_momentum: momentum of the auxiliary head.
+        head_weight_decay: weight decay of the auxiliary head.
+        weighting: sample weights of the cross-entropy. "subgroup" = inverse subgroup frequency (B.8 in general),
+            "alignment" = by share of bias-aligned samples (Eq. 4; B.9 for several biases), "none" = 1;
+            "auto" = "subgroup" for one bias, "alignment" for several.
+        rho: nominal share of bias-aligned samples per bias, for "alignment"; measured on the data if not given.
+        seed: seed of the head's initialisation and of its batches.
+    """
+
+    placement: Placement = "tied"
+    anneal_every: int = 10
+    anneal_factor: float = 0.5
+    min_temperature: float = 1e-3
+    mi_weight: float = 1.0
+    head_epochs: int = 50
+    mask_lr: float = 1e-2
+    mask_momentum: float = 0.9
+    mask_weight_decay: float = 1e-4
+    head_lr: float = 0.1
+    head_momentum: float = 0.9
+    head_weight_decay: float = 1e-4
+    weighting: Weighting = "auto"
+    rho: tuple[float, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.placement in PLACEMENTS, "placement", self.placement, f"one of {', '.join(PLACEMENTS)}")
+        _require(self.weighting in WEIGHTINGS, "weighting", self.weighting, f"one of {', '.join(WEIGHTINGS)}")
+        _require(self.anneal_every >= 1, "anneal_every", self.anneal_every, "an integer >= 1")
+        _require(0 < self.anneal_factor < 1, "anneal_factor", self.anneal_factor, "a number in (0, 1)")
+        _require(0 < self.min_temperature < 1, "min_temperature", self.min_temperature, "a number in (0, 1)")
+        _require(self.head_epochs >= 0, "head_epochs", self.head_epochs, "an integer >= 0")
+        for name in ("mi_weight", "mask_weight_decay", "head_weight_decay"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        for name in ("mask_lr", "head_lr"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
+        for name in ("mask_momentum", "head_momentum"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
+        for value in self.rho or ():
+            _require(0 < value < 1, "rho", value, "a number in (0, 1)")
+        _require(
+            self.rho is None or self.weighting in ("auto", "alignment"), "rho", self.rho, "weighting='alignment' with it"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run of the whole pipeline, from a checkpoint to a verified slim model.
+
+    Attributes:
+        checkpoint: the dense model's weights.
+        output: folder for the results; it must not hold other results.
+        data: data specification (see :func:`bise_prune.data.load_data`); None = what the checkpoint names.
+        target_sparsity: "auto" (what the search closed) or the share of parameters to remove, in (0, 1).
+        arch: architecture; None = what the checkpoint names or its weights tell.
+        masks: masks of an earlier run; the search is skipped.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        batch_size: samples per batch in the search and in evaluation.
+        search: the search's settings.
+    """
+
+    checkpoint: Path
+    output: Path
+    data: str | None = None
+    target_sparsity: TargetSparsity = "auto"
+    arch: str | None = None
+    masks: Path | None = None
+    device: str = "auto"
+    batch_size: int = 100
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        target = self.target_sparsity
+        _require(target == "auto" or 0 < float(target) < 1, "target_sparsity", target, "'auto' or a number in (0, 1)")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer >= 1")
+        _require(self.device.split(":")[0] in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda[:N]")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values; paths by name only, so that records carry no machine's folders."""
+        values = dataclasses.asdict(self)
+        return {key: value.name if isinstance(value, Path) else value for key, value in values.items()}

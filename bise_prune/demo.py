@@ -1,0 +1,72 @@
+"""The embedded demo: a small network trained on digits whose background gives the answer away, then debiased."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint, save_checkpoint
+from .config import RunConfig, SearchConfig
+from .data import BatchLoader, load_data
+from .errors import ConfigError
+from .models import build_model
+from .pipeline import Progress, run
+from .training import train_vanilla
+
+CHECKPOINT = "dense.pt"
+RHO = 0.95
+EPOCHS = 16
+_ARCHITECTURE = {"kernel_size": 3, "strides": [2, 2, 2, 1], "last_activation": "relu"}
+
+
+def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progress | None = None) -> dict[str, Any]:
+    """Train the demo's vanilla network into ``output/dense.pt`` and run the pipeline on it into ``output/slim``.
+
+    Args:
+        output: folder; it must not hold an earlier demo.
+        seed: of data, training and search.
+        device: where to train and search.
+        progress: see :data:`bise_prune.pipeline.Progress`.
+    """
+    checkpoint = output / CHECKPOINT
+    if checkpoint.exists():
+        raise ConfigError(f"{checkpoint} exists already; choose another folder with --output")
+    train_demo_checkpoint(checkpoint, seed, progress)
+    return run(demo_config(checkpoint, output / "slim", seed, device), progress)
+
+
+def demo_config(checkpoint: Path, output: Path, seed: int, device: str = "cpu") -> RunConfig:
+    """The demo's settings: the paper's, but for a temperature cut every 2 epochs instead of 10."""
+    return RunConfig(
+        checkpoint=checkpoint, output=output, device=device, search=SearchConfig(anneal_every=2, seed=seed)
+    )
+
+
+def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = None) -> None:
+    """Train the vanilla network and save it with the name of its data, so that the command line needs no --data."""
+    specification = f"digits,rho={RHO},seed={seed}"
+    splits = load_data(specification)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model("simple_convnet", 10, _ARCHITECTURE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
+    train_vanilla(
+        model,
+        BatchLoader(splits.train, 100, shuffle=True, seed=seed),
+        optimizer,
+        epochs=EPOCHS,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
+        on_epoch=None if progress is None else lambda epoch, loss: progress("train the vanilla network", epoch, EPOCHS),
+    )
+    about = Checkpoint(
+        state=model.state_dict(),
+        arch="simple_convnet",
+        num_classes=10,
+        arguments=_ARCHITECTURE,
+        data=specification,
+        preprocessing={"mean": list(splits.train.mean), "std": list(splits.train.std), "size": [16, 16]},
+    )
+    save_checkpoint(path, dataclasses.replace(about, classes=tuple(splits.classes)))

@@ -1,0 +1,102 @@
+"""Accuracy per subgroup, and what is made of it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .data.batch import Loader, as_batch
+from .errors import DataError
+from .subgroups import is_aligned
+from .tracing import logits_of
+
+
+@dataclass(frozen=True)
+class SubgroupAccuracy:
+    """One subgroup: its name, samples and correct predictions."""
+
+    name: str
+    n: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct predictions, in [0, 1]."""
+        return self.correct / self.n
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in [0, 1] over n samples.
+
+    Attributes:
+        n: samples.
+        accuracy: share of correct predictions over all samples.
+        unbiased_accuracy: unweighted mean over the subgroups that have samples.
+        worst_group_accuracy: the lowest of them.
+        subgroups: (y, b) cells for one bias; for several, the patterns of aligned and conflicting biases.
+    """
+
+    n: int
+    accuracy: float
+    unbiased_accuracy: float
+    worst_group_accuracy: float
+    subgroups: tuple[SubgroupAccuracy, ...]
+
+
+def evaluate(model: nn.Module, loader: Loader, aligned: Tensor) -> Evaluation:
+    """Accuracy of ``model`` on ``loader``, on the model's device and in its present mode.
+
+    Args:
+        model: a classifier.
+        loader: batches with named fields.
+        aligned: the bias value each class is aligned with, shape (classes, K).
+
+    Raises:
+        DataError: the loader is empty.
+    """
+    device = next(iter([*model.parameters(), *model.buffers()])).device
+    predicted, targets, biases = [], [], []
+    with torch.no_grad():
+        for raw in loader:
+            batch = as_batch(raw)
+            predicted.append(logits_of(model(batch.input.to(device))).argmax(1).cpu())
+            targets.append(batch.target)
+            biases.append(batch.bias)
+    if not predicted:
+        raise DataError("no samples to evaluate on")
+    return score(torch.cat(predicted), torch.cat(targets), torch.cat(biases), aligned)
+
+
+def score(predicted: Tensor, target: Tensor, bias: Tensor, aligned: Tensor) -> Evaluation:
+    """Accuracies of predicted classes, shape (N,), against labels of shape (N,) and bias labels of shape (N, K)."""
+    correct = predicted == target
+    subgroups = []
+    for name, members in _subgroups(target, bias, aligned):
+        n = int(members.sum())
+        if n:
+            subgroups.append(SubgroupAccuracy(name, n, int(correct[members].sum())))
+    accuracies = [subgroup.accuracy for subgroup in subgroups]
+    return Evaluation(
+        n=len(target),
+        accuracy=float(correct.double().mean()),
+        unbiased_accuracy=sum(accuracies) / len(accuracies),
+        worst_group_accuracy=min(accuracies),
+        subgroups=tuple(subgroups),
+    )
+
+
+def _subgroups(target: Tensor, bias: Tensor, aligned: Tensor) -> list[tuple[str, Tensor]]:
+    if bias.shape[1] == 1:
+        column = bias[:, 0]
+        cells = itertools.product(target.unique().tolist(), column.unique().tolist())
+        return [(f"y={y} b={b}", (target == y) & (column == b)) for y, b in cells]
+    flags = is_aligned(target, bias, aligned)
+    patterns = itertools.product((True, False), repeat=bias.shape[1])
+    return [
+        (", ".join("aligned" if flag else "conflicting" for flag in pattern), (flags == torch.tensor(pattern)).all(1))
+        for pattern in patterns
+    ]

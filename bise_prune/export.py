@@ -1,0 +1,152 @@
+"""ONNX: written as one clean file, reloaded, and compared with the model it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from .artifacts import Verification
+from .errors import ConfigError, ModelError
+from .files import atomic_path
+from .tracing import Inputs, logits_of, run
+from .verification import compare_outputs, require
+
+_SINGLE_FILE_LIMIT = 1_500_000_000  # protobuf stops at 2 GB
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: Inputs,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    batch_sizes: Sequence[int] = (1, 2, 5),
+    tolerance: float = 1e-4,
+) -> Verification:
+    """Write ``model`` as a single ONNX file with a dynamic batch, and compare it with onnxruntime's CPU provider.
+
+    The file appears only if the comparison passes. It holds no stack traces and no local paths. Inputs are named
+    "input" (or "input_0", "input_1", ...), the output "logits".
+
+    Args:
+        model: a network in any mode; exported in eval mode, never changed.
+        path: the file.
+        example_inputs: a tensor or a tuple of tensors, batch first.
+        metadata: text to put in the file's metadata.
+        batch_sizes: batches to compare.
+        tolerance: largest absolute logit difference in float32 that passes, relative to the largest logit above 1.
+
+    Returns:
+        The comparison with onnxruntime.
+
+    Raises:
+        ConfigError: inputs are not positional tensors.
+        ModelError: torch cannot export the model.
+        VerificationError: onnxruntime computes something else.
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if isinstance(example_inputs, Mapping) or not all(isinstance(value, Tensor) for value in inputs):
+        raise ConfigError("export_onnx takes a tensor or a tuple of tensors as example_inputs")
+    module = copy.deepcopy(model).cpu().float().eval()
+    # The exporter fixes a batch dimension of one, so that two samples at least are shown.
+    samples = tuple(value.detach().cpu()[[0, -1] if len(value) > 1 else [0, 0]] for value in inputs)
+    names = ["input"] if len(samples) == 1 else [f"input_{i}" for i in range(len(samples))]
+    proto = _exported(module, samples, names)
+    for key, value in (metadata or {}).items():
+        proto.metadata_props.add(key=key, value=value)
+    with atomic_path(Path(path)) as temporary:
+        onnx.save(proto, temporary)
+        session = onnxruntime.InferenceSession(temporary, _quiet(), providers=["CPUExecutionProvider"])
+
+        def outputs(batch: Any) -> tuple[Tensor, Tensor]:
+            values = batch if isinstance(batch, tuple) else (batch,)
+            with torch.no_grad():
+                reference = logits_of(run(module, batch))
+            (candidate,) = session.run(None, {name: _array(v) for name, v in zip(names, values, strict=True)})
+            return reference, torch.from_numpy(np.asarray(candidate))
+
+        verification = compare_outputs(
+            outputs, example_inputs, batch_sizes, tolerance=tolerance, dtype=torch.float32, relative=True
+        )
+        return require(verification, f"onnxruntime does not compute what the model does ({Path(path).name})")
+
+
+class _LogitsOnly(nn.Module):
+    """Positional inputs and one tensor out, whatever the wrapped model's signature."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return logits_of(self.model(*inputs))
+
+
+def _exported(module: nn.Module, samples: tuple[Tensor, ...], names: list[str]) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch")
+    shapes = (tuple({0: batch} for _ in samples),)
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _LogitsOnly(module),
+                samples,
+                dynamo=True,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=shapes,
+                external_data=False,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"torch cannot export {type(module).__name__} to ONNX: {reason}") from error
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+    assert program is not None
+    proto = program.model_proto
+    if proto.ByteSize() > _SINGLE_FILE_LIMIT:
+        raise ModelError(f"the model takes {proto.ByteSize()} bytes, too many for a single ONNX file")
+    _clean(proto)
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def _clean(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes of the machine: stack traces and names of source files."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    for graph in [proto.graph, *proto.functions]:
+        del graph.metadata_props[:]
+        graph.doc_string = ""
+        values = [graph.initializer, graph.input, graph.output] if isinstance(graph, onnx.GraphProto) else []
+        for element in (e for collection in [graph.node, graph.value_info, *values] for e in collection):
+            if hasattr(element, "metadata_props"):
+                del element.metadata_props[:]
+            element.doc_string = ""
+
+
+def _quiet() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def _array(value: Tensor) -> Any:
+    return value.detach().cpu().numpy()

@@ -1,0 +1,264 @@
+"""Gates (BISE, Eq. 2): one value per channel on the outputs of nonlinearities; where they sit, and a model that has them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .artifacts import GateCall, GateSite, MaskSet
+from .config import PLACEMENTS, Placement
+from .errors import ConfigError, ModelError
+from .graph import DependencyGroup, build_graph, dependency_groups, removable_channels
+from .tracing import ChannelTrace, Inputs, Nonlinearity, is_nonlinearity, trace_channels
+
+
+def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> list[GateSite]:
+    """Where gates sit in ``model``: the outputs of its nonlinearities, found by running it once.
+
+    Args:
+        model: any network that runs in Python and ends in a linear head; never changed.
+        example_inputs: its input(s), batch first.
+        placement: "paper" = one mask per gated output; the stem of a branching network (its first nonlinearity, if
+            it comes before the first fork) has none, as in the paper's ResNet-18 (3,840 mask logits).
+            "tied" = outputs whose channels belong to one dependency group share one mask, the stem's included, and
+            only where a closed channel can be removed from the plain network.
+
+    Returns:
+        The sites in order of execution.
+
+    Raises:
+        ModelError: the network has no linear head or no nonlinearity before it.
+        ConfigError: an unknown placement.
+    """
+    if placement not in PLACEMENTS:
+        raise ConfigError(f"unknown placement '{placement}': choose one of {', '.join(PLACEMENTS)}")
+    trace = trace_channels(model, example_inputs)
+    head = head_name(model, trace)
+    eligible = [n for n in trace.nonlinearities if n.index not in trace.scales and n.step < trace.steps[head]]
+    if not eligible:
+        raise ModelError(f"the network has no nonlinearity before its head '{head}', so there is nothing to gate")
+    return _paper_sites(eligible, trace) if placement == "paper" else _tied_sites(eligible, model, example_inputs)
+
+
+def head_name(model: nn.Module, trace: ChannelTrace) -> str:
+    """The classifier C of the paper's f = C o E: the linear layer whose output is the model's.
+
+    Raises:
+        ModelError: there is none, or it is called more than once.
+    """
+    if trace.head is None or not isinstance(model.get_submodule(trace.head), nn.Linear) or trace.calls[trace.head] != 1:
+        raise ModelError(
+            "the network does not end in a linear layer called once, so it has no bottleneck to read the bias from; "
+            "wrap it so that its last operation is an nn.Linear"
+        )
+    return trace.head
+
+
+def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[GateSite]:
+    """The gate sites of ``model`` that ``masks`` were learned for, in either placement.
+
+    Raises:
+        ModelError: the masks belong to another network.
+    """
+    wanted = {name: len(logits) for name, logits in masks.logits.items()}
+    complaint = ""
+    for placement in PLACEMENTS:
+        sites = gate_sites(model, example_inputs, placement)
+        found = {site.name: site.num_channels for site in sites}
+        if found == wanted:
+            return sites
+        foreign = [name for name in wanted if name not in found]
+        missing = [name for name in found if name not in wanted]
+        sizes = [name for name in wanted if name in found and wanted[name] != found[name]]
+        complaint += f"; {placement}: unknown {foreign[:3]}, missing {missing[:3]}, other length {sizes[:3]}"
+    raise ModelError(f"the masks do not belong to this network{complaint}")
+
+
+def apply_masks(model: nn.Module, masks: MaskSet, example_inputs: Inputs) -> GatedModel:
+    """A copy of ``model`` in eval mode that computes the masked function: closed channels read as zero.
+
+    Args:
+        model: the dense network; never changed.
+        masks: its masks.
+        example_inputs: its input(s), batch first.
+
+    Raises:
+        ModelError: the masks belong to another network.
+    """
+    sites = sites_of(masks, model, example_inputs)
+    return constant_gates(copy.deepcopy(model).eval(), sites, masks.keep)
+
+
+def constant_gates(model: nn.Module, sites: Sequence[GateSite], keep: Mapping[str, Tensor]) -> GatedModel:
+    """``model`` itself, run with fixed masks (bool, True = keep) on its gate sites."""
+    dtype = next(model.parameters()).dtype
+    device = next(model.parameters()).device
+    return GatedModel(model, sites, [ConstantGate(keep[site.name].to(device, dtype)) for site in sites])
+
+
+class _Step(torch.autograd.Function):
+    """1{sigma(m / tau) >= .5} = 1{m >= 0}; straight through the step, so its gradient is sigma'(m / tau) / tau."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.temperature = temperature
+        return (logits >= 0).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (logits,) = ctx.saved_tensors
+        probability = torch.sigmoid(logits / ctx.temperature)
+        return grad_outputs[0] * probability * (1 - probability) / ctx.temperature, None
+
+
+def step_gate(logits: Tensor, temperature: float) -> Tensor:
+    """The gate of Eq. (2), with the paper's straight-through gradient.
+
+    Args:
+        logits: mask logits m, any shape.
+        temperature: tau > 0; it changes the gradient alone.
+
+    Returns:
+        1 where m >= 0 and 0 elsewhere, in the logits' dtype.
+    """
+    return _Step.apply(logits, temperature)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class LearnedGate(nn.Module):
+    """A gate under training: mask logits m, zero at first (Algorithm 1, line 1)."""
+
+    def __init__(self, num_channels: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_channels, dtype=dtype))
+        self.temperature = 1.0
+
+    def forward(self) -> Tensor:
+        """The gate's values, shape (channels,)."""
+        return step_gate(self.logits, self.temperature)
+
+
+class ConstantGate(nn.Module):
+    """A decided mask."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self) -> Tensor:
+        """The mask as 0 and 1, shape (channels,)."""
+        return self.mask
+
+
+class GatedModel(nn.Module):
+    """A network whose nonlinearities' outputs are multiplied by gates: h_i * gate_i (Eq. 2).
+
+    The network runs unmodified; the outputs are caught on their way, by position in the forward pass, so modules that
+    are called several times (one ReLU for a whole residual block) have one gate per call.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[GateSite], gates: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.model = model
+        self.gates = nn.ModuleList(gates)
+        self.sites = tuple(sites)
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own forward pass, gated."""
+        values = {}
+        for site, gate in zip(self.sites, self.gates, strict=True):
+            value = gate()
+            for call in site.calls:
+                values[call.index] = (value, call.dim)
+        with _Gating(values):
+            return self.model(*args, **kwargs)
+
+
+class _Gating(TorchFunctionMode):
+    def __init__(self, values: Mapping[int, tuple[Tensor, int]]) -> None:
+        super().__init__()
+        self.values = values
+        self.index = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if not is_nonlinearity(func):
+            return output
+        index, self.index = self.index, self.index + 1
+        if index not in self.values:
+            return output
+        gate, dim = self.values[index]
+        shape = [1] * output.ndim
+        shape[dim] = -1
+        return output * gate.view(shape)
+
+
+@contextmanager
+def captured_inputs(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """Collect what ``layer`` reads during forward passes: with the head's name, the bottleneck (the paper's z)."""
+    inputs: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
+def _paper_sites(eligible: list[Nonlinearity], trace: ChannelTrace) -> list[GateSite]:
+    has_stem = trace.first_fork is not None and eligible[0].step < trace.first_fork and len(eligible) > 1
+    gated = eligible[1:] if has_stem else eligible
+    names: dict[str, int] = {}
+    sites = []
+    for n in gated:
+        base = n.layer or f"{n.function}.{n.index}"
+        count = names[base] = names.get(base, 0) + 1
+        name = base if count == 1 else f"{base}@{count - 1}"
+        sites.append(GateSite(name, n.num_channels, (GateCall(n.index, n.dim, n.layer),)))
+    return sites
+
+
+def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, example_inputs: Inputs) -> list[GateSite]:
+    graph = build_graph(copy.deepcopy(model), example_inputs)
+    candidates, tied = eligible, _tie(eligible, graph, model, example_inputs)
+    while sum(map(len, tied)) < len(candidates):  # sites may have counted on a gate that turned out not to be one
+        candidates = sorted((n for members in tied for n in members), key=lambda n: n.index)
+        tied = _tie(candidates, graph, model, example_inputs)
+    if not tied:
+        raise ModelError("no closed channel of this network could be removed; use placement='paper'")
+    sites = []
+    for members in tied:
+        name = members[0].layer or ""
+        name += f"+{len(members) - 1}" if len(members) > 1 else ""
+        sites.append(GateSite(name, members[0].num_channels, tuple(GateCall(n.index, n.dim, n.layer) for n in members)))
+    return sites
+
+
+def _tie(
+    candidates: list[Nonlinearity], graph: tp.DependencyGraph, model: nn.Module, example_inputs: Inputs
+) -> list[list[Nonlinearity]]:
+    """Candidates by dependency group, for groups of which every channel can go once all candidates close it."""
+    closed = {n.index: torch.ones(n.num_channels, dtype=torch.bool) for n in candidates}
+    trace = trace_channels(model, example_inputs, closed)
+    group_of: dict[str, DependencyGroup] = {}
+    for group in dependency_groups(graph, trace):
+        if bool(removable_channels(group, trace).all()):
+            for member in group.members:
+                if member.is_output and torch.equal(member.channels, torch.arange(group.num_channels)):
+                    group_of[member.layer] = group
+    tied: dict[str, list[Nonlinearity]] = {}
+    for n in candidates:
+        if n.layer in group_of and n.num_channels == group_of[n.layer].num_channels:
+            tied.setdefault(group_of[n.layer].root, []).append(n)
+    return list(tied.values())

@@ -1,0 +1,172 @@
+"""Which layers share channels: torch-pruning's dependency graph, reduced to plain records.
+
+The only place where the graph is built. torch-pruning follows autograd, so on frozen weights its graph is empty without a
+word: weights are unfrozen while it traces and restored afterwards.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from .errors import ModelError, PruningError
+from .tracing import ChannelTrace, Inputs, logits_of
+
+# Modules whose channels are independent of each other, so that removing a zero channel leaves the rest as it was.
+_CHANNELWISE_MODULES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+
+
+@dataclass(frozen=True)
+class GroupMember:
+    """A layer of a dependency group: channel ``channels[i]`` of its output (or input) goes with root channel ``roots[i]``."""
+
+    layer: str
+    is_output: bool
+    channels: Tensor
+    roots: Tensor
+
+
+@dataclass(frozen=True)
+class DependencyGroup:
+    """Layers whose channels can only be removed together.
+
+    Attributes:
+        root: the layer whose output channels number the group's.
+        num_channels: how many there are.
+        members: every layer concerned, the root first.
+        blocked: why none of its channels may be removed; None if they may.
+    """
+
+    root: str
+    num_channels: int
+    members: tuple[GroupMember, ...]
+    blocked: str | None
+
+    @property
+    def producers(self) -> list[str]:
+        """Layers whose output channels belong to the group."""
+        return [member.layer for member in self.members if member.is_output]
+
+
+def build_graph(model: nn.Module, example_inputs: Inputs) -> tp.DependencyGraph:
+    """The dependency graph of ``model``, in eval mode, frozen weights or not."""
+    # torch-pruning tries model(*inputs) first, which would unpack the batch of a lone tensor.
+    inputs = example_inputs if isinstance(example_inputs, (tuple, Mapping)) else (example_inputs,)
+    with _unfrozen(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return tp.DependencyGraph().build_dependency(model, inputs, output_transform=logits_of)
+        except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"torch-pruning cannot follow the channels of {type(model).__name__} ({type(error).__name__}: {error})"
+            ) from error
+
+
+def dependency_groups(graph: tp.DependencyGraph, trace: ChannelTrace) -> list[DependencyGroup]:
+    """Every dependency group of the graph, with the reason where removal would not be exact."""
+    names = module_names(graph)
+    groups = [_group(group, names, trace) for group in list(graph.get_all_groups())]
+    return [group for group in groups if group is not None]
+
+
+def module_names(graph: tp.DependencyGraph) -> dict[Any, str]:
+    """Module object -> its name in the model (torch-pruning's own node names hold the layer's repr)."""
+    return {module: name for name, module in graph.model.named_modules()}
+
+
+def removable_channels(group: DependencyGroup, trace: ChannelTrace) -> Tensor:
+    """Root channels that read as zero wherever they are read, so that removing them changes no value.
+
+    Args:
+        group: a dependency group.
+        trace: a trace in which gates were closed.
+
+    Returns:
+        Bool tensor of shape (group.num_channels,).
+    """
+    readers = [member for member in group.members if not member.is_output and member.layer in trace.zero_inputs]
+    removable = torch.full((group.num_channels,), group.blocked is None and bool(readers))
+    for member in readers:
+        live = ~trace.zero_inputs[member.layer][member.channels]
+        removable[member.roots[live]] = False
+    return removable
+
+
+def remove_channels(graph: tp.DependencyGraph, removed: Mapping[str, tuple[int, ...]]) -> None:
+    """Remove output channels of root layers, with all that depends on them, from the graph's own model.
+
+    Args:
+        graph: a graph built on the model to change.
+        removed: root layer -> channels; one entry per dependency group.
+
+    Raises:
+        PruningError: a layer would be left without channels.
+    """
+    modules = dict(graph.model.named_modules())
+    with _unfrozen(graph.model):
+        for name, channels in removed.items():
+            prune_out = graph.get_pruner_of_module(modules[name]).prune_out_channels
+            group = graph.get_pruning_group(modules[name], prune_out, list(channels))
+            if not graph.check_pruning_group(group):
+                raise PruningError(f"cannot remove {len(channels)} channels of '{name}': a layer would be left empty")
+            group.prune()
+
+
+def _group(group: Any, names: Mapping[Any, str], trace: ChannelTrace) -> DependencyGroup | None:
+    root = names[group[0].dep.target.module]
+    num_channels = len(group[0].idxs)
+    members, blocked = [], None
+    for item in group.items:
+        module, name = item.dep.target.module, names.get(item.dep.target.module)
+        if name is None:  # an operation, or a parameter outside any module that torch-pruning knows
+            if isinstance(module, nn.Parameter):
+                blocked = blocked or "a bare parameter shares its channels"
+            continue
+        roots = item.root_idxs
+        if any(index is None for index in roots):
+            blocked = blocked or f"'{name}' mixes its channels in a way that cannot be followed"
+            continue
+        is_output = item.dep.handler in _OUTPUT_PRUNERS
+        blocked = blocked or _obstacle(module, name)
+        if is_output and name in trace.escaped:
+            blocked = blocked or f"'{name}' is read by {trace.escaped[name]}"
+        members.append(GroupMember(name, is_output, torch.tensor(item.idxs), torch.tensor(roots)))
+    return DependencyGroup(root, num_channels, tuple(members), blocked)
+
+
+# Norms and depthwise convolutions are pruned by one function for input and output alike; they count as outputs.
+_OUTPUT_PRUNERS = {
+    tp.prune_conv_out_channels,
+    tp.prune_linear_out_channels,
+    tp.prune_depthwise_conv_out_channels,
+    tp.prune_batchnorm_out_channels,
+    tp.prune_prelu_out_channels,
+}
+
+
+def _obstacle(module: nn.Module, name: str) -> str | None:
+    if not isinstance(module, _CHANNELWISE_MODULES):
+        return f"'{name}' ({type(module).__name__}) computes with all its channels at once"
+    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+        if module.groups != module.in_channels or module.in_channels != module.out_channels:
+            return f"'{name}' is a grouped convolution (groups={module.groups})"
+    return None
+
+
+@contextmanager
+def _unfrozen(model: nn.Module) -> Iterator[None]:
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    model.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for name in frozen:  # by name: pruning replaces the parameter objects
+            model.get_parameter(name).requires_grad_(False)

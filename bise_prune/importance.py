@@ -1,0 +1,94 @@
+"""Learned masks as an importance criterion that any torch-pruning pruner accepts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch_pruning as tp
+from torch import Tensor
+
+from .artifacts import MaskSet, site_layer
+from .errors import ConfigError, ModelError
+
+Reduction = Literal["all", "any", "mean"]
+_REDUCTIONS = {"all": torch.amax, "any": torch.amin, "mean": torch.mean}
+
+
+def tie_free(logits: Tensor) -> Tensor:
+    """Scores in float64 in the order of the logits, equal ones told apart by position.
+
+    torch-pruning removes *all* channels at its threshold, so ties would take more than was asked for.
+
+    >>> tie_free(torch.tensor([0.0, -1.0, 0.0])).argsort().tolist()
+    [1, 0, 2]
+    """
+    scores = logits.double()
+    order = scores.argsort(stable=True)
+    ranked = scores[order]
+    for i in range(1, len(ranked)):
+        if ranked[i] <= ranked[i - 1]:
+            ranked[i] = torch.nextafter(ranked[i - 1], torch.tensor(float("inf"), dtype=torch.float64))
+    return scores.scatter(0, order, ranked)
+
+
+class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
+    """Importance of a channel = its mask logit m (BISE, Eq. 2): the lower, the sooner it goes.
+
+    Works in local and global pruning, with any ``pruning_ratio`` and ignored layers. Scores are not normalised per
+    group, since the zero of m has a meaning of its own, and never tie. Groups without masks return None, which
+    pruners skip. One step only: after a removal the masks no longer match the layers.
+
+    Args:
+        masks: masks of the very network that is pruned (layers are matched by name).
+        reduction: how masks of coupled outputs that disagree become one score. "all" = the largest m, so that a
+            channel counts as closed only if all close it; "any" = the smallest; "mean".
+
+    Raises:
+        ConfigError: an unknown reduction.
+    """
+
+    def __init__(self, masks: MaskSet, reduction: Reduction = "all") -> None:
+        if reduction not in _REDUCTIONS:
+            raise ConfigError(f"unknown reduction '{reduction}': choose one of {', '.join(_REDUCTIONS)}")
+        self.reduction = _REDUCTIONS[reduction]
+        scores = tie_free(torch.cat([logits.detach().cpu() for logits in masks.logits.values()]))
+        parts = scores.split([len(logits) for logits in masks.logits.values()])
+        self.scores: dict[str, list[Tensor]] = {}
+        for name, part in zip(masks.logits, parts, strict=True):
+            self.scores.setdefault(site_layer(name), []).append(part)
+        self.ceiling = float(scores.max()) + 1.0
+
+    def __call__(self, group: Any) -> Tensor | None:
+        """One score per root channel of a torch-pruning group; None where no mask gates it.
+
+        Raises:
+            ModelError: a mask's length is not its layer's width.
+        """
+        names = {module: name for name, module in group._DG.model.named_modules()}
+        rows = []
+        for item in group:
+            module = item.dep.target.module
+            name = names.get(module)
+            if name is None or group._DG.is_in_channel_pruning_fn(item.dep.handler):
+                continue
+            for scores in self.scores.get(name, []):
+                width = group._DG.get_out_channels(module)
+                if len(scores) != width:
+                    raise ModelError(
+                        f"the mask of '{name}' has {len(scores)} channels, the layer has {width}: "
+                        "the masks belong to another network, or the network has been pruned since"
+                    )
+                row = torch.full((len(group[0].idxs),), float("nan"), dtype=torch.float64)
+                row[torch.tensor(item.root_idxs)] = scores[torch.tensor(item.idxs)]
+                rows.append(row)
+        if not rows:
+            return None
+        table = torch.stack(rows)
+        covered = ~table.isnan().all(0)
+        # Channels that only some members carry (concatenations): reduce over those; without a mask they stay.
+        result = torch.full((table.shape[1],), self.ceiling, dtype=torch.float64)
+        for i in covered.nonzero().flatten().tolist():
+            column = table[:, i]
+            result[i] = self.reduction(column[~column.isnan()], dim=0)
+        return tie_free(result)

@@ -1,0 +1,116 @@
+"""Sample weights r of the reweighted cross-entropy: Eq. (4), (B.8) in general, and (B.9)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import Weighting
+from ..errors import ConfigError
+from ..subgroups import count_subgroups, is_aligned
+
+
+def subgroup_weights(counts: Tensor) -> Tensor:
+    """r(y, b) = 1 / (G p(y, b)): inverse subgroup frequency over G = |Y| |B| subgroups.   BISE, Eq. (B.8), in general.
+
+    Equals Eq. (4) where conflicting samples are spread evenly. Empty subgroups count as one sample.
+
+    Args:
+        counts: samples per subgroup, shape (classes, bias classes).
+
+    Returns:
+        Weights of the same shape, float64; the mean over the samples is 1 if no subgroup is empty.
+
+    >>> subgroup_weights(torch.tensor([[4, 1], [2, 1]])).tolist()
+    [[0.5, 2.0], [1.0, 2.0]]
+    """
+    return counts.sum().double() / (counts.numel() * counts.clamp(min=1))
+
+
+def alignment_weights(rho: Sequence[float], num_classes: int) -> Tensor:
+    """Weights by which biases a sample is aligned with.
+
+    One bias: r = 1 / (C rho) if aligned, (C - 1) / (C (1 - rho)) otherwise.   BISE, Eq. (4).
+    Several: the product over the biases of 1 / rho_k or 1 / (1 - rho_k), not normalised.   BISE, Eq. (B.9).
+
+    Args:
+        rho: share of bias-aligned samples per bias, each in (0, 1).
+        num_classes: C.
+
+    Returns:
+        Weights of shape (2,) * K, float64; index 1 = aligned, 0 = conflicting, in the order of the biases.
+
+    >>> [round(r, 4) for r in alignment_weights([0.99], 10).tolist()]
+    [90.0, 0.101]
+    """
+    if len(rho) == 1:
+        (share,) = rho
+        conflicting = (num_classes - 1) / (num_classes * (1 - share))
+        return torch.tensor([conflicting, 1 / (num_classes * share)], dtype=torch.float64)
+    weights = torch.ones((2,) * len(rho), dtype=torch.float64)
+    for pattern in itertools.product((0, 1), repeat=len(rho)):
+        for flag, share in zip(pattern, rho, strict=True):
+            weights[pattern] /= share if flag else 1 - share
+    return weights
+
+
+@dataclass(frozen=True)
+class SampleWeights:
+    """r as a function of a sample's labels.
+
+    Attributes:
+        table: weight per (y, b) with ``by_alignment`` False, else per pattern of aligned biases.
+        aligned: the bias value each class is aligned with, shape (classes, K).
+        by_alignment: how the table is indexed.
+    """
+
+    table: Tensor
+    aligned: Tensor
+    by_alignment: bool
+
+    def __call__(self, target: Tensor, bias: Tensor) -> Tensor:
+        """Weights of samples with labels of shape (N,) and bias labels of shape (N, K): shape (N,)."""
+        if not self.by_alignment:
+            return self.table[target, bias[:, 0]]
+        return self.table[tuple(is_aligned(target, bias, self.aligned).long().unbind(1))]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> SampleWeights:
+        """The weights on another device, in another precision."""
+        return SampleWeights(self.table.to(device, dtype), self.aligned.to(device), self.by_alignment)
+
+
+def sample_weights(
+    target: Tensor, bias: Tensor, num_classes: int, aligned: Tensor, weighting: Weighting, rho: Sequence[float] | None
+) -> SampleWeights:
+    """The weights that ``weighting`` names (see :class:`bise_prune.SearchConfig`) for a training set.
+
+    Args:
+        target: class labels, shape (N,).
+        bias: bias labels, shape (N, K).
+        num_classes: C.
+        aligned: the bias value each class is aligned with, shape (C, K).
+        weighting: which formula.
+        rho: nominal share of bias-aligned samples per bias; measured if None.
+
+    Raises:
+        ConfigError: the formula does not fit the number of biases.
+    """
+    num_biases = bias.shape[1]
+    if weighting == "auto":
+        weighting = "subgroup" if num_biases == 1 and rho is None else "alignment"
+    if weighting == "none":
+        return SampleWeights(torch.ones((2,) * num_biases), aligned, by_alignment=True)
+    if weighting == "subgroup":
+        if num_biases != 1:
+            raise ConfigError(f"weighting='subgroup' takes one bias, the data have {num_biases}; use 'alignment'")
+        counts = count_subgroups(target, bias[:, 0], num_classes, int(bias.max()) + 1)
+        return SampleWeights(subgroup_weights(counts), aligned, by_alignment=False)
+    if rho is None:
+        rho = is_aligned(target, bias, aligned).double().mean(0).clamp(1 / len(target), 1 - 1 / len(target)).tolist()
+    if len(rho) != num_biases:
+        raise ConfigError(f"rho has {len(rho)} values, the data have {num_biases} biases")
+    return SampleWeights(alignment_weights(rho, num_classes), aligned, by_alignment=True)

@@ -1,0 +1,143 @@
+"""Parameters, FLOPs and latency of any module."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from .artifacts import Latency, Measurement
+from .errors import ConfigError
+from .tracing import Inputs, run
+
+FLOPS_CONVENTION = "fvcore, 1 multiply-accumulate = 1 FLOP, one sample"
+
+
+def measure(
+    model: nn.Module, example_inputs: Inputs, *, latency: bool = False, runs: int = 30, device: str = "cpu"
+) -> Measurement:
+    """Measure a model; it is not changed.
+
+    Args:
+        model: any module.
+        example_inputs: its input(s), batch first; FLOPs are counted on the first sample, latency on the whole batch.
+        latency: time it too.
+        runs: timed runs.
+        device: where to time it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        counts = _count_flops(model, example_inputs)
+    timed = measure_latency([model], example_inputs, runs=runs, device=device)[0] if latency else None
+    state = [*model.parameters(), *model.buffers()]
+    return Measurement(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state),
+        flops=int(counts.total()),
+        flops_by_layer={name: int(flops) for name, flops in counts.by_module().items() if flops and name},
+        unsupported_operators=dict(counts.unsupported_ops()),
+        latency=timed,
+    )
+
+
+def measure_latency(
+    models: Sequence[nn.Module], example_inputs: Inputs, *, runs: int = 30, device: str = "cpu"
+) -> list[Latency]:
+    """Time forward passes of several models by turns, so that what disturbs one disturbs all.
+
+    Eval and inference mode; warm-up of at least 3 runs and .2 s each; CUDA is synchronised around every run.
+
+    Args:
+        models: the models; copies of them are timed.
+        example_inputs: the input(s) to time with.
+        runs: timed runs of each model.
+        device: "cpu" or "cuda[:N]".
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
+    inputs = _moved(example_inputs, target)
+    timed = [copy.deepcopy(model).to(target).eval() for model in models]
+    synchronise = torch.cuda.synchronize if target.type == "cuda" else None
+    with torch.inference_mode():
+        samples = time_by_turns([lambda model=model: run(model, inputs) for model in timed], runs, synchronise)
+    name = torch.cuda.get_device_name(target) if target.type == "cuda" else "cpu"
+    batch_size = len(next(_tensors(example_inputs)))
+    return [summarise(times, batch_size, name, torch.get_num_threads()) for times in samples]
+
+
+def time_by_turns(
+    calls: Sequence[Callable[[], object]], runs: int, synchronise: Callable[[], None] | None = None
+) -> list[list[float]]:
+    """Milliseconds of each call, ``runs`` times, interleaved, after warm-up."""
+    wait = synchronise or (lambda: None)
+    for call in calls:
+        start, count = time.perf_counter(), 0
+        while count < 3 or time.perf_counter() - start < 0.2:
+            call()
+            wait()
+            count += 1
+    samples: list[list[float]] = [[] for _ in calls]
+    for _ in range(runs):
+        for call, times in zip(calls, samples, strict=True):
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            times.append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+def summarise(times_ms: Sequence[float], batch_size: int, device: str, threads: int) -> Latency:
+    """Median and spread of timed runs."""
+    deciles = statistics.quantiles(times_ms, n=10) if len(times_ms) > 1 else [times_ms[0]] * 9
+    median = statistics.median(times_ms)
+    return Latency(median, deciles[0], deciles[8], len(times_ms), batch_size, device, threads)
+
+
+def _count_flops(model: nn.Module, example_inputs: Inputs) -> FlopCountAnalysis:
+    model = copy.deepcopy(model).cpu().eval()
+    inputs = _first_sample(example_inputs)
+    if isinstance(inputs, dict):
+        raise ConfigError("FLOPs are counted for positional inputs; pass a tensor or a tuple")
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)  # what is not counted is returned, not logged
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the tracer behind fvcore
+            counts = FlopCountAnalysis(model, inputs).uncalled_modules_warnings(False)
+            counts.total()
+            return counts
+    finally:
+        logger.setLevel(level)
+
+
+def _first_sample(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs[:1].cpu()
+    if isinstance(inputs, tuple):
+        return tuple(value[:1].cpu() if isinstance(value, Tensor) else value for value in inputs)
+    return {name: value[:1].cpu() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def _moved(inputs: Inputs, device: torch.device) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, tuple):
+        return tuple(value.to(device) if isinstance(value, Tensor) else value for value in inputs)
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def _tensors(inputs: Inputs):  # type: ignore[no-untyped-def]
+    values = [inputs] if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else inputs.values()
+    return (value for value in values if isinstance(value, Tensor))

@@ -1,0 +1,306 @@
+"""The stages in order: checkpoint, data, search, pruning, verification, measurement, export, report."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .artifacts import MaskSet
+from .checkpoint import Checkpoint, load_checkpoint
+from .config import RunConfig
+from .data import BatchLoader, BiasedDataset, DataSplits, load_data
+from .errors import ConfigError, DataError, PruningError
+from .evaluation import Evaluation, evaluate
+from .export import export_onnx
+from .files import write_json
+from .gates import apply_masks, gate_sites
+from .measurement import FLOPS_CONVENTION, measure, measure_latency
+from .pruning import PruningResult, fuse_batchnorm, prune
+from .pruning.plan import TOLERANCE, Planner
+from .report import SCHEMA_VERSION, environment_record, evaluation_record, model_record
+from .mask_search import SearchResult, search
+from .slim import model_of, save_slim
+from .subgroups import aligned_values, is_aligned
+from .tracing import logits_of
+
+# Called with a stage's name, and with steps done and in all where a stage has steps.
+Progress = Callable[[str, int, int], None]
+
+STATE_FILE = "search-state.pt"
+_RESULTS = ("report.json", "masks.safetensors", "slim.safetensors", "slim.onnx")
+_LATENCY_BATCH = 16
+_FEW_SAMPLES = 10
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Debias, prune, verify and export; the record written to ``report.json`` is returned.
+
+    Raises:
+        BiseError: whatever a user can mend, before any long work where that is possible.
+    """
+    progress = progress or (lambda stage, done, total: None)
+    timings: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        progress(name, 0, 0)
+        start = time.perf_counter()
+        yield
+        timings[name] = time.perf_counter() - start
+
+    device = _device(config.device)
+    _check_output(config.output)
+    with stage("load"):
+        checkpoint = load_checkpoint(config.checkpoint)
+        specification = _data_specification(config, checkpoint)
+        dense, checkpoint = model_of(checkpoint, config.checkpoint, config.arch)
+        if checkpoint.slim is not None:
+            raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
+        masks = None if config.masks is None else MaskSet.load(config.masks)
+        splits = load_data(specification, checkpoint.preprocessing)
+        num_classes = checkpoint.num_classes or 0
+        _check_data(splits, num_classes)
+        example = _example(dense, splits.train)
+        _check_target(config, dense, example, masks)
+        aligned = aligned_values(splits.train.target, splits.train.bias, num_classes)
+
+    split, held_out = _report_split(splits)
+    loader = BatchLoader(held_out, max(config.batch_size, 256))
+
+    def accuracy(model: nn.Module) -> Evaluation:
+        return evaluate(copy.deepcopy(model).to(device), loader, aligned)
+
+    with stage("evaluate dense"):
+        dense_accuracy = accuracy(dense)
+    selection: dict[str, Any] = {"rule": "given masks"}
+    found: SearchResult | None = None
+    if masks is None:
+        with stage("search"):
+            found = _search(config, dense, splits, device, progress)
+        masks = found.best
+        selection = _selection(found, splits.val is not None)
+        for name, chosen in (("best", found.best), ("last", found.last)):
+            selection[name] = evaluation_record(accuracy(apply_masks(dense, chosen, example)))
+        masks.save(config.output / "masks.safetensors")
+        (config.output / STATE_FILE).unlink(missing_ok=True)
+    else:
+        masks.save(config.output / "masks.safetensors")
+    with stage("prune"):
+        pruned = prune(dense, masks, example, config.target_sparsity)
+    with stage("evaluate slim"):
+        slim_accuracy = accuracy(pruned.model)
+    with stage("measure"):
+        fused = [fuse_batchnorm(model, example) for model in (dense, pruned.model)]
+        sample = splits.train.batch(torch.arange(min(_LATENCY_BATCH, len(splits.train)))).input
+        latencies = measure_latency(fused, sample, device=str(device))
+        measured = [measure(model, example) for model in (dense, pruned.model)]
+    with stage("export"):
+        metadata = {
+            "sparsity": f"{pruned.plan.sparsity:.6f}",
+            "source_sha256": checkpoint.sha256,
+            "producer": "bise-prune",
+        }
+        onnx_check = export_onnx(fused[1], config.output / "slim.onnx", example, metadata=metadata)
+        preprocessing = _preprocessing(splits.train)
+        completed = dataclasses.replace(
+            checkpoint, data=None, preprocessing=preprocessing, classes=tuple(splits.classes) or checkpoint.classes
+        )
+        save_slim(config.output / "slim.safetensors", pruned.model, completed)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "dense": model_record(measured[0], latencies[0], dense_accuracy),
+        "slim": model_record(measured[1], latencies[1], slim_accuracy),
+        "sparsity": pruned.plan.sparsity,
+        "evaluated_on": split,
+        "selection": selection,
+        "verification": {
+            "slim_against_masked": {**dataclasses.asdict(pruned.verification), "passed": pruned.verification.passed},
+            "onnx_against_slim": {**dataclasses.asdict(onnx_check), "passed": onnx_check.passed},
+        },
+        "layers": _layers(dense, pruned),
+        "closed_but_kept": dict(pruned.plan.closed_but_kept),
+        "history": [dataclasses.asdict(epoch) for epoch in found.history] if found else [],
+        "warnings": _warnings(splits, aligned, found, masks, dense_accuracy, slim_accuracy),
+        "data": {"specification": _portable(specification), "notes": list(splits.notes)},
+        "config": config.as_dict(),
+        "environment": environment_record(_device_name(device)) | {"flops_convention": FLOPS_CONVENTION},
+        "timings": timings,
+    }
+    write_json(config.output / "report.json", record)
+    return record
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device '{name}' was asked for, but torch sees no CUDA device; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {output} is a file; choose a folder")
+    present = [name for name in _RESULTS if (output / name).exists()]
+    if present:
+        raise ConfigError(f"output folder {output} holds results already ({present[0]}); choose another with --output")
+    probe = output
+    while not probe.exists():
+        probe = probe.parent
+    write_check = probe / f".bise-prune-{time.time_ns()}"
+    try:
+        write_check.touch()
+        write_check.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {output}: {error.strerror}; choose another with --output") from error
+
+
+def _data_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
+    specification = config.data or checkpoint.data
+    if specification is None:
+        raise ConfigError(
+            f"no data to debias on: {config.checkpoint.name} names none, so pass --data FOLDER, a folder with images and "
+            f"a metadata.csv (label, bias, split, file), e.g. bise-prune {config.checkpoint.name} --data waterbirds/"
+        )
+    return specification
+
+
+def _check_data(splits: DataSplits, num_classes: int) -> None:
+    for name, data in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if data is not None and (int(data.target.max()) >= num_classes or int(data.target.min()) < 0):
+            raise DataError(
+                f"the {name} split has labels from {int(data.target.min())} to {int(data.target.max())}, but the model "
+                f"has {num_classes} classes: labels must lie in [0, {num_classes - 1}]"
+            )
+    train = splits.train
+    aligned = is_aligned(train.target, train.bias, aligned_values(train.target, train.bias, num_classes))
+    for k, column in enumerate(aligned.unbind(1)):
+        if bool(column.all()):
+            raise DataError(
+                f"no bias-conflicting sample among the {len(train)} of the training split (bias {k}): label and bias "
+                "cannot be told apart there, so there is nothing to learn masks from"
+            )
+
+
+def _example(model: nn.Module, data: BiasedDataset) -> Tensor:
+    example = data.batch(torch.arange(min(2, len(data)))).input
+    try:
+        with torch.no_grad():
+            logits_of(model(example))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"the model does not take inputs of shape {tuple(example.shape)}: {reason}") from error
+    return example
+
+
+def _check_target(config: RunConfig, model: nn.Module, example: Tensor, masks: MaskSet | None) -> None:
+    """Whether some masks could meet a numeric target: the widest removal leaves one channel everywhere."""
+    if masks is not None or config.target_sparsity == "auto":
+        return
+    sites = gate_sites(model, example, config.search.placement)
+    logits = {site.name: torch.arange(site.num_channels) - site.num_channels + 1.5 for site in sites}
+    widest = Planner(model, sites, example).plan(MaskSet(logits), "auto").sparsity
+    if float(config.target_sparsity) > widest + TOLERANCE:
+        raise PruningError(
+            f"target sparsity {config.target_sparsity:g} cannot be reached on this network with placement "
+            f"'{config.search.placement}': the most is {widest:.4f}"
+        )
+
+
+def _report_split(splits: DataSplits) -> tuple[str, BiasedDataset]:
+    if splits.test is not None:
+        return "test", splits.test
+    return ("val", splits.val) if splits.val is not None else ("train", splits.train)
+
+
+def _search(
+    config: RunConfig, dense: nn.Module, splits: DataSplits, device: torch.device, progress: Progress
+) -> SearchResult:
+    config.output.mkdir(parents=True, exist_ok=True)
+    return search(
+        copy.deepcopy(dense).to(device),
+        BatchLoader(splits.train, config.batch_size, shuffle=True, seed=config.search.seed),
+        config.search,
+        None if splits.val is None else BatchLoader(splits.val, max(config.batch_size, 256)),
+        on_epoch=lambda record, total: progress("search", record.epoch, total),
+        state_path=config.output / STATE_FILE,
+    )
+
+
+def _selection(found: SearchResult, has_validation: bool) -> dict[str, Any]:
+    if not has_validation:
+        return {"rule": "last epoch (no validation split)", "epoch": found.best_epoch}
+    chosen = found.history[found.best_epoch - 1].validation
+    assert chosen is not None
+    return {
+        "rule": "highest unbiased accuracy on the validation split, the later epoch of equals",
+        "epoch": found.best_epoch,
+        "validation_n": chosen.n,
+        "validation_unbiased_accuracy": chosen.unbiased_accuracy,
+    }
+
+
+def _preprocessing(data: BiasedDataset) -> dict[str, Any]:
+    size = list(data.inputs.shape[2:]) if data.inputs.ndim == 4 else None
+    return {"mean": list(data.mean), "std": list(data.std), "size": size, "scale": "uint8 / 255"}
+
+
+def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
+    layers = []
+    for name, gone in pruned.plan.removed.items():
+        width = next(iter(dense.get_submodule(name).parameters())).shape[0]
+        layers.append({"name": name, "dense": int(width), "slim": int(width) - len(gone)})
+    return layers
+
+
+def _warnings(
+    splits: DataSplits,
+    aligned: Tensor,
+    found: SearchResult | None,
+    masks: MaskSet,
+    dense: Evaluation,
+    slim: Evaluation,
+) -> list[str]:
+    notes = []
+    conflicting = (~is_aligned(splits.train.target, splits.train.bias, aligned)).sum(0).tolist()
+    if min(conflicting) < _FEW_SAMPLES * len(splits.train.target.unique()):
+        notes.append(f"only {min(conflicting)} bias-conflicting training samples to learn from")
+    if splits.val is None:
+        notes.append("no validation split: the masks are the last epoch's")
+    if splits.test is None:
+        notes.append("no test split: the accuracies above are on data that masks were learned or selected on")
+    if masks.num_closed in (0, masks.num_channels):
+        notes.append(f"the masks are all {'open' if not masks.num_closed else 'closed'}")
+    if found is not None and found.history[-1].silent_share > 0.5:
+        share = found.history[-1].silent_share
+        notes.append(f"the mutual information was silent in {share:.0%} of the batches (at most one conflicting sample)")
+    worse = [
+        after.name
+        for before, after in zip(dense.subgroups, slim.subgroups, strict=True)
+        if after.accuracy < before.accuracy - 0.05 and after.n >= _FEW_SAMPLES
+    ]
+    if worse:
+        notes.append(f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, e.g. {worse[0]}")
+    return notes
+
+
+def _portable(specification: str) -> str:
+    """A data specification without the folder's place on this machine."""
+    head, comma, options = specification.partition(",")
+    name, colon, root = head.partition(":")
+    return f"{name}:{Path(root).name}{comma}{options}" if colon else f"{Path(head).name}{comma}{options}"

@@ -1,0 +1,117 @@
+"""Results as JSON for machines and as a table for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .artifacts import Latency, Measurement
+    from .evaluation import Evaluation
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("torch", "torchvision", "torch-pruning", "fvcore", "onnx", "numpy")
+_RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
+
+
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
+    """Accuracies with the number of samples of every subgroup."""
+    return {
+        "n": evaluation.n,
+        "accuracy": evaluation.accuracy,
+        "unbiased_accuracy": evaluation.unbiased_accuracy,
+        "worst_group_accuracy": evaluation.worst_group_accuracy,
+        "groups": [
+            {"name": group.name, "n": group.n, "accuracy": group.accuracy} for group in evaluation.subgroups
+        ],
+    }
+
+
+def model_record(measurement: Measurement, latency: Latency, evaluation: Evaluation) -> dict[str, Any]:
+    """One model's size, cost and accuracies."""
+    return {
+        "params": measurement.params,
+        "flops": measurement.flops,
+        "size_bytes": measurement.size_bytes,
+        "latency_ms": latency.median_ms,
+        "latency": dataclasses.asdict(latency),
+        "unsupported_operators": dict(measurement.unsupported_operators),
+        **evaluation_record(evaluation),
+    }
+
+
+def environment_record(device: str) -> dict[str, Any]:
+    """Versions and machine, without names or paths."""
+    return {
+        "bise_prune": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "packages": installed_versions(),
+    }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that figures depend on."""
+    versions = {}
+    for name in (*_PACKAGES, *_RUNTIMES):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def comparison_table(record: Mapping[str, Any]) -> Table:
+    """Dense against slim, one row a figure."""
+    dense, slim = record["dense"], record["slim"]
+    table = Table(title=f"{record['evaluated_on']} set, n = {dense['n']}", title_justify="left")
+    table.add_column("")
+    for name in ("dense", "slim", "change"):
+        table.add_column(name, justify="right")
+    for label, key in (
+        ("accuracy", "accuracy"),
+        ("unbiased accuracy", "unbiased_accuracy"),
+        (f"worst of {len(dense['groups'])} subgroups", "worst_group_accuracy"),
+    ):
+        change = (slim[key] - dense[key]) * 100
+        table.add_row(label, f"{dense[key]:.1%}", f"{slim[key]:.1%}", f"{change:+.1f} points")
+    for label, key, unit in (
+        ("parameters", "params", ""),
+        ("FLOPs (1 MAC = 1)", "flops", ""),
+        ("size", "size_bytes", " B"),
+    ):
+        change = (slim[key] / dense[key] - 1) * 100
+        table.add_row(label, f"{dense[key]:,}{unit}", f"{slim[key]:,}{unit}", f"{change:+.1f} %")
+    latency, ratio = dense["latency"], slim["latency_ms"] / dense["latency_ms"]
+    table.add_row(
+        f"latency, batch {latency['batch_size']}, {latency['device']}",
+        f"{dense['latency_ms']:.2f} ms",
+        f"{slim['latency_ms']:.2f} ms",
+        f"x {ratio:.2f}",
+    )
+    return table
+
+
+def side_by_side(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], title: str) -> Table:
+    """One column per model, one row per figure."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for label, values in rows:
+        table.add_row(label, *values)
+    return table
+
+
+def command_line() -> str:
+    """The command that made a record, by the program's name alone."""
+    return " ".join([sys.argv[0].rpartition("/")[2], *sys.argv[1:]])

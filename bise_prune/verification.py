@@ -1,0 +1,108 @@
+"""Whether two models compute the same function: logits compared in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .artifacts import Verification
+from .errors import VerificationError
+from .tracing import Inputs, logits_of, run
+
+
+def verify(
+    reference: nn.Module,
+    candidate: nn.Module,
+    example_inputs: Inputs,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 5),
+    tolerance: float = 1e-9,
+    seed: int = 0,
+) -> Verification:
+    """Compare the logits of two models in float64 on the CPU, on the example inputs and on noise of their scale.
+
+    Args:
+        reference: what is right, e.g. the masked model.
+        candidate: what must equal it, e.g. the pruned one. Neither is changed.
+        example_inputs: input(s), batch first.
+        batch_sizes: batches to compare; samples beyond the example's are noisy copies.
+        tolerance: largest absolute difference that passes, relative to the largest logit if that is above 1.
+        seed: of the noise.
+
+    Returns:
+        The largest difference; it may or may not have passed.
+    """
+    models = [copy.deepcopy(model).cpu().double().eval() for model in (reference, candidate)]
+
+    def compare(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            first, second = (logits_of(run(model, inputs)) for model in models)
+        return first, second
+
+    return compare_outputs(
+        compare, example_inputs, batch_sizes, tolerance=tolerance, dtype=torch.float64, seed=seed, relative=True
+    )
+
+
+def compare_outputs(
+    outputs: Callable[[Inputs], tuple[Tensor, Tensor]],
+    example_inputs: Inputs,
+    batch_sizes: Sequence[int],
+    *,
+    tolerance: float,
+    dtype: torch.dtype,
+    seed: int = 0,
+    relative: bool = False,
+) -> Verification:
+    """The largest difference between the two tensors that ``outputs`` returns, over batches of several sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    error = scale = 0.0
+    for size in batch_sizes:
+        reference, candidate = outputs(_resized(example_inputs, size, dtype, generator))
+        if reference.shape != candidate.shape:
+            raise VerificationError(
+                f"the models disagree on the shape of the logits: {tuple(reference.shape)}, {tuple(candidate.shape)}"
+            )
+        difference = float((reference - candidate).abs().max())
+        error = max(error, difference) if difference == difference else float("nan")
+        scale = max(scale, float(reference.abs().max()))
+        if error != error:
+            break
+    bound = tolerance * max(1.0, scale) if relative else tolerance
+    return Verification(error, scale, bound, tuple(batch_sizes), str(dtype).removeprefix("torch."))
+
+
+def require(verification: Verification, what: str) -> Verification:
+    """Pass a verification on, or stop.
+
+    Raises:
+        VerificationError: it did not pass.
+    """
+    if not verification.passed:
+        raise VerificationError(
+            f"{what}: logits differ by {verification.max_abs_error:.3g} in {verification.dtype}, "
+            f"allowed {verification.tolerance:.3g}; nothing was exported"
+        )
+    return verification
+
+
+def _resized(inputs: Inputs, size: int, dtype: torch.dtype, generator: torch.Generator) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _resized(value, size, dtype, generator) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(_resized(value, size, dtype, generator) for value in inputs)
+    if not isinstance(inputs, Tensor) or not inputs.ndim:
+        return inputs
+    inputs = inputs.detach().cpu()
+    rows = inputs[torch.arange(size) % len(inputs)]
+    if not rows.is_floating_point():
+        return rows
+    rows = rows.to(dtype)
+    noise = torch.randn(rows.shape, generator=generator, dtype=torch.float64).to(dtype)
+    fresh = torch.arange(size) >= len(inputs)
+    scale = float(inputs.double().std()) if inputs.numel() > 1 else 1.0
+    return rows + noise * scale * fresh.view(-1, *[1] * (rows.ndim - 1)).to(dtype)
