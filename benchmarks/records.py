@@ -32,7 +32,7 @@ def base_record(seeds: Sequence[int], protocol: str, device: str) -> dict[str, A
     """The part of a record that does not depend on the benchmark."""
     return {
         "command": f"python benchmarks/{command_line()}",
-        "commit": _commit(),
+        "commit": _COMMIT,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "seeds": list(seeds),
         "protocol": protocol,
@@ -57,3 +57,6 @@ def _commit() -> str:
 
     dirty = "+changes" if git("status", "--porcelain", "--", "../bise_prune", ".") else ""
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + dirty
+
+
+_COMMIT = _commit()  # at the start of the run: the code that is measured

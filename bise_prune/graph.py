@@ -20,7 +20,8 @@ from .errors import ModelError, PruningError
 from .tracing import ChannelTrace, Inputs, logits_of
 
 # Modules whose channels are independent of each other, so that removing a zero channel leaves the rest as it was.
-_CHANNELWISE_MODULES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+_PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear)
+_CHANNELWISE_MODULES = (*_PRODUCERS, nn.modules.batchnorm._BatchNorm, nn.PReLU)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,16 @@ def build_graph(model: nn.Module, example_inputs: Inputs) -> tp.DependencyGraph:
 def dependency_groups(graph: tp.DependencyGraph, trace: ChannelTrace) -> list[DependencyGroup]:
     """Every dependency group of the graph, with the reason where removal would not be exact."""
     names = module_names(graph)
-    groups = [_group(group, names, trace) for group in list(graph.get_all_groups())]
-    return [group for group in groups if group is not None]
+    groups: list[DependencyGroup] = []
+    seen: set[str] = set()
+    for name, module in graph.model.named_modules():  # in this order, so that a block's own layer comes before its shortcut
+        if name in seen or module not in graph.module2node or not isinstance(module, _PRODUCERS):
+            continue
+        prune_out = graph.get_pruner_of_module(module).prune_out_channels
+        channels = list(range(graph.get_out_channels(module)))
+        groups.append(_group(graph.get_pruning_group(module, prune_out, channels), names, trace))
+        seen.update(groups[-1].producers)
+    return groups
 
 
 def module_names(graph: tp.DependencyGraph) -> dict[Any, str]:
@@ -119,7 +128,7 @@ def remove_channels(graph: tp.DependencyGraph, removed: Mapping[str, tuple[int, 
             group.prune()
 
 
-def _group(group: Any, names: Mapping[Any, str], trace: ChannelTrace) -> DependencyGroup | None:
+def _group(group: Any, names: Mapping[Any, str], trace: ChannelTrace) -> DependencyGroup:
     root = names[group[0].dep.target.module]
     num_channels = len(group[0].idxs)
     members, blocked = [], None

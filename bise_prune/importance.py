@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,21 +16,31 @@ Reduction = Literal["all", "any", "mean"]
 _REDUCTIONS = {"all": torch.amax, "any": torch.amin, "mean": torch.mean}
 
 
-def tie_free(logits: Tensor) -> Tensor:
-    """Scores in float64 in the order of the logits, equal ones told apart by position.
+_STEP = 1e-12  # far below what mask logits in float32 tell apart, far above denormal numbers
 
-    torch-pruning removes *all* channels at its threshold, so ties would take more than was asked for.
 
-    >>> tie_free(torch.tensor([0.0, -1.0, 0.0])).argsort().tolist()
-    [1, 0, 2]
+def tie_free(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Scores in float64 that keep the order of all logits, with equal ones told apart.
+
+    torch-pruning removes *all* channels at its threshold and skips a layer that would be emptied, so ties would take
+    more than was asked for, or nothing. Equal logits rank by their relative position in their layer, which spreads
+    them over the layers.
+
+    Args:
+        parts: logits of shape (channels,), one tensor per layer.
+
+    >>> tie_free([torch.tensor([0.0, -1.0]), torch.tensor([0.0])])[0].argsort().tolist()
+    [1, 0]
     """
-    scores = logits.double()
-    order = scores.argsort(stable=True)
-    ranked = scores[order]
+    scores = torch.cat([part.detach().cpu().double() for part in parts])
+    position = torch.cat([torch.arange(len(part)) / len(part) for part in parts])
+    order = position.argsort(stable=True)
+    order = order[scores[order].argsort(stable=True)]
+    ranked = scores[order].tolist()
     for i in range(1, len(ranked)):
-        if ranked[i] <= ranked[i - 1]:
-            ranked[i] = torch.nextafter(ranked[i - 1], torch.tensor(float("inf"), dtype=torch.float64))
-    return scores.scatter(0, order, ranked)
+        ranked[i] = max(ranked[i], ranked[i - 1] + _STEP)
+    scores[order] = torch.tensor(ranked, dtype=torch.float64)
+    return list(scores.split([len(part) for part in parts]))
 
 
 class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
@@ -52,12 +63,11 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
         if reduction not in _REDUCTIONS:
             raise ConfigError(f"unknown reduction '{reduction}': choose one of {', '.join(_REDUCTIONS)}")
         self.reduction = _REDUCTIONS[reduction]
-        scores = tie_free(torch.cat([logits.detach().cpu() for logits in masks.logits.values()]))
-        parts = scores.split([len(logits) for logits in masks.logits.values()])
+        parts = tie_free(list(masks.logits.values()))
         self.scores: dict[str, list[Tensor]] = {}
         for name, part in zip(masks.logits, parts, strict=True):
             self.scores.setdefault(site_layer(name), []).append(part)
-        self.ceiling = float(scores.max()) + 1.0
+        self.ceiling = max(float(part.max()) for part in parts) + 1.0
 
     def __call__(self, group: Any) -> Tensor | None:
         """One score per root channel of a torch-pruning group; None where no mask gates it.
@@ -91,4 +101,4 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
         for i in covered.nonzero().flatten().tolist():
             column = table[:, i]
             result[i] = self.reduction(column[~column.isnan()], dim=0)
-        return tie_free(result)
+        return tie_free([result])[0]

@@ -8,9 +8,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from .artifacts import Latency, Measurement
@@ -104,7 +104,10 @@ def summarise(times_ms: Sequence[float], batch_size: int, device: str, threads: 
     return Latency(median, deciles[0], deciles[8], len(times_ms), batch_size, device, threads)
 
 
-def _count_flops(model: nn.Module, example_inputs: Inputs) -> FlopCountAnalysis:
+def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore compiles a loss on import, in a way that torch deprecates
+        from fvcore.nn import FlopCountAnalysis
     model = copy.deepcopy(model).cpu().eval()
     inputs = _first_sample(example_inputs)
     if isinstance(inputs, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -119,3 +120,15 @@ def _resize(model: nn.Module, state: dict[str, Tensor]) -> None:
                 owner._parameters[leaf] = nn.Parameter(fresh, requires_grad=fresh.is_floating_point())
             else:
                 owner._buffers[leaf] = fresh
+
+
+def example_input(checkpoint: Checkpoint, shape: Sequence[int] | None = None, batch_size: int = 1) -> Tensor:
+    """Noise of the shape that a checkpoint's network takes.
+
+    Args:
+        checkpoint: its preprocessing may name the image size.
+        shape: of one sample; None = three channels of the image size named, else 224x224.
+        batch_size: number of samples.
+    """
+    size = tuple(checkpoint.preprocessing.get("size") or (224, 224))
+    return torch.randn(batch_size, *(shape or (3, *size)), generator=torch.Generator().manual_seed(0))

@@ -144,7 +144,8 @@ def trace_channels(
         example_inputs: its input(s), batch first.
         closed: nonlinearity index -> bool tensor over its channels, True where a gate closes the channel.
     """
-    model = copy.deepcopy(model).eval()
+    model, example_inputs = copy.deepcopy((model, example_inputs))  # tensors are marked on their way
+    model.eval()
     tracer = _Tracer(model, closed or {})
     with torch.no_grad(), tracer:
         output = run(model, example_inputs)
@@ -211,6 +212,7 @@ class _Tracer(TorchFunctionMode):
                 self.trace.escaped.setdefault(layer, name)
         if isinstance(output, Tensor):
             output._bise_tag = self._at_nonlinearity(name, tag, output)  # type: ignore[attr-defined]
+            output._bise_first_use = None  # type: ignore[attr-defined]  # in-place functions return what they read
         return output
 
     def finish(self, output: Tensor) -> None:

@@ -94,10 +94,10 @@ class Planner:
 
     def _to_sparsity(self, masks: MaskSet, target: float) -> PruningPlan:
         names = [site.name for site in self.sites]
-        scores = tie_free(torch.cat([masks.logits[name].cpu() for name in names]))
-        sizes = [site.num_channels for site in self.sites]
-        for part in scores.split(sizes):  # views: the best channel of each site ranks last
+        parts = tie_free([masks.logits[name] for name in names])
+        for part in parts:  # the best channel of each site ranks last
             part[part.argmax()] = float("inf")
+        scores, sizes = torch.cat(parts), [site.num_channels for site in self.sites]
         order = scores.argsort(stable=True)
         most = int(torch.isfinite(scores).sum())
 

@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def mnist() -> Path:
+    folder = SHARED / "mnist"
+    if not folder.is_dir():
+        pytest.skip(f"no MNIST in {folder.parent.name}/{folder.name} beside the project")
+    return folder

@@ -1,0 +1,235 @@
+import copy
+
+import pytest
+import torch
+from cases import NETWORKS, biased_loader, images, network, random_masks, randomise, torchvision_network
+from torch import nn
+
+from bise_prune import MaskSet, SearchConfig, apply_masks, fuse_batchnorm, gate_sites, prune, search, verify
+from bise_prune.errors import PruningError, VerificationError
+from bise_prune.gates import GatedModel
+from bise_prune.models import build_model
+
+
+def num_params(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def largest_error(first, second, inputs):
+    """Independent of the package's own verification."""
+    first, second = (copy.deepcopy(model).double() for model in (first, second))
+    with torch.no_grad():
+        return max(float((first(x) - second(x)).abs().max()) for x in (inputs.double(), torch.randn_like(inputs).double()))
+
+
+PAPERS_NETWORKS = {
+    "simple_convnet": (lambda: build_model("simple_convnet", 10), (3, 28, 28)),
+    "mlp": (lambda: build_model("mlp", 10), (3, 28, 28)),
+    "resnet18": (lambda: build_model("resnet18", 10), (3, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("placement", ["tied", "paper"])
+@pytest.mark.parametrize("name", list(PAPERS_NETWORKS))
+def test_the_papers_networks_are_pruned_exactly(name, placement):
+    build, shape = PAPERS_NETWORKS[name]
+    model = build()
+    randomise(model, 0)
+    model.eval()
+    inputs = torch.randn(2, *shape)
+    masks = random_masks(model, inputs, placement)
+    result = prune(model, masks, inputs)
+    masked = apply_masks(model, masks, inputs)
+    assert masked(inputs).detach().std(0).max() > 0  # not a dead network
+    assert largest_error(masked, result.model, inputs) < 1e-9
+    assert result.verification.passed and result.verification.max_abs_error < 1e-9
+    assert num_params(result.model) == result.plan.params[1] < result.plan.params[0] == num_params(model)
+    if placement == "tied":
+        assert type(result.model) is type(model)
+        assert not result.plan.closed_but_kept
+
+
+@pytest.mark.parametrize("placement", ["tied", "paper"])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_pruned_equals_masked_everywhere(name, placement):
+    model, inputs = network(name), images()
+    for seed in range(3):
+        masks = random_masks(model, inputs, placement, seed)
+        result = prune(model, masks, inputs)
+        assert largest_error(apply_masks(model, masks, inputs), result.model, inputs) < 1e-9
+        assert num_params(result.model) == result.plan.params[1]
+        assert result.plan.sparsity == 1 - result.plan.params[1] / result.plan.params[0]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "googlenet", "regnet_y_400mf"])
+def test_torchvision_families_are_pruned_exactly(name):
+    model, inputs = torchvision_network(name), images(size=32)
+    masks = random_masks(model, inputs, "tied")
+    result = prune(model, masks, inputs)
+    assert largest_error(apply_masks(model, masks, inputs), result.model, inputs) < 1e-9
+    assert result.plan.sparsity > 0.1
+
+
+@pytest.mark.parametrize("name", ["simple_convnet", "mlp", "resnet"])
+def test_learned_masks_are_pruned_exactly(name):
+    model, loader = network(name), biased_loader()
+    config = SearchConfig(anneal_every=2, min_temperature=0.2, head_epochs=3, mask_lr=0.1)
+    masks = search(model, loader, config).last
+    inputs = loader.data.batch(torch.arange(3)).input
+    assert masks.num_closed
+    assert largest_error(apply_masks(model, masks, inputs), prune(model, masks, inputs).model, inputs) < 1e-9
+
+
+def test_open_masks_remove_nothing():
+    model, inputs = network("resnet"), images()
+    masks = MaskSet({site.name: torch.zeros(site.num_channels) for site in gate_sites(model, inputs)})
+    result = prune(model, masks, inputs)
+    assert result.plan.sparsity == 0 and not result.plan.removed
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in result.model.state_dict().items())
+
+
+def test_the_papers_placement_removes_what_all_members_close_and_gates_the_rest():
+    model, inputs = network("resnet"), images()
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, inputs, "paper")}
+    masks["blocks.2.conv2"][:5] = -1
+    masks["blocks.3.conv2"][3:7] = -1  # 3 and 4 are closed by both
+    masks["blocks.0.conv2"][:] = -1  # the stem feeds the same stream and has no gate
+    result = prune(model, MaskSet(masks), inputs)
+    assert result.plan.removed == {"blocks.2.conv2": (3, 4)}
+    assert isinstance(result.model, GatedModel)
+    assert set(result.plan.closed_but_kept) == {"blocks.0.conv2", "blocks.2.conv2", "blocks.3.conv2"}
+    assert result.model.model.head.weight.shape == (3, 8)
+    assert result.model.model.blocks[2].shortcut[0].out_channels == 8
+
+
+def test_a_closed_layer_keeps_its_best_channel_as_zeros():
+    model, inputs = network("mlp"), images()
+    masks = random_masks(model, inputs, "tied").logits
+    masks["body.3"][:] = torch.arange(10) - 20.0
+    result = prune(model, MaskSet(masks), inputs)
+    slim = result.model.model
+    assert slim.body[3].out_features == 1
+    assert torch.equal(slim.body[3].bias, model.body[3].bias[9:])
+    assert "all channels are closed" in result.plan.closed_but_kept["body.3"]
+    assert result.verification.max_abs_error == 0
+
+
+def test_the_classifier_stays_whole():
+    model, inputs = network("mlp"), images()
+    masks = random_masks(model, inputs, "tied")
+    result = prune(model, masks, inputs)
+    assert result.model.head.out_features == 3
+    assert "head" not in result.plan.removed
+
+
+@pytest.mark.parametrize("placement", ["tied", "paper"])
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
+def test_a_target_sparsity_is_met_within_one_point(placement, target):
+    model, inputs = build_model("resnet18", 10).eval(), images(size=32)
+    masks = random_masks(model, inputs, placement)
+    result = prune(model, masks, inputs, target)
+    assert abs(1 - num_params(result.model) / num_params(model) - target) <= 0.01
+    closed = torch.cat([logits[~result.plan.keep[name]] for name, logits in masks.logits.items()])
+    spared = torch.cat([logits[result.plan.keep[name]].sort().values[:-1] for name, logits in masks.logits.items()])
+    assert closed.max() <= spared.min()  # lowest m first; the best of each site is never closed
+
+
+def test_a_target_out_of_reach_names_the_nearest():
+    model, inputs = network("mlp"), images()
+    masks = random_masks(model, inputs, "tied")
+    with pytest.raises(PruningError, match=r"target sparsity 0\.999; the nearest reachable is 0\.9\d+"):
+        prune(model, masks, inputs, 0.999)
+
+
+def test_a_model_that_differs_is_stopped(monkeypatch):
+    from bise_prune.pruning import surgery
+
+    def spoil(graph, removed):
+        with torch.no_grad():
+            graph.model.head.bias += 1
+
+    monkeypatch.setattr(surgery, "remove_channels", spoil)
+    model, inputs = network("mlp"), images()
+    with pytest.raises(VerificationError, match="does not compute the masked function: logits differ by 1"):
+        prune(model, random_masks(model, inputs, "tied"), inputs)
+
+
+def test_pruning_changes_neither_model_nor_flags():
+    model, inputs = network("resnet").requires_grad_(False).train(), images()
+    model.head.bias.requires_grad_(True)
+    before = copy.deepcopy(model.state_dict())
+    result = prune(model, random_masks(model, inputs, "tied"), inputs)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.bias"]
+    assert [name for name, p in result.model.named_parameters() if p.requires_grad] == ["head.bias"]
+
+
+# -- batch-norm fusion --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_fusion_is_exact(name):
+    model, inputs = network(name).double(), images().double()
+    fused = fuse_batchnorm(model, inputs)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fused.modules())
+    assert torch.allclose(fused(inputs), model(inputs), rtol=0, atol=1e-12)
+
+
+def test_fusion_after_pruning():
+    model, inputs = network("resnet"), images()
+    result = prune(model, random_masks(model, inputs, "paper"), inputs)
+    fused = fuse_batchnorm(result.model, inputs)
+    assert isinstance(fused, GatedModel)
+    assert largest_error(result.model, fused, inputs) < 1e-5  # float32 weights
+    assert largest_error(fuse_batchnorm(copy.deepcopy(result.model).double(), inputs.double()), result.model, inputs) < 1e-9
+
+
+class Shared(nn.Module):
+    """Norms that must stay: one behind a layer that something else reads too, one that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm_a = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.b, self.norm_b = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.c, self.norm_c = nn.Linear(4, 5), nn.BatchNorm1d(5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = self.a(x)
+        h = h + self.norm_a(h)
+        h = self.norm_b(torch.relu(self.norm_b(self.b(h))))
+        return self.head(torch.relu(self.norm_c(self.c(h.mean((2, 3))))))
+
+
+def test_only_norms_that_alone_read_a_layer_are_fused():
+    model = Shared()
+    randomise(model, 0)
+    model = model.eval().double()
+    inputs = images().double()
+    fused = fuse_batchnorm(model, inputs)
+    kept = [name for name, module in fused.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert kept == ["norm_a", "norm_b"]
+    assert torch.allclose(fused(inputs), model(inputs), rtol=0, atol=1e-12)
+
+
+# -- verification -------------------------------------------------------------------------------------------------------
+
+
+def test_verification_finds_small_and_undefined_differences():
+    model, inputs = network("mlp"), images()
+    other = copy.deepcopy(model)
+    assert verify(model, other, inputs).max_abs_error == 0
+    with torch.no_grad():
+        other.head.bias[1] += 1e-6
+    found = verify(model, other, inputs)
+    assert not found.passed and found.max_abs_error == pytest.approx(1e-6, rel=0.05)
+    assert verify(model, other, inputs, tolerance=1e-5).passed
+    with torch.no_grad():
+        other.head.bias[1] = float("nan")
+    assert not verify(model, other, inputs).passed
+
+
+def test_verification_needs_equal_shapes():
+    with pytest.raises(VerificationError, match="disagree on the shape"):
+        verify(build_model("mlp", 3), build_model("mlp", 4), torch.randn(1, 3, 28, 28))

@@ -1,0 +1,80 @@
+"""What the tools share: their arguments, and models read from them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bise_prune.errors import BiseError, ModelError
+from bise_prune.slim import example_input, load_model
+from bise_prune.tracing import logits_of
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model to report on: its name in tables, the network, and an input of its shape."""
+
+    name: str
+    model: nn.Module
+    example: Tensor
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments of every tool."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="dense or slim weights")
+    result.add_argument("--arch", help="architecture of checkpoints that do not tell it")
+    result.add_argument("--shape", type=_shape, help="one sample's shape, e.g. 3,224,224 (default: the checkpoint's)")
+    result.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    return result
+
+
+def load(paths: Sequence[Path], arch: str | None, shape: Sequence[int] | None, batch_size: int = 1) -> list[LoadedModel]:
+    """Read models and check that they take their inputs."""
+    loaded = []
+    for path, name in zip(paths, short_names(paths), strict=True):
+        model, checkpoint = load_model(path, arch if checkpoint_needs(path) else None)
+        example = example_input(checkpoint, shape, batch_size)
+        try:
+            with torch.no_grad():
+                logits_of(model(example))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{path} does not take inputs of {tuple(example.shape)}; pass --shape ({reason})") from error
+        loaded.append(LoadedModel(name, model, example))
+    return loaded
+
+
+def checkpoint_needs(path: Path) -> bool:
+    """Whether the file leaves its architecture open."""
+    from bise_prune.checkpoint import load_checkpoint
+
+    return load_checkpoint(path).arch is None
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """File names, with their folder where they are not unique."""
+    stems = [path.stem for path in paths]
+    return [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}" for path in paths]
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Run a tool; a user's mistake is one line on stderr."""
+    try:
+        return main()
+    except BiseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 3,224,224") from error
