@@ -51,7 +51,9 @@ OPTIONS = ["--target-sparsity", "auto", "--anneal-every", "1", "--head-epochs", 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder with cifar10_train_*.zip, cifar10_test.zip")
+    parser.add_argument(
+        "--data-root", type=Path, required=True, help="folder with cifar10_train_*.zip, cifar10_test.zip"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for images, checkpoints and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=RECORDS / "coloured_cifar10.json")

@@ -128,7 +128,9 @@ def draw(run: dict[str, Any], path: Path) -> None:
     for key, colour in (("dense", "#c8ccd4"), ("slim", "#2f6f8f")):
         bars = axes.barh(positions, [layer[key] for layer in run["layers"]], color=colour, label=key)
         if key == "slim":
-            axes.bar_label(bars, [f"{layer['slim']} of {layer['dense']}" for layer in run["layers"]], padding=3, fontsize=8)
+            axes.bar_label(
+                bars, [f"{layer['slim']} of {layer['dense']}" for layer in run["layers"]], padding=3, fontsize=8
+            )
     axes.set_yticks(list(positions), [f"conv {i + 1}" for i in positions])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(layer["dense"] for layer in run["layers"]))

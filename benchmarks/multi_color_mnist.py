@@ -53,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--anneal-every", type=int, default=10, help="the paper's 10")
     parser.add_argument("--output", type=Path, default=RECORDS / "multi_color_mnist.json")
     arguments = parser.parse_args(argv)
-    config = SearchConfig(
-        placement="paper", weighting="alignment", rho=TRAIN_RHO, anneal_every=arguments.anneal_every
-    )
+    config = SearchConfig(placement="paper", weighting="alignment", rho=TRAIN_RHO, anneal_every=arguments.anneal_every)
     runs = [one_seed(arguments, config, seed) for seed in arguments.seeds]
     record = base_record(arguments.seeds, (__doc__ or "").split("Protocol: ")[1].split("Minutes")[0].strip(), "cpu")
     record["command"] = record["command"].replace(str(arguments.data_root), arguments.data_root.name)

@@ -1,4 +1,4 @@
-"""What every benchmark record holds: command, commit, versions, device, date, seeds, and mean and std of its figures."""
+"""What every benchmark record holds: command, commit, versions, device, date, seeds, mean and std of its figures."""
 
 from __future__ import annotations
 

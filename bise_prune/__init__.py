@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from .export import export_onnx
     from .gates import apply_masks, gate_sites
     from .importance import BISEImportance
+    from .mask_search import SearchResult, search
     from .measurement import measure
     from .pipeline import run
     from .pruning import PruningResult, fuse_batchnorm, prune
-    from .mask_search import SearchResult, search
     from .slim import load_model
     from .verification import verify
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             metadata = file.metadata() or {}
             if metadata.get("format") == "bise-prune masks":
                 raise CheckpointError(f"{path} holds masks, not a network; pass it with --masks")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata.get("bise_prune")  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata.get("bise_prune")
     except SafetensorError as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
 
@@ -135,10 +136,11 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
         if "constants.pkl" in names or "archive_format" in names:
             raise CheckpointError(f"{path} is a TorchScript or exported program; a state dict is needed")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickle protocols, which are read or refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = _wanted_code(path)
-        if wanted:
+        if wanted := _wanted_code(path):
             raise CheckpointError(
                 f"{path} is a pickle that wants to run code ({', '.join(wanted)}); it was not loaded. "
                 "Save the weights alone: torch.save(model.state_dict(), ...)"
@@ -153,8 +155,9 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def _wanted_code(path: Path) -> list[str]:
     try:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):  # the legacy format cannot be listed
-        return ["classes or functions it does not list"]
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):  # torch lists its zip format alone
+        is_pickle = path.read_bytes()[:1] == pickle.PROTO
+        return ["an old format that does not list what"] if is_pickle else []
     return sorted(wanted)[:5]
 
 

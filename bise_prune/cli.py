@@ -1,4 +1,4 @@
-"""The command line: arguments to settings, settings to the pipeline, outcomes to exit codes. The only place that prints."""
+"""The command line: arguments to settings, settings to the pipeline, outcomes to exit codes; nothing else prints."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     group = parser.add_argument_group("input")
-    group.add_argument("--data", metavar="PATH", help="folder with metadata.csv, or biased_mnist:DIR, multi_color_mnist:DIR")
+    group.add_argument(
+        "--data", metavar="PATH", help="folder with metadata.csv, or biased_mnist:DIR, multi_color_mnist:DIR"
+    )
     group.add_argument("--arch", metavar="NAME", help="architecture, if the checkpoint does not tell it")
     group.add_argument("--masks", metavar="FILE", type=Path, help="prune by these masks instead of searching")
     group = parser.add_argument_group("result")
@@ -71,9 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("search")
     group.add_argument("--placement", choices=PLACEMENTS, default="tied", help="who shares a mask (default: tied)")
-    group.add_argument("--anneal-every", metavar="N", type=int, default=10, help="epochs between temperature cuts (default: 10)")
-    group.add_argument("--head-epochs", metavar="N", type=int, default=50, help="epochs of the auxiliary head (default: 50)")
-    group.add_argument("--mi-weight", metavar="X", type=float, default=1.0, help="weight of the information (default: 1)")
+    group.add_argument(
+        "--anneal-every", metavar="N", type=int, default=10, help="epochs between temperature cuts (default: 10)"
+    )
+    group.add_argument(
+        "--head-epochs", metavar="N", type=int, default=50, help="epochs of the auxiliary head (default: 50)"
+    )
+    group.add_argument(
+        "--mi-weight", metavar="X", type=float, default=1.0, help="weight of the information (default: 1)"
+    )
     group.add_argument("--batch-size", metavar="N", type=int, default=100, help="samples per batch (default: 100)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -86,7 +94,7 @@ def _target(text: str) -> TargetSparsity:
     try:
         return float(text)
     except ValueError as error:
-        raise ConfigError(f"--target-sparsity {text!r} is neither 'auto' nor a number in (0, 1)") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number in (0, 1)") from error
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ Placement = Literal["tied", "paper"]
 Weighting = Literal["auto", "subgroup", "alignment", "none"]
 TargetSparsity = float | Literal["auto"]
 
-PLACEMENTS = ("tied", "paper")
+PLACEMENTS: tuple[Placement, ...] = ("tied", "paper")
 WEIGHTINGS = ("auto", "subgroup", "alignment", "none")
 
 
@@ -78,7 +78,10 @@ class SearchConfig:
         for value in self.rho or ():
             _require(0 < value < 1, "rho", value, "a number in (0, 1)")
         _require(
-            self.rho is None or self.weighting in ("auto", "alignment"), "rho", self.rho, "weighting='alignment' with it"
+            self.rho is None or self.weighting in ("auto", "alignment"),
+            "rho",
+            self.rho,
+            "weighting='alignment' with it",
         )
 
 
@@ -116,5 +119,16 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; paths by name only, so that records carry no machine's folders."""
-        values = dataclasses.asdict(self)
+        values = {**dataclasses.asdict(self), "data": portable(self.data) if self.data else None}
         return {key: value.name if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def portable(data: str) -> str:
+    """A data specification without the place of its folder.
+
+    >>> portable("biased_mnist:/data/mnist,rho=0.99"), portable("/data/birds/")
+    ('biased_mnist:mnist,rho=0.99', 'birds')
+    """
+    head, comma, options = data.partition(",")
+    name, colon, root = head.partition(":")
+    return f"{name}:{Path(root).name}{comma}{options}" if colon else f"{Path(head).name}{comma}{options}"

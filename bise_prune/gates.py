@@ -1,4 +1,4 @@
-"""Gates (BISE, Eq. 2): one value per channel on the outputs of nonlinearities; where they sit, and a model that has them."""
+"""Gates (BISE, Eq. 2): one value per channel on the outputs of nonlinearities, and models that have them."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def step_gate(logits: Tensor, temperature: float) -> Tensor:
     Returns:
         1 where m >= 0 and 0 elsewhere, in the logits' dtype.
     """
-    return _Step.apply(logits, temperature)  # type: ignore[no-untyped-call,no-any-return]
+    return _Step.apply(logits, temperature)  # type: ignore[no-any-return]
 
 
 class LearnedGate(nn.Module):

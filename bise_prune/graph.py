@@ -1,7 +1,7 @@
 """Which layers share channels: torch-pruning's dependency graph, reduced to plain records.
 
-The only place where the graph is built. torch-pruning follows autograd, so on frozen weights its graph is empty without a
-word: weights are unfrozen while it traces and restored afterwards.
+The only place where the graph is built. torch-pruning follows autograd, so on frozen weights its graph is empty without
+a word: weights are unfrozen while it traces and restored afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHANNELWISE_MODULES = (*_PRODUCERS, nn.modules.batchnorm._BatchNorm, nn.PReLU)
 
 @dataclass(frozen=True)
 class GroupMember:
-    """A layer of a dependency group: channel ``channels[i]`` of its output (or input) goes with root channel ``roots[i]``."""
+    """A layer of a group: channel ``channels[i]`` of its output (or input) goes with root channel ``roots[i]``."""
 
     layer: str
     is_output: bool
@@ -75,7 +75,10 @@ def dependency_groups(graph: tp.DependencyGraph, trace: ChannelTrace) -> list[De
     names = module_names(graph)
     groups: list[DependencyGroup] = []
     seen: set[str] = set()
-    for name, module in graph.model.named_modules():  # in this order, so that a block's own layer comes before its shortcut
+    for (
+        name,
+        module,
+    ) in graph.model.named_modules():  # in this order, so that a block's own layer comes before its shortcut
         if name in seen or module not in graph.module2node or not isinstance(module, _PRODUCERS):
             continue
         prune_out = graph.get_pruner_of_module(module).prune_out_channels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from .artifacts import MaskSet, site_layer
 from .errors import ConfigError, ModelError
 
 Reduction = Literal["all", "any", "mean"]
-_REDUCTIONS = {"all": torch.amax, "any": torch.amin, "mean": torch.mean}
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"all": torch.max, "any": torch.min, "mean": torch.mean}
 
 
 _STEP = 1e-12  # far below what mask logits in float32 tell apart, far above denormal numbers
@@ -100,5 +100,5 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
         result = torch.full((table.shape[1],), self.ceiling, dtype=torch.float64)
         for i in covered.nonzero().flatten().tolist():
             column = table[:, i]
-            result[i] = self.reduction(column[~column.isnan()], dim=0)
+            result[i] = self.reduction(column[~column.isnan()])
         return tie_free([result])[0]

@@ -7,7 +7,8 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def measure_latency(
     timed = [copy.deepcopy(model).to(target).eval() for model in models]
     synchronise = torch.cuda.synchronize if target.type == "cuda" else None
     with torch.inference_mode():
-        samples = time_by_turns([lambda model=model: run(model, inputs) for model in timed], runs, synchronise)
+        samples = time_by_turns([partial(run, model, inputs) for model in timed], runs, synchronise)
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else "cpu"
     batch_size = len(next(_tensors(example_inputs)))
     return [summarise(times, batch_size, name, torch.get_num_threads()) for times in samples]
@@ -141,6 +142,6 @@ def _moved(inputs: Inputs, device: torch.device) -> Inputs:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
-def _tensors(inputs: Inputs):  # type: ignore[no-untyped-def]
+def _tensors(inputs: Inputs) -> Iterator[Tensor]:
     values = [inputs] if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else inputs.values()
     return (value for value in values if isinstance(value, Tensor))

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from .artifacts import MaskSet
 from .checkpoint import Checkpoint, load_checkpoint
-from .config import RunConfig
+from .config import RunConfig, portable
 from .data import BatchLoader, BiasedDataset, DataSplits, load_data
 from .errors import ConfigError, DataError, PruningError
 from .evaluation import Evaluation, evaluate
 from .export import export_onnx
 from .files import write_json
 from .gates import apply_masks, gate_sites
+from .mask_search import SearchResult, search
 from .measurement import FLOPS_CONVENTION, measure, measure_latency
 from .pruning import PruningResult, fuse_batchnorm, prune
 from .pruning.plan import TOLERANCE, Planner
 from .report import SCHEMA_VERSION, environment_record, evaluation_record, model_record
-from .mask_search import SearchResult, search
 from .slim import model_of, save_slim
 from .subgroups import aligned_values, is_aligned
 from .tracing import logits_of
@@ -129,7 +129,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         "closed_but_kept": dict(pruned.plan.closed_but_kept),
         "history": [dataclasses.asdict(epoch) for epoch in found.history] if found else [],
         "warnings": _warnings(splits, aligned, found, masks, dense_accuracy, slim_accuracy),
-        "data": {"specification": _portable(specification), "notes": list(splits.notes)},
+        "data": {"specification": portable(specification), "notes": list(splits.notes)},
         "config": config.as_dict(),
         "environment": environment_record(_device_name(device)) | {"flops_convention": FLOPS_CONVENTION},
         "timings": timings,
@@ -174,8 +174,8 @@ def _data_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
     specification = config.data or checkpoint.data
     if specification is None:
         raise ConfigError(
-            f"no data to debias on: {config.checkpoint.name} names none, so pass --data FOLDER, a folder with images and "
-            f"a metadata.csv (label, bias, split, file), e.g. bise-prune {config.checkpoint.name} --data waterbirds/"
+            f"no data to debias on: {config.checkpoint.name} names none, so pass --data FOLDER, a folder with images "
+            f"and a metadata.csv (label, bias, split, file), e.g. bise-prune {config.checkpoint.name} --data waterbirds/"
         )
     return specification
 
@@ -288,7 +288,9 @@ def _warnings(
         notes.append(f"the masks are all {'open' if not masks.num_closed else 'closed'}")
     if found is not None and found.history[-1].silent_share > 0.5:
         share = found.history[-1].silent_share
-        notes.append(f"the mutual information was silent in {share:.0%} of the batches (at most one conflicting sample)")
+        notes.append(
+            f"the mutual information was silent in {share:.0%} of the batches (at most one conflicting sample)"
+        )
     worse = [
         after.name
         for before, after in zip(dense.subgroups, slim.subgroups, strict=True)
@@ -297,10 +299,3 @@ def _warnings(
     if worse:
         notes.append(f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, e.g. {worse[0]}")
     return notes
-
-
-def _portable(specification: str) -> str:
-    """A data specification without the folder's place on this machine."""
-    head, comma, options = specification.partition(",")
-    name, colon, root = head.partition(":")
-    return f"{name}:{Path(root).name}{comma}{options}" if colon else f"{Path(head).name}{comma}{options}"

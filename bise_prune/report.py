@@ -29,9 +29,7 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
         "accuracy": evaluation.accuracy,
         "unbiased_accuracy": evaluation.unbiased_accuracy,
         "worst_group_accuracy": evaluation.worst_group_accuracy,
-        "groups": [
-            {"name": group.name, "n": group.n, "accuracy": group.accuracy} for group in evaluation.subgroups
-        ],
+        "groups": [{"name": group.name, "n": group.n, "accuracy": group.accuracy} for group in evaluation.subgroups],
     }
 
 

@@ -38,10 +38,10 @@ def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tup
     num_classes = checkpoint.num_classes
     if name is None:
         name, num_classes = identify_architecture(checkpoint.state, path.stem)
-    elif num_classes is None:
-        matrices = [tensor for tensor in checkpoint.state.values() if tensor.ndim]
-        num_classes = int(matrices[-1].shape[0])
     arguments = checkpoint.arguments if arch in (None, checkpoint.arch) else {}
+    if num_classes is None:
+        last = list(build_model(name, 2, arguments).state_dict())[-1]
+        num_classes = len(checkpoint.state[last]) if last in checkpoint.state else 2
     model = build_model(name, num_classes, arguments)
     state = dict(checkpoint.state)
     if checkpoint.slim is not None:

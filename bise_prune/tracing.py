@@ -225,7 +225,7 @@ class _Tracer(TorchFunctionMode):
             if tag.raw is not None:
                 self.trace.consumers.setdefault(tag.raw, []).append("output")
 
-    # -- rules: None means "not understood" ---------------------------------------------------------------------------
+    # -- rules: None means "not understood" --------------------------------------------------------
 
     def _rule(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, before: list[tuple[int, ...]]
@@ -316,7 +316,8 @@ class _Tracer(TorchFunctionMode):
         known = [tag for tag in tags if tag is not None]
         if not known or any(tag.dim != dim or tag.repeat != 1 for tag in known):
             return None
-        zero, segments = [], []
+        zero: list[Tensor] = []
+        segments: list[tuple[str | None, int]] = []
         for part, tag in zip(parts, tags, strict=True):
             size = part.shape[dim]
             zero.append(tag.zero if tag else torch.zeros(size, dtype=torch.bool))
@@ -354,7 +355,7 @@ class _Tracer(TorchFunctionMode):
             dims = order
         return replace(tag, dim=dims.index(tag.dim))
 
-    # -- what the rules record ----------------------------------------------------------------------------------------
+    # -- what the rules record ---------------------------------------------------------------------
 
     def _owner(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int) -> str | None:
         name = "running_mean" if "running_mean" in kwargs else "weight"

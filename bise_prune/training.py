@@ -42,7 +42,7 @@ def train_vanilla(
             inputs = batch.input if augment is None else augment(batch.input)
             loss = cross_entropy(logits_of(model(inputs)), batch.target)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             total += float(loss.detach()) * len(batch.target)
             count += len(batch.target)

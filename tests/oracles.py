@@ -32,6 +32,7 @@ def masked_by_hooks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Multiply the outputs of activation modules, by module name, in a plain chain."""
     model = copy.deepcopy(model)
     for name, mask in masks.items():
+
         def multiply(module: nn.Module, args: object, output: Tensor, mask: Tensor = mask) -> Tensor:
             return output * mask.to(output).view(1, -1, *[1] * (output.ndim - 2))
 

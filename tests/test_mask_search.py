@@ -18,7 +18,7 @@ from bise_prune.subgroups import aligned_bias_values, aligned_values, count_subg
 
 SHORT = dict(anneal_every=2, min_temperature=0.2, head_epochs=3)
 
-# -- weights ----------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_alignment_is_association_not_frequency():
     assert count_subgroups(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 0]), 2, 2).tolist() == [[0, 1], [2, 0]]
 
 
-# -- mutual information and objective ---------------------------------------------------------------------------------
+# -- mutual information and objective -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,10 @@ def test_information_golden_values(bias, probs, value):
 def test_information_against_its_definition():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        n, classes = int(torch.randint(2, 30, (), generator=generator)), int(torch.randint(2, 6, (), generator=generator))
+        n, classes = (
+            int(torch.randint(2, 30, (), generator=generator)),
+            int(torch.randint(2, 6, (), generator=generator)),
+        )
         probs = torch.softmax(3 * torch.randn(n, classes, generator=generator, dtype=torch.float64), 1)
         bias = torch.randint(0, classes, (n,), generator=generator)
         value = bias_information(probs, bias).item()
@@ -159,7 +162,7 @@ def test_the_papers_schedule_has_100_epochs():
     assert values[0] == 1 and values[10] == 0.5 and values[-1] == 2.0**-9
 
 
-# -- Algorithm 1 --------------------------------------------------------------------------------------------------------
+# -- Algorithm 1 ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mi_weight", [0.0, 1.0])

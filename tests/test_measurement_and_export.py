@@ -35,7 +35,9 @@ def test_flops_by_layer_of_the_papers_convnet():
 
 
 def test_size_counts_parameters_and_buffers():
-    assert measure(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.randn(2, 2)).size_bytes == 4 * (9 + 6 + 6) + 8
+    assert (
+        measure(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.randn(2, 2)).size_bytes == 4 * (9 + 6 + 6) + 8
+    )
 
 
 def test_operators_that_are_not_counted_are_named():
@@ -65,7 +67,7 @@ def test_a_missing_device_is_an_error():
         measure_latency([network("mlp")], images(), device="cuda")
 
 
-# -- ONNX ---------------------------------------------------------------------------------------------------------------
+# -- ONNX -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "placement"), [("resnet", "tied"), ("resnet", "paper"), ("separable", "tied")])
@@ -87,7 +89,9 @@ def test_exported_models_compute_the_same(tmp_path, name, placement):
 def test_exported_files_hold_nothing_of_this_machine(tmp_path):
     export_onnx(network("resnet").train(), tmp_path / "m.onnx", images())
     content = (tmp_path / "m.onnx").read_bytes()
-    assert not [word for word in (b".py", b"site-packages", b"stack_trace", b"/home", b"/tmp", b"cases") if word in content]
+    assert not [
+        word for word in (b".py", b"site-packages", b"stack_trace", b"/home", b"/tmp", b"cases") if word in content
+    ]
     proto = onnx.load(tmp_path / "m.onnx")
     assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
     assert not any(node.op_type == "BatchNormalization" for node in proto.graph.node)

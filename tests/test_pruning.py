@@ -19,7 +19,9 @@ def largest_error(first, second, inputs):
     """Independent of the package's own verification."""
     first, second = (copy.deepcopy(model).double() for model in (first, second))
     with torch.no_grad():
-        return max(float((first(x) - second(x)).abs().max()) for x in (inputs.double(), torch.randn_like(inputs).double()))
+        return max(
+            float((first(x) - second(x)).abs().max()) for x in (inputs.double(), torch.randn_like(inputs).double())
+        )
 
 
 PAPERS_NETWORKS = {
@@ -61,7 +63,9 @@ def test_pruned_equals_masked_everywhere(name, placement):
         assert result.plan.sparsity == 1 - result.plan.params[1] / result.plan.params[0]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "googlenet", "regnet_y_400mf"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "googlenet", "regnet_y_400mf"]
+)
 def test_torchvision_families_are_pruned_exactly(name):
     model, inputs = torchvision_network(name), images(size=32)
     masks = random_masks(model, inputs, "tied")
@@ -165,7 +169,7 @@ def test_pruning_changes_neither_model_nor_flags():
     assert [name for name, p in result.model.named_parameters() if p.requires_grad] == ["head.bias"]
 
 
-# -- batch-norm fusion --------------------------------------------------------------------------------------------------
+# -- batch-norm fusion ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
@@ -182,7 +186,10 @@ def test_fusion_after_pruning():
     fused = fuse_batchnorm(result.model, inputs)
     assert isinstance(fused, GatedModel)
     assert largest_error(result.model, fused, inputs) < 1e-5  # float32 weights
-    assert largest_error(fuse_batchnorm(copy.deepcopy(result.model).double(), inputs.double()), result.model, inputs) < 1e-9
+    assert (
+        largest_error(fuse_batchnorm(copy.deepcopy(result.model).double(), inputs.double()), result.model, inputs)
+        < 1e-9
+    )
 
 
 class Shared(nn.Module):
@@ -213,7 +220,7 @@ def test_only_norms_that_alone_read_a_layer_are_fused():
     assert torch.allclose(fused(inputs), model(inputs), rtol=0, atol=1e-12)
 
 
-# -- verification -------------------------------------------------------------------------------------------------------
+# -- verification ---------------------------------------------------------------------------------
 
 
 def test_verification_finds_small_and_undefined_differences():

@@ -35,7 +35,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def load(paths: Sequence[Path], arch: str | None, shape: Sequence[int] | None, batch_size: int = 1) -> list[LoadedModel]:
+def load(
+    paths: Sequence[Path], arch: str | None, shape: Sequence[int] | None, batch_size: int = 1
+) -> list[LoadedModel]:
     """Read models and check that they take their inputs."""
     loaded = []
     for path, name in zip(paths, short_names(paths), strict=True):
@@ -46,7 +48,9 @@ def load(paths: Sequence[Path], arch: str | None, shape: Sequence[int] | None, b
                 logits_of(model(example))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{path} does not take inputs of {tuple(example.shape)}; pass --shape ({reason})") from error
+            raise ModelError(
+                f"{path} does not take inputs of {tuple(example.shape)}; pass --shape ({reason})"
+            ) from error
         loaded.append(LoadedModel(name, model, example))
     return loaded
 

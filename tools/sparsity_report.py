@@ -22,7 +22,9 @@ from bise_prune.report import side_by_side
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = models.parser(__doc__).parse_args(argv)
-    return models.guarded(lambda: report(models.load(arguments.checkpoints, arguments.arch, arguments.shape), arguments.json))
+    return models.guarded(
+        lambda: report(models.load(arguments.checkpoints, arguments.arch, arguments.shape), arguments.json)
+    )
 
 
 def report(loaded: Sequence[models.LoadedModel], as_json: bool) -> int:
@@ -37,10 +39,7 @@ def report(loaded: Sequence[models.LoadedModel], as_json: bool) -> int:
         ]
         print(json.dumps({"models": records}))
         return 0
-    rows = [
-        (name, [_cell(table.get(name), tables[0][name]) for table in tables])
-        for name in tables[0]
-    ]
+    rows = [(name, [_cell(table.get(name), tables[0][name]) for table in tables]) for name in tables[0]]
     rows.append(("parameters", [f"{total:,}" for total in totals]))
     rows.append(("sparsity", [f"{share:.1%}" for share in sparsity]))
     Console().print(side_by_side([item.name for item in loaded], rows, "output channels (parameters)"))

@@ -21,7 +21,7 @@ PALETTE = (
 def assign_bias(labels: Tensor, rho: float, generator: torch.Generator, num_bias_classes: int = 10) -> Tensor:
     """A bias value per sample: per class, floor(n rho) shuffled samples get the class's own, the rest even chunks.
 
-    The rest is cut into chunks of ceil(rest / 9), one per other colour in shuffled order; the last may be short or empty.
+    The rest is cut into chunks of ceil(rest / 9), one per other colour in shuffled order; the last may be short.
 
     Args:
         labels: class labels, shape (N,), int64.
@@ -59,9 +59,9 @@ def load_biased_mnist(root: Path, rho: float = 0.99, protocol: str = "paper", se
     Args:
         root: folder of MNIST.
         rho: share of bias-aligned training samples.
-        protocol: "paper" = as in the paper: a random 50,000 digits coloured at rho for the masks, a new colouring at .1 of
-            a random 10,000 for validation (digits the vanilla model has seen in training). "strict" = one split into
-            50,000 and 10,000 digits for both.
+        protocol: "paper" = as in the paper: a random 50,000 digits coloured at rho for the masks, a new colouring at .1
+            of a random 10,000 for validation (digits the vanilla model has seen in training). "strict" = one split
+            into 50,000 and 10,000 digits for both.
         seed: of the split and the colouring.
 
     Raises:
@@ -87,7 +87,7 @@ def load_biased_mnist(root: Path, rho: float = 0.99, protocol: str = "paper", se
 
 
 def vanilla_training_set(root: Path, rho: float = 0.99, protocol: str = "paper", seed: int = 0) -> BiasedDataset:
-    """What the vanilla model is trained on: all 60,000 digits in a colouring of their own ("paper"), else the masks' set."""
+    """What the vanilla model is trained on: all 60,000 digits, coloured anew ("paper"), or the masks' set ("strict")."""
     if protocol == "strict":
         return load_biased_mnist(root, rho, protocol, seed).train
     generator = torch.Generator().manual_seed(seed + 10_000)

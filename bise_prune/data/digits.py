@@ -82,9 +82,7 @@ def _upsample(images: Tensor) -> Tensor:
 
 def _every_colour(images: Tensor, labels: Tensor) -> BiasedDataset:
     colours = torch.arange(len(PALETTE)).repeat(len(images))
-    return _paint(
-        _upsample(images).repeat_interleave(len(PALETTE), 0), labels.repeat_interleave(len(PALETTE)), colours
-    )
+    return _paint(_upsample(images).repeat_interleave(len(PALETTE), 0), labels.repeat_interleave(len(PALETTE)), colours)
 
 
 def _paint(images: Tensor, labels: Tensor, bias: Tensor) -> BiasedDataset:

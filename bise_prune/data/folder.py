@@ -85,12 +85,12 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
             names = list(reader.fieldnames or [])
             rows = list(reader)
     except FileNotFoundError as error:
-        raise DataError(f"no metadata.csv in {path.parent}; it needs the columns label, bias, split and file") from error
+        raise DataError(
+            f"no metadata.csv in {path.parent}; it needs the columns label, bias, split and file"
+        ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    columns = {
-        wanted: next((name for name in aliases if name in names), "") for wanted, aliases in COLUMNS.items()
-    }
+    columns = {wanted: next((name for name in aliases if name in names), "") for wanted, aliases in COLUMNS.items()}
     missing = [wanted for wanted, name in columns.items() if not name]
     if missing:
         raise DataError(f"{path} has no column for {', '.join(missing)}; it has {', '.join(names) or 'none'}")

@@ -123,11 +123,11 @@ def search(
             run.save(state_path)
         if on_epoch is not None:
             on_epoch(record, len(schedule))
-    last = run.masks()  # line 16
-    best = run.best if val_loader is not None and run.best is not None else (len(schedule), last.logits)
+    last = (len(schedule), run.gated.logits())  # line 16
+    best = run.best if val_loader is not None and run.best is not None else last
     return SearchResult(
-        best=run.mask_set(best[1], best[0]),
-        last=last,
+        best=run.mask_set(*best),
+        last=run.mask_set(*last),
         best_epoch=best[0],
         history=tuple(run.history),
         aligned=run.aligned.cpu(),
@@ -198,7 +198,9 @@ class _Run:
         self.weights: SampleWeights = weights.to(self.device, self.dtype)
         self.aligned = self.aligned.to(self.device)
         num_bias_classes = [max(2, int(column.max()) + 1) for column in bias.unbind(1)]
-        self.heads = BiasHeads(features.shape[1], num_bias_classes, self.generator, self.dtype).to(self.device)  # line 3
+        self.heads = BiasHeads(features.shape[1], num_bias_classes, self.generator, self.dtype).to(
+            self.device
+        )  # line 3
         self.mask_optimizer = torch.optim.SGD(
             [gate.logits for gate in self.gated.learned],
             lr=config.mask_lr,
@@ -231,7 +233,7 @@ class _Run:
         """Lines 7 to 10: one pass over the training set; per batch a step of the masks, then one of the heads."""
         before = self.gated.logits()
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        batches = silent = 0
+        batches, silent = 0, torch.zeros((), dtype=torch.long, device=self.device)
         with captured_inputs(self.gated.model, self.head_layer) as bottleneck:
             for raw in self._epoch():
                 batch = as_batch(raw).to(self.device)
@@ -248,14 +250,14 @@ class _Run:
                     self.config.mi_weight,
                 )
                 self.mask_optimizer.zero_grad()
-                terms.total.backward()  # type: ignore[no-untyped-call]
+                terms.total.backward()
                 self.head_optimizer.zero_grad()  # the information's gradient stops at the heads' weights
                 auxiliary = head_loss(self.heads(features.detach()), batch.bias)
-                auxiliary.backward()  # type: ignore[no-untyped-call]
+                auxiliary.backward()
                 self.mask_optimizer.step()
                 self.head_optimizer.step()
                 sums += torch.stack([*terms[:3], auxiliary]).detach().double()
-                silent += (terms.num_conflicting <= 1).sum()
+                silent = silent + (terms.num_conflicting <= 1).sum()
                 batches += 1
         means = (sums / batches).tolist()
         if not all(abs(value) < float("inf") for value in means):
@@ -281,12 +283,8 @@ class _Run:
         self.history.append(record)
         return record
 
-    def masks(self) -> MaskSet:
-        """The present masks."""
-        return self.mask_set(self.gated.logits(), len(self.history))
-
-    def mask_set(self, logits: dict[str, Tensor], epoch: int) -> MaskSet:
-        """Masks with a note of their origin."""
+    def mask_set(self, epoch: int, logits: dict[str, Tensor]) -> MaskSet:
+        """The masks of an epoch."""
         return MaskSet(logits, {"placement": self.config.placement, "epoch": str(epoch)})
 
     def _epoch(self) -> Loader:
@@ -308,7 +306,7 @@ class _Run:
                 biases.append(batch.bias)
         return torch.cat(features), torch.cat(targets), torch.cat(biases)
 
-    # -- a stopped search resumes ---------------------------------------------------------------------------------------
+    # -- a stopped search resumes ------------------------------------------------------------------
 
     def fingerprint(self) -> str:
         """What must be equal for a saved state to belong to this search."""

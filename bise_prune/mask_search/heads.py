@@ -64,5 +64,5 @@ def train_heads(
         order = torch.randperm(len(features), generator=generator).to(features.device)
         for rows in order.split(batch_size):
             optimizer.zero_grad()
-            head_loss(heads(features[rows]), bias[rows]).backward()  # type: ignore[no-untyped-call]
+            head_loss(heads(features[rows]), bias[rows]).backward()
             optimizer.step()

@@ -75,6 +75,8 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
     shapes = {key: tensor.shape for key, tensor in state.items()}
     fitting = []
     for name in names:
+        if name.startswith("regnet"):  # their constructors do not run on the meta device
+            continue
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             candidate = build_model(name, num_classes)
@@ -83,6 +85,10 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
                 return name, num_classes
             fitting.append(name)
     if len(fitting) != 1:
-        found = f"several fit ({', '.join(fitting)})" if fitting else "no torchvision classifier fits"
+        found = (
+            f"several fit ({', '.join(fitting)})"
+            if fitting
+            else "no torchvision classifier fits (RegNets are not tried)"
+        )
         raise CheckpointError(f"cannot tell the architecture from the weights: {found}; name it with --arch")
     return fitting[0], num_classes

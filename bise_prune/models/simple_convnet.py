@@ -14,8 +14,8 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 class SimpleConvNet(nn.Module):
     """Blocks of convolution, batch norm and activation, global average pooling, and a linear head.
 
-    The paper's: four 7x7 blocks of 16, 32, 64 and 128 channels, stride 1, convolutions with additive bias; the code behind
-    its tables ends in tanh instead of ReLU. 531,210 parameters for 3 input channels and 10 classes.
+    The paper's: four 7x7 blocks of 16, 32, 64 and 128 channels, stride 1, convolutions with additive bias; the code
+    behind its tables ends in tanh instead of ReLU. 531,210 parameters for 3 input channels and 10 classes.
 
     Args:
         num_classes: C.

@@ -126,9 +126,7 @@ class Planner:
         return nearest
 
 
-def removed_outputs(
-    groups: Sequence[DependencyGroup], removed: Mapping[str, tuple[int, ...]]
-) -> dict[str, set[int]]:
+def removed_outputs(groups: Sequence[DependencyGroup], removed: Mapping[str, tuple[int, ...]]) -> dict[str, set[int]]:
     """Layer -> output channels gone, for every layer of the groups pruned."""
     gone: dict[str, set[int]] = {}
     for member, channels in _pruned_members(groups, removed):

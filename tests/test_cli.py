@@ -1,0 +1,266 @@
+"""The command line as a user meets it: one line per mistake, whole results otherwise."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from cases import biased_data
+from PIL import Image
+from test_data import write_folder
+
+from bise_prune import cli, load_model
+from bise_prune.checkpoint import Checkpoint, save_checkpoint
+from bise_prune.data import BatchLoader
+from bise_prune.models import build_model
+from bise_prune.training import train_vanilla
+
+ARCHITECTURE = {"kernel_size": 3, "widths": [6, 8], "strides": [2, 1]}
+FAST = ["--anneal-every", "1", "--head-epochs", "2", "--batch-size", "20", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with images whose tint predicts their class, and a network trained on them."""
+    root = tmp_path_factory.mktemp("project")
+    data = biased_data(n=180, rho=0.8)
+    pixels = (data.inputs * 20 + 90).clamp(0, 255).to(torch.uint8)
+    rows = []
+    (root / "data").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "data" / f"{i}.png")
+        rows.append((int(data.target[i]), int(data.bias[i, 0]), ("train", "train", "val", "test")[i % 4], f"{i}.png"))
+    write_folder(root / "data", rows)
+    torch.manual_seed(0)
+    model = build_model("simple_convnet", 3, ARCHITECTURE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    inputs = (pixels.float() / 255 - 0.5) / 0.25
+    train_vanilla(model, BatchLoader(type(data)(inputs, data.target, data.bias), 30), optimizer, epochs=4)
+    about = Checkpoint(
+        model.state_dict(), arch="simple_convnet", num_classes=3, arguments=ARCHITECTURE,
+        preprocessing={"mean": [0.5] * 3, "std": [0.25] * 3},
+    )  # fmt: skip
+    save_checkpoint(root / "net.pt", about)
+    return root
+
+
+@pytest.fixture(scope="module")
+def done(project):
+    """The project after one run."""
+    arguments = [project / "net.pt", "--data", project / "data", "--output", project / "out", *FAST]
+    command = [sys.executable, "-m", "bise_prune", *map(str, arguments), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return project, result
+
+
+def fails(capsys, *arguments, code=1):
+    """Run the command; the one line it ends with."""
+    assert cli.main([str(argument) for argument in arguments]) == code
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("bise-prune: error: ")]
+    assert "Traceback" not in captured.err and captured.out == ""
+    return line
+
+
+def test_one_command_leaves_a_verified_slim_model(done):
+    project, result = done
+    out = project / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "masks.safetensors", "report.json", "slim.onnx", "slim.safetensors",
+    ]  # fmt: skip
+    record = json.loads((out / "report.json").read_text())
+    assert json.loads(result.stdout) == record
+    assert record["schema_version"] == 1
+    for name in ("dense", "slim"):
+        keys = {
+            "params",
+            "flops",
+            "size_bytes",
+            "latency_ms",
+            "accuracy",
+            "unbiased_accuracy",
+            "worst_group_accuracy",
+            "groups",
+        }
+        assert keys <= set(record[name])
+        assert sum(group["n"] for group in record[name]["groups"]) == record[name]["n"] == 45
+    assert {"sparsity", "selection", "verification", "config", "environment", "timings"} <= set(record)
+    assert record["sparsity"] == 1 - record["slim"]["params"] / record["dense"]["params"]
+    assert all(check["passed"] for check in record["verification"].values())
+    assert len(record["history"]) == 10 and {"best", "last", "epoch", "rule"} <= set(record["selection"])
+    assert str(project) not in json.dumps(record)
+
+
+def test_the_slim_files_agree(done):
+    project, _ = done
+    slim, checkpoint = load_model(project / "out" / "slim.safetensors")
+    session = onnxruntime.InferenceSession(project / "out" / "slim.onnx", providers=["CPUExecutionProvider"])
+    inputs = torch.randn(7, 3, 8, 8)
+    (logits,) = session.run(None, {"input": inputs.numpy()})
+    assert np.allclose(logits, slim(inputs).detach().numpy(), atol=1e-4)
+    record = json.loads((project / "out" / "report.json").read_text())
+    assert sum(parameter.numel() for parameter in slim.parameters()) == record["slim"]["params"]
+    assert checkpoint.preprocessing["mean"] == [0.5] * 3 and checkpoint.preprocessing["size"] == [8, 8]
+    assert session.get_modelmeta().custom_metadata_map["source_sha256"] == load_model(project / "net.pt")[1].sha256
+
+
+def test_saved_masks_are_pruned_again_without_a_search(done, tmp_path, capsys):
+    project, _ = done
+    masks = project / "out" / "masks.safetensors"
+    arguments = [project / "net.pt", "--data", project / "data", "--masks", masks, "--device", "cpu"]
+    assert cli.main([str(a) for a in [*arguments, "--output", tmp_path / "again", "--json"]]) == 0
+    again = json.loads(capsys.readouterr().out)
+    first = json.loads((project / "out" / "report.json").read_text())
+    assert (again["sparsity"], again["slim"]["groups"]) == (first["sparsity"], first["slim"]["groups"])
+    assert again["selection"] == {"rule": "given masks"} and "search" not in again["timings"]
+    assert cli.main([str(a) for a in [*arguments, "--output", tmp_path / "half", "--target-sparsity", "0.6"]]) in (0, 1)
+    captured = capsys.readouterr()
+    if (tmp_path / "half" / "report.json").exists():
+        assert abs(json.loads((tmp_path / "half" / "report.json").read_text())["sparsity"] - 0.6) <= 0.01
+        assert "unbiased accuracy" in captured.out and "sparsity" in captured.out
+    else:
+        assert "nearest reachable is 0." in captured.err
+
+
+def test_results_are_not_overwritten(done, capsys):
+    project, _ = done
+    line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", project / "out", code=2)
+    assert "holds results already" in line
+
+
+def test_an_interrupted_run_is_resumed(project, tmp_path, capsys, monkeypatch):
+    from bise_prune import pipeline
+
+    search = pipeline.search
+
+    def interrupted(*arguments, on_epoch, **options):
+        def stop(record, total):
+            on_epoch(record, total)
+            if record.epoch == 4:
+                raise KeyboardInterrupt
+
+        return search(*arguments, on_epoch=stop, **options)
+
+    command = [str(a) for a in (project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST)]
+    monkeypatch.setattr(pipeline, "search", interrupted)
+    assert cli.main(command) == 130
+    assert "takes the search up where it stopped" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [pipeline.STATE_FILE]
+    epochs = []
+
+    def counting(*arguments, on_epoch, **options):
+        return search(*arguments, on_epoch=lambda record, total: epochs.append(record.epoch), **options)
+
+    monkeypatch.setattr(pipeline, "search", counting)
+    assert cli.main(command) == 0
+    assert epochs == [5, 6, 7, 8, 9, 10]
+    assert not (tmp_path / "out" / pipeline.STATE_FILE).exists()
+
+
+def test_the_literal_command_without_data(project, capsys, monkeypatch):
+    monkeypatch.chdir(project)
+    line = fails(capsys, "net.pt", "--target-sparsity", "auto", code=2)
+    assert "no data to debias on" in line and "--data" in line and "e.g. bise-prune net.pt" in line
+    assert not (project / "net-slim").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none.pt"], 1, "no checkpoint at none.pt"),
+        ([], 2, "give either a checkpoint or --demo"),
+        (["net.pt", "--demo"], 2, "give either a checkpoint or --demo"),
+        (["net.pt", "--sparsity", "0.5"], 2, "unrecognized arguments: --sparsity 0.5"),
+        (["net.pt", "--target-sparsity", "most"], 2, "neither 'auto' nor a number"),
+        (["net.pt", "--target-sparsity", "1.5"], 2, "target_sparsity = 1.5 is out of range"),
+        (["net.pt", "--anneal-every", "0"], 2, "anneal_every = 0 is out of range"),
+        (["net.pt", "--data", "nowhere"], 1, "no folder at 'nowhere'"),
+        (["net.pt", "--data", "data", "--device", "tpu"], 2, "device = 'tpu' is out of range"),
+        (["net.pt", "--data", "data", "--arch", "resnet81"], 2, "did you mean resnet18"),
+        (["net.pt", "--data", "data", "--arch", "resnet18"], 1, "do not fit 'resnet18'"),
+        (["net.pt", "--data", "data", "--masks", "none"], 1, "no mask file at none"),
+        (["net.pt", "--data", "data", "--target-sparsity", "0.995"], 1, "cannot be reached .* the most is 0."),
+        (["net.pt", "--data", "data", "--output", "net.pt"], 2, "is a file; choose a folder"),
+        (["data/0.png", "--data", "data"], 1, "no checkpoint that torch can read"),
+    ],
+)
+def test_mistakes_are_one_line(project, capsys, monkeypatch, arguments, code, message):
+    import re
+
+    monkeypatch.chdir(project)
+    before = sorted(project.rglob("*"))
+    assert re.search(message, fails(capsys, *arguments, code=code))
+    assert sorted(project.rglob("*")) == before  # nothing half written
+
+
+def edited(project, tmp_path, change):
+    """A copy of the data folder with other rows."""
+    folder = tmp_path / "data"
+    shutil.copytree(project / "data", folder)
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    (folder / "metadata.csv").write_text("\n".join([lines[0], *(",".join(change(row)) for row in rows)]) + "\n")
+    return folder
+
+
+def test_labels_beyond_the_models_classes(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: ["7" if row[0] == "2" else row[0], *row[1:]])
+    line = fails(capsys, project / "net.pt", "--data", folder, "--output", tmp_path / "out")
+    assert "labels from 0 to 7, but the model has 3 classes" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_conflicting_sample(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: [row[0], row[0], *row[2:]])
+    line = fails(capsys, project / "net.pt", "--data", folder, "--output", tmp_path / "out")
+    assert "no bias-conflicting sample among the 90" in line
+
+
+def test_an_unreadable_image(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: row)
+    (folder / "17.png").write_bytes(b"broken")
+    line = fails(capsys, project / "net.pt", "--data", folder, "--output", tmp_path / "out")
+    assert "17.png is unreadable" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_that_wants_code(project, tmp_path, capsys):
+    torch.save(build_model("mlp", 3), tmp_path / "m.pt")
+    line = fails(capsys, tmp_path / "m.pt", "--data", project / "data", "--output", tmp_path / "out")
+    assert "wants to run code (bise_prune.models.mlp.MLP" in line
+
+
+def test_an_unwritable_output(project, capsys):
+    line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", "/proc/nowhere/out", code=2)
+    assert "cannot write to /proc/nowhere/out" in line
+
+
+def test_without_validation_or_test_splits_it_says_so(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: [*row[:2], "train", *row[3:]])
+    arguments = [project / "net.pt", "--data", folder, "--output", tmp_path / "out", *FAST]
+    assert cli.main([str(a) for a in arguments]) == 0
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert record["evaluated_on"] == "train"
+    assert record["selection"]["rule"] == "last epoch (no validation split)"
+    assert any("no test split" in warning for warning in record["warnings"])
+    out = capsys.readouterr().out
+    assert "train set, n = 180" in out and "warning: no validation split" in out
+
+
+@pytest.mark.slow
+def test_the_demo_debiases_and_its_checkpoint_knows_its_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--demo", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["slim"]["unbiased_accuracy"] - record["dense"]["unbiased_accuracy"] > 0.1
+    assert record["sparsity"] > 0.3
+    shutil.copy("bise-demo/dense.pt", "resnet18.pt")
+    # The literal command finds its data by itself; the search is spared by the demo's own masks.
+    assert cli.main(["resnet18.pt", "--target-sparsity", "auto", "--masks", "bise-demo/slim/masks.safetensors"]) == 0
+    again = json.loads((tmp_path / "resnet18-slim" / "report.json").read_text())
+    assert again["slim"]["groups"] == record["slim"]["groups"]
