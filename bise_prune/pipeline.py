@@ -175,7 +175,8 @@ def _data_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
     if specification is None:
         raise ConfigError(
             f"no data to debias on: {config.checkpoint.name} names none, so pass --data FOLDER, a folder with images "
-            f"and a metadata.csv (label, bias, split, file), e.g. bise-prune {config.checkpoint.name} --data waterbirds/"
+            "and a metadata.csv (label, bias, split, file), "
+            f"e.g. bise-prune {config.checkpoint.name} --data waterbirds/"
         )
     return specification
 

@@ -3,8 +3,8 @@
     python tools/latency_report.py dense.pt slim/slim.safetensors --batch-sizes 1 16
 
 Batch norms are fused first. Every run of one model is followed by one of the next, so that what disturbs one disturbs
-all; the ratio is that of neighbouring runs, with its 10th and 90th percentile. A runtime or device that is asked for and
-is not there is an error, never a silent fall-back to the CPU.
+all; the ratio is that of neighbouring runs, with its 10th and 90th percentile. A runtime or device that is asked for
+and not there is an error, never a silent fall-back to the CPU.
 """
 
 from __future__ import annotations

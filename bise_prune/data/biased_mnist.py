@@ -87,7 +87,7 @@ def load_biased_mnist(root: Path, rho: float = 0.99, protocol: str = "paper", se
 
 
 def vanilla_training_set(root: Path, rho: float = 0.99, protocol: str = "paper", seed: int = 0) -> BiasedDataset:
-    """What the vanilla model is trained on: all 60,000 digits, coloured anew ("paper"), or the masks' set ("strict")."""
+    """What the vanilla model is trained on: all digits, coloured anew ("paper"), or the masks' set ("strict")."""
     if protocol == "strict":
         return load_biased_mnist(root, rho, protocol, seed).train
     generator = torch.Generator().manual_seed(seed + 10_000)
