@@ -7,8 +7,8 @@ results of
 
     bise-prune resnet18.pt --data data --target-sparsity auto --anneal-every 2 --head-epochs 10 --output slim
 
-Protocol: vehicles against animals on CIFAR-10, each image blended 7:3 with red or blue. 8,000 training images, 95 %
-of them in their class's colour (vehicles red, animals blue); 2,000 validation and 2,000 test images, half of each class in
+Protocol: vehicles against animals on CIFAR-10, each image blended 7:3 with red or blue. 8,000 training images, 95 % of
+them in their class's colour (vehicles red, animals blue); 2,000 validation and 2,000 test images, half of each class in
 either colour. Vanilla: torchvision ResNet-18 from scratch at 32x32, Adam 1e-3, weight decay 1e-4, cosine, flips, 6
 epochs, batch 100. Masks: tied placement, the epoch with the highest unbiased validation accuracy; a temperature cut
 every 2 epochs instead of 10. Writes benchmarks/records/tinted_cifar10.json.

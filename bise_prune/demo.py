@@ -13,7 +13,7 @@ from .config import RunConfig, SearchConfig
 from .data import BatchLoader, load_data
 from .errors import ConfigError
 from .models import build_model
-from .pipeline import Progress, run
+from .pipeline import STATE_FILE, Progress, run
 from .training import train_vanilla
 
 CHECKPOINT = "dense.pt"
@@ -31,11 +31,12 @@ def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progres
         device: where to train and search.
         progress: see :data:`bise_prune.pipeline.Progress`.
     """
-    checkpoint = output / CHECKPOINT
-    if checkpoint.exists():
+    checkpoint, results = output / CHECKPOINT, output / "slim"
+    if not checkpoint.exists():
+        train_demo_checkpoint(checkpoint, seed, progress)
+    elif not (results / STATE_FILE).exists():  # else the search of this demo was interrupted
         raise ConfigError(f"{checkpoint} exists already; choose another folder with --output")
-    train_demo_checkpoint(checkpoint, seed, progress)
-    return run(demo_config(checkpoint, output / "slim", seed, device), progress)
+    return run(demo_config(checkpoint, results, seed, device), progress)
 
 
 def demo_config(checkpoint: Path, output: Path, seed: int, device: str = "cpu") -> RunConfig:

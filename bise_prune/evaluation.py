@@ -64,8 +64,8 @@ def evaluate(model: nn.Module, loader: Loader, aligned: Tensor) -> Evaluation:
         for raw in loader:
             batch = as_batch(raw)
             predicted.append(logits_of(model(batch.input.to(device))).argmax(1).cpu())
-            targets.append(batch.target)
-            biases.append(batch.bias)
+            targets.append(batch.target.cpu())
+            biases.append(batch.bias.cpu())
     if not predicted:
         raise DataError("no samples to evaluate on")
     return score(torch.cat(predicted), torch.cat(targets), torch.cat(biases), aligned)

@@ -80,7 +80,8 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
         for item in group:
             module = item.dep.target.module
             name = names.get(module)
-            if name is None or group._DG.is_in_channel_pruning_fn(item.dep.handler):
+            mapped = all(index is not None for index in item.root_idxs)
+            if name is None or not mapped or group._DG.is_in_channel_pruning_fn(item.dep.handler):
                 continue
             for scores in self.scores.get(name, []):
                 width = group._DG.get_out_channels(module)

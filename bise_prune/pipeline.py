@@ -17,7 +17,7 @@ from .artifacts import MaskSet
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import RunConfig, portable
 from .data import BatchLoader, BiasedDataset, DataSplits, load_data
-from .errors import ConfigError, DataError, PruningError
+from .errors import BiseError, ConfigError, DataError, PruningError
 from .evaluation import Evaluation, evaluate
 from .export import export_onnx
 from .files import write_json
@@ -35,7 +35,8 @@ from .tracing import logits_of
 Progress = Callable[[str, int, int], None]
 
 STATE_FILE = "search-state.pt"
-_RESULTS = ("report.json", "masks.safetensors", "slim.safetensors", "slim.onnx")
+MASK_FILE = "masks.safetensors"
+_RESULTS = ("report.json", MASK_FILE, "slim.safetensors", "slim.onnx")
 _LATENCY_BATCH = 16
 _FEW_SAMPLES = 10
 
@@ -89,12 +90,16 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         selection = _selection(found, splits.val is not None)
         for name, chosen in (("best", found.best), ("last", found.last)):
             selection[name] = evaluation_record(accuracy(apply_masks(dense, chosen, example)))
-        masks.save(config.output / "masks.safetensors")
+        masks.save(config.output / MASK_FILE)
         (config.output / STATE_FILE).unlink(missing_ok=True)
-    else:
-        masks.save(config.output / "masks.safetensors")
     with stage("prune"):
-        pruned = prune(dense, masks, example, config.target_sparsity)
+        try:
+            pruned = prune(dense, masks, example, config.target_sparsity)
+        except BiseError as error:
+            if found is None:
+                raise
+            kept = f"the masks are kept; prune by them with --masks {config.output / MASK_FILE} and another --output"
+            raise type(error)(f"{error}; {kept}") from error
     with stage("evaluate slim"):
         slim_accuracy = accuracy(pruned.model)
     with stage("measure"):
@@ -114,6 +119,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
             checkpoint, data=None, preprocessing=preprocessing, classes=tuple(splits.classes) or checkpoint.classes
         )
         save_slim(config.output / "slim.safetensors", pruned.model, completed)
+    if found is None:
+        masks.save(config.output / MASK_FILE)
     record = {
         "schema_version": SCHEMA_VERSION,
         "dense": model_record(measured[0], latencies[0], dense_accuracy),

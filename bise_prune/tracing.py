@@ -196,14 +196,15 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tags = [tag for tensor in _tensors([*args, *kwargs.values()]) if (tag := _tag(tensor)) is not None]
-        before = [tuple(tensor.shape) for tensor in _tensors(args)]
+        before = [tuple(tensor.shape) for tensor in _tensors([*args, *kwargs.values()])]
         output = func(*args, **kwargs)
         if not any(True for _ in _tensors([output])):
             return output
         self.step += 1
         self._note_forks(_tensors([*args, *kwargs.values()]))
         name = _name(func)
-        tag = self._rule(name, args, kwargs, output, before) if isinstance(output, Tensor) else None
+        operands = args or tuple(kwargs[key] for key in ("input", "tensors") if key in kwargs)
+        tag = self._rule(name, operands, kwargs, output, before) if isinstance(output, Tensor) else None
         for source in (tag_in for tag_in in tags if tag_in.raw is not None):
             reader = f"batch_norm:{self._owner(args, kwargs, 1)}" if name == "batch_norm" else name
             self.trace.consumers.setdefault(source.raw or "", []).append(reader)
@@ -310,7 +311,7 @@ class _Tracer(TorchFunctionMode):
         return replace(first, zero=zero, sources=sources, raw=None, nonlinearity=None)
 
     def _concatenation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> ChannelTag | None:
-        parts = list(args[0] if args else kwargs["tensors"])
+        parts = list(args[0])
         dim = _argument(args, kwargs, 1, "dim", 0) % output.ndim
         tags = [_tag(part) for part in parts]
         known = [tag for tag in tags if tag is not None]

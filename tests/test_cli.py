@@ -162,6 +162,20 @@ def test_an_interrupted_run_is_resumed(project, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out" / pipeline.STATE_FILE).exists()
 
 
+def test_masks_survive_a_target_that_cannot_be_met(project, tmp_path, capsys, monkeypatch):
+    from bise_prune import pipeline
+    from bise_prune.errors import PruningError
+
+    def unreachable(*arguments):
+        raise PruningError("the nearest reachable is 0.5")
+
+    monkeypatch.setattr(pipeline, "prune", unreachable)
+    out = tmp_path / "out"
+    line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", out, *FAST)
+    assert f"the masks are kept; prune by them with --masks {out / 'masks.safetensors'}" in line
+    assert [path.name for path in out.iterdir()] == ["masks.safetensors"]
+
+
 def test_the_literal_command_without_data(project, capsys, monkeypatch):
     monkeypatch.chdir(project)
     line = fails(capsys, "net.pt", "--target-sparsity", "auto", code=2)

@@ -138,6 +138,21 @@ def test_a_network_without_nonlinearities_is_refused():
         gate_sites(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), images())
 
 
+def test_functions_called_by_keyword_are_followed():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 4, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = nn.functional.relu(input=nn.functional.conv2d(input=x, weight=self.a.weight, bias=self.a.bias))
+            h = torch.cat(tensors=[h, h], dim=1).mean(dim=[2, 3])
+            return nn.functional.linear(input=h, weight=self.head.weight, bias=self.head.bias)
+
+    (site,) = gate_sites(Keywords(), images(), "paper")
+    assert (site.name, site.num_channels) == ("a", 4)
+
+
 def test_unknown_placement():
     with pytest.raises(ConfigError, match="choose one of tied, paper"):
         gate_sites(network("mlp"), images(), "everywhere")

@@ -302,8 +302,8 @@ class _Run:
                 batch = as_batch(raw)
                 self.gated(batch.input.to(self.device))
                 features.append(bottleneck.pop().flatten(1))
-                targets.append(batch.target)
-                biases.append(batch.bias)
+                targets.append(batch.target.cpu())
+                biases.append(batch.bias.cpu())
         return torch.cat(features), torch.cat(targets), torch.cat(biases)
 
     # -- a stopped search resumes ------------------------------------------------------------------
