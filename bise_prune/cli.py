@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--mi-weight", metavar="X", type=float, default=1.0, help="weight of the information (default: 1)"
     )
+    group.add_argument(
+        "--initial-logit", metavar="X", type=float, default=0.0, help="mask logits before the first step (default: 0)"
+    )
     group.add_argument("--batch-size", metavar="N", type=int, default=100, help="samples per batch (default: 100)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--seed", type=int, default=0, help="default: 0")

@@ -33,6 +33,8 @@ class SearchConfig:
         min_temperature: the search stops once the temperature is below it, in (0, 1) (tau_min).
         mi_weight: weight of the mutual information in Eq. (5), >= 0 (gamma).
         head_epochs: epochs of the auxiliary head before the search and after each cut (E).
+        initial_logit: m before the first step; the paper's is 0, where the first step closes about half of the
+            channels at once, which some networks do not survive.
         mask_lr: learning rate of the mask logits (SGD).
         mask_momentum: momentum of the mask logits.
         mask_weight_decay: weight decay of the mask logits.
@@ -52,6 +54,7 @@ class SearchConfig:
     min_temperature: float = 1e-3
     mi_weight: float = 1.0
     head_epochs: int = 50
+    initial_logit: float = 0.0
     mask_lr: float = 1e-2
     mask_momentum: float = 0.9
     mask_weight_decay: float = 1e-4
@@ -69,7 +72,7 @@ class SearchConfig:
         _require(0 < self.anneal_factor < 1, "anneal_factor", self.anneal_factor, "a number in (0, 1)")
         _require(0 < self.min_temperature < 1, "min_temperature", self.min_temperature, "a number in (0, 1)")
         _require(self.head_epochs >= 0, "head_epochs", self.head_epochs, "an integer >= 0")
-        for name in ("mi_weight", "mask_weight_decay", "head_weight_decay"):
+        for name in ("initial_logit", "mi_weight", "mask_weight_decay", "head_weight_decay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         for name in ("mask_lr", "head_lr"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")

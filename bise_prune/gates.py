@@ -133,11 +133,11 @@ def step_gate(logits: Tensor, temperature: float) -> Tensor:
 
 
 class LearnedGate(nn.Module):
-    """A gate under training: mask logits m, zero at first (Algorithm 1, line 1)."""
+    """A gate under training: mask logits m, all equal at first (Algorithm 1, line 1)."""
 
-    def __init__(self, num_channels: int, dtype: torch.dtype) -> None:
+    def __init__(self, num_channels: int, dtype: torch.dtype, initial_logit: float) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(num_channels, dtype=dtype))
+        self.logits = nn.Parameter(torch.full((num_channels,), initial_logit, dtype=dtype))
         self.temperature = 1.0
 
     def forward(self) -> Tensor:

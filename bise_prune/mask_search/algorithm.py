@@ -138,8 +138,8 @@ def search(
 class _Gated(GatedModel):
     """A gated model under search, with the logits of its gates at hand."""
 
-    def __init__(self, model: nn.Module, sites: list[GateSite], dtype: torch.dtype) -> None:
-        learned = [LearnedGate(site.num_channels, dtype) for site in sites]
+    def __init__(self, model: nn.Module, sites: list[GateSite], dtype: torch.dtype, initial_logit: float) -> None:
+        learned = [LearnedGate(site.num_channels, dtype, initial_logit) for site in sites]
         super().__init__(model, sites, learned)
         self.learned = learned
 
@@ -167,7 +167,7 @@ class _Run:
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         self.head_layer = head_name(frozen, trace_channels(frozen, example))
         sites = gate_sites(frozen, example, config.placement)
-        self.gated = _Gated(frozen, sites, self.dtype).to(self.device)  # lines 1 and 2
+        self.gated = _Gated(frozen, sites, self.dtype, config.initial_logit).to(self.device)  # lines 1 and 2
         self.generator = torch.Generator().manual_seed(config.seed)
         self.passes = 0
         self.batch_size = len(as_batch(first).input)
