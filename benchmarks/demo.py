@@ -103,12 +103,13 @@ def draw(run: dict[str, Any], path: Path) -> None:
         strip = splits.train.inputs[torch.stack(chosen)]
         return strip.permute(2, 0, 3, 1).reshape(strip.shape[2], -1, 3)
 
-    figure = plt.figure(figsize=(10, 5.6), layout="constrained")
+    figure = plt.figure(figsize=(10, 5.4), layout="constrained")
     grid = figure.add_gridspec(3, 3, height_ratios=[1, 1, 5.6])
     for row, (rows, title) in enumerate(((aligned, f"{RHO:.0%} of the training set"), (conflicting, "the other 5%"))):
         axes = figure.add_subplot(grid[row, :])
         axes.imshow(first_of_each(rows))
         axes.set_title(title, fontsize=10, loc="left")
+        axes.set_anchor("W")
         axes.axis("off")
     for column, model in enumerate(("dense", "slim")):
         axes = figure.add_subplot(grid[2, column])
@@ -126,14 +127,12 @@ def draw(run: dict[str, Any], path: Path) -> None:
     axes = figure.add_subplot(grid[2, 2])
     positions = range(len(run["layers"]))
     for key, colour in (("dense", "#c8ccd4"), ("slim", "#2f6f8f")):
-        bars = axes.barh(positions, [layer[key] for layer in run["layers"]], color=colour, label=key)
-        if key == "slim":
-            axes.bar_label(
-                bars, [f"{layer['slim']} of {layer['dense']}" for layer in run["layers"]], padding=3, fontsize=8
-            )
+        axes.barh(positions, [layer[key] for layer in run["layers"]], color=colour, label=key)
+    for i, layer in enumerate(run["layers"]):
+        axes.text(layer["dense"] + 2, i, f"{layer['slim']} of {layer['dense']}", va="center", fontsize=8)
     axes.set_yticks(list(positions), [f"conv {i + 1}" for i in positions])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(layer["dense"] for layer in run["layers"]))
+    axes.set_xlim(0, 1.35 * max(layer["dense"] for layer in run["layers"]))
     axes.set_title(f"channels; {run['slim']['flops'] / run['dense']['flops']:.0%} of the FLOPs left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

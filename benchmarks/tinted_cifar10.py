@@ -12,8 +12,8 @@ Protocol: vehicles against animals on CIFAR-10, each image blended 7:3 with red 
 them in their class's colour (vehicles red, animals blue); 2,000 validation and 2,000 test images, half of each class in
 either colour. Vanilla: torchvision ResNet-18 from scratch at 32x32, Adam 1e-3, weight decay 1e-4, cosine, flips, 6
 epochs, batch 100. Masks: tied placement, the epoch with the highest unbiased validation accuracy; a temperature cut
-every 2 epochs instead of 10; m starts at .1, since from 0 the first step closes two thirds of the channels and the
-search ends in a constant prediction. Writes benchmarks/records/tinted_cifar10.json.
+every 2 epochs instead of 10; m starts at .1, since from 0 the first step closes so many channels that the search
+ends in a constant prediction. Writes benchmarks/records/tinted_cifar10.json.
 Expects the archive as zips of WebP sheets of 1,000 images, 10 tiles a row, 100 of each class in class order.
 """
 

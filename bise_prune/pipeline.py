@@ -299,6 +299,12 @@ def _warnings(
         notes.append(
             f"the mutual information was silent in {share:.0%} of the batches (at most one conflicting sample)"
         )
+    if slim.unbiased_accuracy < dense.unbiased_accuracy:
+        notes.append(
+            f"the slim network's unbiased accuracy is below the dense one's ({slim.unbiased_accuracy:.1%} against "
+            f"{dense.unbiased_accuracy:.1%}): give the search more epochs (--anneal-every) or a start that closes less "
+            "at once (--initial-logit 0.1)"
+        )
     worse = [
         after.name
         for before, after in zip(dense.subgroups, slim.subgroups, strict=True)

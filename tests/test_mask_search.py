@@ -220,6 +220,14 @@ def test_without_validation_best_is_last():
     assert all(torch.equal(found.best.logits[name], found.last.logits[name]) for name in found.last.logits)
 
 
+def test_masks_may_start_above_zero():
+    model, loader = network("simple_convnet"), biased_loader()
+    first = [
+        search(model, loader, SearchConfig(**SHORT, initial_logit=start)).history[0].closed for start in (0.0, 0.1, 9.0)
+    ]
+    assert first[0] > first[1] >= first[2] == 0
+
+
 def test_history_records_every_epoch():
     loader = biased_loader(batch_size=2, rho=0.8)
     config = SearchConfig(**SHORT)
