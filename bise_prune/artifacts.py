@@ -118,7 +118,7 @@ class MaskSet:
                 if metadata.get("version") != MASK_VERSION:
                     raise ModelError(f"{path} is of mask format {metadata.get('version')}, this is {MASK_VERSION}")
                 logits = {name: file.get_tensor(name) for name in json.loads(metadata["sites"])}
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is no readable safetensors file: {error}") from error
         reserved = ("format", "version", "sites")
         return cls(logits, {key: value for key, value in metadata.items() if key not in reserved})

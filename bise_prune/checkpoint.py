@@ -24,6 +24,22 @@ from .files import atomic_path
 FORMAT = "bise-prune model"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
+# What torch and zipfile raise on files that are cut, mixed up or of another kind.
+_DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -87,10 +103,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    with path.open("rb") as file:
-        start = file.read(9)
-    if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    sha256, start = hashlib.sha256(content).hexdigest(), content[:9]
+    if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < len(content):
         state, text = _read_safetensors(path)
     else:
         state, text = _read_torch(path)
@@ -130,11 +148,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = {name.rpartition("/")[2] for name in archive.namelist()}
-        if "constants.pkl" in names or "archive_format" in names:
-            raise CheckpointError(f"{path} is a TorchScript or exported program; a state dict is needed")
+    names: set[str] = set()
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except _DAMAGED as error:
+        raise CheckpointError(f"{path} is a damaged archive") from error
+    if "constants.pkl" in names or "archive_format" in names:
+        raise CheckpointError(f"{path} is a TorchScript or exported program; a state dict is needed")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols, which are read or refused below
@@ -146,7 +168,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
                 "Save the weights alone: torch.save(model.state_dict(), ...)"
             ) from error
         raise CheckpointError(f"{path} is no checkpoint that torch can read") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, struct.error) as error:
+    except _DAMAGED as error:
         raise CheckpointError(f"{path} is no checkpoint that torch can read, or it is damaged") from error
     text = content.get("bise_prune") if isinstance(content, dict) else None
     return _state_dict(path, content), text if isinstance(text, str) else None
@@ -155,7 +177,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def _wanted_code(path: Path) -> list[str]:
     try:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):  # torch lists its zip format alone
+    except (*_DAMAGED, pickle.UnpicklingError):  # torch lists its zip format alone
         is_pickle = path.read_bytes()[:1] == pickle.PROTO
         return ["an old format that does not list what"] if is_pickle else []
     return sorted(wanted)[:5]
@@ -166,7 +188,11 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    ):
         raise CheckpointError(f"{path} holds no state dict (a mapping of names to tensors)")
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in content):

@@ -104,6 +104,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.demo == (arguments.checkpoint is not None):
         raise ConfigError("give either a checkpoint or --demo; see bise-prune --help")
     if arguments.demo:
+        defaults = vars(_parser().parse_args(["--demo"]))
+        fixed = [name for name, value in vars(arguments).items() if value != defaults[name] and name not in _DEMO]
+        if fixed:
+            raise ConfigError(f"--demo has settings of its own; it does not take --{fixed[0].replace('_', '-')}")
         output = arguments.output or Path("bise-demo")
         with _Display() as display:
             from .demo import run_demo
@@ -114,6 +118,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"Run it again yourself: bise-prune {output / 'dense.pt'} --target-sparsity auto --anneal-every 2")
         return 0
+    if not arguments.checkpoint.is_file():  # before torch is imported
+        raise BiseError(f"no checkpoint at {arguments.checkpoint}")
     given = vars(arguments)
     settings = {field.name: given[field.name] for field in fields(SearchConfig) if field.name in given}
     config = RunConfig(
@@ -122,8 +128,6 @@ def _run(arguments: argparse.Namespace) -> int:
         search=SearchConfig(**settings),
         **{field.name: given[field.name] for field in fields(RunConfig) if field.name in _PLAIN},
     )
-    if not config.checkpoint.is_file():  # before torch is imported
-        raise BiseError(f"no checkpoint at {config.checkpoint}")
     with _Display() as display:
         from .pipeline import run
 
@@ -132,6 +136,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_DEMO = ("output", "seed", "device", "json")
 _PLAIN = ("data", "target_sparsity", "arch", "masks", "device", "batch_size")
 
 

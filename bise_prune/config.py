@@ -78,6 +78,7 @@ class SearchConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
         for name in ("mask_momentum", "head_momentum"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2**32 - 1")
         for value in self.rho or ():
             _require(0 < value < 1, "rho", value, "a number in (0, 1)")
         _require(

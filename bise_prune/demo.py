@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import RunConfig, SearchConfig
 from .data import BatchLoader, load_data
 from .errors import ConfigError
 from .models import build_model
-from .pipeline import STATE_FILE, Progress, run
+from .pipeline import Progress, check_environment, run
 from .training import train_vanilla
 
 CHECKPOINT = "dense.pt"
@@ -31,12 +31,14 @@ def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progres
         device: where to train and search.
         progress: see :data:`bise_prune.pipeline.Progress`.
     """
-    checkpoint, results = output / CHECKPOINT, output / "slim"
+    checkpoint = output / CHECKPOINT
+    config = demo_config(checkpoint, output / "slim", seed, device)
+    check_environment(config)
     if not checkpoint.exists():
         train_demo_checkpoint(checkpoint, seed, progress)
-    elif not (results / STATE_FILE).exists():  # else the search of this demo was interrupted
-        raise ConfigError(f"{checkpoint} exists already; choose another folder with --output")
-    return run(demo_config(checkpoint, results, seed, device), progress)
+    elif load_checkpoint(checkpoint).data != _specification(seed):  # a demo that was interrupted goes on
+        raise ConfigError(f"{checkpoint} is another network; choose another folder with --output")
+    return run(config, progress)
 
 
 def demo_config(checkpoint: Path, output: Path, seed: int, device: str = "cpu") -> RunConfig:
@@ -48,7 +50,7 @@ def demo_config(checkpoint: Path, output: Path, seed: int, device: str = "cpu") 
 
 def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = None) -> None:
     """Train the vanilla network and save it with the name of its data, so that the command line needs no --data."""
-    specification = f"digits,rho={RHO},seed={seed}"
+    specification = _specification(seed)
     splits = load_data(specification)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -71,3 +73,7 @@ def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = Non
         preprocessing={"mean": list(splits.train.mean), "std": list(splits.train.std), "size": [16, 16]},
     )
     save_checkpoint(path, dataclasses.replace(about, classes=tuple(splits.classes)))
+
+
+def _specification(seed: int) -> str:
+    return f"digits,rho={RHO},seed={seed}"

@@ -61,7 +61,7 @@ def export_onnx(
         raise ConfigError("export_onnx takes a tensor or a tuple of tensors as example_inputs")
     module = copy.deepcopy(model).cpu().float().eval()
     # The exporter fixes a batch dimension of one, so that two samples at least are shown.
-    samples = tuple(value.detach().cpu()[[0, -1] if len(value) > 1 else [0, 0]] for value in inputs)
+    samples = tuple(_sample(value) for value in inputs)
     names = ["input"] if len(samples) == 1 else [f"input_{i}" for i in range(len(samples))]
     proto = _exported(module, samples, names)
     for key, value in (metadata or {}).items():
@@ -140,6 +140,11 @@ def _clean(proto: onnx.ModelProto) -> None:
             if hasattr(element, "metadata_props"):
                 del element.metadata_props[:]
             element.doc_string = ""
+
+
+def _sample(value: Tensor) -> Tensor:
+    rows = value.detach().cpu()[[0, -1] if len(value) > 1 else [0, 0]]
+    return rows.float() if rows.is_floating_point() else rows
 
 
 def _quiet() -> onnxruntime.SessionOptions:

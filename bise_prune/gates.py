@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +69,11 @@ def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[G
     wanted = {name: len(logits) for name, logits in masks.logits.items()}
     complaint = ""
     for placement in PLACEMENTS:
-        sites = gate_sites(model, example_inputs, placement)
+        try:
+            sites = gate_sites(model, example_inputs, placement)
+        except ModelError as error:
+            complaint += f"; {placement}: {error}"
+            continue
         found = {site.name: site.num_channels for site in sites}
         if found == wanted:
             return sites
@@ -205,15 +208,26 @@ class _Gating(TorchFunctionMode):
         return output * gate.view(shape)
 
 
-@contextmanager
-def captured_inputs(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Collect what ``layer`` reads during forward passes: with the head's name, the bottleneck (the paper's z)."""
-    inputs: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    try:
-        yield inputs
-    finally:
-        handle.remove()
+class CapturedInputs(TorchFunctionMode):
+    """While active, collects what a linear layer reads: with the head's name, the bottleneck (the paper's z).
+
+    Args:
+        model: the network, bare or gated.
+        layer: name of an ``nn.Linear`` in it.
+    """
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.weight = model.get_submodule(layer).weight
+        self.inputs: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.linear and (args[1] if len(args) > 1 else kwargs["weight"]) is self.weight:
+            self.inputs.append(args[0] if args else kwargs["input"])
+        return func(*args, **kwargs)
 
 
 def _paper_sites(eligible: list[Nonlinearity], trace: ChannelTrace) -> list[GateSite]:

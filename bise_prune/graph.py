@@ -103,12 +103,33 @@ def removable_channels(group: DependencyGroup, trace: ChannelTrace) -> Tensor:
     Returns:
         Bool tensor of shape (group.num_channels,).
     """
-    readers = [member for member in group.members if not member.is_output and member.layer in trace.zero_inputs]
-    removable = torch.full((group.num_channels,), group.blocked is None and bool(readers))
-    for member in readers:
+    readers = [member for member in group.members if not member.is_output]
+    agreed = group.blocked is None and bool(readers) and all(_agrees(member, group, trace) for member in readers)
+    removable = torch.full((group.num_channels,), agreed)
+    for member in readers if agreed else ():
         live = ~trace.zero_inputs[member.layer][member.channels]
         removable[member.roots[live]] = False
     return removable
+
+
+def _agrees(reader: GroupMember, group: DependencyGroup, trace: ChannelTrace) -> bool:
+    """Whether graph and forward pass agree on which inputs of a layer are the group's channels."""
+    root_of = {member.layer: member for member in group.members if member.is_output}
+    expected = dict(zip(reader.channels.tolist(), reader.roots.tolist(), strict=True))
+    for tag in trace.reads.get(reader.layer, [None]):
+        if tag is None:
+            return False
+        found, place = {}, 0
+        for layer, size in tag.segments:
+            if layer in root_of:
+                producer = root_of[layer]
+                for channel, root in zip(producer.channels.tolist(), producer.roots.tolist(), strict=True):
+                    first = place + channel * tag.repeat
+                    found.update(dict.fromkeys(range(first, first + tag.repeat), root))
+            place += size * tag.repeat
+        if found != expected:
+            return False
+    return True
 
 
 def remove_channels(graph: tp.DependencyGraph, removed: Mapping[str, tuple[int, ...]]) -> None:
@@ -149,6 +170,8 @@ def _group(group: Any, names: Mapping[Any, str], trace: ChannelTrace) -> Depende
         blocked = blocked or _obstacle(module, name)
         if is_output and name in trace.escaped:
             blocked = blocked or f"'{name}' is read by {trace.escaped[name]}"
+        if is_output and isinstance(module, _PRODUCERS) and name not in trace.calls:
+            blocked = blocked or f"'{name}' ({type(module).__name__}) is not followed in the forward pass"
         members.append(GroupMember(name, is_output, torch.tensor(item.idxs), torch.tensor(roots)))
     return DependencyGroup(root, num_channels, tuple(members), blocked)
 

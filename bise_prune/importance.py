@@ -57,12 +57,15 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
 
     Raises:
         ConfigError: an unknown reduction.
+        ModelError: there are no masks.
     """
 
     def __init__(self, masks: MaskSet, reduction: Reduction = "all") -> None:
         if reduction not in _REDUCTIONS:
             raise ConfigError(f"unknown reduction '{reduction}': choose one of {', '.join(_REDUCTIONS)}")
         self.reduction = _REDUCTIONS[reduction]
+        if not masks.logits:
+            raise ModelError("the mask set is empty")
         parts = tie_free(list(masks.logits.values()))
         self.scores: dict[str, list[Tensor]] = {}
         for name, part in zip(masks.logits, parts, strict=True):

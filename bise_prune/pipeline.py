@@ -21,7 +21,7 @@ from .errors import BiseError, ConfigError, DataError, PruningError
 from .evaluation import Evaluation, evaluate
 from .export import export_onnx
 from .files import write_json
-from .gates import apply_masks, gate_sites
+from .gates import apply_masks, gate_sites, sites_of
 from .mask_search import SearchResult, search
 from .measurement import FLOPS_CONVENTION, measure, measure_latency
 from .pruning import PruningResult, fuse_batchnorm, prune
@@ -57,8 +57,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         yield
         timings[name] = time.perf_counter() - start
 
-    device = _device(config.device)
-    _check_output(config.output)
+    device = check_environment(config)
     with stage("load"):
         checkpoint = load_checkpoint(config.checkpoint)
         specification = _data_specification(config, checkpoint)
@@ -70,7 +69,11 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         num_classes = checkpoint.num_classes or 0
         _check_data(splits, num_classes)
         example = _example(dense, splits.train)
-        _check_target(config, dense, example, masks)
+        if masks is None:
+            gate_sites(dense, example, config.search.placement)
+            _check_target(config, dense, example)
+        else:
+            sites_of(masks, dense, example)
         aligned = aligned_values(splits.train.target, splits.train.bias, num_classes)
 
     split, held_out = _report_split(splits)
@@ -137,12 +140,19 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         "history": [dataclasses.asdict(epoch) for epoch in found.history] if found else [],
         "warnings": _warnings(splits, aligned, found, masks, dense_accuracy, slim_accuracy),
         "data": {"specification": portable(specification), "notes": list(splits.notes)},
-        "config": config.as_dict(),
+        "config": {**config.as_dict(), **({} if found else {"search": None})},
         "environment": environment_record(_device_name(device)) | {"flops_convention": FLOPS_CONVENTION},
         "timings": timings,
     }
     write_json(config.output / "report.json", record)
     return record
+
+
+def check_environment(config: RunConfig) -> torch.device:
+    """The device to use, once it is clear that it exists and that the output folder is free and can be written to."""
+    device = _device(config.device)
+    _check_output(config.output)
+    return device
 
 
 def _device(name: str) -> torch.device:
@@ -210,15 +220,15 @@ def _example(model: nn.Module, data: BiasedDataset) -> Tensor:
     try:
         with torch.no_grad():
             logits_of(model(example))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"the model does not take inputs of shape {tuple(example.shape)}: {reason}") from error
     return example
 
 
-def _check_target(config: RunConfig, model: nn.Module, example: Tensor, masks: MaskSet | None) -> None:
+def _check_target(config: RunConfig, model: nn.Module, example: Tensor) -> None:
     """Whether some masks could meet a numeric target: the widest removal leaves one channel everywhere."""
-    if masks is not None or config.target_sparsity == "auto":
+    if config.target_sparsity == "auto":
         return
     sites = gate_sites(model, example, config.search.placement)
     logits = {site.name: torch.arange(site.num_channels) - site.num_channels + 1.5 for site in sites}
@@ -268,6 +278,12 @@ def _preprocessing(data: BiasedDataset) -> dict[str, Any]:
     return {"mean": list(data.mean), "std": list(data.std), "size": size, "scale": "uint8 / 255"}
 
 
+def _empty_subgroups(train: BiasedDataset) -> int:
+    """Cells (y, b) without samples, among classes and bias values that occur."""
+    cells = torch.stack([train.target, train.bias[:, 0]], 1)
+    return len(cells[:, 0].unique()) * len(cells[:, 1].unique()) - len(cells.unique(dim=0))
+
+
 def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
     layers = []
     for name, gone in pruned.plan.removed.items():
@@ -288,7 +304,10 @@ def _warnings(
     conflicting = (~is_aligned(splits.train.target, splits.train.bias, aligned)).sum(0).tolist()
     if min(conflicting) < _FEW_SAMPLES * len(splits.train.target.unique()):
         notes.append(f"only {min(conflicting)} bias-conflicting training samples to learn from")
-    if splits.val is None:
+    empty = _empty_subgroups(splits.train)
+    if empty:
+        notes.append(f"{empty} subgroups have no training sample; they were weighted as if they had one")
+    if splits.val is None and found is not None:
         notes.append("no validation split: the masks are the last epoch's")
     if splits.test is None:
         notes.append("no test split: the accuracies above are on data that masks were learned or selected on")

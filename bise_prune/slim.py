@@ -18,7 +18,7 @@ from .models import build_model, identify_architecture
 _GATE = "gates.{}.mask"
 
 
-def load_model(path: Path, arch: str | None = None) -> tuple[nn.Module, Checkpoint]:
+def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, Checkpoint]:
     """A network in eval mode from a checkpoint, dense or slim, with the checkpoint completed by what was found out.
 
     Args:
@@ -28,8 +28,7 @@ def load_model(path: Path, arch: str | None = None) -> tuple[nn.Module, Checkpoi
     Raises:
         CheckpointError: the file is unfit, or its weights do not fit the architecture.
     """
-    checkpoint = load_checkpoint(path)
-    return model_of(checkpoint, path, arch)
+    return model_of(load_checkpoint(Path(path)), Path(path), arch)
 
 
 def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tuple[nn.Module, Checkpoint]:

@@ -93,6 +93,7 @@ class ChannelTrace:
         scales: indices of sigmoids that only scale another tensor (squeeze-and-excite).
         first_fork: step at which the first tensor that two functions read was first read; None in a plain chain.
         zero_inputs: layer -> bool tensor over its inputs, True where every call reads zero.
+        reads: layer -> tags of its inputs, one per call; None where nothing is known.
         consumers: layer -> functions that read its very output; a batch norm as ``"batch_norm:name"``.
         calls: layer -> number of calls.
         escaped: layer -> function without a rule that read its channels ("the model's output" for the last).
@@ -103,6 +104,7 @@ class ChannelTrace:
     scales: set[int] = field(default_factory=set)
     first_fork: int | None = None
     zero_inputs: dict[str, Tensor] = field(default_factory=dict)
+    reads: dict[str, list[ChannelTag | None]] = field(default_factory=dict)
     consumers: dict[str, list[str]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     escaped: dict[str, str] = field(default_factory=dict)
@@ -186,10 +188,11 @@ class _Tracer(TorchFunctionMode):
         self.trace = ChannelTrace()
         self.closed = closed
         self.step = 0
-        self.owner: dict[int, str] = {}
+        self.owner: dict[int, str | None] = {}
         for name, module in model.named_modules():
             for value in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-                self.owner[id(value)] = name
+                # A tensor that several modules share belongs to none: their layers are not followed.
+                self.owner[id(value)] = None if id(value) in self.owner else name
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -198,6 +201,10 @@ class _Tracer(TorchFunctionMode):
         tags = [tag for tensor in _tensors([*args, *kwargs.values()]) if (tag := _tag(tensor)) is not None]
         before = [tuple(tensor.shape) for tensor in _tensors([*args, *kwargs.values()])]
         output = func(*args, **kwargs)
+        if _name(func) == "setitem":  # changes its first argument in place and returns nothing
+            for layer in {layer for tag_in in tags for layer in tag_in.sources}:
+                self.trace.escaped.setdefault(layer, "an assignment to a part of a tensor")
+            args[0]._bise_tag = None
         if not any(True for _ in _tensors([output])):
             return output
         self.step += 1
@@ -206,7 +213,8 @@ class _Tracer(TorchFunctionMode):
         operands = args or tuple(kwargs[key] for key in ("input", "tensors") if key in kwargs)
         tag = self._rule(name, operands, kwargs, output, before) if isinstance(output, Tensor) else None
         for source in (tag_in for tag_in in tags if tag_in.raw is not None):
-            reader = f"batch_norm:{self._owner(args, kwargs, 1)}" if name == "batch_norm" else name
+            norm = self._owner(args, kwargs, 1) if name == "batch_norm" and source.dim == 1 else None
+            reader = name if norm is None else f"batch_norm:{norm}"
             self.trace.consumers.setdefault(source.raw or "", []).append(reader)
         if tag is None:
             for layer in {layer for tag_in in tags for layer in tag_in.sources}:
@@ -286,6 +294,11 @@ class _Tracer(TorchFunctionMode):
 
     def _arithmetic(self, name: str, args: tuple[Any, ...], output: Tensor) -> ChannelTag | None:
         tags = [tag for value in args[:2] if (tag := _tag(value)) is not None]
+        for value in args[:2]:  # a tensor of unknown origin may be broadcast over the channels, not differ between them
+            if tags and isinstance(value, Tensor) and _tag(value) is None:
+                place = tags[0].dim - (output.ndim - value.ndim)
+                if place >= 0 and value.shape[place] != 1:
+                    return None
         if not tags or any(
             tag.dim != tags[0].dim or len(tag.zero) != len(tags[0].zero) or output.shape[tag.dim] != len(tag.zero)
             for tag in tags
@@ -377,6 +390,7 @@ class _Tracer(TorchFunctionMode):
 
     def _read(self, layer: str, tag: ChannelTag | None, size: int) -> None:
         zero = tag.zero if tag is not None else torch.zeros(size, dtype=torch.bool)
+        self.trace.reads.setdefault(layer, []).append(tag)
         known = self.trace.zero_inputs.get(layer)
         self.trace.zero_inputs[layer] = zero if known is None else known & zero
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .artifacts import Verification
-from .errors import VerificationError
+from .errors import ConfigError, VerificationError
 from .tracing import Inputs, logits_of, run
 
 
@@ -59,6 +59,8 @@ def compare_outputs(
     relative: bool = False,
 ) -> Verification:
     """The largest difference between the two tensors that ``outputs`` returns, over batches of several sizes."""
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ConfigError(f"batch_sizes = {tuple(batch_sizes)}: expected at least one size, each >= 1")
     generator = torch.Generator().manual_seed(seed)
     error = scale = 0.0
     for size in batch_sizes:

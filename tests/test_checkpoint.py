@@ -53,6 +53,9 @@ def test_foreign_files_are_refused(tmp_path, content):
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "none.pt")
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pt")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        load_checkpoint(tmp_path / "numbers.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         load_checkpoint(tmp_path / "list.pt")
@@ -95,6 +98,31 @@ def test_architectures_are_told_from_the_weights():
         identify_architecture({"weight": torch.zeros(3, 3)})
     with pytest.raises(CheckpointError, match="holds no weights"):
         identify_architecture({})
+
+
+def test_a_plain_safetensors_file_is_recognised(tmp_path):
+    model = build_model("resnet18", 4).eval()
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")  # keys come back in alphabetical order
+    loaded, found = load_model(str(tmp_path / "weights.safetensors"))
+    assert (found.arch, found.num_classes) == ("resnet18", 4)
+    assert torch.equal(loaded(images(size=32)), model(images(size=32)))
+
+
+def test_damaged_files_are_refused(tmp_path):
+    torch.save(build_model("mlp", 3, {"in_features": 4, "hidden": [3]}).state_dict(), tmp_path / "m.pt")
+    whole = bytearray((tmp_path / "m.pt").read_bytes())
+    generator = torch.Generator().manual_seed(0)
+    refused = 0
+    for _ in range(150):
+        content = whole.copy()
+        for place in torch.randint(len(whole), (20,), generator=generator).tolist():
+            content[place] = int(torch.randint(256, (), generator=generator))
+        (tmp_path / "damaged.pt").write_bytes(content)
+        try:
+            load_checkpoint(tmp_path / "damaged.pt")
+        except CheckpointError:
+            refused += 1
+    assert refused > 50  # the others were hit where only weights stand
 
 
 def test_mismatches_are_listed(tmp_path):

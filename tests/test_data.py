@@ -214,7 +214,8 @@ def test_a_split_that_is_scattered_over_the_rows(tmp_path):
     [
         ([(0, 0, "train", "a.png"), (0, 0, "dev", "b.png")], "unknown split values 'dev'"),
         ([(0, 0, "test", "a.png")], "no row of the training split"),
-        ([(-1, 0, "train", "a.png")], "label values must be integers from 0 or names, found -1"),
+        ([(-1, 0, "train", "a.png")], "label values must be names or integers from 0 to 99999, found -1"),
+        ([(0, 10**20, "train", "a.png")], "bias values must be names or integers from 0 to 99999, found 1000000"),
         ([(0, 0, "train", "a.png"), (1, 1, "train", "a.png")], "1 files are listed more than once"),
         ([(0, "", "train", "a.png")], "1 rows lack a value, first in line 2"),
         ([], "has no rows"),

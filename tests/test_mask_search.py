@@ -52,7 +52,12 @@ def test_subgroup_weights_equal_equation_4_for_even_conflicts():
 
 
 def test_empty_subgroups_count_as_one():
-    assert torch.isfinite(subgroup_weights(torch.tensor([[5, 0], [0, 5]]))).all()
+    assert subgroup_weights(torch.tensor([[5, 0], [1, 4]])).tolist() == [[0.5, 2.5], [2.5, 0.625]]
+
+
+def test_labels_that_never_occur_do_not_count():
+    counts = torch.tensor([[0, 4, 1], [0, 2, 1]])
+    assert torch.equal(subgroup_weights(counts)[:, 1:], subgroup_weights(counts[:, 1:]))
 
 
 def test_weights_follow_the_labels():
@@ -296,6 +301,8 @@ def test_data_that_cannot_be_debiased_are_refused():
         search(network("mlp"), biased_loader(classes=4), SearchConfig(**SHORT))
     with pytest.raises(DataError, match="loader is empty"):
         search(network("mlp"), [], SearchConfig(**SHORT))
+    with pytest.raises(DataError, match="give a loader, not an iterator"):
+        search(network("mlp"), iter(biased_loader()), SearchConfig(**SHORT))
     with pytest.raises(DataError, match="no tensor field 'bias'"):
         search(network("mlp"), [{"input": images(), "target": torch.zeros(2)}], SearchConfig(**SHORT))
 

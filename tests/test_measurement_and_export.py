@@ -86,6 +86,10 @@ def test_exported_models_compute_the_same(tmp_path, name, placement):
     assert torch.allclose(torch.from_numpy(logits), slim(batch), rtol=0, atol=1e-4)
 
 
+def test_models_in_double_are_exported_in_single(tmp_path):
+    assert export_onnx(network("mlp").double(), tmp_path / "m.onnx", images().double()).passed
+
+
 def test_exported_files_hold_nothing_of_this_machine(tmp_path):
     export_onnx(network("resnet").train(), tmp_path / "m.onnx", images())
     content = (tmp_path / "m.onnx").read_bytes()

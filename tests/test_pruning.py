@@ -6,7 +6,7 @@ from cases import NETWORKS, biased_loader, images, network, random_masks, random
 from torch import nn
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, fuse_batchnorm, gate_sites, prune, search, verify
-from bise_prune.errors import PruningError, VerificationError
+from bise_prune.errors import ConfigError, PruningError, VerificationError
 from bise_prune.gates import GatedModel
 from bise_prune.models import build_model
 
@@ -18,10 +18,9 @@ def num_params(model):
 def largest_error(first, second, inputs):
     """Independent of the package's own verification."""
     first, second = (copy.deepcopy(model).double() for model in (first, second))
+    x = torch.cat([inputs, torch.randn_like(inputs)]).double()
     with torch.no_grad():
-        return max(
-            float((first(x) - second(x)).abs().max()) for x in (inputs.double(), torch.randn_like(inputs).double())
-        )
+        return float((first(x) - second(x)).abs().max())
 
 
 PAPERS_NETWORKS = {
@@ -82,6 +81,84 @@ def test_learned_masks_are_pruned_exactly(name):
     inputs = loader.data.batch(torch.arange(3)).input
     assert masks.num_closed
     assert largest_error(apply_masks(model, masks, inputs), prune(model, masks, inputs).model, inputs) < 1e-9
+
+
+class Net(nn.Module):
+    """Layers and a function of them: networks with one awkward thing each."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def _shared():
+    net = Net(
+        lambda s, x: s.head(torch.relu(s.c(torch.relu(s.b(torch.relu(s.a(x)))))).mean((2, 3))),
+        a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 3), c=nn.Conv2d(4, 4, 3), head=nn.Linear(4, 3),
+    )  # fmt: skip
+    net.c.weight = net.b.weight
+    return net
+
+
+def _assigned(s, x):
+    h = torch.relu(s.a(x))
+    h[:, :, 0, 0] = 1.0
+    return s.head(h.mean((2, 3)))
+
+
+def _scaled():
+    net = Net(
+        lambda s, x: s.head(torch.relu(s.b(torch.relu(s.a(x)) * s.scale)).mean((2, 3))),
+        a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 5, 3), head=nn.Linear(5, 3),
+    )  # fmt: skip
+    net.register_buffer("scale", torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1, 1))
+    return net
+
+
+AWKWARD = {
+    "transposed convolution": lambda: Net(
+        lambda s, x: s.head(torch.relu(s.b(torch.relu(s.u(torch.relu(s.a(x)))))).mean((2, 3))),
+        a=nn.Conv2d(3, 6, 3), u=nn.ConvTranspose2d(6, 6, 2), b=nn.Conv2d(6, 5, 3), head=nn.Linear(5, 3),
+    ),
+    "normalised weights": lambda: Net(
+        lambda s, x: s.head(torch.relu(s.b(torch.relu(s.a(x)))).mean((2, 3))),
+        a=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3)), b=nn.Conv2d(6, 5, 3), head=nn.Linear(5, 3),
+    ),
+    "shared weights": _shared,
+    "a constant scale": _scaled,
+    "an assignment": lambda: Net(_assigned, a=nn.Conv2d(3, 6, 3), head=nn.Linear(6, 3)),
+    "concatenate and flatten": lambda: Net(
+        lambda s, x: s.head(torch.relu(s.f(torch.cat([torch.relu(s.a(x)), torch.relu(s.b(x))], 1).flatten(1)))),
+        a=nn.Conv2d(3, 4, 3, 2), b=nn.Conv2d(3, 4, 3, 2), f=nn.Linear(8 * 9, 6), head=nn.Linear(6, 3),
+    ),
+    "one slope for all channels": lambda: Net(
+        lambda s, x: s.head(s.q(s.b(s.p(s.a(x)))).mean((2, 3))),
+        a=nn.Conv2d(3, 6, 3), p=nn.PReLU(), b=nn.Conv2d(6, 8, 3), q=nn.PReLU(8), head=nn.Linear(8, 3),
+    ),
+    "group norm": lambda: Net(
+        lambda s, x: s.head(torch.relu(s.n(s.a(x))).mean((2, 3))),
+        a=nn.Conv2d(3, 6, 3), n=nn.GroupNorm(2, 6), head=nn.Linear(6, 3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(AWKWARD))
+def test_what_cannot_be_followed_stays_but_is_masked(name):
+    model, inputs = AWKWARD[name]().eval(), images()
+    for seed in range(2):
+        masks = random_masks(model, inputs, "paper", seed)
+        result = prune(model, masks, inputs)
+        assert result.verification.passed
+        assert num_params(result.model) == result.plan.params[1]
+        masked = apply_masks(model, masks, inputs)
+        assert (masked(inputs) - model(inputs)).abs().max() > 0
+        if name != "normalised weights":  # parametrised modules cannot be copied by the independent check
+            assert largest_error(masked, result.model, inputs) < 1e-9
 
 
 def test_open_masks_remove_nothing():
@@ -148,7 +225,10 @@ def test_a_target_out_of_reach_names_the_nearest():
 def test_a_model_that_differs_is_stopped(monkeypatch):
     from bise_prune.pruning import surgery
 
+    remove = surgery.remove_channels
+
     def spoil(graph, removed):
+        remove(graph, removed)
         with torch.no_grad():
             graph.model.head.bias += 1
 
@@ -178,6 +258,22 @@ def test_fusion_is_exact(name):
     fused = fuse_batchnorm(model, inputs)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fused.modules())
     assert torch.allclose(fused(inputs), model(inputs), rtol=0, atol=1e-12)
+
+
+def test_norms_over_another_dimension_or_without_statistics_stay():
+    tokens = Net(
+        lambda s, x: s.head(s.norm(s.a(x)).flatten(1)), a=nn.Linear(5, 6), norm=nn.BatchNorm1d(6), head=nn.Linear(36, 3)
+    )
+    plain = Net(
+        lambda s, x: s.head(s.norm(s.a(x)).mean((2, 3))),
+        a=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4, track_running_stats=False), head=nn.Linear(4, 3),
+    )  # fmt: skip
+    for model, inputs in ((tokens, torch.randn(2, 6, 5)), (plain, images())):
+        randomise(tokens, 0)
+        model.eval()
+        fused = fuse_batchnorm(model, inputs)
+        assert isinstance(fused.norm, nn.modules.batchnorm._BatchNorm)
+        assert torch.equal(fused(inputs), model(inputs))
 
 
 def test_fusion_after_pruning():
@@ -235,6 +331,14 @@ def test_verification_finds_small_and_undefined_differences():
     with torch.no_grad():
         other.head.bias[1] = float("nan")
     assert not verify(model, other, inputs).passed
+
+
+def test_arguments_are_checked():
+    model, inputs = network("mlp"), images()
+    with pytest.raises(ConfigError, match="expected at least one size"):
+        verify(model, model, inputs, batch_sizes=())
+    with pytest.raises(ConfigError, match="target_sparsity = 'half'"):
+        prune(model, random_masks(model, inputs, "tied"), inputs, "half")
 
 
 def test_verification_needs_equal_shapes():

@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of either runtime (default: 1)")
     parser.add_argument("--runs", type=int, default=50, help="timed runs of each model (default: 50)")
     arguments = parser.parse_args(argv)
+    if arguments.runs < 2 or arguments.threads < 1 or min(arguments.batch_sizes) < 1:
+        parser.error("--runs must be at least 2, --threads and --batch-sizes at least 1")
     return models.guarded(lambda: report(arguments))
 
 

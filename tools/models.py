@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bise_prune.checkpoint import load_checkpoint
 from bise_prune.errors import BiseError, ModelError
-from bise_prune.slim import example_input, load_model
+from bise_prune.slim import example_input, model_of
 from bise_prune.tracing import logits_of
 
 
@@ -41,25 +42,19 @@ def load(
     """Read models and check that they take their inputs."""
     loaded = []
     for path, name in zip(paths, short_names(paths), strict=True):
-        model, checkpoint = load_model(path, arch if checkpoint_needs(path) else None)
+        checkpoint = load_checkpoint(path)
+        model, checkpoint = model_of(checkpoint, path, arch if checkpoint.arch is None else None)
         example = example_input(checkpoint, shape, batch_size)
         try:
             with torch.no_grad():
                 logits_of(model(example))
-        except RuntimeError as error:
+        except (AssertionError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(
                 f"{path} does not take inputs of {tuple(example.shape)}; pass --shape ({reason})"
             ) from error
         loaded.append(LoadedModel(name, model, example))
     return loaded
-
-
-def checkpoint_needs(path: Path) -> bool:
-    """Whether the file leaves its architecture open."""
-    from bise_prune.checkpoint import load_checkpoint
-
-    return load_checkpoint(path).arch is None
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

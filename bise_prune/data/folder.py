@@ -24,6 +24,7 @@ COLUMNS = {
     "split": ("split",),
     "file": ("file", "filename", "img_filename", "file_name", "path"),
 }
+_LARGEST_LABEL = 99_999  # a guard against identifiers taken for labels
 _SPLITS = {"0": "train", "1": "val", "2": "test", "train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -109,8 +110,10 @@ def _encode(values: Sequence[str], what: str, problems: list[str]) -> tuple[Tens
         names = sorted(set(values))
         lookup = {name: i for i, name in enumerate(names)}
         return torch.tensor([lookup[value] for value in values]), names
-    if min(numbers) < 0:
-        problems.append(f"{what} values must be integers from 0 or names, found {min(numbers)}")
+    if min(numbers) < 0 or max(numbers) > _LARGEST_LABEL:
+        wrong = min(numbers) if min(numbers) < 0 else max(numbers)
+        problems.append(f"{what} values must be names or integers from 0 to {_LARGEST_LABEL}, found {wrong}")
+        return torch.zeros(len(numbers), dtype=torch.long), []
     return torch.tensor(numbers), [str(i) for i in range(max(numbers) + 1)]
 
 
@@ -134,9 +137,9 @@ def _decode(root: Path, files: Sequence[Path], size: Sequence[int] | None) -> Te
                     rgb = rgb.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
                 array[i] = np.asarray(rgb).transpose(2, 0, 1)
         except FileNotFoundError:
-            return f"{files[i].relative_to(root)} is missing"
+            return f"{files[i].name} is missing"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{files[i].relative_to(root)} is unreadable ({type(error).__name__})"
+            return f"{files[i].name} is unreadable ({type(error).__name__})"
         return None
 
     with ThreadPoolExecutor() as pool:

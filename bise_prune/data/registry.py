@@ -40,7 +40,11 @@ def load_data(specification: str, preprocessing: Mapping[str, Any] | None = None
     head, *options = specification.split(",")
     name, _, root = head.partition(":")
     if name not in _NAMED:
-        if not Path(specification).is_dir():
+        try:
+            is_folder = Path(specification).is_dir()
+        except (OSError, ValueError):  # a name that no file system takes
+            is_folder = False
+        if not is_folder:
             known = ", ".join(f"'{known}'" for known in _NAMED)
             raise DataError(f"no folder at '{specification}', and no data set of that name (known: {known})")
         return load_folder(Path(specification), preprocessing or {})

@@ -19,7 +19,7 @@ from ..data.batch import Loader, as_batch
 from ..errors import BiseError, DataError
 from ..evaluation import Evaluation, SubgroupAccuracy, evaluate
 from ..files import atomic_path
-from ..gates import GatedModel, LearnedGate, captured_inputs, gate_sites, head_name
+from ..gates import CapturedInputs, GatedModel, LearnedGate, gate_sites, head_name
 from ..subgroups import aligned_values, is_aligned
 from ..tracing import logits_of, trace_channels
 from .heads import BiasHeads, head_loss, train_heads
@@ -189,6 +189,8 @@ class _Run:
         self.aligned = aligned_values(target, bias, self.num_classes)
         conflicting = (~is_aligned(target, bias, self.aligned)).sum(0)
         self.num_conflicting = tuple(conflicting.tolist())
+        places = torch.arange(1, len(target) + 1)
+        self.label_digest = (len(target), int(places @ target), [int(places @ column) for column in bias.unbind(1)])
         if not min(self.num_conflicting):
             raise DataError(
                 f"no bias-conflicting sample among {len(target)} for bias {self.num_conflicting.index(0)}: "
@@ -234,11 +236,11 @@ class _Run:
         before = self.gated.logits()
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         batches, silent = 0, torch.zeros((), dtype=torch.long, device=self.device)
-        with captured_inputs(self.gated.model, self.head_layer) as bottleneck:
+        with CapturedInputs(self.gated.model, self.head_layer) as bottleneck:
             for raw in self._epoch():
                 batch = as_batch(raw).to(self.device)
                 logits = logits_of(self.gated(batch.input))
-                features = bottleneck.pop()
+                features = bottleneck.inputs.pop()
                 aligned = is_aligned(batch.target, batch.bias, self.aligned)
                 terms = bise_objective(
                     logits,
@@ -297,13 +299,15 @@ class _Run:
     def _features(self) -> tuple[Tensor, Tensor, Tensor]:
         """Bottleneck features under the present masks, with targets and biases on the CPU, in the loader's order."""
         features, targets, biases = [], [], []
-        with torch.no_grad(), captured_inputs(self.gated.model, self.head_layer) as bottleneck:
+        with torch.no_grad(), CapturedInputs(self.gated.model, self.head_layer) as bottleneck:
             for raw in self._epoch():
                 batch = as_batch(raw)
                 self.gated(batch.input.to(self.device))
-                features.append(bottleneck.pop().flatten(1))
+                features.append(bottleneck.inputs.pop().flatten(1))
                 targets.append(batch.target.cpu())
                 biases.append(batch.bias.cpu())
+        if not features:
+            raise DataError("the training loader yields nothing on its second pass: give a loader, not an iterator")
         return torch.cat(features), torch.cat(targets), torch.cat(biases)
 
     # -- a stopped search resumes ------------------------------------------------------------------
@@ -312,7 +316,7 @@ class _Run:
         """What must be equal for a saved state to belong to this search."""
         sites = [(site.name, site.num_channels) for site in self.gated.sites]
         weights = [float(parameter.double().sum()) for parameter in self.gated.model.parameters()]
-        return repr((self.config, sites, self.num_conflicting, weights))
+        return repr((self.config, sites, self.batch_size, self.label_digest, weights))
 
     def save(self, path: Path) -> None:
         """Keep the state after an epoch."""

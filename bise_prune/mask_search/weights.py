@@ -17,7 +17,8 @@ from ..subgroups import count_subgroups, is_aligned
 def subgroup_weights(counts: Tensor) -> Tensor:
     """r(y, b) = 1 / (G p(y, b)): inverse subgroup frequency over G = |Y| |B| subgroups.   BISE, Eq. (B.8), in general.
 
-    Equals Eq. (4) where conflicting samples are spread evenly. Empty subgroups count as one sample.
+    Equals Eq. (4) where conflicting samples are spread evenly. Empty subgroups count as one sample; classes and bias
+    values that never occur do not count in G.
 
     Args:
         counts: samples per subgroup, shape (classes, bias classes).
@@ -28,7 +29,8 @@ def subgroup_weights(counts: Tensor) -> Tensor:
     >>> subgroup_weights(torch.tensor([[4, 1], [2, 1]])).tolist()
     [[0.5, 2.0], [1.0, 2.0]]
     """
-    return counts.sum().double() / (counts.numel() * counts.clamp(min=1))
+    num_subgroups = (counts.sum(1) > 0).sum() * (counts.sum(0) > 0).sum()
+    return counts.sum().double() / (num_subgroups * counts.clamp(min=1))
 
 
 def alignment_weights(rho: Sequence[float], num_classes: int) -> Tensor:

@@ -64,10 +64,8 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
     Raises:
         CheckpointError: none fits, or several do.
     """
-    weights = [tensor for tensor in state.values() if tensor.ndim]
-    if not weights:
+    if not state:
         raise CheckpointError("the checkpoint holds no weights")
-    num_classes = int(weights[-1].shape[0])
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
@@ -79,16 +77,20 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
             continue
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            keys = list(build_model(name, 2).state_dict())
+            if shapes.keys() != set(keys) or not shapes[keys[-1]]:
+                continue
+            num_classes = shapes[keys[-1]][0]
             candidate = build_model(name, num_classes)
         if {key: tensor.shape for key, tensor in candidate.state_dict().items()} == shapes:
             if name in hint or name.startswith("resnet"):
                 return name, num_classes
-            fitting.append(name)
+            fitting.append((name, num_classes))
     if len(fitting) != 1:
         found = (
-            f"several fit ({', '.join(fitting)})"
+            f"several fit ({', '.join(name for name, _ in fitting)})"
             if fitting
             else "no torchvision classifier fits (RegNets are not tried)"
         )
         raise CheckpointError(f"cannot tell the architecture from the weights: {found}; name it with --arch")
-    return fitting[0], num_classes
+    return fitting[0]

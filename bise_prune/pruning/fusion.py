@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..errors import ModelError
 from ..tracing import Inputs, trace_channels
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -26,9 +25,6 @@ def fuse_batchnorm(model: _Module, example_inputs: Inputs) -> _Module:
     Args:
         model: any network; never changed.
         example_inputs: its input(s), batch first.
-
-    Raises:
-        ModelError: a norm to fold has no running statistics.
     """
     trace = trace_channels(model, example_inputs)
     fused = copy.deepcopy(model).eval()
@@ -39,14 +35,13 @@ def fuse_batchnorm(model: _Module, example_inputs: Inputs) -> _Module:
         layer, norm = fused.get_submodule(layer_name), fused.get_submodule(norm_name)
         once = trace.calls[layer_name] == 1 and trace.calls.get(norm_name) == 1
         if once and isinstance(layer, _FOLDABLE) and isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            _fold(layer, norm, norm_name)
+            _fold(layer, norm)
             fused.set_submodule(norm_name, nn.Identity())
     return fused
 
 
-def _fold(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, name: str) -> None:
-    if norm.running_mean is None or norm.running_var is None:
-        raise ModelError(f"cannot fold '{name}': it has no running statistics")
+def _fold(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None  # by them the trace told the norm's name
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, nn.Parameter)
     with torch.no_grad():

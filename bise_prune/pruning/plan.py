@@ -149,6 +149,8 @@ def removed_parameters(
     for layer in inputs.keys() | outputs.keys():
         gone_out, gone_in = len(outputs.get(layer, ())), len(inputs.get(layer, ()))
         for name, parameter in modules[layer].named_parameters(recurse=False):
+            if isinstance(modules[layer], nn.PReLU) and parameter.numel() == 1:
+                continue  # one slope for all channels
             shape = list(parameter.shape)
             shape[0] -= gone_out
             if name == "weight" and parameter.ndim > 1 and getattr(modules[layer], "groups", 1) == 1:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..artifacts import GateSite, MaskSet, PruningPlan, Verification
 from ..config import TargetSparsity
+from ..errors import ConfigError
 from ..gates import constant_gates, sites_of
 from ..graph import build_graph, dependency_groups, remove_channels
 from ..tracing import Inputs, trace_channels
@@ -64,6 +65,8 @@ def prune(
         PruningError: the target cannot be met.
         VerificationError: the slim network does not compute the masked function.
     """
+    if target_sparsity != "auto" and not (isinstance(target_sparsity, float) and 0 < target_sparsity < 1):
+        raise ConfigError(f"target_sparsity = {target_sparsity!r}: expected 'auto' or a number in (0, 1)")
     sites = sites_of(masks, model, example_inputs)
     plan = Planner(model, sites, example_inputs).plan(masks, target_sparsity)
     slim = copy.deepcopy(model).eval()
@@ -73,6 +76,7 @@ def prune(
         groups = dependency_groups(graph, trace_channels(slim, example_inputs))
         gone = removed_outputs(groups, plan.removed)
         remove_channels(graph, plan.removed)
+    assert sum(parameter.numel() for parameter in slim.parameters()) == plan.params[1]
     slim = _under_constant_gates(slim, sites, plan, gone, model, example_inputs)
     masked = constant_gates(copy.deepcopy(model).eval(), sites, plan.keep)
     verification = verify(masked, slim, example_inputs, batch_sizes=batch_sizes, tolerance=tolerance)
