@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = SearchConfig(placement="paper", weighting="alignment", rho=TRAIN_RHO, anneal_every=arguments.anneal_every)
     runs = [one_seed(arguments, config, seed) for seed in arguments.seeds]
     record = base_record(arguments.seeds, (__doc__ or "").split("Protocol: ")[1].split("Minutes")[0].strip(), "cpu")
-    record["command"] = record["command"].replace(str(arguments.data_root), arguments.data_root.name)
     record["config"] = dataclasses.asdict(config)
     record["n_test"] = runs[0]["n_test"]
     for system in ("vanilla", "bise_last"):

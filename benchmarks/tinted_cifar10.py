@@ -83,8 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def record_of(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     record = base_record(arguments.seeds, (__doc__ or "").split("Protocol: ")[1].split(" Writes")[0], "cpu")
-    for path in (arguments.data_root, arguments.work):
-        record["command"] = record["command"].replace(str(path), path.name)
     record["n_test"] = runs[0]["dense"]["n"]
     keys = ("accuracy", "unbiased_accuracy", "worst_group_accuracy", "params", "flops", "size_bytes", "latency_ms")
     for model in ("dense", "slim"):

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -111,5 +112,5 @@ def side_by_side(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]
 
 
 def command_line() -> str:
-    """The command that made a record, by the program's name alone."""
-    return " ".join([sys.argv[0].rpartition("/")[2], *sys.argv[1:]])
+    """The command that made a record, with files and folders by their names alone."""
+    return " ".join(Path(argument).name if "/" in argument else argument for argument in sys.argv)
