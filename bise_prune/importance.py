@@ -50,6 +50,10 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
     group, since the zero of m has a meaning of its own, and never tie. Groups without masks return None, which
     pruners skip. One step only: after a removal the masks no longer match the layers.
 
+    Two habits of torch-pruning's own pruners are out of this class's reach: on frozen weights they find no groups and
+    remove nothing without a word, and ``round_to`` rounds the channels that stay *down*, so that open ones go as well.
+    :func:`bise_prune.prune` does neither.
+
     Args:
         masks: masks of the very network that is pruned (layers are matched by name).
         reduction: how masks of coupled outputs that disagree become one score. "all" = the largest m, so that a
