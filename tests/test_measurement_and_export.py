@@ -2,10 +2,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from cases import images, network, random_masks
+from cases import biased_loader, images, network, random_masks
 from torch import nn
 
-from bise_prune import export_onnx, fuse_batchnorm, measure, prune
+from bise_prune import SearchConfig, export_onnx, fuse_batchnorm, measure, prune, search
 from bise_prune.errors import ConfigError, ModelError, VerificationError
 from bise_prune.measurement import measure_latency
 from bise_prune.models import build_model
@@ -129,3 +129,16 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     with pytest.raises(ConfigError, match="a tensor or a tuple of tensors"):
         export_onnx(network("mlp"), tmp_path / "m.onnx", {"input": images()})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_search_and_the_timing_run_on_cuda():
+    model, loader = network("resnet"), biased_loader()
+    config = SearchConfig(anneal_every=1, min_temperature=0.4, head_epochs=2)
+    found = search(model.cuda(), loader, config, loader)
+    on_cpu = search(network("resnet"), loader, config, loader)
+    assert found.history[0].closed == pytest.approx(on_cpu.history[0].closed, abs=3)
+    result = prune(network("resnet"), found.last, images())
+    latency = measure_latency([result.model], images(), runs=3, device="cuda")[0]
+    assert latency.device == torch.cuda.get_device_name() and latency.median_ms > 0
