@@ -33,7 +33,7 @@ def base_record(seeds: Sequence[int], protocol: str, device: str) -> dict[str, A
     return {
         "command": f"python benchmarks/{command_line()}",
         "commit": _COMMIT,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seeds": list(seeds),
         "protocol": protocol,
         "environment": {**environment_record(device), "threads": torch.get_num_threads()},
