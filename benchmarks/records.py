@@ -55,7 +55,7 @@ def _commit() -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    dirty = "+changes" if git("status", "--porcelain", "--", "../bise_prune", ".") else ""
+    dirty = "+changes" if git("status", "--porcelain", "--", "../bise_prune", ".", ":!records") else ""
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + dirty
 
 
