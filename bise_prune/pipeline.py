@@ -22,7 +22,7 @@ from .evaluation import Evaluation, evaluate
 from .export import export_onnx
 from .files import write_json
 from .gates import apply_masks, gate_sites, sites_of
-from .mask_search import SearchResult, search
+from .mask_search import EpochRecord, SearchResult, search
 from .measurement import FLOPS_CONVENTION, measure, measure_latency
 from .pruning import PruningResult, fuse_batchnorm, prune
 from .pruning.plan import TOLERANCE, Planner
@@ -137,7 +137,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         },
         "layers": _layers(dense, pruned),
         "closed_but_kept": dict(pruned.plan.closed_but_kept),
-        "history": [dataclasses.asdict(epoch) for epoch in found.history] if found else [],
+        "history": [_epoch_record(epoch) for epoch in found.history] if found else [],
         "warnings": _warnings(splits, aligned, found, masks, dense_accuracy, slim_accuracy),
         "data": {"specification": portable(specification), "notes": list(splits.notes)},
         "config": {**config.as_dict(), **({} if found else {"search": None})},
@@ -271,6 +271,14 @@ def _selection(found: SearchResult, has_validation: bool) -> dict[str, Any]:
         "validation_n": chosen.n,
         "validation_unbiased_accuracy": chosen.unbiased_accuracy,
     }
+
+
+def _epoch_record(epoch: EpochRecord) -> dict[str, Any]:
+    """An epoch's figures, its validation without the subgroups: they would fill a megabyte."""
+    record = dataclasses.asdict(epoch)
+    if record["validation"] is not None:
+        del record["validation"]["subgroups"]
+    return record
 
 
 def _preprocessing(data: BiasedDataset) -> dict[str, Any]:
