@@ -72,13 +72,11 @@ def build_graph(model: nn.Module, example_inputs: Inputs) -> tp.DependencyGraph:
 
 def dependency_groups(graph: tp.DependencyGraph, trace: ChannelTrace) -> list[DependencyGroup]:
     """Every dependency group of the graph, with the reason where removal would not be exact."""
-    names = module_names(graph)
+    # By module object: torch-pruning's own node names hold the layer's repr.
+    names: dict[Any, str] = {module: name for name, module in graph.model.named_modules()}
     groups: list[DependencyGroup] = []
     seen: set[str] = set()
-    for (
-        name,
-        module,
-    ) in graph.model.named_modules():  # in this order, so that a block's own layer comes before its shortcut
+    for module, name in names.items():  # in the model's order: a block's own layer comes before its shortcut
         if name in seen or module not in graph.module2node or not isinstance(module, _PRODUCERS):
             continue
         prune_out = graph.get_pruner_of_module(module).prune_out_channels
@@ -86,11 +84,6 @@ def dependency_groups(graph: tp.DependencyGraph, trace: ChannelTrace) -> list[De
         groups.append(_group(graph.get_pruning_group(module, prune_out, channels), names, trace))
         seen.update(groups[-1].producers)
     return groups
-
-
-def module_names(graph: tp.DependencyGraph) -> dict[Any, str]:
-    """Module object -> its name in the model (torch-pruning's own node names hold the layer's repr)."""
-    return {module: name for name, module in graph.model.named_modules()}
 
 
 def removable_channels(group: DependencyGroup, trace: ChannelTrace) -> Tensor:

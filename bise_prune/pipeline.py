@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .artifacts import MaskSet
+from .artifacts import GateSite, MaskSet
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import RunConfig, portable
 from .data import BatchLoader, BiasedDataset, DataSplits, load_data
@@ -70,8 +70,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         _check_data(splits, num_classes)
         example = _example(dense, splits.train)
         if masks is None:
-            gate_sites(dense, example, config.search.placement)
-            _check_target(config, dense, example)
+            _check_target(config, dense, gate_sites(dense, example, config.search.placement), example)
         else:
             sites_of(masks, dense, example)
         aligned = aligned_values(splits.train.target, splits.train.bias, num_classes)
@@ -226,11 +225,10 @@ def _example(model: nn.Module, data: BiasedDataset) -> Tensor:
     return example
 
 
-def _check_target(config: RunConfig, model: nn.Module, example: Tensor) -> None:
+def _check_target(config: RunConfig, model: nn.Module, sites: Sequence[GateSite], example: Tensor) -> None:
     """Whether some masks could meet a numeric target: the widest removal leaves one channel everywhere."""
     if config.target_sparsity == "auto":
         return
-    sites = gate_sites(model, example, config.search.placement)
     logits = {site.name: torch.arange(site.num_channels) - site.num_channels + 1.5 for site in sites}
     widest = Planner(model, sites, example).plan(MaskSet(logits), "auto").sparsity
     if float(config.target_sparsity) > widest + TOLERANCE:
