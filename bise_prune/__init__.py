@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from .config import RunConfig, SearchConfig
     from .errors import BiseError
     from .evaluation import evaluate
-    from .export import export_onnx
+    from .export import export_onnx, export_program
     from .gates import apply_masks, gate_sites
     from .importance import BISEImportance
     from .mask_search import SearchResult, search
     from .measurement import measure
     from .pipeline import run
     from .pruning import PruningResult, fuse_batchnorm, prune
-    from .slim import load_model
+    from .slim import load_model, load_slim, save_slim
     from .verification import verify
 
 _HOMES = {
@@ -28,14 +28,14 @@ _HOMES = {
     "config": ("RunConfig", "SearchConfig"),
     "errors": ("BiseError",),
     "evaluation": ("evaluate",),
-    "export": ("export_onnx",),
+    "export": ("export_onnx", "export_program"),
     "gates": ("apply_masks", "gate_sites"),
     "importance": ("BISEImportance",),
     "measurement": ("measure",),
     "pipeline": ("run",),
     "pruning": ("PruningResult", "fuse_batchnorm", "prune"),
     "mask_search": ("SearchResult", "search"),
-    "slim": ("load_model",),
+    "slim": ("load_model", "load_slim", "save_slim"),
     "verification": ("verify",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -57,12 +57,15 @@ __all__ = [
     "apply_masks",
     "evaluate",
     "export_onnx",
+    "export_program",
     "fuse_batchnorm",
     "gate_sites",
     "load_model",
+    "load_slim",
     "measure",
     "prune",
     "run",
+    "save_slim",
     "search",
     "verify",
 ]

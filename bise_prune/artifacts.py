@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import ModelError
-from .files import atomic_path
+from .errors import ModelError, PruningError
+from .files import atomic_path, write_json
 
 MASK_FORMAT = "bise-prune masks"
 MASK_VERSION = "1"
+PLAN_FORMAT = "bise-prune plan"
+PLAN_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -125,25 +129,140 @@ class MaskSet:
 
 
 @dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer: indices into its dense channels, ascending.
+
+    Attributes:
+        outputs: output channels that stay; none if the layer is bypassed.
+        num_outputs: how many there were.
+        inputs: input channels that stay; None where they are not told apart (a layer that works channel by channel).
+        num_inputs: how many there were.
+    """
+
+    outputs: tuple[int, ...]
+    num_outputs: int
+    inputs: tuple[int, ...] | None = None
+    num_inputs: int | None = None
+
+
+@dataclass(frozen=True)
 class PruningPlan:
-    """Which channels go, decided before anything is touched.
+    """Which channels go and how those that disagree are joined, decided before anything is touched.
 
     Attributes:
         keep: site name -> bool mask of the function that the slim model computes.
-        removed: layer name -> output channels removed physically, ascending.
+        layers: every layer whose width changes.
         params: parameters of the dense and of the slim model.
-        closed_but_kept: site name -> why closed channels stay in the network (as constant zeros).
+        macs: multiply-accumulates of convolutions and linear layers for one sample, dense and slim.
+        joins: "dense" (all sides agree), "intersection" or "expand".
+        edits: the changed function calls, in words.
+        reasons: site name -> why closed channels stay -> which.
+        costs_ms: where the lowering was chosen by measurement, the median time of each candidate.
+        rounding: what rounding widths up gave back; empty without it.
+        fingerprint: of the dense model's weights; empty for plans that were never tied to a file.
     """
 
     keep: Mapping[str, Tensor]
-    removed: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, LayerPlan]
     params: tuple[int, int]
-    closed_but_kept: Mapping[str, str]
+    macs: tuple[int, int]
+    joins: str
+    edits: tuple[str, ...] = ()
+    reasons: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    costs_ms: Mapping[str, float] = field(default_factory=dict)
+    rounding: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
 
     @property
     def sparsity(self) -> float:
         """Share of the dense model's parameters that is gone (the paper's S)."""
         return 1 - self.params[1] / self.params[0]
+
+    @property
+    def removed(self) -> dict[str, tuple[int, ...]]:
+        """Layer name -> output channels that are gone."""
+        gone = {name: sorted(set(range(plan.num_outputs)) - set(plan.outputs)) for name, plan in self.layers.items()}
+        return {name: tuple(channels) for name, channels in gone.items() if channels}
+
+    @property
+    def closed_but_kept(self) -> dict[str, str]:
+        """Site name -> why closed channels stay in the network."""
+        return {name: "; ".join(causes) for name, causes in self.reasons.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON values, for people and for :meth:`load`."""
+        return {
+            "format": PLAN_FORMAT,
+            "version": PLAN_VERSION,
+            "fingerprint": self.fingerprint,
+            "params": {"dense": self.params[0], "slim": self.params[1]},
+            "macs": {"dense": self.macs[0], "slim": self.macs[1]},
+            "joins": self.joins,
+            "costs_ms": dict(self.costs_ms),
+            "rounding": dict(self.rounding),
+            "sites": {
+                name: {"kept": mask.nonzero().flatten().tolist(), "of": len(mask)} for name, mask in self.keep.items()
+            },
+            "layers": {name: dataclasses.asdict(layer) for name, layer in self.layers.items()},
+            "edits": list(self.edits),
+            "closed_but_kept": {
+                name: {why: list(channels) for why, channels in causes.items()} for name, causes in self.reasons.items()
+            },
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        write_json(Path(path), self.as_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Read a plan written by :meth:`save`.
+
+        Raises:
+            PruningError: the file is missing or holds no plan.
+        """
+        path = Path(path)
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PruningError(f"cannot read the plan {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise PruningError(f"{path} is no JSON file: {error}") from error
+        if not isinstance(about, dict) or about.get("format") != PLAN_FORMAT:
+            raise PruningError(f"{path} holds no pruning plan; expected a plan.json written by bise-prune")
+        if about.get("version") != PLAN_VERSION:
+            raise PruningError(f"{path} is of plan format {about.get('version')}, this is {PLAN_VERSION}")
+        try:
+            keep = {}
+            for name, site in about["sites"].items():
+                keep[name] = torch.zeros(site["of"], dtype=torch.bool)
+                keep[name][torch.tensor(site["kept"], dtype=torch.int64)] = True
+            layers = {
+                name: LayerPlan(
+                    tuple(layer["outputs"]),
+                    layer["num_outputs"],
+                    None if layer["inputs"] is None else tuple(layer["inputs"]),
+                    layer["num_inputs"],
+                )
+                for name, layer in about["layers"].items()
+            }
+            return cls(
+                keep=keep,
+                layers=layers,
+                params=(about["params"]["dense"], about["params"]["slim"]),
+                macs=(about["macs"]["dense"], about["macs"]["slim"]),
+                joins=about["joins"],
+                edits=tuple(about["edits"]),
+                reasons={
+                    name: {why: tuple(channels) for why, channels in causes.items()}
+                    for name, causes in about["closed_but_kept"].items()
+                },
+                costs_ms=about["costs_ms"],
+                rounding=about["rounding"],
+                fingerprint=about["fingerprint"],
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise PruningError(f"{path}: the plan is damaged ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)

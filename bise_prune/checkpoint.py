@@ -55,7 +55,8 @@ class Checkpoint:
         data: data specification of the training set, if the file names it.
         preprocessing: ``mean`` and ``std`` per channel on a [0, 1] scale and ``size`` (height, width), if known.
         classes: class names, if known.
-        slim: for a pruned network, its constant gates: [index, dim] per gate in ``state``.
+        slim: for a pruned network, how its forward pass differs from the dense one's; None for a dense network.
+        plan: for a pruned network, its plan.
     """
 
     state: Mapping[str, Tensor]
@@ -66,7 +67,8 @@ class Checkpoint:
     data: str | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    slim: tuple[tuple[int, int], ...] | None = None
+    slim: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as JSON values."""
@@ -78,7 +80,8 @@ class Checkpoint:
             "data": self.data,
             "preprocessing": dict(self.preprocessing),
             "classes": list(self.classes),
-            "slim": None if self.slim is None else [list(gate) for gate in self.slim],
+            "slim": None if self.slim is None else dict(self.slim),
+            "plan": None if self.plan is None else dict(self.plan),
         }
 
 
@@ -120,7 +123,7 @@ def _checkpoint(path: Path, state: Mapping[str, Tensor], text: str | None, sha25
         return Checkpoint(state, sha256)
     try:
         about = json.loads(text)
-        slim = about.get("slim")
+        slim, plan = about.get("slim"), about.get("plan")
         return Checkpoint(
             state=state,
             sha256=sha256,
@@ -130,7 +133,8 @@ def _checkpoint(path: Path, state: Mapping[str, Tensor], text: str | None, sha25
             data=about.get("data"),
             preprocessing=about.get("preprocessing", {}),
             classes=tuple(about.get("classes", ())),
-            slim=None if slim is None else tuple((int(index), int(dim)) for index, dim in slim),
+            slim=None if slim is None else dict(slim),
+            plan=None if plan is None else dict(plan),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error

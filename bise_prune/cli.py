@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import PLACEMENTS, RunConfig, SearchConfig, TargetSparsity
+from .config import JOINS, PLACEMENTS, ROUND_FILLS, RoundTo, RunConfig, SearchConfig, TargetSparsity
 from .errors import BiseError, ConfigError
 from .version import __version__
 
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--arch", metavar="NAME", help="architecture, if the checkpoint does not tell it")
     group.add_argument("--masks", metavar="FILE", type=Path, help="prune by these masks instead of searching")
+    group.add_argument("--plan", metavar="FILE", type=Path, help="carry out the plan of an earlier run again")
     group = parser.add_argument_group("result")
     group.add_argument("--output", metavar="DIR", type=Path, help="folder for the results (default: CHECKPOINT-slim)")
     group.add_argument(
@@ -70,6 +71,30 @@ def _parser() -> argparse.ArgumentParser:
         type=_target,
         default="auto",
         help="auto: what the search closes; a number: the share of parameters to remove (default: auto)",
+    )
+    group.add_argument(
+        "--target-flops", metavar="FRACTION", type=float, help="the share of the FLOPs that may stay, instead"
+    )
+    group.add_argument(
+        "--target-latency",
+        metavar="FRACTION",
+        type=float,
+        help="the share of the measured latency that may stay, instead",
+    )
+    group.add_argument(
+        "--joins", choices=JOINS, default="auto",
+        help="where gates disagree: keep what any has open, or put zeros back; auto: the faster one (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--round-to", metavar="auto|N", type=_multiple, default=1,
+        help="round kept channels up to a multiple; auto: 16 on a CPU, 8 on a GPU (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--round-fill", choices=ROUND_FILLS, default="zero",
+        help="fill up with zeros, or with the best closed channels, opened again (default: zero)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-fuse", dest="fuse", action="store_false", help="keep batch norms in slim.onnx and slim.pt2"
     )
     group = parser.add_argument_group("search")
     group.add_argument("--placement", choices=PLACEMENTS, default="tied", help="who shares a mask (default: tied)")
@@ -98,6 +123,15 @@ def _target(text: str) -> TargetSparsity:
         return float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number in (0, 1)") from error
+
+
+def _multiple(text: str) -> RoundTo:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor an integer >= 1") from error
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -137,7 +171,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 _DEMO = ("output", "seed", "device", "json")
-_PLAIN = ("data", "target_sparsity", "arch", "masks", "device", "batch_size")
+_PLAIN = (
+    "data", "target_sparsity", "target_flops", "target_latency", "joins", "round_to", "round_fill", "fuse", "arch",
+    "masks", "plan", "device", "batch_size",
+)  # fmt: skip
 
 
 def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
@@ -157,7 +194,7 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     )
     for warning in record["warnings"]:
         print(f"warning: {warning}")
-    print(f"written to {output}: masks.safetensors, slim.safetensors, slim.onnx, report.json")
+    print(f"written to {output}: masks.safetensors, plan.json, slim.safetensors, slim.onnx, slim.pt2, report.json")
 
 
 class _Display:

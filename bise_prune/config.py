@@ -13,6 +13,14 @@ Placement = Literal["tied", "paper"]
 Weighting = Literal["auto", "subgroup", "alignment", "none"]
 TargetSparsity = float | Literal["auto"]
 
+JoinsChoice = Literal["auto", "intersection", "expand"]
+Engine = Literal["exact", "torch-pruning"]
+RoundTo = int | Literal["auto"]
+RoundFill = Literal["zero", "best"]
+
+JOINS = ("auto", "intersection", "expand")
+ENGINES = ("exact", "torch-pruning")
+ROUND_FILLS = ("zero", "best")
 PLACEMENTS: tuple[Placement, ...] = ("tied", "paper")
 WEIGHTINGS = ("auto", "subgroup", "alignment", "none")
 
@@ -90,6 +98,24 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """Kept channels per layer rounded up, since runtimes are fast at multiples.
+
+    Attributes:
+        multiple: >= 1; 1 rounds nothing.
+        fill: what fills up: "zero" = closed channels with zero weights, so that the function stays as it is; "best" =
+            the closed channels of highest m are opened again, and only what that leaves is filled with zeros.
+    """
+
+    multiple: int = 1
+    fill: RoundFill = "zero"
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.multiple, int) and self.multiple >= 1, "round_to", self.multiple, "an integer >= 1")
+        _require(self.fill in ROUND_FILLS, "round_fill", self.fill, f"one of {', '.join(ROUND_FILLS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run of the whole pipeline, from a checkpoint to a verified slim model.
 
@@ -99,7 +125,14 @@ class RunConfig:
         data: data specification (see :func:`bise_prune.data.load_data`); None = what the checkpoint names.
         target_sparsity: "auto" (what the search closed) or the share of parameters to remove, in (0, 1).
         arch: architecture; None = what the checkpoint names or its weights tell.
+        target_flops: share of the FLOPs that may stay, in (0, 1), instead of a target sparsity.
+        target_latency: share of the latency that may stay, in (0, 1), instead; measured on ``device``.
+        joins: lowering where gates disagree; see :func:`bise_prune.prune`.
+        round_to: multiple that kept channels are rounded up to, or "auto".
+        round_fill: see :class:`Rounding`.
+        fuse: fold batch norms into the exported programs; slim.safetensors keeps them, for finetuning.
         masks: masks of an earlier run; the search is skipped.
+        plan: plan of an earlier run on the same checkpoint, to be carried out again; the search is skipped.
         device: "auto", "cpu", "cuda" or "cuda:N".
         batch_size: samples per batch in the search and in evaluation.
         search: the search's settings.
@@ -109,8 +142,15 @@ class RunConfig:
     output: Path
     data: str | None = None
     target_sparsity: TargetSparsity = "auto"
+    target_flops: float | None = None
+    target_latency: float | None = None
+    joins: JoinsChoice = "auto"
+    round_to: RoundTo = 1
+    round_fill: RoundFill = "zero"
+    fuse: bool = True
     arch: str | None = None
     masks: Path | None = None
+    plan: Path | None = None
     device: str = "auto"
     batch_size: int = 100
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -118,6 +158,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         target = self.target_sparsity
         _require(target == "auto" or 0 < float(target) < 1, "target_sparsity", target, "'auto' or a number in (0, 1)")
+        for name in ("target_flops", "target_latency"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < 1, name, value, "a number in (0, 1)")
+        given = [target != "auto", self.target_flops is not None, self.target_latency is not None]
+        if sum(given) > 1:
+            raise ConfigError("give one target: target_sparsity, target_flops or target_latency")
+        if self.plan is not None and (any(given) or self.masks is not None):
+            raise ConfigError("a plan holds its masks and widths: give no masks and no target beside it")
+        _require(self.joins in JOINS, "joins", self.joins, f"one of {', '.join(JOINS)}")
+        if self.round_to != "auto":
+            Rounding(multiple=self.round_to, fill=self.round_fill)
+        _require(self.round_fill in ROUND_FILLS, "round_fill", self.round_fill, f"one of {', '.join(ROUND_FILLS)}")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer >= 1")
         _require(self.device.split(":")[0] in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda[:N]")
 

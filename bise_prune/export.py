@@ -1,4 +1,4 @@
-"""ONNX: written as one clean file, reloaded, and compared with the model it came from."""
+"""ONNX files and torch programs: written clean, read back, and compared with the model that they came from."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .files import atomic_path
 from .tracing import Inputs, logits_of, run
 from .verification import compare_outputs, require
 
+_DENORMAL = 1e-30
 _SINGLE_FILE_LIMIT = 1_500_000_000  # protobuf stops at 2 GB
 
 
@@ -37,8 +38,8 @@ def export_onnx(
 ) -> Verification:
     """Write ``model`` as a single ONNX file with a dynamic batch, and compare it with onnxruntime's CPU provider.
 
-    The file appears only if the comparison passes. It holds no stack traces and no local paths. Inputs are named
-    "input" (or "input_0", "input_1", ...), the output "logits".
+    The file appears only if the comparison passes. It holds no stack traces and no local paths; weights below 1e-30
+    are written as zero. Inputs are named "input" (or "input_0", "input_1", ...), the output "logits".
 
     Args:
         model: a network in any mode; exported in eval mode, never changed.
@@ -56,10 +57,9 @@ def export_onnx(
         ModelError: torch cannot export the model.
         VerificationError: onnxruntime computes something else.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if isinstance(example_inputs, Mapping) or not all(isinstance(value, Tensor) for value in inputs):
-        raise ConfigError("export_onnx takes a tensor or a tuple of tensors as example_inputs")
+    inputs = _positional(example_inputs, "export_onnx")
     module = copy.deepcopy(model).cpu().float().eval()
+    flush_denormals(module)
     # The exporter fixes a batch dimension of one, so that two samples at least are shown.
     samples = tuple(_sample(value) for value in inputs)
     names = ["input"] if len(samples) == 1 else [f"input_{i}" for i in range(len(samples))]
@@ -81,6 +81,71 @@ def export_onnx(
             outputs, example_inputs, batch_sizes, tolerance=tolerance, dtype=torch.float32, relative=True
         )
         return require(verification, f"onnxruntime does not compute what the model does ({Path(path).name})")
+
+
+def export_program(
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: Inputs,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 5),
+    tolerance: float = 1e-4,
+) -> Verification:
+    """Write ``model`` as a ``.pt2`` program that loads with torch alone (``torch.export.load(path).module()``).
+
+    It has a dynamic batch, and holds no stack traces, local paths or example tensors. The file appears only if the
+    program read back computes what the model does. See :func:`export_onnx` for the arguments and errors.
+    """
+    inputs = _positional(example_inputs, "export_program")
+    module = copy.deepcopy(model).cpu().float().eval()
+    flush_denormals(module)
+    samples = tuple(_sample(value) for value in inputs)
+    batch = torch.export.Dim("batch")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                _LogitsOnly(module), samples, dynamic_shapes=(tuple({0: batch} for _ in samples),)
+            )
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"torch cannot export {type(model).__name__}: {reason}") from error
+    program._example_inputs = None
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "source_fn_stack", "nn_module_stack", "from_node", "torch_fn"):
+            node.meta.pop(key, None)
+    with atomic_path(Path(path)) as temporary:
+        torch.export.save(program, temporary)
+        loaded = torch.export.load(temporary).module()
+
+        def outputs(given: Any) -> tuple[Tensor, Tensor]:
+            values = given if isinstance(given, tuple) else (given,)
+            with torch.no_grad():
+                return logits_of(run(module, given)), loaded(*values)
+
+        verification = compare_outputs(
+            outputs, example_inputs, batch_sizes, tolerance=tolerance, dtype=torch.float32, relative=True
+        )
+        return require(verification, f"the exported program does not compute what the model does ({Path(path).name})")
+
+
+def flush_denormals(model: nn.Module) -> int:
+    """Set weights below 1e-30 in magnitude to zero, in place, and count them: processors are slow on such numbers."""
+    flushed = 0
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tiny = (tensor != 0) & (tensor.abs() < _DENORMAL)
+                flushed += int(tiny.sum())
+                tensor[tiny] = 0
+    return flushed
+
+
+def _positional(example_inputs: Inputs, function: str) -> tuple[Tensor, ...]:
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if isinstance(example_inputs, Mapping) or not all(isinstance(value, Tensor) for value in inputs):
+        raise ConfigError(f"{function} takes a tensor or a tuple of tensors as example_inputs")
+    return inputs
 
 
 class _LogitsOnly(nn.Module):

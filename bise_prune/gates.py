@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .artifacts import GateCall, GateSite, MaskSet
+from .channels import lay_out
 from .config import PLACEMENTS, Placement
 from .errors import ConfigError, ModelError
-from .graph import DependencyGroup, build_graph, dependency_groups, removable_channels
-from .tracing import ChannelTrace, Inputs, Nonlinearity, is_nonlinearity, trace_channels
+from .tracing import NONLINEARITIES, Call, Inputs, Nonlinearity, Trace, function_name, trace
 
 
 def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> list[GateSite]:
@@ -36,28 +35,40 @@ def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = 
         ModelError: the network has no linear head or no nonlinearity before it.
         ConfigError: an unknown placement.
     """
+    record = trace(model, example_inputs)
+    return sites_in(record, model, placement)
+
+
+def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[GateSite]:
+    """:func:`gate_sites` for a forward pass already traced."""
     if placement not in PLACEMENTS:
         raise ConfigError(f"unknown placement '{placement}': choose one of {', '.join(PLACEMENTS)}")
-    trace = trace_channels(model, example_inputs)
-    head = head_name(model, trace)
-    eligible = [n for n in trace.nonlinearities if n.index not in trace.scales and n.step < trace.steps[head]]
+    head = record.head
+    if head is None:
+        raise ModelError(
+            "the network's logits are not the channels of one linear or convolutional layer, so that it has no "
+            "classifier to leave alone; wrap it so that it ends in one"
+        )
+    eligible = [n for n in record.nonlinearities if n.index not in record.scales and n.call < head.index]
     if not eligible:
-        raise ModelError(f"the network has no nonlinearity before its head '{head}', so there is nothing to gate")
-    return _paper_sites(eligible, trace) if placement == "paper" else _tied_sites(eligible, model, example_inputs)
+        raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
+    return _paper_sites(eligible, record) if placement == "paper" else _tied_sites(eligible, model, record)
 
 
-def head_name(model: nn.Module, trace: ChannelTrace) -> str:
+def head_name(model: nn.Module, record: Trace) -> str:
     """The classifier C of the paper's f = C o E: the linear layer whose output is the model's.
 
     Raises:
         ModelError: there is none, or it is called more than once.
     """
-    if trace.head is None or not isinstance(model.get_submodule(trace.head), nn.Linear) or trace.calls[trace.head] != 1:
+    head = record.head
+    layer = head.layer if head is not None and head.outputs[0] == record.logits else None
+    if layer is None or not isinstance(model.get_submodule(layer), nn.Linear) or record.layers[layer] != 1:
         raise ModelError(
             "the network does not end in a linear layer called once, so it has no bottleneck to read the bias from; "
             "wrap it so that its last operation is an nn.Linear"
         )
-    return trace.head
+    return layer
 
 
 def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[GateSite]:
@@ -66,11 +77,16 @@ def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[G
     Raises:
         ModelError: the masks belong to another network.
     """
+    return matching_sites(trace(model, example_inputs), model, masks)
+
+
+def matching_sites(record: Trace, model: nn.Module, masks: MaskSet) -> list[GateSite]:
+    """:func:`sites_of` for a forward pass already traced."""
     wanted = {name: len(logits) for name, logits in masks.logits.items()}
     complaint = ""
-    for placement in PLACEMENTS:
+    for placement in reversed(PLACEMENTS):  # the paper's are found at once
         try:
-            sites = gate_sites(model, example_inputs, placement)
+            sites = sites_in(record, model, placement)
         except ModelError as error:
             complaint += f"; {placement}: {error}"
             continue
@@ -197,7 +213,7 @@ class _Gating(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not is_nonlinearity(func):
+        if function_name(func) not in NONLINEARITIES:
             return output
         index, self.index = self.index, self.index + 1
         if index not in self.values:
@@ -230,8 +246,9 @@ class CapturedInputs(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _paper_sites(eligible: list[Nonlinearity], trace: ChannelTrace) -> list[GateSite]:
-    has_stem = trace.first_fork is not None and eligible[0].step < trace.first_fork and len(eligible) > 1
+def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:
+    fork = record.first_fork
+    has_stem = fork is not None and eligible[0].call < fork and len(eligible) > 1
     gated = eligible[1:] if has_stem else eligible
     names: dict[str, int] = {}
     sites = []
@@ -243,36 +260,65 @@ def _paper_sites(eligible: list[Nonlinearity], trace: ChannelTrace) -> list[Gate
     return sites
 
 
-def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, example_inputs: Inputs) -> list[GateSite]:
-    graph = build_graph(copy.deepcopy(model), example_inputs)
-    candidates, tied = eligible, _tie(eligible, graph, model, example_inputs)
-    while sum(map(len, tied)) < len(candidates):  # sites may have counted on a gate that turned out not to be one
-        candidates = sorted((n for members in tied for n in members), key=lambda n: n.index)
-        tied = _tie(candidates, graph, model, example_inputs)
-    if not tied:
-        raise ModelError("no closed channel of this network could be removed; use placement='paper'")
+def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -> list[GateSite]:
+    stream = _streams(record)
+    tied: dict[int, list[Nonlinearity]] = {}
+    for n in eligible:
+        (output,) = record.calls[n.call].outputs
+        if n.layer is not None and record.values[output].num_channels == n.num_channels:
+            tied.setdefault(stream[output], []).append(n)
     sites = []
-    for members in tied:
+    for members in _removable(list(tied.values()), model, record):
         name = members[0].layer or ""
         name += f"+{len(members) - 1}" if len(members) > 1 else ""
         sites.append(GateSite(name, members[0].num_channels, tuple(GateCall(n.index, n.dim, n.layer) for n in members)))
+    if not sites:
+        raise ModelError("no closed channel of this network could be removed; use placement='paper'")
     return sites
 
 
-def _tie(
-    candidates: list[Nonlinearity], graph: tp.DependencyGraph, model: nn.Module, example_inputs: Inputs
-) -> list[list[Nonlinearity]]:
-    """Candidates by dependency group, for groups of which every channel can go once all candidates close it."""
-    closed = {n.index: torch.ones(n.num_channels, dtype=torch.bool) for n in candidates}
-    trace = trace_channels(model, example_inputs, closed)
-    group_of: dict[str, DependencyGroup] = {}
-    for group in dependency_groups(graph, trace):
-        if bool(removable_channels(group, trace).all()):
-            for member in group.members:
-                if member.is_output and torch.equal(member.channels, torch.arange(group.num_channels)):
-                    group_of[member.layer] = group
-    tied: dict[str, list[Nonlinearity]] = {}
-    for n in candidates:
-        if n.layer in group_of and n.num_channels == group_of[n.layer].num_channels:
-            tied.setdefault(group_of[n.layer].root, []).append(n)
-    return list(tied.values())
+def _streams(record: Trace) -> list[int]:
+    """Per value, the first one that must have the same channels: joined one to one, or computed channel by channel."""
+    parent = list(range(len(record.values)))
+
+    def first(value: int) -> int:
+        while parent[value] != value:
+            value = parent[value]
+        return value
+
+    by_layer: dict[str, Call] = {}
+    for call in record.calls:
+        pairs = [
+            (operand, output)
+            for k, operand in enumerate(call.operands)
+            for o, output in enumerate(call.outputs)
+            if operand is not None
+            and call.keeps(k, o)
+            and record.values[operand].num_channels == record.values[output].num_channels
+        ]
+        if call.layer is not None:
+            other = by_layer.setdefault(call.layer, call)
+            pairs.append((other.outputs[0], call.outputs[0]))
+        for one, two in pairs:
+            low, high = sorted((first(one), first(two)))
+            parent[high] = low
+    return [first(value) for value in range(len(parent))]
+
+
+def _removable(tied: list[list[Nonlinearity]], model: nn.Module, record: Trace) -> list[list[Nonlinearity]]:
+    """Those of which a channel that all members close can go from all of them, whatever the others close.
+
+    Found out by closing half of the channels of each at random.
+    """
+    generator = torch.Generator().manual_seed(0)
+    masks = []
+    for members in tied:
+        size = members[0].num_channels
+        masks.append(torch.randperm(size, generator=generator) < max(1, size // 2))
+    closed = {n.call: mask for members, mask in zip(tied, masks, strict=True) for n in members}
+    layout = lay_out(record, model, closed, "intersection")
+    return [
+        members
+        for members, mask in zip(tied, masks, strict=True)
+        if not any(bool((layout.present[record.calls[n.call].outputs[0]] & mask).any()) for n in members)
+    ]

@@ -17,11 +17,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .errors import ModelError, PruningError
-from .tracing import ChannelTrace, Inputs, logits_of
+from .tracing import Inputs, logits_of
 
-# Modules whose channels are independent of each other, so that removing a zero channel leaves the rest as it was.
 _PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear)
-_CHANNELWISE_MODULES = (*_PRODUCERS, nn.modules.batchnorm._BatchNorm, nn.PReLU)
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,13 @@ class DependencyGroup:
         root: the layer whose output channels number the group's.
         num_channels: how many there are.
         members: every layer concerned, the root first.
-        blocked: why none of its channels may be removed; None if they may.
+        followed: whether every layer concerned is known with all its channels.
     """
 
     root: str
     num_channels: int
     members: tuple[GroupMember, ...]
-    blocked: str | None
+    followed: bool
 
     @property
     def producers(self) -> list[str]:
@@ -70,8 +68,8 @@ def build_graph(model: nn.Module, example_inputs: Inputs) -> tp.DependencyGraph:
             ) from error
 
 
-def dependency_groups(graph: tp.DependencyGraph, trace: ChannelTrace) -> list[DependencyGroup]:
-    """Every dependency group of the graph, with the reason where removal would not be exact."""
+def dependency_groups(graph: tp.DependencyGraph) -> list[DependencyGroup]:
+    """Every dependency group of the graph."""
     # By module object: torch-pruning's own node names hold the layer's repr.
     names: dict[Any, str] = {module: name for name, module in graph.model.named_modules()}
     groups: list[DependencyGroup] = []
@@ -81,48 +79,9 @@ def dependency_groups(graph: tp.DependencyGraph, trace: ChannelTrace) -> list[De
             continue
         prune_out = graph.get_pruner_of_module(module).prune_out_channels
         channels = list(range(graph.get_out_channels(module)))
-        groups.append(_group(graph.get_pruning_group(module, prune_out, channels), names, trace))
+        groups.append(_group(graph.get_pruning_group(module, prune_out, channels), names))
         seen.update(groups[-1].producers)
     return groups
-
-
-def removable_channels(group: DependencyGroup, trace: ChannelTrace) -> Tensor:
-    """Root channels that read as zero wherever they are read, so that removing them changes no value.
-
-    Args:
-        group: a dependency group.
-        trace: a trace in which gates were closed.
-
-    Returns:
-        Bool tensor of shape (group.num_channels,).
-    """
-    readers = [member for member in group.members if not member.is_output]
-    agreed = group.blocked is None and bool(readers) and all(_agrees(member, group, trace) for member in readers)
-    removable = torch.full((group.num_channels,), agreed)
-    for member in readers if agreed else ():
-        live = ~trace.zero_inputs[member.layer][member.channels]
-        removable[member.roots[live]] = False
-    return removable
-
-
-def _agrees(reader: GroupMember, group: DependencyGroup, trace: ChannelTrace) -> bool:
-    """Whether graph and forward pass agree on which inputs of a layer are the group's channels."""
-    root_of = {member.layer: member for member in group.members if member.is_output}
-    expected = dict(zip(reader.channels.tolist(), reader.roots.tolist(), strict=True))
-    for tag in trace.reads.get(reader.layer, [None]):
-        if tag is None:
-            return False
-        found, place = {}, 0
-        for layer, size in tag.segments:
-            if layer in root_of:
-                producer = root_of[layer]
-                for channel, root in zip(producer.channels.tolist(), producer.roots.tolist(), strict=True):
-                    first = place + channel * tag.repeat
-                    found.update(dict.fromkeys(range(first, first + tag.repeat), root))
-            place += size * tag.repeat
-        if found != expected:
-            return False
-    return True
 
 
 def remove_channels(graph: tp.DependencyGraph, removed: Mapping[str, tuple[int, ...]]) -> None:
@@ -145,28 +104,20 @@ def remove_channels(graph: tp.DependencyGraph, removed: Mapping[str, tuple[int, 
             group.prune()
 
 
-def _group(group: Any, names: Mapping[Any, str], trace: ChannelTrace) -> DependencyGroup:
-    root = names[group[0].dep.target.module]
-    num_channels = len(group[0].idxs)
-    members, blocked = [], None
+def _group(group: Any, names: Mapping[Any, str]) -> DependencyGroup:
+    members, followed = [], True
     for item in group.items:
         module, name = item.dep.target.module, names.get(item.dep.target.module)
         if name is None:  # an operation, or a parameter outside any module that torch-pruning knows
-            if isinstance(module, nn.Parameter):
-                blocked = blocked or "a bare parameter shares its channels"
+            followed &= not isinstance(module, nn.Parameter)
             continue
         roots = item.root_idxs
         if any(index is None for index in roots):
-            blocked = blocked or f"'{name}' mixes its channels in a way that cannot be followed"
+            followed = False
             continue
         is_output = item.dep.handler in _OUTPUT_PRUNERS
-        blocked = blocked or _obstacle(module, name)
-        if is_output and name in trace.escaped:
-            blocked = blocked or f"'{name}' is read by {trace.escaped[name]}"
-        if is_output and isinstance(module, _PRODUCERS) and name not in trace.calls:
-            blocked = blocked or f"'{name}' ({type(module).__name__}) is not followed in the forward pass"
         members.append(GroupMember(name, is_output, torch.tensor(item.idxs), torch.tensor(roots)))
-    return DependencyGroup(root, num_channels, tuple(members), blocked)
+    return DependencyGroup(names[group[0].dep.target.module], len(group[0].idxs), tuple(members), followed)
 
 
 # Norms and depthwise convolutions are pruned by one function for input and output alike; they count as outputs.
@@ -177,15 +128,6 @@ _OUTPUT_PRUNERS = {
     tp.prune_batchnorm_out_channels,
     tp.prune_prelu_out_channels,
 }
-
-
-def _obstacle(module: nn.Module, name: str) -> str | None:
-    if not isinstance(module, _CHANNELWISE_MODULES):
-        return f"'{name}' ({type(module).__name__}) computes with all its channels at once"
-    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-        if module.groups != module.in_channels or module.in_channels != module.out_channels:
-            return f"'{name}' is a grouped convolution (groups={module.groups})"
-    return None
 
 
 @contextmanager

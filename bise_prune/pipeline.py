@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .artifacts import GateSite, MaskSet
+from .artifacts import GateSite, MaskSet, PruningPlan
+from .channels import Joins
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import RunConfig, portable
 from .data import BatchLoader, BiasedDataset, DataSplits, load_data
 from .errors import BiseError, ConfigError, DataError, PruningError
 from .evaluation import Evaluation, evaluate
-from .export import export_onnx
+from .export import export_onnx, export_program, flush_denormals
 from .files import write_json
 from .gates import apply_masks, gate_sites, sites_of
 from .mask_search import EpochRecord, SearchResult, search
@@ -36,7 +37,8 @@ Progress = Callable[[str, int, int], None]
 
 STATE_FILE = "search-state.pt"
 MASK_FILE = "masks.safetensors"
-_RESULTS = ("report.json", MASK_FILE, "slim.safetensors", "slim.onnx")
+PLAN_FILE = "plan.json"
+_RESULTS = ("report.json", MASK_FILE, PLAN_FILE, "slim.safetensors", "slim.onnx", "slim.pt2")
 _LATENCY_BATCH = 16
 _FEW_SAMPLES = 10
 
@@ -65,6 +67,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         if checkpoint.slim is not None:
             raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
         masks = None if config.masks is None else MaskSet.load(config.masks)
+        plan = None if config.plan is None else PruningPlan.load(config.plan)
+        if plan is not None:
+            masks = MaskSet({name: kept.float() * 2 - 1 for name, kept in plan.keep.items()})
         splits = load_data(specification, checkpoint.preprocessing)
         num_classes = checkpoint.num_classes or 0
         _check_data(splits, num_classes)
@@ -83,7 +88,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
 
     with stage("evaluate dense"):
         dense_accuracy = accuracy(dense)
-    selection: dict[str, Any] = {"rule": "given masks"}
+    selection: dict[str, Any] = {"rule": "given masks" if plan is None else "given plan"}
     found: SearchResult | None = None
     if masks is None:
         with stage("search"):
@@ -96,7 +101,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         (config.output / STATE_FILE).unlink(missing_ok=True)
     with stage("prune"):
         try:
-            pruned = prune(dense, masks, example, config.target_sparsity)
+            pruned = _pruned(config, dense, masks if plan is None else plan, example, device)
         except BiseError as error:
             if found is None:
                 raise
@@ -105,7 +110,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     with stage("evaluate slim"):
         slim_accuracy = accuracy(pruned.model)
     with stage("measure"):
-        fused = [fuse_batchnorm(model, example) for model in (dense, pruned.model)]
+        denormals = flush_denormals(pruned.model)
+        fused = [fuse_batchnorm(model, example) if config.fuse else model for model in (dense, pruned.model)]
         sample = splits.train.batch(torch.arange(min(_LATENCY_BATCH, len(splits.train)))).input
         latencies = measure_latency(fused, sample, device=str(device))
         measured = [measure(model, example) for model in (dense, pruned.model)]
@@ -113,14 +119,17 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         metadata = {
             "sparsity": f"{pruned.plan.sparsity:.6f}",
             "source_sha256": checkpoint.sha256,
+            "plan_fingerprint": pruned.plan.fingerprint,
             "producer": "bise-prune",
         }
         onnx_check = export_onnx(fused[1], config.output / "slim.onnx", example, metadata=metadata)
+        program_check = export_program(fused[1], config.output / "slim.pt2", example)
         preprocessing = _preprocessing(splits.train)
         completed = dataclasses.replace(
             checkpoint, data=None, preprocessing=preprocessing, classes=tuple(splits.classes) or checkpoint.classes
         )
-        save_slim(config.output / "slim.safetensors", pruned.model, completed)
+        save_slim(config.output / "slim.safetensors", pruned.model, completed, pruned.plan)
+        pruned.plan.save(config.output / PLAN_FILE)
     if found is None:
         masks.save(config.output / MASK_FILE)
     record = {
@@ -133,9 +142,18 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         "verification": {
             "slim_against_masked": {**dataclasses.asdict(pruned.verification), "passed": pruned.verification.passed},
             "onnx_against_slim": {**dataclasses.asdict(onnx_check), "passed": onnx_check.passed},
+            "program_against_slim": {**dataclasses.asdict(program_check), "passed": program_check.passed},
         },
         "layers": _layers(dense, pruned),
         "closed_but_kept": dict(pruned.plan.closed_but_kept),
+        "plan": {
+            "joins": pruned.plan.joins,
+            "costs_ms": dict(pruned.plan.costs_ms),
+            "edited_calls": len(pruned.plan.edits),
+            "rounding": dict(pruned.plan.rounding),
+            "fingerprint": pruned.plan.fingerprint,
+        },
+        "denormals_flushed": denormals,
         "history": [_epoch_record(epoch) for epoch in found.history] if found else [],
         "warnings": _warnings(splits, aligned, found, masks, dense_accuracy, slim_accuracy),
         "data": {"specification": portable(specification), "notes": list(splits.notes)},
@@ -225,12 +243,31 @@ def _example(model: nn.Module, data: BiasedDataset) -> Tensor:
     return example
 
 
+def _pruned(
+    config: RunConfig, dense: nn.Module, masks: MaskSet | PruningPlan, example: Tensor, device: torch.device
+) -> PruningResult:
+    """The slim network, its lowering and latency measured on ``device``; returned on the CPU."""
+    result = prune(
+        copy.deepcopy(dense).to(device),
+        masks,
+        example.to(device),
+        config.target_sparsity,
+        target_flops=config.target_flops,
+        target_latency=config.target_latency,
+        joins=config.joins,
+        round_to=config.round_to,
+        round_fill=config.round_fill,
+    )
+    return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu())
+
+
 def _check_target(config: RunConfig, model: nn.Module, sites: Sequence[GateSite], example: Tensor) -> None:
     """Whether some masks could meet a numeric target: the widest removal leaves one channel everywhere."""
     if config.target_sparsity == "auto":
         return
     logits = {site.name: torch.arange(site.num_channels) - site.num_channels + 1.5 for site in sites}
-    widest = Planner(model, sites, example).plan(MaskSet(logits), "auto").sparsity
+    joins: Joins = "intersection" if config.joins == "intersection" else "expand"
+    widest = Planner(model, sites, example).propose(MaskSet(logits).keep, joins).plan.sparsity
     if float(config.target_sparsity) > widest + TOLERANCE:
         raise PruningError(
             f"target sparsity {config.target_sparsity:g} cannot be reached on this network with placement "
@@ -292,9 +329,9 @@ def _empty_subgroups(train: BiasedDataset) -> int:
 
 def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
     layers = []
-    for name, gone in pruned.plan.removed.items():
-        width = next(iter(dense.get_submodule(name).parameters())).shape[0]
-        layers.append({"name": name, "dense": int(width), "slim": int(width) - len(gone)})
+    for name, layer in pruned.plan.layers.items():
+        if name in pruned.plan.removed and isinstance(dense.get_submodule(name), (nn.modules.conv._ConvNd, nn.Linear)):
+            layers.append({"name": name, "dense": layer.num_outputs, "slim": len(layer.outputs)})
     return layers
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .artifacts import GateCall, GateSite
+from .artifacts import PruningPlan
+from .channels import Edit
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .errors import CheckpointError, ConfigError
-from .gates import GatedModel, constant_gates
+from .errors import CheckpointError
 from .models import build_model, identify_architecture
-
-_GATE = "gates.{}.mask"
+from .pruning.surgery import declare_widths
+from .rewiring import RewiredModel
 
 
 def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, Checkpoint]:
@@ -42,35 +42,87 @@ def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tup
         last = list(build_model(name, 2, arguments).state_dict())[-1]
         num_classes = len(checkpoint.state[last]) if last in checkpoint.state else 2
     model = build_model(name, num_classes, arguments)
-    state = dict(checkpoint.state)
     if checkpoint.slim is not None:
-        masks = [state.pop(_GATE.format(i)) for i in range(len(checkpoint.slim))]
-        _resize(model, state)
-    _load(model, state, path, name)
-    model.eval()
-    completed = dataclasses.replace(checkpoint, arch=name, num_classes=num_classes)
-    if checkpoint.slim:
-        gates = zip(checkpoint.slim, masks, strict=True)
-        sites = [GateSite(str(index), len(mask), (GateCall(index, dim, None),)) for (index, dim), mask in gates]
-        return constant_gates(model, sites, {site.name: m > 0 for site, m in zip(sites, masks, strict=True)}), completed
-    return model, completed
+        model = _slimmed(model, checkpoint, path, name)
+    else:
+        _load(model, dict(checkpoint.state), path, name)
+    return model.eval(), dataclasses.replace(checkpoint, arch=name, num_classes=num_classes)
 
 
-def save_slim(path: Path, model: nn.Module, dense: Checkpoint) -> None:
+def load_slim(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """A pruned network in eval mode, for finetuning or inference.
+
+    Args:
+        path: what :func:`save_slim` wrote.
+        model: a dense network of the class that was pruned, for classes that this package cannot build; changed.
+
+    Raises:
+        CheckpointError: the file is unfit, or holds a dense network.
+    """
+    path = Path(path)
+    checkpoint = load_checkpoint(path)
+    if checkpoint.slim is None:
+        raise CheckpointError(f"{path} holds a dense network; load it with bise_prune.load_model")
+    if model is not None:
+        return _slimmed(model, checkpoint, path, type(model).__name__).eval()
+    if checkpoint.arch is None:
+        raise CheckpointError(
+            f"{path} does not name an architecture that this package can build; pass a dense network of its class: "
+            "load_slim(path, model)"
+        )
+    return model_of(checkpoint, path)[0]
+
+
+def save_slim(
+    path: str | Path, model: nn.Module, dense: Checkpoint | None = None, plan: PruningPlan | None = None
+) -> None:
     """Write a pruned network as safetensors: its widths are the tensors' shapes, its class is the dense network's.
 
     Args:
         path: the file.
-        model: what :func:`bise_prune.prune` returned.
-        dense: the completed checkpoint of the network it was pruned from.
+        model: what :func:`bise_prune.prune` returned, with its batch norms fused or not.
+        dense: the completed checkpoint of the network it was pruned from: its architecture and preprocessing. Without
+            it, :func:`load_slim` needs a dense network of the class.
+        plan: what was removed; it goes into the file's header.
     """
-    slim: tuple[tuple[int, int], ...] = ()
-    state = dict(model.state_dict())
-    if isinstance(model, GatedModel):
-        slim = tuple((site.calls[0].index, site.calls[0].dim) for site in model.sites)
-        gates = {_GATE.format(i): gate() for i, gate in enumerate(model.gates)}
-        state = {**model.model.state_dict(), **gates}
-    save_checkpoint(path, dataclasses.replace(dense, state=state, slim=slim))
+    edits: tuple[Edit, ...] = ()
+    if isinstance(model, RewiredModel):
+        edits, model = model.edits, model.model
+    identities = [name for name, module in model.named_modules() if isinstance(module, nn.Identity)]
+    groups = {
+        name: module.groups
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+    }
+    changes = {"edits": [edit.as_dict() for edit in edits], "identities": identities, "groups": groups}
+    save_checkpoint(
+        Path(path),
+        dataclasses.replace(
+            dense or Checkpoint({}),
+            state=model.state_dict(),
+            slim=changes,
+            plan=None if plan is None else plan.as_dict(),
+        ),
+    )
+
+
+def _slimmed(model: nn.Module, checkpoint: Checkpoint, path: Path, arch: str) -> nn.Module:
+    assert checkpoint.slim is not None
+    try:
+        for name in checkpoint.slim["identities"]:
+            model.set_submodule(name, nn.Identity())
+        edits = [Edit.from_dict(edit) for edit in checkpoint.slim["edits"]]
+        groups = {name: int(number) for name, number in checkpoint.slim["groups"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
+    state = dict(checkpoint.state)
+    _resize(model, state, groups)
+    _load(model, state, path, arch)
+    if not edits:
+        return model
+    rewired = RewiredModel(model, edits)
+    rewired.rewirings.to(next(model.parameters()).dtype)
+    return rewired
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:
@@ -92,33 +144,27 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> 
     model.load_state_dict(state)
 
 
-def _resize(model: nn.Module, state: dict[str, Tensor]) -> None:
+def _resize(model: nn.Module, state: dict[str, Tensor], groups: dict[str, int]) -> None:
     """Give the layers of ``model`` the shapes of ``state``; the values come later."""
-    for name, module in model.named_modules():
-        weight = state.get(f"{name}.weight")
-        if weight is None or not hasattr(module, "weight") or module.weight.shape == weight.shape:
+    for name, fresh in state.items():
+        owner_name, _, leaf = name.rpartition(".")
+        try:
+            owner = model.get_submodule(owner_name)
+        except AttributeError:
+            continue  # reported as unexpected
+        old = owner._parameters.get(leaf, owner._buffers.get(leaf))
+        if old is not None and old.shape == fresh.shape:
             continue
-        if isinstance(module, nn.modules.conv._ConvNd):
-            depthwise = module.groups > 1 and module.groups == module.in_channels
-            module.groups = weight.shape[0] if depthwise else module.groups
-            module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape[0], weight.shape[1]
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.num_features = weight.shape[0]
-        elif isinstance(module, nn.PReLU):
-            module.num_parameters = weight.shape[0]
-        else:
-            raise ConfigError(f"cannot give '{name}' ({type(module).__name__}) the shape {tuple(weight.shape)}")
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in state and tensor.shape != state[name].shape:
-            owner = model.get_submodule(name.rpartition(".")[0])
-            leaf = name.rpartition(".")[2]
-            fresh = torch.empty_like(state[name])
-            if leaf in owner._parameters:
-                owner._parameters[leaf] = nn.Parameter(fresh, requires_grad=fresh.is_floating_point())
-            else:
-                owner._buffers[leaf] = fresh
+        if leaf in owner._parameters:
+            like = old if old is not None else owner._parameters.get("weight")
+            trains = fresh.is_floating_point() and (like is None or like.requires_grad)
+            owner._parameters[leaf] = nn.Parameter(torch.empty_like(fresh), requires_grad=trains)
+        elif leaf in owner._buffers:
+            owner._buffers[leaf] = torch.empty_like(fresh)
+    for name, module in model.named_modules():
+        # One group left of many counts as one.
+        was_grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+        declare_widths(module, groups.get(name, 1 if was_grouped else None))
 
 
 def example_input(checkpoint: Checkpoint, shape: Sequence[int] | None = None, batch_size: int = 1) -> Tensor:

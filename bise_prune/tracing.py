@@ -1,17 +1,20 @@
-"""One forward pass, watched: where nonlinearities are, which layer each channel comes from, which channels are zero.
+"""One forward pass, watched: which functions run, and which channels each of their results is made of.
 
 The pass runs the model as it is (no rewriting, no symbolic values) under a :class:`TorchFunctionMode`, which sees every
-torch function called from Python, from modules and from plain code alike. Each tensor carries a :class:`ChannelTag`;
-one rule per function says what becomes of it. A function without a rule loses the tag and is remembered by name, so
-that the layers whose channels it read are never thinned: what is not understood is left alone.
+torch function called from Python, from modules and from plain code alike. The record is a graph of :class:`Call` and
+:class:`Value`. A value's channels are the entries along the dimensions in which its entries differ in origin; functions
+that only move data are run a second time on the channels' numbers, so that one rule serves reshape, shuffle, concat and
+the like. A function without a rule is *opaque*: it reads everything, and nothing is known of what it returns.
 """
 
 from __future__ import annotations
 
-import copy
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,95 +24,222 @@ from .errors import ModelError
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
-# Functions whose output may carry a gate (Eq. 2 gates "the outputs of the nonlinearities"), by whether f(0) = 0.
-NONLINEARITIES = {
-    "relu": True, "relu6": True, "leaky_relu": True, "prelu": True, "rrelu": True, "elu": True, "selu": True,
-    "celu": True, "gelu": True, "silu": True, "mish": True, "hardswish": True, "tanh": True, "softsign": True,
-    "hardtanh": False, "softplus": False, "sigmoid": False, "hardsigmoid": False, "logsigmoid": False,
-}  # fmt: skip
+# What a call does with channels: "mixing" computes each output channel from all input channels of its group
+# (convolution, linear layer), "channelwise" and "elementwise" from the same channel of each operand, the latter entry
+# by entry; "movement" copies entries; "opaque" is not understood.
+Kind = Literal["mixing", "channelwise", "elementwise", "movement", "opaque"]
 
-# Functions that act on each channel alone and send a zero channel to a zero channel.
+# Functions whose output may carry a gate (Eq. 2 gates "the outputs of the nonlinearities").
+NONLINEARITIES = frozenset({
+    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "tanh",
+    "softsign", "hardtanh", "softplus", "sigmoid", "hardsigmoid", "logsigmoid",
+})  # fmt: skip
+SCALES = frozenset({"sigmoid", "hardsigmoid"})  # no gate where they only scale another tensor (squeeze-and-excite)
+
+_ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
+    "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow", "erf", "sign",
+    "sin", "cos", "clamp", "clamp_min", "clamp_max", "reciprocal", "threshold", "hardshrink", "softshrink",
+    "to", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout",
+    "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
+}  # fmt: skip
 _CHANNELWISE = {
-    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "interpolate",
-    "contiguous", "clone", "detach", "to", "float", "double", "half", "type_as", "neg", "abs", "pad",
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "adaptive_max_pool3d", "interpolate", "upsample",
 }  # fmt: skip
-_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-_SCALES = {"sigmoid", "hardsigmoid"}
+_REDUCTIONS = {"mean", "sum", "amax", "amin"}
+_MOVEMENTS = {
+    "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim",
+    "moveaxis", "swapaxes", "swapdims", "chunk", "split", "tensor_split", "split_with_sizes", "unbind", "getitem",
+    "narrow", "select", "expand", "expand_as", "repeat", "roll", "flip", "cat", "stack", "channel_shuffle",
+    "repeat_interleave", "contiguous", "clone", "detach",
+}  # fmt: skip
+_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+_TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+_SAME_SHAPE_NORMS = {"layer_norm", "group_norm", "rms_norm", "local_response_norm"}
+_CANONICAL = {
+    "iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "multiply": "mul", "isub": "sub", "subtract": "sub",
+    "itruediv": "div", "truediv": "div", "true_divide": "div", "divide": "div", "concat": "cat", "concatenate": "cat",
+    "view_as": "view", "reshape_as": "reshape", "native_channel_shuffle": "channel_shuffle",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ChannelTag:
-    """What is known of a tensor's channels.
+class Slot(NamedTuple):
+    """Stands for the ``position``-th tensor among a call's arguments."""
+
+    position: int
+
+
+@dataclass
+class Value:
+    """A tensor of the forward pass.
 
     Attributes:
-        dim: the channel dimension.
-        zero: bool tensor, True where the channel is zero for every input.
-        segments: (layer, channels) in order; a layer None stands for channels of unknown origin.
-        sources: every layer whose output channels flow into these.
-        repeat: consecutive entries along ``dim`` per channel (after a flatten).
-        raw: the layer, if this is its very output.
-        nonlinearity: index of the nonlinearity, if this is its very output.
+        index: position in :attr:`Trace.values`.
+        shape: its shape.
+        compact: its shape with 1 where all entries along a dimension belong to one channel; None = unknown.
+        layer: the layer that produces these channels, if it is one; for a parameter the module that owns it.
+        parameter: full name, if this is a parameter or buffer read by a function other than its layer's own.
+        call: index of the call that returns it; None for inputs and parameters.
+        readers: indices of the calls that read it, in order, with repetition.
     """
 
-    dim: int
-    zero: Tensor
-    segments: tuple[tuple[str | None, int], ...]
-    sources: frozenset[str]
-    repeat: int = 1
-    raw: str | None = None
-    nonlinearity: int | None = None
+    index: int
+    shape: tuple[int, ...]
+    compact: tuple[int, ...] | None = None
+    layer: str | None = None
+    parameter: str | None = None
+    call: int | None = None
+    readers: list[int] = field(default_factory=list)
 
     @property
-    def layer(self) -> str | None:
-        """The one layer these channels come from, if it is one."""
-        return self.segments[0][0] if len(self.segments) == 1 and self.repeat == 1 else None
+    def num_channels(self) -> int:
+        """Channels that can be told apart; 1 where nothing is known."""
+        return math.prod(self.compact) if self.compact is not None else 1
+
+    @property
+    def dim(self) -> int | None:
+        """The channel dimension, if there is exactly one."""
+        if self.compact is None:
+            return None
+        dims = [dim for dim, size in enumerate(self.compact) if size > 1]
+        return dims[0] if len(dims) == 1 else None
+
+
+@dataclass
+class Call:
+    """A torch function that returned a tensor.
+
+    Attributes:
+        index: position in :attr:`Trace.calls`.
+        function: canonical name, e.g. "add" for ``+=``.
+        count: how many calls of that name came before.
+        kind: what it does with channels.
+        run: the function itself, with ``args`` and ``kwargs``, in which :class:`Slot` stands for tensors.
+        operands: indices of the values read, in the order of the tensors among the arguments; None = a weight.
+        outputs: indices of the values returned.
+        maps: (operand position, output position) -> for each output channel the operand channel it is made of; -1 none.
+        layer: the module that owns the weights, if the call has any and that module alone owns them.
+        groups: of a mixing call; transposed convolutions have ``transposed``.
+        padded: whether the borders of a constant input would differ from its inside.
+        why: for an opaque call, what is not understood.
+    """
+
+    index: int
+    function: str
+    count: int
+    kind: Kind
+    run: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    operands: tuple[int | None, ...]
+    outputs: tuple[int, ...] = ()
+    maps: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    layer: str | None = None
+    groups: int = 1
+    transposed: bool = False
+    padded: bool = False
+    why: str = ""
+    _identities: dict[tuple[int, int], bool] = field(default_factory=dict)
+
+    def keeps(self, operand: int, output: int = 0) -> bool:
+        """Whether an output has the channels of an operand, one to one and in order."""
+        key = (operand, output)
+        if key not in self._identities:
+            mapping = self.maps.get(key)
+            same = mapping is not None and torch.equal(mapping, torch.arange(len(mapping)))
+            self._identities[key] = same
+        return self._identities[key]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """By which a running forward pass finds the call."""
+        return self.function, self.count
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument given by position or by name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
 
 @dataclass(frozen=True)
 class Nonlinearity:
-    """A nonlinearity of the forward pass; ``segments`` says which layers its channels come from."""
+    """A nonlinearity of the forward pass, the ``index``-th; ``layer`` produces its channels, if one layer does."""
 
     index: int
     function: str
     dim: int
     num_channels: int
-    segments: tuple[tuple[str | None, int], ...]
-    step: int
-
-    @property
-    def layer(self) -> str | None:
-        """The one layer whose channels these are, if it is one."""
-        return self.segments[0][0] if len(self.segments) == 1 else None
+    layer: str | None
+    call: int
 
 
 @dataclass
-class ChannelTrace:
+class Trace:
     """The record of one forward pass.
 
     Attributes:
+        calls: in order of execution.
+        values: every tensor, in order of appearance.
         nonlinearities: in order of execution.
-        scales: indices of sigmoids that only scale another tensor (squeeze-and-excite).
-        first_fork: step at which the first tensor that two functions read was first read; None in a plain chain.
-        zero_inputs: layer -> bool tensor over its inputs, True where every call reads zero.
-        reads: layer -> tags of its inputs, one per call; None where nothing is known.
-        consumers: layer -> functions that read its very output; a batch norm as ``"batch_norm:name"``.
-        calls: layer -> number of calls.
-        escaped: layer -> function without a rule that read its channels ("the model's output" for the last).
-        head: the layer whose very output is the model's, if any, and the step of its call.
+        inputs: values that the model is given.
+        outputs: values that the model returns.
+        logits: the value of the logits; None where they are not made by a function (a model that returns its input).
+        layers: names of the modules whose own weights are used, with the number of calls.
+        rigid: parameter name -> why its shape must stay: a function reads it that is not its layer's own.
     """
 
+    calls: list[Call] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
     nonlinearities: list[Nonlinearity] = field(default_factory=list)
-    scales: set[int] = field(default_factory=set)
-    first_fork: int | None = None
-    zero_inputs: dict[str, Tensor] = field(default_factory=dict)
-    reads: dict[str, list[ChannelTag | None]] = field(default_factory=dict)
-    consumers: dict[str, list[str]] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    escaped: dict[str, str] = field(default_factory=dict)
-    head: str | None = None
-    steps: dict[str, int] = field(default_factory=dict)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    logits: int | None = None
+    layers: Counter[str] = field(default_factory=Counter)
+    rigid: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scales(self) -> set[int]:
+        """Indices of sigmoids that only scale another tensor (squeeze-and-excite)."""
+        found = set()
+        for n in self.nonlinearities:
+            (output,) = self.calls[n.call].outputs
+            readers = [self.calls[reader] for reader in self.values[output].readers]
+            if n.function in SCALES and readers and all(_multiplies(reader) for reader in readers):
+                found.add(n.index)
+        return found
+
+    @property
+    def first_fork(self) -> int | None:
+        """The call that first read the first value which two calls read; None in a plain chain."""
+        forks = [value.readers[0] for value in self.values if not value.parameter and len(value.readers) > 1]
+        return min(forks, default=None)
+
+    def gated_call(self, index: int) -> Call:
+        """The call of a nonlinearity by its index."""
+        return next(self.calls[n.call] for n in self.nonlinearities if n.index == index)
+
+    def calls_of(self, layer: str) -> list[Call]:
+        """The calls that use a module's own weights, in order."""
+        return [call for call in self.calls if call.layer == layer]
+
+    @property
+    def head(self) -> Call | None:
+        """The mixing call whose channels are the logits, if there is one: the classifier."""
+        value = self.logits
+        while value is not None and (index := self.values[value].call) is not None:
+            call = self.calls[index]
+            if call.kind == "mixing":
+                return call
+            tensors = [operand for operand in call.operands if operand is not None]
+            same = call.kind != "opaque" and len(tensors) == 1
+            if not (same and call.keeps(0) and self.values[tensors[0]].num_channels == len(call.maps[0, 0])):
+                return None
+            value = tensors[0]
+        return None
+
+
+def _multiplies(call: Call) -> bool:
+    return call.function == "mul" and call.kind == "elementwise" and len(set(call.operands)) == 2
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
@@ -136,276 +266,457 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
-def trace_channels(
-    model: nn.Module, example_inputs: Inputs, closed: Mapping[int, Tensor] | None = None
-) -> ChannelTrace:
-    """Watch one forward pass of a copy of ``model`` in eval mode.
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+    """Watch one forward pass of ``model`` in eval mode; the model is not changed.
 
     Args:
-        model: any network that runs in Python; never changed.
+        model: any network that runs in Python.
         example_inputs: its input(s), batch first.
-        closed: nonlinearity index -> bool tensor over its channels, True where a gate closes the channel.
     """
-    model, example_inputs = copy.deepcopy((model, example_inputs))  # tensors are marked on their way
-    model.eval()
-    tracer = _Tracer(model, closed or {})
-    with torch.no_grad(), tracer:
-        output = run(model, example_inputs)
-    tracer.finish(logits_of(output))
+    tracer = _Tracer(model)
+    with evaluating(model), torch.no_grad():
+        inputs = tracer.enter(example_inputs)
+        with tracer:
+            output = run(model, inputs)
+    tracer.leave(output)
     return tracer.trace
 
 
-def is_nonlinearity(function: Callable[..., Any]) -> bool:
-    """Whether outputs of a torch function may carry a gate."""
-    return _name(function) in NONLINEARITIES
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; each module's own mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", str(function)).strip("_")
+def function_name(function: Callable[..., Any]) -> str:
+    """The canonical name of a torch function: "add" for ``torch.add``, ``Tensor.add_`` and ``+=`` alike."""
+    name = getattr(function, "__name__", str(function)).strip("_")
+    return _CANONICAL.get(name, name)
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def is_counted(tensors: Iterable[Tensor]) -> bool:
+    """Whether a call takes part in counting: in training mode, batch norms count their batches in integers."""
+    return any(tensor.is_floating_point() and tensor.ndim for tensor in tensors)
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, in order, those in lists, tuples and dicts included."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
+        elif isinstance(value, Mapping):
+            yield from tensors_in(value.values())
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
-def _tag(value: Any) -> ChannelTag | None:
-    return getattr(value, "_bise_tag", None)
+def replace_tensors(value: Any, replacement: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """``value`` with every instance of ``kind`` in it replaced, in order."""
+    if isinstance(value, kind):
+        return replacement(value)
+    if isinstance(value, list):
+        return [replace_tensors(part, replacement, kind) for part in value]
+    if isinstance(value, tuple):
+        parts = [replace_tensors(part, replacement, kind) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, dict):
+        return {key: replace_tensors(part, replacement, kind) for key, part in value.items()}
+    return value
 
 
-def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int, name: str, default: Any = None) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name, default)
+def _opaque(call: Call, why: str) -> None:
+    call.kind, call.why, call.layer, call.maps = "opaque", why, None, {}
 
 
 class _Tracer(TorchFunctionMode):
     """Applies the rules; ``trace`` is the result."""
 
-    def __init__(self, model: nn.Module, closed: Mapping[int, Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.trace = ChannelTrace()
-        self.closed = closed
-        self.step = 0
-        self.owner: dict[int, str | None] = {}
+        self.trace = Trace()
+        self.counts: Counter[str] = Counter()
+        self.nonlinearities = 0
+        self.users: dict[str, set[int]] = {}  # parameter name -> calls that read it
+        self.owner: dict[int, tuple[str, str] | None] = {}
         for name, module in model.named_modules():
-            for value in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            for leaf, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 # A tensor that several modules share belongs to none: their layers are not followed.
-                self.owner[id(value)] = None if id(value) in self.owner else name
+                self.owner[id(tensor)] = None if id(tensor) in self.owner else (name, leaf)
+
+    def enter(self, inputs: Inputs) -> Any:
+        def enter_one(tensor: Tensor) -> Tensor:
+            fresh = tensor.detach().clone()
+            value = self._value(fresh)
+            self.trace.inputs.append(value.index)
+            if fresh.is_floating_point() and fresh.ndim >= 2:  # never thinned, so that any numbering would do
+                value.compact = _only(value.shape, 2 if fresh.ndim == 3 else 1)
+            return fresh
+
+        return replace_tensors(dict(inputs) if isinstance(inputs, Mapping) else inputs, enter_one)
+
+    def leave(self, output: Any) -> None:
+        logits = logits_of(output)
+        attributes = list(vars(output).values()) if not isinstance(output, (Tensor, Mapping, list, tuple)) else [output]
+        self.trace.outputs = [value for tensor in tensors_in(attributes) if (value := _mark(tensor)) is not None]
+        self.trace.logits = _mark(logits)
+        own: dict[int, set[str]] = {}
+        for call in self.trace.calls:
+            if call.layer is not None:
+                own[call.index] = {call.layer}
+        for constant in self.trace.values:
+            if constant.parameter is not None:
+                own.setdefault(constant.readers[0], set()).add(constant.parameter)
+        for name, users in self.users.items():
+            for index in users:
+                if not {name, name.rpartition(".")[0]} & own.get(index, set()):
+                    what = self.trace.calls[index].function if index >= 0 else "a function of weights alone"
+                    self.trace.rigid.setdefault(name, f"'{name}' is read by {what}")
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        tags = [tag for tensor in _tensors([*args, *kwargs.values()]) if (tag := _tag(tensor)) is not None]
-        before = [tuple(tensor.shape) for tensor in _tensors([*args, *kwargs.values()])]
+        kwargs = dict(kwargs or {})
+        name = function_name(func)
+        self.nonlinearities += name in NONLINEARITIES  # those of constants (position tables) count, too
+        tensors = list(tensors_in([*args, *kwargs.values()]))
+        count = self.counts[name]
+        self.counts[name] += is_counted(tensors)
+        operands = tuple(self._operand(tensor) for tensor in tensors)
+        shapes = [tuple(tensor.shape) for tensor in tensors]
         output = func(*args, **kwargs)
-        if _name(func) == "setitem":  # changes its first argument in place and returns nothing
-            for layer in {layer for tag_in in tags for layer in tag_in.sources}:
-                self.trace.escaped.setdefault(layer, "an assignment to a part of a tensor")
-            args[0]._bise_tag = None
-        if not any(True for _ in _tensors([output])):
+        results = list(tensors_in([output]))
+        if name == "setitem" and tensors:  # changes its first argument in place and returns nothing
+            results = tensors[:1]
+        if not results:
             return output
-        self.step += 1
-        self._note_forks(_tensors([*args, *kwargs.values()]))
-        name = _name(func)
-        operands = args or tuple(kwargs[key] for key in ("input", "tensors") if key in kwargs)
-        tag = self._rule(name, operands, kwargs, output, before) if isinstance(output, Tensor) else None
-        for source in (tag_in for tag_in in tags if tag_in.raw is not None):
-            norm = self._owner(args, kwargs, 1) if name == "batch_norm" and source.dim == 1 else None
-            reader = name if norm is None else f"batch_norm:{norm}"
-            self.trace.consumers.setdefault(source.raw or "", []).append(reader)
-        if tag is None:
-            for layer in {layer for tag_in in tags for layer in tag_in.sources}:
-                self.trace.escaped.setdefault(layer, name)
-        if isinstance(output, Tensor):
-            output._bise_tag = self._at_nonlinearity(name, tag, output)  # type: ignore[attr-defined]
-            output._bise_first_use = None  # type: ignore[attr-defined]  # in-place functions return what they read
+        traced = any(operand is not None for operand in operands)
+        for tensor in tensors:
+            if (owner := self.owner.get(id(tensor))) is not None:
+                self.users.setdefault(f"{owner[0]}.{owner[1]}", set()).add(len(self.trace.calls) if traced else -1)
+        if not traced:
+            return output
+        positions = iter(range(len(tensors)))
+        slots = replace_tensors((args, kwargs), lambda _: Slot(next(positions)))
+        call = Call(len(self.trace.calls), name, count, "opaque", func, slots[0], slots[1], operands)
+        self.trace.calls.append(call)
+        for operand in operands:
+            if operand is not None:
+                self.trace.values[operand].readers.append(call.index)
+        values = [self._value(result, call) for result in results]
+        call.outputs = tuple(value.index for value in values)
+        self._apply_rule(call, tensors, shapes, values)
+        if name in NONLINEARITIES:
+            self._at_nonlinearity(call, values[0])
         return output
 
-    def finish(self, output: Tensor) -> None:
-        """Note what reaches the model's output."""
-        tag = _tag(output)
-        if tag is not None:
-            self.trace.head = tag.raw
-            for layer in tag.sources:
-                self.trace.escaped[layer] = "the model's output"
-            if tag.raw is not None:
-                self.trace.consumers.setdefault(tag.raw, []).append("output")
+    # -- values ------------------------------------------------------------------------------------
 
-    # -- rules: None means "not understood" --------------------------------------------------------
+    def _value(self, tensor: Tensor, call: Call | None = None) -> Value:
+        value = Value(len(self.trace.values), tuple(tensor.shape), call=call.index if call else None)
+        self.trace.values.append(value)
+        tensor._bise_value = value.index  # type: ignore[attr-defined]
+        return value
 
-    def _rule(
-        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, before: list[tuple[int, ...]]
-    ) -> ChannelTag | None:
-        if name in _CONVOLUTIONS:
-            return self._convolution(args, kwargs, output)
-        if name == "linear":
-            return self._linear(args, kwargs, output)
-        if name in ("add", "sub", "mul", "div", "true_divide"):
-            return self._arithmetic(name, args, output)
-        if name in ("cat", "concat"):
-            return self._concatenation(args, kwargs, output)
-        tag = _tag(args[0]) if args else None
-        if tag is None:
-            return None
-        tag = replace(tag, raw=None, nonlinearity=None)
-        if name in ("flatten", "view", "reshape", "squeeze"):
-            return self._reshape(tag, before[0], output)
-        if name in ("mean", "sum"):
-            return self._reduction(tag, _argument(args, kwargs, 1, "dim"), before[0], output)
-        if name in ("permute", "transpose"):
-            return self._permutation(name, tag, args, kwargs, len(before[0]))
-        if output.ndim != len(before[0]) or output.shape[tag.dim] != len(tag.zero):
-            return None
-        if name == "batch_norm":
-            self._count(self._owner(args, kwargs, 1))
-            return replace(tag, zero=torch.zeros_like(tag.zero)) if tag.dim == 1 else None
-        if name in NONLINEARITIES:
-            return tag if NONLINEARITIES[name] else replace(tag, zero=torch.zeros_like(tag.zero))
-        if name == "pad" and _argument(args, kwargs, 3, "value"):
-            return replace(tag, zero=torch.zeros_like(tag.zero))
-        return tag if name in _CHANNELWISE else None
+    def _operand(self, tensor: Tensor) -> int | None:
+        """The value that a tensor is; None for weights, and for tensors that no traced value went into."""
+        return None if id(tensor) in self.owner else _mark(tensor)
 
-    def _convolution(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> ChannelTag | None:
-        inputs, weight = args[0], _argument(args, kwargs, 1, "weight")
-        layer, tag = self._owner(args, kwargs, 1), _tag(inputs)
-        if layer is None or (tag is not None and tag.dim != 1) or output.ndim != weight.ndim:
-            return None
-        self._count(layer)
-        zero = torch.zeros(output.shape[1], dtype=torch.bool)
-        depthwise = weight.shape[1] == 1 and weight.shape[0] == inputs.shape[1]
-        if not depthwise or weight.shape[0] == 1:
-            self._read(layer, tag, inputs.shape[1])
-        elif tag is not None and _argument(args, kwargs, 2, "bias") is None:
-            zero = tag.zero
-        return ChannelTag(1, zero, ((layer, len(zero)),), frozenset([layer]), raw=layer)
+    def _constant(self, tensor: Tensor, call: Call, position: int, compact: tuple[int, ...] | None) -> Value:
+        """A value for a parameter, buffer or foreign tensor that a call computes with."""
+        owner = self.owner.get(id(tensor))
+        value = Value(len(self.trace.values), tuple(tensor.shape), compact, readers=[call.index])
+        if owner is not None:
+            value.layer, value.parameter = owner[0], f"{owner[0]}.{owner[1]}"
+        self.trace.values.append(value)
+        call.operands = tuple(value.index if k == position else o for k, o in enumerate(call.operands))
+        return value
 
-    def _linear(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> ChannelTag | None:
-        inputs, layer = args[0], self._owner(args, kwargs, 1)
-        tag = _tag(inputs)
-        if layer is None or (tag is not None and tag.dim != inputs.ndim - 1):
-            return None
-        self._count(layer)
-        self._read(layer, tag, inputs.shape[-1])
-        zero = torch.zeros(output.shape[-1], dtype=torch.bool)
-        return ChannelTag(output.ndim - 1, zero, ((layer, len(zero)),), frozenset([layer]), raw=layer)
+    # -- rules -------------------------------------------------------------------------------------
 
-    def _arithmetic(self, name: str, args: tuple[Any, ...], output: Tensor) -> ChannelTag | None:
-        tags = [tag for value in args[:2] if (tag := _tag(value)) is not None]
-        for value in args[:2]:  # a tensor of unknown origin may be broadcast over the channels, not differ between them
-            if tags and isinstance(value, Tensor) and _tag(value) is None:
-                place = tags[0].dim - (output.ndim - value.ndim)
-                if place >= 0 and value.shape[place] != 1:
-                    return None
-        if not tags or any(
-            tag.dim != tags[0].dim or len(tag.zero) != len(tags[0].zero) or output.shape[tag.dim] != len(tag.zero)
-            for tag in tags
-        ):
-            return None
-        first = tags[0]
-        if name in ("add", "sub"):
-            zero = first.zero & tags[1].zero if len(tags) == 2 else torch.zeros_like(first.zero)
-        elif name == "mul":
-            zero = first.zero | tags[-1].zero
-            self.trace.scales |= {
-                tag.nonlinearity
-                for tag in tags
-                if len(tags) == 2
-                and tag.nonlinearity is not None
-                and self.trace.nonlinearities[tag.nonlinearity].function in _SCALES
-            }
-        elif _tag(args[0]) is first and len(tags) == 1:
-            zero = first.zero
+    def _apply_rule(
+        self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]
+    ) -> None:
+        name, first = call.function, self._read(call, 0)
+        if name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear":
+            self._mixing(call, tensors, shapes, outputs[0])
+        elif name == "batch_norm" or name == "instance_norm":
+            self._normalise(call, tensors, first, outputs[0])
+        elif name == "prelu":
+            self._prelu(call, tensors, first, outputs[0])
+        elif name in _ELEMENTWISE:
+            self._elementwise(call, tensors, shapes, outputs[0])
+        elif name in _MOVEMENTS:
+            self._movement(call, tensors, shapes, outputs)
+        elif name in _CHANNELWISE or name in _REDUCTIONS or name == "pad":
+            self._channelwise(call, first, outputs[0])
         else:
-            return None
-        sources = frozenset().union(*(tag.sources for tag in tags))
-        return replace(first, zero=zero, sources=sources, raw=None, nonlinearity=None)
+            _opaque(call, f"{name} is not understood")
+            same = name in _SAME_SHAPE_NORMS or name in ("setitem", "normalize", "softmax")
+            if same and first is not None and first.compact is not None:
+                outputs[0].compact, outputs[0].layer = first.compact, first.layer
+                if name in _SAME_SHAPE_NORMS:
+                    call.why = f"{name} computes with all its channels at once"
 
-    def _concatenation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> ChannelTag | None:
-        parts = list(args[0])
-        dim = _argument(args, kwargs, 1, "dim", 0) % output.ndim
-        tags = [_tag(part) for part in parts]
-        known = [tag for tag in tags if tag is not None]
-        if not known or any(tag.dim != dim or tag.repeat != 1 for tag in known):
-            return None
-        zero: list[Tensor] = []
-        segments: list[tuple[str | None, int]] = []
-        for part, tag in zip(parts, tags, strict=True):
-            size = part.shape[dim]
-            zero.append(tag.zero if tag else torch.zeros(size, dtype=torch.bool))
-            segments.extend(tag.segments if tag else [(None, size)])
-        return ChannelTag(dim, torch.cat(zero), tuple(segments), frozenset().union(*(tag.sources for tag in known)))
+    def _read(self, call: Call, position: int) -> Value | None:
+        operand = call.operands[position] if len(call.operands) > position else None
+        return self.trace.values[operand] if operand is not None else None
 
-    def _reshape(self, tag: ChannelTag, before: tuple[int, ...], output: Tensor) -> ChannelTag | None:
-        after, channels = tuple(output.shape), len(tag.zero)
-        if tag.dim < len(after) and after[: tag.dim + 1] == before[: tag.dim + 1]:
-            return tag
-        if tag.dim == 1 and len(after) == 2 and after[0] == before[0] and after[1] % channels == 0:
-            repeat = after[1] // channels
-            return replace(tag, zero=tag.zero.repeat_interleave(repeat), repeat=tag.repeat * repeat)
-        return None
+    def _mixing(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
+        inputs, spatial = self._read(call, 0), _CONVOLUTIONS.get(call.function, _TRANSPOSED.get(call.function, 0))
+        dim = 1 if spatial else len(shapes[0]) - 1
+        if spatial and len(shapes[0]) != spatial + 2:
+            _opaque(call, "it runs on an unbatched input")
+            return
+        output.compact = tuple(size if d == dim else 1 for d, size in enumerate(output.shape))
+        layer = self._owned(call, tensors, ("weight", "bias"), (1, 2))
+        if layer is None:
+            _opaque(call, f"the weights of {call.function} are no module's own parameters")
+            return
+        if inputs is None or (inputs.compact is not None and inputs.compact != _only(shapes[0], dim)):
+            self._see(layer)
+            output.layer = layer
+            _opaque(call, f"'{layer}' reads a tensor whose channels are not its inputs")
+            return
+        call.layer, output.layer, call.kind = layer, layer, "mixing"
+        self._see(layer)
+        call.transposed = call.function in _TRANSPOSED
+        if spatial:
+            call.groups = call.argument(6, "groups", 1)
+            padding = call.argument(4, "padding", 0)
+            call.padded = bool(padding == "same" or (padding != "valid" and any(_as_tuple(padding))))
+            if call.transposed:
+                call.padded = True  # overlapping kernels: the sum of weights differs from place to place
+        if call.groups > 1 and call.groups == shapes[0][1] == output.shape[1] and inputs.compact is not None:
+            call.kind = "channelwise"
+            call.maps[0, 0] = torch.arange(inputs.num_channels)
 
-    def _reduction(self, tag: ChannelTag, dims: Any, before: tuple[int, ...], output: Tensor) -> ChannelTag | None:
-        if dims is None:
-            return None
-        reduced = {dim % len(before) for dim in ([dims] if isinstance(dims, int) else dims)}
-        if tag.dim in reduced:
-            return None
-        shift = 0 if output.ndim == len(before) else sum(dim < tag.dim for dim in reduced)
-        return replace(tag, dim=tag.dim - shift)
+    def _owned(
+        self, call: Call, tensors: list[Tensor], names: tuple[str, ...], positions: tuple[int, ...]
+    ) -> str | None:
+        """The module whose own parameters, under the same names, a call computes with; None if there is none."""
+        found = set()
+        for name, position in zip(names, positions, strict=True):
+            slot = call.argument(position, name)
+            if isinstance(slot, Slot):
+                owner = self.owner.get(id(tensors[slot.position]))
+                found.add(owner[0] if owner is not None and owner[1] == name else None)
+        (layer,) = found if len(found) == 1 else (None,)
+        return layer
 
-    def _permutation(
-        self, name: str, tag: ChannelTag, args: tuple[Any, ...], kwargs: Mapping[str, Any], ndim: int
-    ) -> ChannelTag | None:
-        if kwargs or len(args) < 2:
-            return None
-        given = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
-        dims = [dim % ndim for dim in given]
-        if name == "transpose":
-            order = list(range(ndim))
-            order[dims[0]], order[dims[1]] = order[dims[1]], order[dims[0]]
-            dims = order
-        return replace(tag, dim=dims.index(tag.dim))
+    def _see(self, layer: str) -> None:
+        self.trace.layers[layer] += 1
 
-    # -- what the rules record ---------------------------------------------------------------------
+    def _normalise(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
+        names = ("running_mean", "running_var", "weight", "bias")
+        if not any(isinstance(call.argument(p, n), Slot) for p, n in enumerate(names, 1)):
+            call.layer = None
+        else:
+            call.layer = self._owned(call, tensors, names, (1, 2, 3, 4))
+            if call.layer is None:
+                _opaque(call, "the parameters of a batch norm are no module's own")
+                return
+            self._see(call.layer)
+        if first is None or first.compact is None or first.compact != _only(first.shape, 1):
+            if first is not None:
+                output.compact, output.layer = first.compact, first.layer
+            _opaque(call, "it normalises another dimension than the channels'")
+            return
+        self._same_channels(call, first, output)
 
-    def _owner(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int) -> str | None:
-        name = "running_mean" if "running_mean" in kwargs else "weight"
-        return self.owner.get(id(_argument(args, kwargs, position, name)))
+    def _same_channels(self, call: Call, first: Value, output: Value) -> None:
+        call.kind = "channelwise"
+        output.compact, output.layer = first.compact, first.layer
+        call.maps[0, 0] = torch.arange(first.num_channels)
 
-    def _note_forks(self, inputs: Iterable[Tensor]) -> None:
-        for tensor in inputs:
-            first_use = getattr(tensor, "_bise_first_use", None)
-            if first_use is None:
-                tensor._bise_first_use = self.step  # type: ignore[attr-defined]
-            elif id(tensor) not in self.owner:
-                self.trace.first_fork = min(first_use, self.trace.first_fork or first_use)
+    def _prelu(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
+        slot = call.argument(1, "weight")
+        owner = self.owner.get(id(tensors[slot.position])) if isinstance(slot, Slot) else None
+        if first is None or first.compact is None or owner is None:
+            _opaque(call, "the slopes of prelu are no module's own parameters")
+            return
+        if tensors[slot.position].numel() > 1 and first.compact != _only(first.shape, 1):
+            _opaque(call, "prelu's slopes lie along another dimension than the channels")
+            return
+        call.layer = owner[0]
+        self._see(call.layer)
+        self._same_channels(call, first, output)
 
-    def _count(self, layer: str | None) -> None:
-        if layer is not None:
-            self.trace.calls[layer] = self.trace.calls.get(layer, 0) + 1
-            self.trace.steps[layer] = self.step
+    def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:
+        name = call.function
+        if first is None or first.compact is None:
+            _opaque(call, f"{name} reads a tensor of unknown channels")
+            return
+        compact = list(first.compact)
+        if name in _REDUCTIONS:
+            dims = call.argument(1, "dim")
+            given = [] if dims is None else [dim % len(compact) for dim in _as_tuple(dims)]
+            if not given or any(compact[dim] > 1 for dim in given):
+                _opaque(call, f"{name} runs over the channels")
+                return
+            if len(output.shape) < len(first.shape):
+                compact = [size for dim, size in enumerate(compact) if dim not in given]
+            call.padded = name == "sum"  # a constant times the number of places
+        elif name == "pad":
+            amounts, mode = call.argument(1, "pad"), call.argument(2, "mode", "constant")
+            touched = [len(compact) - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
+            if any(compact[dim] > 1 for dim in touched):
+                _opaque(call, "pad adds channels")
+                return
+            if mode == "constant" and call.argument(3, "value"):
+                _opaque(call, "pad surrounds the channels with a value other than zero")
+                return
+            call.padded = mode == "constant"
+        elif any(size > 1 for size in compact[2:]) or len(compact) != len(output.shape):
+            _opaque(call, f"{name} runs over the channels")
+            return
+        elif "avg_pool" in name and "adaptive" not in name:
+            call.padded = any(_as_tuple(call.argument(3, "padding", 0))) or bool(call.argument(6, "divisor_override"))
+        output.compact, output.layer, call.kind = tuple(compact), first.layer, "channelwise"
+        call.maps[0, 0] = torch.arange(first.num_channels)
 
-    def _read(self, layer: str, tag: ChannelTag | None, size: int) -> None:
-        zero = tag.zero if tag is not None else torch.zeros(size, dtype=torch.bool)
-        self.trace.reads.setdefault(layer, []).append(tag)
-        known = self.trace.zero_inputs.get(layer)
-        self.trace.zero_inputs[layer] = zero if known is None else known & zero
+    def _elementwise(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
+        known = [(k, value) for k in range(len(tensors)) if (value := self._read(call, k)) is not None]
+        structured = [value for _, value in known if value.compact is not None]
+        ndim = len(output.shape)
+        if not structured or any(len(shape) > ndim for shape in shapes):
+            _opaque(call, f"{call.function} reads a tensor of unknown channels")
+            return
+        compacts = [_aligned(value.compact or (), ndim) for value in structured]
+        compact = tuple(max(sizes) for sizes in zip(*compacts, strict=True))
+        numbers = {}
+        for k, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
+            value, aligned = self._read(call, k), _aligned(shape, ndim)
+            if value is None:  # a parameter, a buffer or a tensor made on the spot
+                part = tuple(size if compact[d] > 1 else 1 for d, size in enumerate(aligned))
+                own = part[ndim - len(shape) :]
+                if any(size > 1 for size in part) and self.owner.get(id(tensor)) is None:
+                    output.compact, output.layer = compact, structured[0].layer
+                    _opaque(call, f"{call.function} reads a tensor made on the spot")
+                    return
+                value = self._constant(tensor, call, k, own)
+            elif value.compact is None:
+                if any(aligned[d] > 1 for d in range(ndim) if compact[d] > 1):
+                    output.compact, output.layer = compact, structured[0].layer
+                    _opaque(call, f"{call.function} reads a tensor of unknown channels")
+                    return
+                value.compact = (1,) * len(shape)
+            numbers[k] = torch.arange(value.num_channels).view(_aligned(value.compact or (), ndim))
+        for _, value in known:
+            theirs = _aligned(value.compact or (), ndim)
+            if any(
+                mine > 1 and size == 1 and _aligned(value.shape, ndim)[d] > 1
+                for d, (size, mine) in enumerate(zip(theirs, compact, strict=True))
+            ):
+                output.compact, output.layer = compact, structured[0].layer
+                _opaque(call, f"{call.function} joins tensors whose channels lie along different dimensions")
+                return
+        output.compact, call.kind = compact, "elementwise"
+        layers = [value.layer for value in structured if value.num_channels == output.num_channels]
+        output.layer = layers[0] if layers else None
+        for k, ids in numbers.items():
+            call.maps[k, 0] = ids.expand(compact).reshape(-1)
 
-    def _at_nonlinearity(self, name: str, tag: ChannelTag | None, output: Tensor) -> ChannelTag | None:
-        if name not in NONLINEARITIES:
-            return tag
-        index = len(self.trace.nonlinearities)
-        # Without a tag: channels first for images and vectors, last for token sequences.
-        dim = tag.dim if tag is not None else output.ndim - 1 if output.ndim == 3 else min(1, output.ndim - 1)
-        size = output.shape[dim]
-        segments = tag.segments if tag is not None and tag.repeat == 1 else ((None, size),)
-        self.trace.nonlinearities.append(Nonlinearity(index, name, dim, size, segments, self.step))
-        closed = self.closed.get(index)
-        if tag is None:
-            if closed is None:
-                return None
-            return ChannelTag(dim, closed, segments, frozenset(), nonlinearity=index)
-        return replace(tag, zero=tag.zero if closed is None else tag.zero | closed, nonlinearity=index)
+    def _movement(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]) -> None:
+        places: list[Tensor] = []
+        sources: list[tuple[int, int, Value] | None] = []
+        start = 0
+        for k, tensor in enumerate(tensors):
+            value = self._read(call, k)
+            if value is None and not tensor.is_floating_point():
+                sources.append(None)  # an index
+                places.append(tensor)
+                continue
+            if value is None:
+                value = self._constant(tensor, call, k, tuple(shapes[k]))
+            if value.compact is None:
+                _opaque(call, f"{call.function} moves a tensor of unknown channels")
+                return
+            ids = torch.arange(value.num_channels).view(value.compact) + start
+            places.append(ids.expand(shapes[k]))
+            sources.append((k, start, value))
+            start += value.num_channels
+        if call.function in ("cat", "stack") and not self._lies_along(call, sources, outputs[0]):
+            return
+        args, kwargs = replace_tensors((call.args, call.kwargs), lambda slot: places[slot.position], Slot)
+        try:
+            result = call.run(*args, **kwargs)
+        except RuntimeError:  # a view of numbers that lie in memory otherwise than the data did
+            args, kwargs = replace_tensors((args, kwargs), Tensor.contiguous)
+            result = call.run(*args, **kwargs)
+        moved = list(tensors_in([result]))
+        call.kind = "movement"
+        for o, (ids, output) in enumerate(zip(moved, outputs, strict=True)):
+            ids = _compressed(ids)
+            output.compact = tuple(ids.shape)
+            flat = ids.reshape(-1)
+            for k, first, value in filter(None, sources):
+                inside = (flat >= first) & (flat < first + value.num_channels)
+                call.maps[k, o] = torch.where(inside, flat - first, -1)
+            whole = [value for _, _, value in filter(None, sources)]
+            if len(whole) == 1 and output.num_channels == whole[0].num_channels:
+                output.layer = whole[0].layer
+
+    def _lies_along(self, call: Call, sources: list[Any], output: Value) -> bool:
+        """Whether a concatenation runs along the channels; along another dimension it joins like an addition."""
+        values = [value for _, _, value in filter(None, sources)]
+        ndim = len(output.shape)
+        dim = call.argument(1, "dim", 0) % ndim
+        compacts = [value.compact for value in values]
+        if call.function == "stack":
+            compacts = [(*compact[:dim], 1, *compact[dim:]) for compact in compacts]
+        others = [tuple(size for d, size in enumerate(compact) if d != dim) for compact in compacts]
+        if all(size == 1 for other in others for size in other):
+            return True
+        if len(set(compacts)) == 1 and compacts[0][dim] == 1:  # e.g. a class token before the patches
+            output.compact, output.layer, call.kind = compacts[0], None, "elementwise"
+            for k, _, value in filter(None, sources):
+                call.maps[k, 0] = torch.arange(value.num_channels)
+            return False
+        _opaque(call, f"{call.function} joins tensors whose channels lie along different dimensions")
+        return False
+
+    def _at_nonlinearity(self, call: Call, output: Value) -> None:
+        if output.dim is None:
+            # Unknown channels: first for images and vectors, last for token sequences.
+            ndim = len(output.shape)
+            dim = ndim - 1 if ndim == 3 else min(1, ndim - 1)
+            if output.compact is None or output.num_channels > 1:
+                why = f"{call.function} reads a tensor of unknown channels"
+                _opaque(call, why)
+                output.compact = _only(output.shape, dim)
+        else:
+            dim = output.dim
+        index, size = self.nonlinearities - 1, output.shape[dim]
+        layer = output.layer if output.num_channels == size else None
+        self.trace.nonlinearities.append(Nonlinearity(index, call.function, dim, size, layer, call.index))
+
+
+def _mark(tensor: Tensor) -> int | None:
+    return getattr(tensor, "_bise_value", None)
+
+
+def _only(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return tuple(size if d == dim else 1 for d, size in enumerate(shape))
+
+
+def _aligned(sizes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    return (1,) * (ndim - len(sizes)) + tuple(sizes)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _compressed(ids: Tensor) -> Tensor:
+    """Entry numbers with every dimension of one channel cut to size 1."""
+    for dim in range(ids.ndim):
+        first = ids.narrow(dim, 0, 1)
+        if ids.shape[dim] == 1 or ids.stride(dim) == 0 or bool((ids == first).all()):
+            ids = first
+    return ids

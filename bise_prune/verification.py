@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .artifacts import Verification
 from .errors import ConfigError, VerificationError
-from .tracing import Inputs, logits_of, run
+from .tracing import Inputs, evaluating, logits_of, replace_tensors, run
 
 
 def verify(
@@ -23,7 +23,9 @@ def verify(
     tolerance: float = 1e-9,
     seed: int = 0,
 ) -> Verification:
-    """Compare the logits of two models in float64 on the CPU, on the example inputs and on noise of their scale.
+    """Compare the logits of two models in float64, on the example inputs and on noise of their scale.
+
+    No copies are made: weights are widened as each function reads them.
 
     Args:
         reference: what is right, e.g. the masked model.
@@ -36,16 +38,35 @@ def verify(
     Returns:
         The largest difference; it may or may not have passed.
     """
-    models = [copy.deepcopy(model).cpu().double().eval() for model in (reference, candidate)]
+    models = (reference, candidate)
+    device = next((parameter.device for parameter in reference.parameters()), torch.device("cpu"))
 
     def compare(inputs: Inputs) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
+        inputs = replace_tensors(inputs, lambda tensor: tensor.to(device))
+        with torch.no_grad(), evaluating(reference), evaluating(candidate), InDouble():
             first, second = (logits_of(run(model, inputs)) for model in models)
         return first, second
 
     return compare_outputs(
         compare, example_inputs, batch_sizes, tolerance=tolerance, dtype=torch.float64, seed=seed, relative=True
     )
+
+
+class InDouble(TorchFunctionMode):
+    """While active, every torch function computes in float64, whatever the precision of the tensors given to it."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = replace_tensors((args, dict(kwargs or {})), _widened)
+        args, kwargs = replace_tensors(
+            (args, kwargs), lambda dtype: torch.float64 if dtype.is_floating_point else dtype, torch.dtype
+        )
+        return func(*args, **kwargs)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
 def compare_outputs(

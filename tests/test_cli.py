@@ -72,7 +72,7 @@ def test_one_command_leaves_a_verified_slim_model(done):
     project, result = done
     out = project / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "masks.safetensors", "report.json", "slim.onnx", "slim.safetensors",
+        "masks.safetensors", "plan.json", "report.json", "slim.onnx", "slim.pt2", "slim.safetensors",
     ]  # fmt: skip
     record = json.loads((out / "report.json").read_text())
     assert json.loads(result.stdout) == record
@@ -176,7 +176,7 @@ def test_masks_survive_a_target_that_cannot_be_met(project, tmp_path, capsys, mo
     from bise_prune import pipeline
     from bise_prune.errors import PruningError
 
-    def unreachable(*arguments):
+    def unreachable(*arguments, **options):
         raise PruningError("the nearest reachable is 0.5")
 
     monkeypatch.setattr(pipeline, "prune", unreachable)

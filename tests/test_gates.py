@@ -128,9 +128,15 @@ def test_masks_of_another_network_are_refused():
         apply_masks(network("resnet"), masks, images())
 
 
-def test_a_network_without_a_linear_head_is_refused():
-    with pytest.raises(ModelError, match="does not end in a linear layer"):
-        gate_sites(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), images())
+def test_a_network_may_end_in_a_convolution():
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    (site,) = gate_sites(nn.Sequential(*layers), images())
+    assert site.name == "0"  # not the classifier's own channels
+
+
+def test_a_network_without_a_classifier_is_refused():
+    with pytest.raises(ModelError, match="not the channels of one linear or convolutional layer"):
+        gate_sites(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Softmax(1)), images())
 
 
 def test_a_network_without_nonlinearities_is_refused():

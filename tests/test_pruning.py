@@ -7,8 +7,8 @@ from torch import nn
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, fuse_batchnorm, gate_sites, prune, search, verify
 from bise_prune.errors import ConfigError, PruningError, VerificationError
-from bise_prune.gates import GatedModel
 from bise_prune.models import build_model
+from bise_prune.rewiring import RewiredModel
 
 
 def num_params(model):
@@ -53,7 +53,7 @@ def test_the_papers_networks_are_pruned_exactly(name, placement):
 @pytest.mark.parametrize("placement", ["tied", "paper"])
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_pruned_equals_masked_everywhere(name, placement):
-    model, inputs = network(name), images()
+    model, inputs = network(name).double(), images().double()
     for seed in range(3):
         masks = random_masks(model, inputs, placement, seed)
         result = prune(model, masks, inputs)
@@ -66,7 +66,7 @@ def test_pruned_equals_masked_everywhere(name, placement):
     "name", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "googlenet", "regnet_y_400mf"]
 )
 def test_torchvision_families_are_pruned_exactly(name):
-    model, inputs = torchvision_network(name), images(size=32)
+    model, inputs = torchvision_network(name).double(), images(size=32).double()
     masks = random_masks(model, inputs, "tied")
     result = prune(model, masks, inputs)
     assert largest_error(apply_masks(model, masks, inputs), result.model, inputs) < 1e-9
@@ -148,11 +148,12 @@ AWKWARD = {
 
 
 @pytest.mark.parametrize("name", list(AWKWARD))
-def test_what_cannot_be_followed_stays_but_is_masked(name):
-    model, inputs = AWKWARD[name]().eval(), images()
-    for seed in range(2):
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+def test_awkward_networks_are_pruned_exactly(name, joins):
+    model, inputs = AWKWARD[name]().eval().double(), images().double()
+    for seed in range(3, 6):
         masks = random_masks(model, inputs, "paper", seed)
-        result = prune(model, masks, inputs)
+        result = prune(model, masks, inputs, joins=joins)
         assert result.verification.passed
         assert num_params(result.model) == result.plan.params[1]
         masked = apply_masks(model, masks, inputs)
@@ -174,25 +175,35 @@ def test_the_papers_placement_removes_what_all_members_close_and_gates_the_rest(
     masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, inputs, "paper")}
     masks["blocks.2.conv2"][:5] = -1
     masks["blocks.3.conv2"][3:7] = -1  # 3 and 4 are closed by both
-    masks["blocks.0.conv2"][:] = -1  # the stem feeds the same stream and has no gate
-    result = prune(model, MaskSet(masks), inputs)
-    assert result.plan.removed == {"blocks.2.conv2": (3, 4)}
-    assert isinstance(result.model, GatedModel)
+    masks["blocks.0.conv2"][1:] = -1  # the stem feeds the same stream and has no gate
+    result = prune(model, MaskSet(masks), inputs, joins="intersection")
+    assert result.plan.removed["blocks.2.conv2"] == result.plan.removed["blocks.3.conv2"] == (3, 4)
+    assert not any(name.startswith(("stem", "blocks.0", "blocks.1")) for name in result.plan.removed)
+    assert isinstance(result.model, RewiredModel)
     assert set(result.plan.closed_but_kept) == {"blocks.0.conv2", "blocks.2.conv2", "blocks.3.conv2"}
+    assert result.plan.reasons["blocks.3.conv2"] == {"a tensor that add joins has it open": (5, 6)}
     assert result.model.model.head.weight.shape == (3, 8)
     assert result.model.model.blocks[2].shortcut[0].out_channels == 8
 
 
-def test_a_closed_layer_keeps_its_best_channel_as_zeros():
-    model, inputs = network("mlp"), images()
-    masks = random_masks(model, inputs, "tied").logits
-    masks["body.3"][:] = torch.arange(10) - 20.0
-    result = prune(model, MaskSet(masks), inputs)
-    slim = result.model.model
-    assert slim.body[3].out_features == 1
-    assert torch.equal(slim.body[3].bias, model.body[3].bias[9:])
-    assert "all channels are closed" in result.plan.closed_but_kept["body.3"]
-    assert result.verification.max_abs_error == 0
+def test_a_dead_network_is_an_error():
+    model, inputs = network("simple_convnet"), images()
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, inputs)}
+    masks["blocks.1.0"][:] = -1
+    with pytest.raises(PruningError, match="a dead network: with these masks nothing of the input reaches the logits"):
+        prune(model, MaskSet(masks), inputs)
+
+
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+def test_a_dead_branch_is_bypassed(joins):
+    model, inputs = network("resnet").double(), images().double()
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, inputs, "paper")}
+    masks["blocks.1.conv1"][:] = -1
+    result = prune(model, MaskSet(masks), inputs, joins=joins)
+    block = result.model.model.blocks[1]
+    assert all(isinstance(layer, nn.Identity) for layer in (block.conv1, block.bn1, block.conv2, block.bn2))
+    assert largest_error(apply_masks(model, MaskSet(masks), inputs), result.model, inputs) < 1e-12
+    assert result.plan.removed["blocks.1.conv1"] == tuple(range(6))
 
 
 def test_the_classifier_stays_whole():
@@ -223,16 +234,17 @@ def test_a_target_out_of_reach_names_the_nearest():
 
 
 def test_a_model_that_differs_is_stopped(monkeypatch):
-    from bise_prune.pruning import surgery
+    from bise_prune.pruning import exact
 
-    remove = surgery.remove_channels
+    cut = exact.cut
 
-    def spoil(graph, removed):
-        remove(graph, removed)
+    def spoil(*arguments):
+        slim = cut(*arguments)
         with torch.no_grad():
-            graph.model.head.bias += 1
+            slim.head.bias += 1
+        return slim
 
-    monkeypatch.setattr(surgery, "remove_channels", spoil)
+    monkeypatch.setattr(exact, "cut", spoil)
     model, inputs = network("mlp"), images()
     with pytest.raises(VerificationError, match="does not compute the masked function: logits differ by 1"):
         prune(model, random_masks(model, inputs, "tied"), inputs)
@@ -278,9 +290,9 @@ def test_norms_over_another_dimension_or_without_statistics_stay():
 
 def test_fusion_after_pruning():
     model, inputs = network("resnet"), images()
-    result = prune(model, random_masks(model, inputs, "paper"), inputs)
+    result = prune(model, random_masks(model, inputs, "paper"), inputs, joins="expand")
     fused = fuse_batchnorm(result.model, inputs)
-    assert isinstance(fused, GatedModel)
+    assert isinstance(fused, RewiredModel)
     assert largest_error(result.model, fused, inputs) < 1e-5  # float32 weights
     assert (
         largest_error(fuse_batchnorm(copy.deepcopy(result.model).double(), inputs.double()), result.model, inputs)

@@ -15,11 +15,11 @@ PACKAGE = Path(bise_prune.__file__).parent
 RANKS = {
     "version": 0, "errors": 0, "config": 1, "files": 1,
     "artifacts": 2, "checkpoint": 2, "models": 2, "data": 2, "subgroups": 2, "tracing": 2,
-    "evaluation": 3, "graph": 3, "verification": 3, "training": 3,
-    "gates": 4,
+    "evaluation": 3, "graph": 3, "verification": 3, "training": 3, "measurement": 3, "channels": 3,
+    "gates": 4, "rewiring": 4,
     "mask_search": 5, "importance": 5,
     "pruning": 6,
-    "measurement": 7, "export": 7, "slim": 7,
+    "export": 7, "slim": 7,
     "report": 8,
     "pipeline": 9,
     "demo": 10,
@@ -56,9 +56,9 @@ def test_every_room_has_a_rank():
     assert {_room(path) for path in PACKAGE.rglob("*.py")} - {"__init__"} == set(RANKS)
 
 
-def test_torch_pruning_is_used_in_three_files_only():
+def test_torch_pruning_is_used_in_two_files_only():
     users = {_room(path) for path in PACKAGE.rglob("*.py") if "import torch_pruning" in path.read_text()}
-    assert users == {"graph", "gates", "importance"}
+    assert users == {"graph", "importance"}
 
 
 def test_help_does_not_import_torch():

@@ -16,8 +16,8 @@ import models
 from rich.console import Console
 from torch import nn
 
-from bise_prune.gates import GatedModel
 from bise_prune.report import side_by_side
+from bise_prune.rewiring import RewiredModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(loaded: Sequence[models.LoadedModel], as_json: bool) -> int:
-    networks = [item.model.model if isinstance(item.model, GatedModel) else item.model for item in loaded]
+    networks = [item.model.model if isinstance(item.model, RewiredModel) else item.model for item in loaded]
     tables = [_layers(network) for network in networks]
     totals = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
     sparsity = [1 - total / totals[0] for total in totals]

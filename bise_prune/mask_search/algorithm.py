@@ -21,7 +21,7 @@ from ..evaluation import Evaluation, SubgroupAccuracy, evaluate
 from ..files import atomic_path
 from ..gates import CapturedInputs, GatedModel, LearnedGate, gate_sites, head_name
 from ..subgroups import aligned_values, is_aligned
-from ..tracing import logits_of, trace_channels
+from ..tracing import logits_of, trace
 from .heads import BiasHeads, head_loss, train_heads
 from .objective import bise_objective
 from .schedule import temperatures
@@ -165,7 +165,7 @@ class _Run:
             raise DataError("the training loader is empty")
         example = as_batch(first).input[:2].to(self.device)
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
-        self.head_layer = head_name(frozen, trace_channels(frozen, example))
+        self.head_layer = head_name(frozen, trace(frozen, example))
         sites = gate_sites(frozen, example, config.placement)
         self.gated = _Gated(frozen, sites, self.dtype, config.initial_logit).to(self.device)  # lines 1 and 2
         self.generator = torch.Generator().manual_seed(config.seed)

@@ -1,6 +1,6 @@
 """From masks to a smaller network: plan, removal on a copy, batch-norm fusion."""
 
+from .exact import PruningResult, prune
 from .fusion import fuse_batchnorm
-from .surgery import PruningResult, prune
 
 __all__ = ["PruningResult", "fuse_batchnorm", "prune"]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from ..tracing import Inputs, trace_channels
+from ..rewiring import RewiredModel
+from ..tracing import Inputs, Trace, trace
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
 
 
 def fuse_batchnorm(model: _Module, example_inputs: Inputs) -> _Module:
@@ -26,22 +30,37 @@ def fuse_batchnorm(model: _Module, example_inputs: Inputs) -> _Module:
         model: any network; never changed.
         example_inputs: its input(s), batch first.
     """
-    trace = trace_channels(model, example_inputs)
+    record = trace(model, example_inputs)
     fused = copy.deepcopy(model).eval()
-    for layer_name, consumers in trace.consumers.items():
-        norm_name = consumers[0].removeprefix("batch_norm:")
-        if len(consumers) != 1 or norm_name == consumers[0]:
-            continue
+    gone = []
+    for layer_name, norm_name, count in _foldable(record):
         layer, norm = fused.get_submodule(layer_name), fused.get_submodule(norm_name)
-        once = trace.calls[layer_name] == 1 and trace.calls.get(norm_name) == 1
-        if once and isinstance(layer, _FOLDABLE) and isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        statistics = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+        if isinstance(layer, _FOLDABLE) and isinstance(norm, nn.modules.batchnorm._BatchNorm) and statistics:
             _fold(layer, norm)
             fused.set_submodule(norm_name, nn.Identity())
-    return fused
+            gone.append(count)
+    return _renumbered(fused, gone) if isinstance(fused, RewiredModel) else fused  # type: ignore[return-value]
+
+
+def _foldable(record: Trace) -> Iterable[tuple[str, str, int]]:
+    """Layer, norm and number of the norm's call, for norms that alone read a layer."""
+    for call in record.calls:
+        operand = call.operands[0] if call.operands else None
+        if call.function != "batch_norm" or call.kind != "channelwise" or call.layer is None or operand is None:
+            continue
+        value = record.values[operand]
+        source = record.calls[value.call] if value.call is not None else None
+        if source is None or source.layer is None or value.readers != [call.index] or operand in record.outputs:
+            continue
+        layer = source.layer
+        own = {f"{name}.{leaf}" for name in (layer, call.layer) for leaf in ("weight", "bias", "running_mean")}
+        if record.layers[layer] == record.layers[call.layer] == 1 and not own & set(record.rigid):
+            yield layer, call.layer, call.count
 
 
 def _fold(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> None:
-    assert norm.running_mean is not None and norm.running_var is not None  # by them the trace told the norm's name
+    assert norm.running_mean is not None and norm.running_var is not None
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, nn.Parameter)
     with torch.no_grad():
@@ -53,6 +72,23 @@ def _fold(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> None:
             shift = shift + bias.double() * scale
         if norm.bias is not None:
             shift = shift + norm.bias.double()
-        folded = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
+        wide = weight.double()
+        if isinstance(layer, _TRANSPOSED):  # (inputs, outputs per group, ...)
+            groups = wide.unflatten(0, (layer.groups, -1))
+            folded = (groups * scale.view(layer.groups, 1, -1, *[1] * (weight.ndim - 2))).flatten(0, 1)
+        else:
+            folded = wide * scale.view(-1, *[1] * (weight.ndim - 1))
         layer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
         layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
+
+
+def _renumbered(model: RewiredModel, gone: list[int]) -> RewiredModel:
+    """The wrapper with its edits counted anew, since folded norms are not called any more."""
+    edits = []
+    for edit in model.edits:
+        before = sum(count < edit.count for count in gone) if edit.function == "batch_norm" else 0
+        edits.append(replace(edit, count=edit.count - before))
+    dtype = next(model.model.parameters()).dtype
+    rewired = RewiredModel(model.model, edits)
+    rewired.rewirings.to(dtype)
+    return rewired

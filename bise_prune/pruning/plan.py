@@ -1,171 +1,295 @@
-"""Which channels go: from masks and a target to the output channels of each layer, before anything is touched."""
+"""Which channels go: from masks and a target to the widths of every layer, before anything is touched."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..artifacts import GateSite, MaskSet, PruningPlan
-from ..config import TargetSparsity
+from ..artifacts import GateSite, LayerPlan, MaskSet, PruningPlan
+from ..channels import Edit, Joins, Layout, lay_out
+from ..channels.layout import folded_inputs
+from ..config import Rounding
 from ..errors import PruningError
-from ..graph import DependencyGroup, GroupMember, build_graph, dependency_groups, removable_channels
 from ..importance import tie_free
-from ..tracing import Inputs, trace_channels
+from ..tracing import Call, Inputs, Trace, tensors_in, trace
 
-TOLERANCE = 0.01  # a target sparsity is met within one point
+TOLERANCE = 0.01  # a target is met within one point
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan with the layout that carries it out."""
+
+    plan: PruningPlan
+    layout: Layout
 
 
 class Planner:
-    """Turns masks into plans for one network; the graph is built once.
+    """Turns masks into plans for one network, which is traced once.
 
     Args:
         model: the dense network; never changed.
         sites: its gate sites.
         example_inputs: its input(s), batch first.
+        record: a trace of it, if there is one already.
+        rounding: how kept channels are rounded up.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[GateSite], example_inputs: Inputs) -> None:
-        self.model, self.sites, self.example_inputs = model, sites, example_inputs
-        self.graph = build_graph(copy.deepcopy(model), example_inputs)
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[GateSite],
+        example_inputs: Inputs,
+        *,
+        record: Trace | None = None,
+        rounding: Rounding | None = None,
+    ) -> None:
+        self.model, self.sites, self.example_inputs = model, list(sites), example_inputs
+        self.trace = record if record is not None else trace(model, example_inputs)
+        self.rounding = rounding or Rounding()
+        self.rigid: set[int] = set()
         self.params = sum(parameter.numel() for parameter in model.parameters())
+        first = next(tensors_in([example_inputs]), None)
+        self.batch_size = len(first) if first is not None and first.ndim else 1
+        self.macs = sum(_macs(model, call, self.trace, None) for call in self.trace.calls) // self.batch_size
 
-    def plan(self, masks: MaskSet, target_sparsity: TargetSparsity) -> PruningPlan:
-        """The plan for ``masks``.
+    def propose(self, keep: Mapping[str, Tensor], joins: Joins) -> Proposal:
+        """The plan that computes the function with exactly these channels open.
+
+        Raises:
+            PruningError: nothing of the input would reach the logits.
+        """
+        closed: dict[int, Tensor] = {}
+        for site in self.sites:
+            for gate in site.calls:
+                closed[self.trace.gated_call(gate.index).index] = ~keep[site.name].cpu()
+        multiple = self.rounding.multiple
+        layout = lay_out(
+            self.trace, self.model, closed, joins,
+            rounding=(lambda kept: math.ceil(kept / multiple) * multiple) if multiple > 1 else None,
+            rigid=self.rigid,
+        )  # fmt: skip
+        if not any(bool(layout.analysis.live(value).any()) for value in self.trace.inputs):
+            raise PruningError(
+                "a dead network: with these masks nothing of the input reaches the logits; open more channels"
+            )
+        return Proposal(self._plan(keep, layout, joins), layout)
+
+    def rank(
+        self, masks: MaskSet, joins: Joins, target: float, value: Callable[[Proposal], float], what: str
+    ) -> Proposal:
+        """The plan that closes the channels of lowest m until ``value`` reaches ``target``, within one point.
 
         Args:
-            masks: masks of this network.
-            target_sparsity: "auto" removes what the masks close; a number ranks all channels by m and closes the
-                lowest until that share of the parameters is gone, within one point. The best channel of each site
-                is never closed by ranking.
+            masks: the logits to rank by. The best channel of each site is never closed by ranking.
+            joins: the lowering.
+            target: share that is to be gone, in (0, 1).
+            value: the share that is gone in a proposal; it grows with the number of closed channels.
+            what: the target's name in messages.
 
         Raises:
             PruningError: the target cannot be met; the message names the nearest that can.
         """
-        if target_sparsity == "auto":
-            return self.plan_for(masks.keep, masks)
-        return self._to_sparsity(masks, float(target_sparsity))
-
-    def plan_for(self, keep: Mapping[str, Tensor], masks: MaskSet) -> PruningPlan:
-        """The plan that computes the function with exactly these channels open."""
-        closed = {call.index: ~keep[site.name].cpu() for site in self.sites for call in site.calls}
-        trace = trace_channels(self.model, self.example_inputs, closed)
-        groups = dependency_groups(self.graph, trace)
-        order = {layer: masks.logits[site.name] for site in self.sites for call in site.calls if (layer := call.layer)}
-        removed: dict[str, tuple[int, ...]] = {}
-        emptied: dict[str, str] = {}
-        for group in groups:
-            channels = removable_channels(group, trace)
-            if bool(channels.all()):  # never an empty layer: the best channel stays, as zeros
-                scores = next((order[layer] for layer in group.producers if layer in order), None)
-                spared = int(scores.argmax()) if scores is not None and len(scores) == len(channels) else 0
-                channels[spared] = False
-                emptied[group.root] = "all channels are closed; one stays so that the layer is not empty"
-            if bool(channels.any()):
-                removed[group.root] = tuple(channels.nonzero().flatten().tolist())
-        removed = {name: removed[name] for name, _ in self.model.named_modules() if name in removed}
-        gone = removed_outputs(groups, removed)
-        remaining = self.params - removed_parameters(self.model, groups, removed)
-        reasons = self._reasons(keep, groups, gone, emptied)
-        return PruningPlan(dict(keep), removed, (self.params, remaining), reasons)
-
-    def _reasons(
-        self,
-        keep: Mapping[str, Tensor],
-        groups: Sequence[DependencyGroup],
-        gone: Mapping[str, set[int]],
-        emptied: Mapping[str, str],
-    ) -> dict[str, str]:
-        group_of = {member.layer: group for group in groups for member in group.members if member.is_output}
-        reasons = {}
-        for site in self.sites:
-            closed = set((~keep[site.name]).nonzero().flatten().tolist())
-            for call in site.calls:
-                group = group_of.get(call.layer or "")
-                if group is None:
-                    if closed:
-                        reasons[site.name] = "its channels come from several layers"
-                elif closed - gone.get(call.layer or "", set()):
-                    coupled = "coupled outputs read these channels while they are open"
-                    reasons[site.name] = emptied.get(group.root) or group.blocked or coupled
-        return reasons
-
-    def _to_sparsity(self, masks: MaskSet, target: float) -> PruningPlan:
         names = [site.name for site in self.sites]
         parts = tie_free([masks.logits[name] for name in names])
-        for part in parts:  # the best channel of each site ranks last
+        for part in parts:
             part[part.argmax()] = float("inf")
-        scores, sizes = torch.cat(parts), [site.num_channels for site in self.sites]
+        scores, sizes = torch.cat(parts), [len(part) for part in parts]
         order = scores.argsort(stable=True)
-        most = int(torch.isfinite(scores).sum())
 
-        def closing(count: int) -> PruningPlan:
+        def closing(count: int) -> tuple[float, Proposal]:
             keep = torch.ones(len(scores), dtype=torch.bool)
             keep[order[:count]] = False
-            return self.plan_for(dict(zip(names, keep.split(sizes), strict=True)), masks)
+            split = dict(zip(names, keep.split(sizes), strict=True))
+            proposal = self.propose(self.rounded_up(split, masks), joins)
+            return value(proposal), proposal
 
-        low, high = 0, most  # sparsity(low) <= target; it grows with the number of closed channels
+        low, high = 0, int(torch.isfinite(scores).sum())
         below, above = closing(low), closing(high)
-        if above.sparsity < target:
+        if above[0] < target:
             low, below = high, above
         while high - low > 1:
             middle = (low + high) // 2
-            plan = closing(middle)
-            if plan.sparsity <= target:
-                low, below = middle, plan
+            tried = closing(middle)
+            if tried[0] <= target:
+                low, below = middle, tried
             else:
-                high, above = middle, plan
-        nearest = min((below, above), key=lambda plan: abs(plan.sparsity - target))
-        if abs(nearest.sparsity - target) > TOLERANCE:
+                high, above = middle, tried
+        reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target))
+        if abs(reached - target) > TOLERANCE and self.rounding.multiple == 1:
             raise PruningError(
-                f"no ranking of the channels comes within one point of target sparsity {target:g}; "
-                f"the nearest reachable is {nearest.sparsity:.4f}"
+                f"no ranking of the channels comes within one point of target {what} {target:g}; "
+                f"the nearest reachable is {reached:.4f}"
             )
         return nearest
 
+    def rounded_up(self, keep: Mapping[str, Tensor], masks: MaskSet) -> dict[str, Tensor]:
+        """The masks with the best-ranked closed channels opened again, if rounding fills up in that way."""
+        if self.rounding.multiple == 1 or self.rounding.fill != "best":
+            return dict(keep)
+        opened = {}
+        for name, mask in keep.items():
+            kept = int(mask.sum())
+            wanted = min(math.ceil(kept / self.rounding.multiple) * self.rounding.multiple, len(mask))
+            ranked = torch.where(mask, float("inf"), masks.logits[name].cpu().double()).argsort(descending=True)
+            opened[name] = mask.clone()
+            opened[name][ranked[:wanted]] = True
+        return opened
 
-def removed_outputs(groups: Sequence[DependencyGroup], removed: Mapping[str, tuple[int, ...]]) -> dict[str, set[int]]:
-    """Layer -> output channels gone, for every layer of the groups pruned."""
-    gone: dict[str, set[int]] = {}
-    for member, channels in _pruned_members(groups, removed):
-        if member.is_output:
-            gone.setdefault(member.layer, set()).update(channels)
-    return gone
+    # -- the plan in words ---------------------------------------------------------------------------
+
+    def _plan(self, keep: Mapping[str, Tensor], layout: Layout, joins: Joins) -> PruningPlan:
+        layers, saved = {}, 0
+        seen: set[str] = set()
+        for call in self.trace.calls:
+            name = call.layer
+            if name is None or name in seen:
+                continue
+            seen.add(name)
+            rows = layout.present[call.outputs[0]]
+            columns = _columns(call, layout)
+            change = _saved(self.model.get_submodule(name), call, layout, self._calls(name), name in layout.dead)
+            saved += change
+            if not bool(rows.all()) or not (columns is None or bool(columns.all())):
+                layers[name] = LayerPlan(
+                    tuple(rows.nonzero().flatten().tolist()),
+                    len(rows),
+                    None if columns is None else tuple(columns.nonzero().flatten().tolist()),
+                    None if columns is None else len(columns),
+                )
+        for value in self.trace.values:
+            present = layout.present[value.index]
+            if value.parameter is not None and value.dim is not None and bool(present.any()):
+                owner, _, leaf = value.parameter.rpartition(".")
+                if leaf in self.model.get_submodule(owner)._parameters:
+                    saved += math.prod(value.shape) // len(present) * int((~present).sum())
+        macs = sum(_macs(self.model, call, self.trace, layout) for call in self.trace.calls) // self.batch_size
+        edits = tuple(f"{edit.function} number {edit.count + 1}: {_in_words(edit)}" for edit in layout.edits)
+        return PruningPlan(
+            keep=dict(keep),
+            layers=layers,
+            params=(self.params, self.params - saved),
+            macs=(self.macs, macs),
+            joins=joins if edits else "dense",
+            edits=edits,
+            reasons=self._reasons(keep, layout),
+        )
+
+    def _calls(self, layer: str) -> list[Call]:
+        return self.trace.calls_of(layer)
+
+    def _reasons(self, keep: Mapping[str, Tensor], layout: Layout) -> dict[str, dict[str, tuple[int, ...]]]:
+        reasons: dict[str, dict[str, tuple[int, ...]]] = {}
+        for site in self.sites:
+            causes: dict[str, list[int]] = {}
+            closed = ~keep[site.name].cpu()
+            for gate in site.calls:
+                call = self.trace.gated_call(gate.index)
+                places = [call.outputs[0]]
+                if gate.layer is not None and (producers := self._calls(gate.layer)):
+                    places.append(producers[0].outputs[0])
+                for value in places:
+                    if len(layout.present[value]) == len(closed):
+                        for channel in (layout.present[value] & closed).nonzero().flatten().tolist():
+                            channels = causes.setdefault(layout.reason(value, channel), [])
+                            if channel not in channels:
+                                channels.append(channel)
+            if causes:
+                reasons[site.name] = {why: tuple(sorted(channels)) for why, channels in causes.items()}
+        return reasons
 
 
-def removed_parameters(
-    model: nn.Module, groups: Sequence[DependencyGroup], removed: Mapping[str, tuple[int, ...]]
-) -> int:
-    """How many parameters a removal takes, counted from shapes alone."""
-    modules = dict(model.named_modules())
-    inputs: dict[str, set[int]] = {}
-    for member, channels in _pruned_members(groups, removed):
-        if not member.is_output:
-            inputs.setdefault(member.layer, set()).update(channels)
-    outputs = removed_outputs(groups, removed)
-    total = 0
-    for layer in inputs.keys() | outputs.keys():
-        gone_out, gone_in = len(outputs.get(layer, ())), len(inputs.get(layer, ()))
-        for name, parameter in modules[layer].named_parameters(recurse=False):
-            if isinstance(modules[layer], nn.PReLU) and parameter.numel() == 1:
-                continue  # one slope for all channels
-            shape = list(parameter.shape)
-            shape[0] -= gone_out
-            if name == "weight" and parameter.ndim > 1 and getattr(modules[layer], "groups", 1) == 1:
-                shape[1] -= gone_in
-            total += parameter.numel() - torch.Size(shape).numel()
-    return total
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
 
 
-def _pruned_members(
-    groups: Sequence[DependencyGroup], removed: Mapping[str, tuple[int, ...]]
-) -> list[tuple[GroupMember, list[int]]]:
-    pairs = []
-    for group in groups:
-        if group.root in removed:
-            roots = torch.tensor(removed[group.root])
-            for member in group.members:
-                pairs.append((member, member.channels[torch.isin(member.roots, roots)].tolist()))
-    return pairs
+def with_fingerprint(plan: PruningPlan, model: nn.Module) -> PruningPlan:
+    """The plan, tied to the weights that it was made for."""
+    return replace(plan, fingerprint=fingerprint(model))
+
+
+def _in_words(edit: Edit) -> str:
+    if edit.action == "skip":
+        gathered = [change for change in edit.results if change is not None]
+        return f"skipped, its operand {edit.operand + 1} " + ("rearranged" if gathered else "passed on")
+    parts = [
+        f"operand {k + 1} rearranged from {c.present} to {len(c.index)} channels" for k, c in edit.operands.items()
+    ]
+    parts += [f"operand {k + 1} replaced by constants" for k in edit.fixed]
+    parts += [f"operand {k + 1} left out" for k in edit.dropped]
+    if edit.mask is not None:
+        parts.append(f"{edit.mask[1].count(False)} of {len(edit.mask[1])} channels multiplied by zero")
+    return ", ".join(parts)
+
+
+def _columns(call: Call, layout: Layout) -> Tensor | None:
+    operand = call.operands[0]
+    if call.kind != "mixing" or operand is None or layout.trace.values[operand].compact is None:
+        return None
+    return layout.present[operand]
+
+
+def _kernel(call: Call, layer: nn.Module) -> tuple[int, int, int]:
+    """Outputs, inputs and entries of one filter of a mixing or depthwise layer."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    first, second = weight.shape[0], weight.shape[1] * call.groups
+    outputs, inputs = (second, first) if call.transposed else (first, second)
+    return outputs, inputs, math.prod(weight.shape[2:])
+
+
+def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
+    """Entries of the slim weight, and slim outputs."""
+    _, inputs, taps = _kernel(call, layer)
+    rows = int(layout.present[call.outputs[0]].sum())
+    columns, groups = _columns(call, layout), call.groups
+    if columns is not None:
+        inputs = int(columns.sum())
+        groups = int(columns.view(call.groups, -1).any(1).sum())
+    return rows * inputs // max(groups, 1) * taps, rows
+
+
+def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], dead: bool) -> int:
+    """Parameters of a layer that are gone (negative where a bias comes new)."""
+    own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+    rows = layout.present[call.outputs[0]]
+    if dead:
+        return own
+    if not bool(rows.any()):
+        return 0
+    if call.kind != "mixing":
+        per_channel = [p for p in layer.parameters(recurse=False) if p.ndim and len(p) == len(rows)]
+        return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel)
+    weights, kept = _size(call, layout, layer)
+    operand = call.operands[0]
+    assert operand is not None
+    has_bias = layer._parameters.get("bias") is not None
+    if not has_bias and _columns(call, layout) is not None:
+        folded = folded_inputs(call, calls, layout.analysis, layer)
+        has_bias = bool((folded & (layout.analysis.constant[operand].nan_to_num(0.0) != 0)).any())
+    return own - weights - (kept if has_bias else 0)
+
+
+def _macs(model: nn.Module, call: Call, record: Trace, layout: Layout | None) -> int:
+    """Multiply-accumulates of one call, for the whole example batch; of the dense network without a layout."""
+    if call.layer is None or not (call.kind == "mixing" or call.function.startswith("conv")):
+        return 0
+    layer = model.get_submodule(call.layer)
+    assert isinstance(layer.weight, Tensor)
+    place = record.values[(call.operands[0] if call.transposed else None) or call.outputs[0]]
+    dim = 1 if call.function.startswith("conv") else len(place.shape) - 1
+    places = math.prod(size for d, size in enumerate(place.shape) if d != dim)
+    return places * (layer.weight.numel() if layout is None else _size(call, layout, layer)[0])

@@ -1,114 +1,192 @@
-"""Physical removal, on a copy, checked against the masked network."""
+"""Physical removal on a copy: every layer's weights cut to the channels of a layout."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..artifacts import GateSite, MaskSet, PruningPlan, Verification
-from ..config import TargetSparsity
-from ..errors import ConfigError
-from ..gates import constant_gates, sites_of
-from ..graph import build_graph, dependency_groups, remove_channels
-from ..tracing import Inputs, trace_channels
-from ..verification import require, verify
-from .plan import Planner, removed_outputs
+from ..channels import Layout
+from ..channels.analysis import offset
+from ..channels.layout import folded_inputs
+from ..rewiring import RewiredModel
+from ..tracing import Call
 
 
-@dataclass(frozen=True)
-class PruningResult:
-    """A pruned network.
+def cut(model: nn.Module, layout: Layout) -> nn.Module:
+    """A copy of ``model``, in eval mode, with the channels of ``layout``; of the same class if widths alone suffice.
 
-    Attributes:
-        model: the slim network, in eval mode; of the dense network's class unless closed channels had to stay, in
-            which case it is that network under constant gates.
-        plan: what was removed, and what stayed and why.
-        verification: slim against masked network, in float64.
-        masked: the dense network under the decided masks: the function that the slim one computes.
+    Weights that constants were folded into are float64, so that the result can be compared exactly; the caller casts.
     """
+    replaced = {id(module) for name in layout.dead for module in [model.get_submodule(name)]}
+    memo: dict[int, object] = {key: nn.Identity() for key in replaced}
+    changes = _new_tensors(model, layout)
+    for name in changes:  # what is cut is not copied first
+        owner, _, leaf = name.rpartition(".")
+        tensor = getattr(model.get_submodule(owner), leaf)
+        if isinstance(tensor, Tensor):
+            memo[id(tensor)] = tensor
+    slim = copy.deepcopy(model, memo).eval()
+    for name, tensor in changes.items():
+        owner, _, leaf = name.rpartition(".")
+        _put(slim.get_submodule(owner), model.get_submodule(owner), leaf, tensor)
+    for name in {name.rpartition(".")[0] for name in changes}:
+        declare_widths(slim.get_submodule(name), _groups(layout, name) if layout.trace.calls_of(name) else None)
+    return RewiredModel(slim, layout.edits) if layout.edits else slim
 
-    model: nn.Module
-    plan: PruningPlan
-    verification: Verification
-    masked: nn.Module
+
+def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """Parameter or buffer name -> its new content, for those that change."""
+    changes: dict[str, Tensor] = {}
+    calls: dict[str, list[Call]] = {}
+    for call in layout.trace.calls:
+        if call.layer is not None and call.layer not in layout.dead:
+            calls.setdefault(call.layer, []).append(call)
+    for name, uses in calls.items():
+        first, layer = uses[0], model.get_submodule(name)
+        rows = layout.present[first.outputs[0]]
+        if not bool(rows.any()):
+            continue  # its calls are skipped
+        silent = torch.stack([layout.silent(call) for call in uses]).all(0)
+        if first.kind == "mixing":
+            changes.update({f"{name}.{leaf}": t for leaf, t in _cut_mixing(layer, layout, uses, rows, silent).items()})
+        elif not (bool(rows.all()) and not bool(silent.any())):
+            for leaf, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
+                if tensor is not None and tensor.ndim and len(tensor) == len(rows):
+                    changes[f"{name}.{leaf}"] = _rows(tensor, rows, silent if leaf in ("weight", "bias") else None)
+            if first.function == "prelu" and f"{name}.weight" in changes:  # a slope is no output
+                changes[f"{name}.weight"] = layer.get_parameter("weight").detach()[rows]
+    for value in layout.trace.values:
+        if value.parameter is not None and not bool(layout.present[value.index].all()) and value.compact is not None:
+            owner, _, leaf = value.parameter.rpartition(".")
+            tensor = getattr(model.get_submodule(owner), leaf).detach()
+            dim = value.dim
+            if dim is not None and bool(layout.present[value.index].any()):
+                kept = layout.present[value.index].nonzero().flatten().to(tensor.device)
+                changes[value.parameter] = tensor.index_select(dim, kept)
+    return changes
 
 
-def prune(
-    model: nn.Module,
-    masks: MaskSet,
-    example_inputs: Inputs,
-    target_sparsity: TargetSparsity = "auto",
-    *,
-    batch_sizes: Sequence[int] = (1, 2, 5),
-    tolerance: float = 1e-9,
-) -> PruningResult:
-    """Remove closed channels from a copy of ``model``; the result computes the masked function from the start.
+def _rows(tensor: Tensor, rows: Tensor, silent: Tensor | None) -> Tensor:
+    result = tensor.detach()[rows.to(tensor.device)]
+    if silent is not None and bool(silent.any()):
+        result = result.clone()
+        result[silent[rows].to(tensor.device)] = 0
+    return result
 
-    A channel goes if it reads as zero wherever it is read. Closed channels that other, open outputs are coupled to
-    stay, multiplied by a constant zero. The classifier keeps its outputs, and no layer is left empty.
+
+def _cut_mixing(layer: nn.Module, layout: Layout, uses: list[Call], rows: Tensor, silent: Tensor) -> dict[str, Tensor]:
+    call = uses[0]
+    operand = call.operands[0]
+    assert operand is not None
+    weight = layer.weight
+    bias: Tensor | None = layer._parameters.get("bias")
+    assert isinstance(weight, Tensor)
+    columns = layout.present[operand]
+    known = len(columns) > 1 or layout.trace.values[operand].compact is not None
+    size = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
+    if not known or len(columns) != size:
+        columns = torch.ones(size, dtype=torch.bool)
+        constant, folded = torch.full((size,), float("nan")), torch.zeros(size, dtype=torch.bool)
+    else:
+        constant = layout.analysis.constant[operand]
+        folded = folded_inputs(call, uses, layout.analysis, layer)
+    result: dict[str, Tensor] = {}
+    additive = torch.where(folded, constant, 0.0)
+    if bool((additive != 0).any()):
+        shift = offset(layer, call, additive)
+        bias = shift.to(weight.device) + (0.0 if bias is None else bias.detach().double())
+    muted = folded & columns
+    carried: Tensor | None = None
+    if call.index in layout.carriers:
+        carrier = layout.carriers[call.index]
+        loads = torch.where(~constant.isnan() & ~folded, constant, 0.0)
+        taps = weight.detach().transpose(0, 1) if call.transposed else weight.detach()
+        carried = torch.tensordot(taps.double(), loads.to(weight.device), dims=([1], [0])) / constant[carrier]
+        muted = muted | (loads != 0) & columns & (torch.arange(size) != carrier)
+    changed = not bool(rows.all()) or not bool(columns.all()) or bool(muted.any()) or bool(silent.any())
+    if changed or carried is not None:
+        result["weight"] = _cut_weight(weight.detach(), call, rows, columns, muted, silent, carried, layout)
+    if isinstance(bias, Tensor) and (changed or bias is not layer._parameters.get("bias")):
+        result["bias"] = _rows(bias, rows, silent)
+    return result
+
+
+def _cut_weight(
+    weight: Tensor,
+    call: Call,
+    rows: Tensor,
+    columns: Tensor,
+    muted: Tensor,
+    silent: Tensor,
+    carried: Tensor | None,
+    layout: Layout,
+) -> Tensor:
+    device = weight.device
+    rows, columns, muted, silent = (mask.to(device) for mask in (rows, columns, muted, silent))
+    if call.groups == 1:
+        oriented = weight.transpose(0, 1) if call.transposed else weight
+        if carried is not None:
+            oriented = oriented.to(torch.float64, copy=True)
+            oriented[:, layout.carriers[call.index]] = carried
+        result = oriented[rows][:, columns]
+        result[:, muted[columns]] = 0
+        result[silent[rows]] = 0
+        return (result.transpose(0, 1) if call.transposed else result).contiguous()
+    parts = []
+    per_in, per_out = len(columns) // call.groups, len(rows) // call.groups
+    for group in range(call.groups):
+        inputs = slice(group * per_in, (group + 1) * per_in)
+        outputs = slice(group * per_out, (group + 1) * per_out)
+        if not bool(columns[inputs].any()):
+            continue
+        block = weight[inputs].transpose(0, 1) if call.transposed else weight[outputs]
+        block = block[rows[outputs]][:, columns[inputs]]
+        block[:, muted[inputs][columns[inputs]]] = 0
+        block[silent[outputs][rows[outputs]]] = 0
+        parts.append(block.transpose(0, 1) if call.transposed else block)
+    return torch.cat(parts).contiguous()
+
+
+def _put(module: nn.Module, dense: nn.Module, leaf: str, tensor: Tensor) -> None:
+    old = dense._parameters.get(leaf)
+    tensor = tensor.clone() if tensor.is_inference() or tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    if leaf in dense._parameters:
+        reference = old if old is not None else dense._parameters["weight"]
+        trains = reference.requires_grad if reference is not None else True
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=trains)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def declare_widths(module: nn.Module, groups: int | None = None) -> None:
+    """Make a module's own account of its widths agree with its weights.
 
     Args:
-        model: the dense network; never changed.
-        masks: its masks.
-        example_inputs: its input(s), batch first.
-        target_sparsity: "auto" = what the masks close; a number in (0, 1) = the share of parameters to remove,
-            lowest m first.
-        batch_sizes: batches of the verification.
-        tolerance: see :func:`bise_prune.verify`.
-
-    Raises:
-        ModelError: the masks belong to another network.
-        PruningError: the target cannot be met.
-        VerificationError: the slim network does not compute the masked function.
+        module: any module; those without widths are left alone.
+        groups: of a convolution, if they have changed.
     """
-    if target_sparsity != "auto" and not (isinstance(target_sparsity, float) and 0 < target_sparsity < 1):
-        raise ConfigError(f"target_sparsity = {target_sparsity!r}: expected 'auto' or a number in (0, 1)")
-    sites = sites_of(masks, model, example_inputs)
-    plan = Planner(model, sites, example_inputs).plan(masks, target_sparsity)
-    slim = copy.deepcopy(model).eval()
-    gone: dict[str, set[int]] = {}
-    if plan.removed:
-        graph = build_graph(slim, example_inputs)
-        groups = dependency_groups(graph, trace_channels(slim, example_inputs))
-        gone = removed_outputs(groups, plan.removed)
-        remove_channels(graph, plan.removed)
-    assert sum(parameter.numel() for parameter in slim.parameters()) == plan.params[1]
-    slim = _under_constant_gates(slim, sites, plan, gone, model, example_inputs)
-    masked = constant_gates(copy.deepcopy(model).eval(), sites, plan.keep)
-    verification = verify(masked, slim, example_inputs, batch_sizes=batch_sizes, tolerance=tolerance)
-    require(verification, "the pruned model does not compute the masked function")
-    return PruningResult(slim, plan, verification, masked)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        module.groups = groups or module.groups
+        first, second = module.weight.shape[:2]
+        inputs, outputs = (first, second * module.groups) if module.transposed else (second * module.groups, first)
+        module.in_channels, module.out_channels = inputs, outputs
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        tensor = module.running_mean if module.running_mean is not None else module.weight
+        module.num_features = len(tensor) if isinstance(tensor, Tensor) else module.num_features
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
 
 
-def _under_constant_gates(
-    slim: nn.Module,
-    sites: Sequence[GateSite],
-    plan: PruningPlan,
-    gone: dict[str, set[int]],
-    dense: nn.Module,
-    example_inputs: Inputs,
-) -> nn.Module:
-    """Gate the channels that are closed but still there; the bare network if there are none."""
-    nonlinearities = trace_channels(dense, example_inputs).nonlinearities
-    leftover_sites, keep = [], {}
-    for site in sites:
-        for call in site.calls:
-            remaining = torch.cat(
-                [_remaining(layer, size, gone) for layer, size in nonlinearities[call.index].segments]
-            )
-            mask: Tensor = plan.keep[site.name].cpu()[remaining]
-            if not bool(mask.all()):
-                name = f"{site.name}#{call.index}"
-                leftover_sites.append(GateSite(name, len(mask), (call,)))
-                keep[name] = mask
-    return constant_gates(slim, leftover_sites, keep) if leftover_sites else slim
-
-
-def _remaining(layer: str | None, size: int, gone: dict[str, set[int]]) -> Tensor:
-    mask = torch.ones(size, dtype=torch.bool)
-    mask[sorted(gone.get(layer or "", ()))] = False
-    return mask
+def _groups(layout: Layout, name: str) -> int | None:
+    """How many groups of a layer stay."""
+    call = layout.trace.calls_of(name)[0]
+    operand = call.operands[0]
+    if call.groups == 1 or operand is None or len(layout.present[operand]) == 1:
+        return None
+    if call.kind == "channelwise":
+        return int(layout.present[call.outputs[0]].sum())
+    return int(layout.present[operand].view(call.groups, -1).any(1).sum())

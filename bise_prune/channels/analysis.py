@@ -1,0 +1,246 @@
+"""Constants forwards, readers backwards: what closed gates make of every channel.
+
+One number per channel: its value where that is the same for every sample and place, NaN where it is live. Constants
+pass through elementwise functions by running the very functions on them, so that NaN spreads as "live" does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..tracing import Call, Slot, Trace, replace_tensors
+
+_PASSES = {"to", "float", "double", "half", "bfloat16", "type"}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is known of every value's channels.
+
+    Attributes:
+        constant: per value, float64: the value of a channel that is constant, NaN where it is live.
+        needed: per value, bool: whether an output of the model depends on the channel in a way that constants cannot
+            stand in for.
+    """
+
+    constant: list[Tensor]
+    needed: list[Tensor]
+
+    def live(self, value: int) -> Tensor:
+        """Channels that must be computed."""
+        return self.needed[value] & self.constant[value].isnan()
+
+
+def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Analysis:
+    """Analyse a network under decided gates.
+
+    Args:
+        trace: of ``model``.
+        model: the dense network.
+        closed: call index of a nonlinearity -> bool over its channels, True where a gate closes the channel.
+    """
+    constant = constants(trace, model, closed)
+    needed = [torch.zeros(len(c), dtype=torch.bool) for c in constant]
+    for value in trace.outputs:
+        needed[value][:] = True
+    for call in reversed(trace.calls):
+        live = [needed[o] & constant[o].isnan() for o in call.outputs]
+        if not any(bool(mask.any()) for mask in live):
+            continue
+        for k, operand in enumerate(call.operands):
+            if operand is None:
+                continue
+            if call.kind == "opaque":
+                needed[operand][:] = True
+            elif call.kind == "mixing":
+                needed[operand] |= spread(live[0], call.groups, len(needed[operand]))
+            else:
+                for o, mask in enumerate(live):
+                    if (mapping := call.maps.get((k, o))) is not None:
+                        sources = mapping[mask]
+                        needed[operand][sources[sources >= 0]] = True
+    return Analysis(constant, needed)
+
+
+def constants(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> list[Tensor]:
+    """The constant of every channel under gates, NaN where it is live."""
+
+    def under_gates(call: Call, output: int, known: Tensor) -> Tensor:
+        return torch.where(closed[call.index], 0.0, known) if call.index in closed else known
+
+    return _propagate(trace, model, under_gates)
+
+
+def physical_constants(
+    trace: Trace,
+    model: nn.Module,
+    logical: Sequence[Tensor],
+    present: Sequence[Tensor],
+    silent: Mapping[int, Tensor],
+) -> list[Tensor]:
+    """The constants of the slim network before its gates: what is there once closed channels' weights are zero.
+
+    Args:
+        trace: of ``model``.
+        model: the dense network.
+        logical: the constants under gates: what layers have folded in.
+        present: per value, the channels that are there.
+        silent: call index -> output channels whose weights are zero.
+    """
+
+    def without_gates(call: Call, output: int, known: Tensor) -> Tensor:
+        if call.kind == "mixing":
+            known = logical[output]
+        if call.index in silent:
+            known = torch.where(silent[call.index], 0.0, known)
+        return torch.where(present[output], known, logical[output].nan_to_num(0.0))
+
+    return _propagate(trace, model, without_gates)
+
+
+def _propagate(trace: Trace, model: nn.Module, finish: Callable[[Call, int, Tensor], Tensor]) -> list[Tensor]:
+    known: list[Tensor] = []
+    for value in trace.values:
+        if value.call is None and value.parameter is not None:
+            known.append(_parameter(model, value.parameter, value.num_channels))
+        else:
+            known.append(torch.full((value.num_channels,), float("nan"), dtype=torch.float64))
+    for call in trace.calls:
+        for o, output in enumerate(call.outputs):
+            if call.kind == "mixing":
+                known[output] = _mixed(call, known, model)
+            elif call.kind != "opaque":
+                known[output] = _evaluate(call, o, known, model)
+            known[output] = finish(call, output, known[output])
+    return known
+
+
+def spread(channels: Tensor, groups: int, size: int) -> Tensor:
+    """Channels on one side of a grouped layer that meet any of ``channels`` on its other side."""
+    return channels.view(groups, -1).any(1).repeat_interleave(size // groups)
+
+
+def _parameter(model: nn.Module, name: str, num_channels: int) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(owner), leaf)
+    values = tensor.detach().double().reshape(-1)
+    return values.cpu() if len(values) == num_channels else torch.full((num_channels,), float("nan")).double()
+
+
+def _mixed(call: Call, known: list[Tensor], model: nn.Module) -> Tensor:
+    (operand, output) = (call.operands[0], call.outputs[0])
+    result = torch.full_like(known[output], float("nan"))
+    if operand is None or call.layer is None:
+        return result
+    inputs = known[operand]
+    if len(inputs) == 1 and bool(inputs.isnan()):  # also where nothing is known of the input
+        return result
+    settled = ~spread(inputs.isnan() | ((inputs != 0) & call.padded), call.groups, len(result))
+    if bool(settled.any()):
+        layer = model.get_submodule(call.layer)
+        result[settled] = offset(layer, call, torch.where(inputs.isnan(), 0.0, inputs))[settled]
+        if isinstance(bias := getattr(layer, "bias", None), Tensor):
+            result[settled] += bias.detach().double().cpu()[settled]
+    return result
+
+
+def offset(layer: nn.Module, call: Call, inputs: Tensor) -> Tensor:
+    """What constant inputs (float64, per channel) add to each output channel of a mixing layer, away from borders."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    active = inputs.nonzero().flatten()
+    if call.transposed:
+        taps = weight.detach()[active].double().flatten(2).sum(2).cpu()  # (in, out / groups)
+        per_group = torch.zeros(call.groups, taps.shape[1], dtype=torch.float64)
+        group = active // (len(inputs) // call.groups)
+        return per_group.index_add(0, group, taps * inputs[active, None]).flatten()
+    size = weight.shape[1]
+    result = torch.zeros(weight.shape[0], dtype=torch.float64)
+    rows = weight.shape[0] // call.groups
+    for group in set((active // size).tolist()):
+        inside = active[active // size == group]
+        taps = weight.detach()[group * rows : (group + 1) * rows, inside % size].double().cpu()
+        result[group * rows : (group + 1) * rows] = (
+            taps.flatten(2).sum(2) @ inputs[inside] if taps.ndim > 2 else (taps @ inputs[inside])
+        )
+    return result
+
+
+def _evaluate(call: Call, output: int, known: list[Tensor], model: nn.Module) -> Tensor:
+    """Constants of one output of a channelwise, elementwise or movement call."""
+    operands: list[Tensor | None] = []
+    for k, operand in enumerate(call.operands):
+        mapping = call.maps.get((k, output))
+        if operand is None or mapping is None:
+            operands.append(None)
+        else:
+            values = known[operand][mapping.clamp(min=0)]
+            operands.append(torch.where(mapping >= 0, values, 0.0))
+    if call.kind == "movement" or call.function in ("cat", "stack"):
+        parts = [(v, call.maps[k, output] >= 0) for k, v in enumerate(operands) if v is not None]
+        if call.kind == "movement":
+            return torch.stack([v for v, _ in parts]).sum(0)  # each channel comes from one operand
+        first = parts[0][0]
+        agree = torch.stack([v == first for v, _ in parts]).all(0)
+        return torch.where(agree, first, float("nan"))
+    inputs = operands[0]
+    if call.function in _TRANSFER and inputs is not None and call.layer is not None:
+        return _TRANSFER[call.function](call, inputs, model.get_submodule(call.layer))
+    if call.function.startswith("conv") and inputs is not None and call.layer is not None:
+        return _depthwise(call, inputs, model.get_submodule(call.layer))
+    if call.kind == "channelwise":
+        assert inputs is not None
+        unstable = call.function in ("batch_norm", "instance_norm")
+        return torch.where((inputs != 0) & call.padded | unstable, float("nan"), inputs)
+    if call.function in _PASSES or "dropout" in call.function:
+        assert inputs is not None
+        return inputs
+    return _elementwise(call, operands)
+
+
+def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
+    present = [v for v in operands if v is not None]
+    args, kwargs = replace_tensors(
+        (call.args, call.kwargs), lambda slot: _copy(operands[slot.position], present[0]), Slot
+    )
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("out", "inplace")}
+    result: Tensor = call.run(*args, **kwargs)
+    if call.function == "mul":
+        return torch.where(torch.stack([v == 0 for v in present]).any(0), 0.0, result)
+    return result
+
+
+def _copy(values: Tensor | None, like: Tensor) -> Tensor:
+    return values.clone() if values is not None else torch.full_like(like, float("nan"))
+
+
+def _batch_norm(call: Call, inputs: Tensor, norm: nn.Module) -> Tensor:
+    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    if mean is None or var is None or call.argument(5, "training", False):
+        return torch.full_like(inputs, float("nan"))  # statistics of the batch
+    scale: Tensor = (var.detach().double() + call.argument(7, "eps", 1e-5)).rsqrt()
+    scale = scale * norm.weight.detach().double() if isinstance(norm.weight, Tensor) else scale
+    shift = norm.bias.detach().double() if isinstance(norm.bias, Tensor) else torch.zeros_like(scale)
+    shift = shift - mean.detach().double() * scale
+    moved: Tensor = inputs * scale.cpu() + shift.cpu()
+    return moved
+
+
+def _depthwise(call: Call, inputs: Tensor, layer: nn.Module) -> Tensor:
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    taps = weight.detach().double().flatten(1).sum(1).cpu()
+    result = torch.where((inputs != 0) & call.padded, float("nan"), inputs * taps)
+    return result + bias.detach().double().cpu() if isinstance(bias, Tensor) else result
+
+
+def _prelu(call: Call, inputs: Tensor, layer: nn.Module) -> Tensor:
+    assert isinstance(layer.weight, Tensor)
+    return torch.where(inputs < 0, inputs * layer.weight.detach().double().cpu(), inputs)
+
+
+_TRANSFER: dict[str, Callable[[Call, Tensor, nn.Module], Tensor]] = {"batch_norm": _batch_norm, "prelu": _prelu}

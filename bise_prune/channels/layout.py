@@ -1,0 +1,695 @@
+"""Which channels of every tensor are there physically, and how each consumer gets what the masked network gives it.
+
+A layout starts from the channels that must be computed and grows until every rule holds: tensors that one function
+adds have the same channels (or are rearranged on their way), grouped convolutions keep groups of equal size, whoever
+computes with all channels at once finds them all. A channel that grew back remembers why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..tracing import Call, Trace, Value
+from .analysis import Analysis, analyse, physical_constants
+
+Joins = Literal["intersection", "expand"]
+Rounding = Callable[[int], int]
+
+_REPLACEABLE = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
+
+
+@dataclass(frozen=True)
+class Regather:
+    """Put a tensor's channels in another layout: from those present to those wanted, constants for what is missing.
+
+    Attributes:
+        dim: the channel dimension.
+        index: per wanted channel its position among the present ones; those beyond are entries of ``constants``.
+        constants: values of missing channels.
+        present: how many channels the tensor has.
+    """
+
+    dim: int
+    index: tuple[int, ...]
+    constants: tuple[float, ...]
+    present: int
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What becomes of one function call in the slim network.
+
+    Attributes:
+        function: canonical name of the function.
+        count: how many calls of that name come before.
+        action: "run" it, "skip" it (its result is its operand number ``operand``, rearranged where ``results`` say so),
+            or "drop" the operands without channels from its list and run it.
+        operand: see above.
+        operands: operand position -> how it is rearranged before the call.
+        fixed: operand position -> constants that take its place, with their shape.
+        results: for a skipped call, how each result is made from the operand.
+        mask: kept channels (True) of the result where closed ones must be multiplied by zero, and their dimension.
+        dropped: operand positions to drop.
+    """
+
+    function: str
+    count: int
+    action: Literal["run", "skip", "drop"] = "run"
+    operand: int = 0
+    operands: Mapping[int, Regather] = field(default_factory=dict)
+    fixed: Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]] = field(default_factory=dict)
+    results: tuple[Regather | None, ...] = ()
+    mask: tuple[int, tuple[bool, ...]] | None = None
+    dropped: tuple[int, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The edit as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, about: Mapping[str, Any]) -> Edit:
+        """The edit that :meth:`as_dict` described, also after a way through JSON."""
+
+        def regather(change: Mapping[str, Any]) -> Regather:
+            return Regather(change["dim"], tuple(change["index"]), tuple(change["constants"]), change["present"])
+
+        return cls(
+            function=about["function"],
+            count=about["count"],
+            action=about["action"],
+            operand=about["operand"],
+            operands={int(k): regather(change) for k, change in about["operands"].items()},
+            fixed={int(k): (tuple(shape), tuple(numbers)) for k, (shape, numbers) in about["fixed"].items()},
+            results=tuple(None if change is None else regather(change) for change in about["results"]),
+            mask=None if about["mask"] is None else (about["mask"][0], tuple(about["mask"][1])),
+            dropped=tuple(about["dropped"]),
+        )
+
+
+@dataclass
+class Layout:
+    """The physical channels of one slim network.
+
+    Attributes:
+        trace: of the dense network.
+        analysis: under the decided gates.
+        closed: call index -> channels closed by a gate.
+        present: per value, bool over its channels.
+        clean: per value, constant channels whose physical value must be the constant.
+        carriers: call index of a padded convolution -> the input channel that carries all constants.
+        edits: changes to function calls that the layers' new widths alone do not bring about.
+        dead: layers that compute nothing that is used.
+    """
+
+    trace: Trace
+    analysis: Analysis
+    closed: Mapping[int, Tensor]
+    present: list[Tensor]
+    clean: list[Tensor]
+    carriers: dict[int, int]
+    edits: list[Edit]
+    dead: list[str]
+    _cause: list[Tensor]
+    _texts: list[str]
+
+    def reason(self, value: int, channel: int) -> str:
+        """Why a channel that nobody needs is there."""
+        code = int(self._cause[value][channel])
+        return self._texts[code] if code >= 0 else "it is read where it is not closed"
+
+    def silent(self, call: Call) -> Tensor:
+        """Output channels of a layer that are there, but whose weights are set to zero."""
+        output = call.outputs[0]
+        return self.present[output] & ~self.analysis.live(output) & ~self.clean[output]
+
+
+def lay_out(
+    trace: Trace,
+    model: nn.Module,
+    closed: Mapping[int, Tensor],
+    joins: Joins = "intersection",
+    *,
+    rounding: Rounding | None = None,
+    rigid: Iterable[int] = (),
+) -> Layout:
+    """The smallest layout under decided gates.
+
+    Args:
+        trace: of ``model``.
+        model: the dense network.
+        closed: call index of a nonlinearity -> bool over its channels, True where a gate closes the channel.
+        joins: "intersection" keeps a shared channel while any member needs it; "expand" lets every producer shrink
+            and rearranges channels where tensors meet.
+        rounding: number of kept channels of a layer -> number to keep (at least as many).
+        rigid: calls of movement functions that only work on the full width.
+    """
+    return _Builder(trace, model, closed, joins, rounding, set(rigid)).build()
+
+
+class _Builder:
+    def __init__(
+        self,
+        trace: Trace,
+        model: nn.Module,
+        closed: Mapping[int, Tensor],
+        joins: Joins,
+        rounding: Rounding | None,
+        rigid: set[int],
+    ) -> None:
+        self.trace, self.model, self.closed, self.rigid = trace, model, closed, rigid
+        self.expand, self.rounding = joins == "expand", rounding
+        self.analysis = analyse(trace, model, closed)
+        self.present: list[Tensor] = []
+        for value in trace.values:
+            fixed = value.call is None and value.parameter is None
+            live = self.analysis.needed[value.index] if value.parameter else self.analysis.live(value.index)
+            self.present.append(torch.ones(value.num_channels, dtype=torch.bool) if fixed else live.clone())
+        self._freeze()
+        self.clean = [torch.zeros_like(mask) for mask in self.present]
+        self.cause = [torch.full(mask.shape, -1, dtype=torch.int64) for mask in self.present]
+        self.texts: list[str] = []
+        self.codes: dict[str, int] = {}
+        self.waiting = dict.fromkeys(range(len(trace.calls) - 1, -1, -1))
+        self.same_layer: dict[str, list[Call]] = {}
+        for call in trace.calls:
+            if call.layer is not None:
+                self.same_layer.setdefault(call.layer, []).append(call)
+        self.carriers: dict[int, int] = {}
+        self.movement, self.origin = _movements(trace, rigid)
+
+    def _freeze(self) -> None:
+        """What a function reads that is not the layer's own keeps its shape."""
+        owners = {name.rpartition(".")[0] for name in self.trace.rigid}
+        times = Counter(value.parameter for value in self.trace.values if value.parameter)
+        for value in self.trace.values:
+            if value.parameter and (value.parameter in self.trace.rigid or times[value.parameter] > 1):
+                self.present[value.index][:] = True
+        for call in self.trace.calls:
+            if call.layer in owners:
+                for v in (call.operands[0], *call.outputs):
+                    if v is not None:
+                        self.present[v][:] = True
+
+    @property
+    def values(self) -> list[Value]:
+        return self.trace.values
+
+    def build(self) -> Layout:
+        self._grow_until_stable()
+        if self.rounding is not None:
+            self._round()
+            self._grow_until_stable()
+        self._demand_clean()
+        dead = [
+            layer
+            for layer, calls in self.same_layer.items()
+            if not any(bool(self.present[call.outputs[0]].any()) for call in calls)
+            and isinstance(self.model.get_submodule(layer), _REPLACEABLE)
+        ]
+        layout = Layout(
+            self.trace, self.analysis, self.closed, self.present, self.clean, self.carriers, [], dead,
+            self.cause, self.texts,
+        )  # fmt: skip
+        layout.edits.extend(_edits(self.model, layout, self.movement, self.origin, self._masked(layout)))
+        return layout
+
+    # -- growth ------------------------------------------------------------------------------------
+
+    def _grow(self, value: int, mask: Tensor, reason: str | Tensor) -> None:
+        """Add channels; the reason is a text, or the codes of the channels that they follow."""
+        new = mask & ~self.present[value]
+        if not bool(new.any()):
+            return
+        self.present[value] |= new
+        self._wake(value)
+        if isinstance(reason, str):
+            self.cause[value][new] = self._code(reason)
+        else:
+            self.cause[value][new] = reason[new]
+
+    def _code(self, text: str) -> int:
+        if text not in self.codes:
+            self.codes[text] = len(self.texts)
+            self.texts.append(text)
+        return self.codes[text]
+
+    def _codes_of(self, value: int, fallback: str) -> Tensor:
+        return torch.where(self.cause[value] >= 0, self.cause[value], self._code(fallback))
+
+    def _wake(self, value: int) -> None:
+        """The rules of all calls around a value must be looked at again."""
+        source = self.values[value].call
+        for index in self.values[value].readers if source is None else (source, *self.values[value].readers):
+            for call in self.same_layer.get(self.trace.calls[index].layer or "", [self.trace.calls[index]]):
+                self.waiting[call.index] = None
+
+    def _grow_until_stable(self) -> None:
+        while self.waiting:
+            index, _ = self.waiting.popitem()
+            self._apply(self.trace.calls[index])
+
+    def _apply(self, call: Call) -> None:
+        movement = self.movement.get(call.index)
+        if call.kind == "opaque":
+            self._opaque(call)
+        elif call.kind == "mixing":
+            self._mixing(call)
+        elif movement == "rigid":
+            self._rigid(call)
+        elif movement != "gather":
+            self._aligned(call)
+        calls = self.same_layer.get(call.layer or "", [])
+        if len(calls) > 1 and calls[0] is not call:
+            for first, second in zip(
+                (calls[0].outputs[0], calls[0].operands[0]), (call.outputs[0], call.operands[0]), strict=True
+            ):
+                if first is not None and second is not None and len(self.present[first]) == len(self.present[second]):
+                    shared = f"'{call.layer}' runs more than once"
+                    self._grow(second, self.present[first], shared)
+                    self._grow(first, self.present[second], shared)
+
+    def _opaque(self, call: Call) -> None:
+        if not any(bool(self.analysis.needed[o].any()) for o in call.outputs):
+            if not any(bool(self.present[o].any()) for o in call.outputs):
+                return
+        for o in call.outputs:
+            self._grow(o, torch.ones_like(self.present[o]), call.why)
+        for operand in call.operands:
+            if operand is not None and not self._expandable(call, operand):
+                self._grow(operand, torch.ones_like(self.present[operand]), call.why)
+
+    def _expandable(self, call: Call, operand: int) -> bool:
+        """Whether the operand of a call that wants all channels may be rearranged on its way."""
+        dim = self.values[operand].dim
+        return self.expand and dim is not None and call.function != "setitem" and bool(self.present[operand].any())
+
+    def _rigid(self, call: Call) -> None:
+        if any(bool(self.present[o].any()) for o in call.outputs):
+            why = f"{call.function} needs the full width"
+            for value in (*call.outputs, *call.operands):
+                if value is not None:
+                    self._grow(value, torch.ones_like(self.present[value]), why)
+
+    def _aligned(self, call: Call) -> None:
+        """Operands and result have the same channels, except where a join may rearrange."""
+        output = call.outputs[0]
+        if self.values[output].dim is None and self.values[output].num_channels > 1:
+            self._rigid(call)
+            return
+        soft = self._soft(call)
+        for k, operand in enumerate(call.operands):
+            mapping = call.maps.get((k, 0))
+            if operand is None or mapping is None:
+                continue
+            inside = mapping >= 0
+            if len(self.present[operand]) == 1 < int(inside.sum()):
+                if bool(self.present[output].any()) and not self._dispensable(operand):
+                    self._grow(operand, torch.ones(1, dtype=torch.bool), "it scales all channels")
+                continue
+            if self.values[operand].dim is None and self.values[operand].num_channels > 1:
+                if bool(self.present[output].any()):
+                    self._grow(operand, torch.ones_like(self.present[operand]), f"{call.function} needs the full width")
+                    self._grow(output, torch.ones_like(self.present[output]), f"{call.function} needs the full width")
+                continue
+            constant = call.kind == "elementwise" and len(call.maps) > 1 and self._dispensable(operand)
+            constant &= self.values[operand].parameter is None
+            if soft or constant or (call.keeps(k) and torch.equal(self.present[operand], self.present[output])):
+                continue
+            sources = mapping.clamp(min=0)
+            stream = f"a tensor that {call.function} joins has it open"
+            self._grow(output, inside & self.present[operand][sources], self._codes_of(operand, stream)[sources])
+            wanted = torch.zeros_like(self.present[operand])
+            wanted[mapping[inside & self.present[output]]] = True
+            codes = torch.zeros_like(self.cause[operand])
+            codes[mapping[inside]] = self._codes_of(output, stream)[inside]
+            self._grow(operand, wanted, codes)
+
+        self._keep_a_shape(call, output)
+
+    def _keep_a_shape(self, call: Call, output: int) -> None:
+        """One operand at least must be there in the shape of the result."""
+        if not bool(self.present[output].any()):
+            return
+        whole = [
+            (k, operand)
+            for k, operand in enumerate(call.operands)
+            if operand is not None
+            and (k, 0) in call.maps
+            and self._shape_beside_channels(operand) == self._shape_beside_channels(output)
+        ]
+        if whole and not any(bool(self.present[operand].any()) for _, operand in whole):
+            k, operand = whole[0]
+            first = torch.zeros_like(self.present[operand])
+            first[call.maps[k, 0][self.present[output]][:1].clamp(min=0)] = True
+            self._grow(operand, first, f"{call.function} would have no operand left")
+
+    def _shape_beside_channels(self, index: int) -> tuple[int, ...]:
+        value = self.values[index]
+        return tuple(size for dim, size in enumerate(value.shape) if dim != value.dim)
+
+    def _dispensable(self, operand: int) -> bool:
+        return not bool(self.analysis.constant[operand].isnan().any())
+
+    def _soft(self, call: Call) -> bool:
+        """Whether operands are rearranged for this call instead of sharing its channels."""
+        if not self.expand or call.kind == "movement" or call.function == "cat":
+            return False
+        tensors = [o for o in call.operands if o is not None and len(self.present[o]) > 1]
+        if len(tensors) > 1:
+            return True
+        source = self.values[tensors[0]] if tensors else None
+        if source is None or source.dim is None:
+            return False
+        concatenated = source.call is not None and self.trace.calls[source.call].function == "cat"
+        return len(source.readers) > 1 or concatenated
+
+    def _mixing(self, call: Call) -> None:
+        operand, output = call.operands[0], call.outputs[0]
+        if operand is None or not bool(self.present[output].any()):
+            return
+        if len(self.present[operand]) > 1 or self.values[operand].compact is not None:
+            if not bool(self.present[operand].any()):
+                first = torch.zeros_like(self.present[operand])
+                first[0] = True
+                self._grow(operand, first, f"'{call.layer}' would have no input left")
+            self._fold(call, operand, output)
+        if call.groups > 1:
+            self._balance(call, operand, output)
+
+    def _fold(self, call: Call, operand: int, output: int) -> None:
+        """Constants other than zero go into a bias where that is exact, into one carrier channel where it is not."""
+        constant = self.analysis.constant[operand]
+        folded = self.folded(call)
+        stays = ~constant.isnan() & ~folded & self.present[output].any()
+        if call.layer is not None and len(self.same_layer[call.layer]) > 1:
+            why = f"'{call.layer}' runs more than once, each time on other constants"
+        elif call.groups > 1:
+            why = f"'{call.layer}' is grouped and pads, so that this constant cannot be folded into it"
+        else:
+            why = f"it carries a constant into '{call.layer}', whose padding forbids a bias"
+            if bool(stays.any()):
+                largest = int(torch.where(stays, constant.abs(), 0.0).argmax())
+                self.carriers[call.index] = largest
+                stays = torch.zeros_like(stays)
+                stays[largest] = True
+        self._grow(operand, stays, why)
+
+    def _layer(self, call: Call) -> nn.Module:
+        return self.model.get_submodule(call.layer or "")
+
+    def folded(self, call: Call) -> Tensor:
+        """Constant inputs of a mixing call that its new weights do without."""
+        return folded_inputs(call, self.same_layer[call.layer or ""], self.analysis, self._layer(call))
+
+    def _balance(self, call: Call, operand: int, output: int) -> None:
+        if self.values[operand].compact is None:
+            return
+        why = f"'{call.layer}' needs groups of equal size"
+        inputs = self.present[operand].view(call.groups, -1)
+        outputs = self.present[output].view(call.groups, -1)
+        alive = inputs.any(1) | outputs.any(1)
+        for value, table in ((operand, inputs), (output, outputs)):
+            width = max(1, int(table.sum(1).max()))
+            self._grow(value, _filled(table, alive, width).flatten(), why)
+
+    def _round(self) -> None:
+        assert self.rounding is not None
+        for call in self.trace.calls:
+            if call.kind not in ("mixing", "channelwise", "elementwise"):
+                continue
+            for o in call.outputs:
+                mask = self.present[o]
+                kept = int(mask.sum())
+                if kept and self.values[o].dim is not None and self.values[o].layer and o not in self.trace.outputs:
+                    wanted = min(self.rounding(kept), len(mask))
+                    filled = _filled(mask.view(1, -1), torch.ones(1, dtype=torch.bool), wanted).flatten()
+                    self._grow(o, filled, "widths are rounded up")
+
+    # -- what kept constants must be --------------------------------------------------------------
+
+    def _demand_clean(self) -> None:
+        constant, clean, present = self.analysis.constant, self.clean, self.present
+        for call in reversed(self.trace.calls):
+            outputs_there = any(bool(present[o].any()) for o in call.outputs)
+            for k, operand in enumerate(call.operands):
+                if operand is None or not outputs_there:
+                    continue
+                settled = ~constant[operand].isnan() & present[operand]
+                if call.kind == "opaque":
+                    clean[operand] |= settled
+                elif call.kind == "mixing":
+                    stays = settled & ~self.folded(call)
+                    if call.index in self.carriers:
+                        stays &= torch.arange(len(stays)) == self.carriers[call.index]
+                    clean[operand] |= stays
+                else:
+                    for o, output in enumerate(call.outputs):
+                        if (mapping := call.maps.get((k, o))) is None:
+                            continue
+                        right = present[output] & (self.analysis.live(output) | clean[output])
+                        if call.index in self.closed:
+                            right &= ~self.closed[call.index]
+                        sources = mapping[right & (mapping >= 0)]
+                        wanted = torch.zeros_like(settled)
+                        wanted[sources] = True
+                        clean[operand] |= settled & wanted
+
+    def _masked(self, layout: Layout) -> dict[int, Tensor]:
+        """Gated calls whose closed channels must be multiplied by zero, since they are there, wanted and not zero."""
+        wanted = {
+            index: closed & self.present[output] & self.clean[output]
+            for index, closed in self.closed.items()
+            if bool((closed & self.present[output := self.trace.calls[index].outputs[0]] & self.clean[output]).any())
+        }
+        if not wanted:
+            return {}
+        silent = {
+            call.index: layout.silent(call)
+            for call in self.trace.calls
+            if call.layer is not None and call.kind in ("mixing", "channelwise") and call.function != "prelu"
+            and len(self.same_layer[call.layer]) == 1
+        }  # fmt: skip
+        found: dict[int, Tensor] = {}
+        physical = physical_constants(self.trace, self.model, self.analysis.constant, self.present, silent)
+        for index, mask in wanted.items():
+            output = self.trace.calls[index].outputs[0]
+            if bool((mask & (physical[output] != 0)).any()):  # NaN differs from 0 too
+                found[index] = mask
+        return found
+
+
+def folded_inputs(call: Call, calls: Sequence[Call], analysis: Analysis, layer: nn.Module) -> Tensor:
+    """Constant inputs of a mixing call that the new weights of its layer account for (carriers included)."""
+    operand = call.operands[0]
+    assert operand is not None
+    constant = analysis.constant[operand]
+    folded = ~constant.isnan()
+    for other in calls:
+        theirs = analysis.constant[other.operands[0]] if other.operands[0] is not None else constant
+        if len(theirs) != len(constant):
+            return torch.zeros_like(folded)
+        folded &= constant == theirs
+    can_have_bias = "bias" in layer._parameters
+    return folded & ((constant == 0) | (can_have_bias and not call.padded))
+
+
+def _filled(table: Tensor, alive: Tensor, width: int) -> Tensor:
+    """In each row that is alive, the first channels that are not there until ``width`` are."""
+    missing = (~table).cumsum(1)
+    return table | (~table & (missing <= (width - table.sum(1, keepdim=True))) & alive[:, None])
+
+
+# -- edits ---------------------------------------------------------------------------------------------
+
+
+def _edits(
+    model: nn.Module, layout: Layout, movement: Mapping[int, str], origin: _Origin, masked: Mapping[int, Tensor]
+) -> list[Edit]:
+    edits = []
+    gathered = _gathered(layout, movement, origin)
+    vanished: set[int] = set()  # calls of modules that become identities are not counted any more
+    for call in layout.trace.calls:
+        if call.layer in layout.dead:
+            source = layout.trace.values[call.operands[0]].call if call.operands[0] is not None else None
+            padding = getattr(model.get_submodule(call.layer or ""), "padding_mode", "zeros")
+            vanished |= {call.index} if padding == "zeros" or source is None else {call.index, source}
+    gone: Counter[str] = Counter()
+    for call in layout.trace.calls:
+        if call.index in vanished:
+            gone[call.function] += 1
+            continue
+        edit = gathered.get(call.index) or _edit(layout, call, movement, masked.get(call.index))
+        if edit is not None:
+            edits.append(replace(edit, count=edit.count - gone[call.function]))
+    return edits
+
+
+def _edit(layout: Layout, call: Call, movement: Mapping[int, str], mask: Tensor | None) -> Edit | None:
+    present = layout.present
+    if not any(bool(present[o].any()) for o in call.outputs):
+        return Edit(call.function, call.count, "skip", results=(None,) * len(call.outputs))
+    operands: dict[int, Regather] = {}
+    fixed: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
+    dropped: list[int] = []
+    aligned = call.kind in ("elementwise", "channelwise", "movement")
+    for k, operand in enumerate(call.operands):
+        if operand is None or call.kind == "mixing" or (call.kind == "movement" and call.function != "cat"):
+            continue
+        value = layout.trace.values[operand]
+        if call.kind == "opaque":
+            wanted = torch.arange(len(present[operand])) if value.dim is not None else None
+        else:
+            mapping = call.maps.get((k, 0))
+            if mapping is None:
+                continue
+            wanted = mapping[(mapping >= 0) & present[call.outputs[0]]]
+            if len(present[operand]) == 1 < len(wanted):
+                wanted = torch.zeros(1, dtype=torch.int64)
+        if wanted is None or not (aligned or call.kind == "opaque"):
+            continue
+        if not bool(present[operand].any()):
+            if call.function == "cat":
+                dropped.append(k)
+            elif call.kind == "elementwise":
+                constants = layout.analysis.constant[operand][wanted].nan_to_num(0.0)
+                ndim = len(layout.trace.values[call.outputs[0]].shape)
+                dim = layout.trace.values[call.outputs[0]].dim
+                shape = tuple(len(wanted) if d == dim else 1 for d in range(ndim))
+                fixed[k] = (shape, tuple(constants.tolist()))
+            continue
+        change = _regather(layout, operand, wanted)
+        if change is not None:
+            operands[k] = change
+    if call.function == "add" and len(fixed) == 1 and not any(any(numbers) for _, numbers in fixed.values()):
+        (gone,) = fixed
+        other = 1 - gone
+        scaled = any(isinstance(v, (int, float)) for v in call.kwargs.values())
+        if len(call.operands) == 2 and not scaled and call.operands[other] is not None:
+            shape = layout.trace.values[call.operands[other] or 0].shape
+            if shape == layout.trace.values[call.outputs[0]].shape:
+                return Edit(call.function, call.count, "skip", other, results=(operands.get(other),))
+    keep = None
+    if mask is not None:
+        (output,) = call.outputs
+        dim = layout.trace.values[output].dim
+        keep = (dim if dim is not None else 1, tuple((~mask)[present[output]].tolist()))
+    if not (operands or fixed or dropped or keep):
+        return None
+    action: Literal["run", "drop"] = "drop" if dropped else "run"
+    return Edit(call.function, call.count, action, 0, operands, fixed, (), keep, tuple(dropped))
+
+
+def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
+    """How the channels ``wanted`` come out of a value's present ones; None if they are just those."""
+    present, constant = layout.present[value], layout.analysis.constant[value]
+    kept = present.nonzero().flatten()
+    if torch.equal(kept, wanted):
+        return None
+    dim = layout.trace.values[value].dim
+    position = torch.full((len(present),), -1, dtype=torch.int64)
+    position[kept] = torch.arange(len(kept))
+    index: list[int] = []
+    extra: list[float] = []
+    slots: dict[float, int] = {}
+    for channel in wanted.tolist():
+        place = int(position[channel])
+        if place < 0:
+            number = float(constant[channel].nan_to_num(0.0))
+            if number not in slots:
+                slots[number] = len(extra)
+                extra.append(number)
+            place = len(kept) + slots[number]
+        index.append(place)
+    return Regather(dim if dim is not None else 1, tuple(index), tuple(extra), len(kept))
+
+
+def _gathered(layout: Layout, movement: Mapping[int, str], origin: _Origin) -> dict[int, Edit]:
+    """Edits of movement calls whose results are gathered straight from where a chain of such calls begins."""
+    trace, present = layout.trace, layout.present
+    chains: dict[int, list[Call]] = {}
+    for call in trace.calls:
+        if movement.get(call.index) == "gather":
+            chains.setdefault(origin[call.outputs[0]][0], []).append(call)
+    edits: dict[int, Edit] = {}
+    for source, calls in chains.items():
+        finals = [o for call in calls for o in call.outputs if trace.values[o].dim is not None]
+        if bool(present[source].all()) and all(bool(present[o].all()) for o in finals):
+            continue
+        for call in calls:
+            results = [
+                _regather(layout, source, origin[output][1][present[output]])
+                if output in finals and bool(present[output].any())
+                else None
+                for output in call.outputs
+            ]
+            edits[call.index] = Edit(call.function, call.count, "skip", results=tuple(results))
+    return edits
+
+
+_Origin = dict[int, tuple[int, Tensor]]  # value -> the value that it is gathered from, and the channels of that
+
+
+def _movements(trace: Trace, rigid: set[int]) -> tuple[dict[int, str], _Origin]:
+    """How each movement call deals with fewer channels.
+
+    Returns:
+        Call index -> "native": it runs as it is; "gather": it is skipped, and its result gathered from where the chain
+        of such calls begins; "rigid": it needs the full width. And where gathered values come from.
+    """
+    movement = {call.index: _plain_movement(trace, call, rigid) for call in trace.calls if call.kind == "movement"}
+    while True:
+        origin: _Origin = {}
+        broken: set[int] = set()
+        for call in trace.calls:
+            if movement.get(call.index) != "gather":
+                continue
+            k, operand = next((k, o) for k, o in enumerate(call.operands) if o is not None)
+            identity = torch.arange(trace.values[operand].num_channels)
+            source, through = origin.get(operand, (operand, identity))
+            if trace.values[operand].dim is not None:
+                source, through = operand, identity  # a gathered result is a source of its own
+            for o, output in enumerate(call.outputs):
+                origin[output] = (source, through[call.maps[k, o]])
+                if not _gatherable(trace, source, output, movement):
+                    broken |= {
+                        c.index
+                        for c in trace.calls
+                        if movement.get(c.index) == "gather" and origin.get(c.outputs[0], (-1,))[0] == source
+                    }
+        if not broken:
+            return movement, origin
+        movement.update(dict.fromkeys(broken, "rigid"))
+
+
+def _gatherable(trace: Trace, source: int, output: int, movement: Mapping[int, str]) -> bool:
+    start, end = trace.values[source], trace.values[output]
+    if end.dim is None:  # on the way: only movements that are skipped as well may read it
+        return start.dim is not None and all(movement.get(reader) == "gather" for reader in end.readers)
+    others = [tuple(size for d, size in enumerate(value.shape) if d != value.dim) for value in (start, end)]
+    return start.dim == end.dim and others[0] == others[1]
+
+
+def _plain_movement(trace: Trace, call: Call, rigid: set[int]) -> str:
+    if call.index in rigid:
+        return "rigid"
+    operands = [o for o in call.operands if o is not None]
+    simple = all(trace.values[v].dim is not None or trace.values[v].num_channels == 1 for v in operands)
+    simple &= all(trace.values[v].dim is not None or trace.values[v].num_channels == 1 for v in call.outputs)
+    if call.function == "cat":
+        return "native" if simple else "rigid"
+    if len(operands) != 1:
+        return "rigid"
+    if simple and len(call.outputs) == 1:
+        mapping = call.maps[call.operands.index(operands[0]), 0]
+        count = trace.values[operands[0]].num_channels
+        times, rest = divmod(len(mapping), count)
+        tiles = torch.arange(count).repeat_interleave(times), torch.arange(count).repeat(times)
+        if not rest and any(torch.equal(mapping, tile) for tile in tiles):
+            return "native"
+    return "gather"

@@ -1,0 +1,257 @@
+"""Pruning that is exact: plan, removal, and the comparison of the slim network with the masked one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..artifacts import GateSite, MaskSet, PruningPlan, Verification
+from ..channels import Joins
+from ..config import ENGINES, JOINS, Engine, JoinsChoice, RoundFill, Rounding, RoundTo, TargetSparsity
+from ..errors import ConfigError, ModelError, PruningError, VerificationError
+from ..gates import constant_gates, matching_sites
+from ..measurement import measure, measure_latency
+from ..tracing import Inputs, Trace, trace
+from ..verification import require, verify
+from .plan import Planner, Proposal, fingerprint
+from .surgery import cut
+from .torch_pruning import remove_by_groups
+
+# Multiples at which kernels are fast: 16 in onnxruntime's CPU convolutions, 8 on tensor cores.
+_AUTO_MULTIPLE = {"cpu": 16, "cuda": 8}
+_LATENCY_RUNS = 15
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """A pruned network.
+
+    Attributes:
+        model: the slim network, in eval mode; of the dense network's class, wrapped in a
+            :class:`bise_prune.rewiring.RewiredModel` where function calls had to change too.
+        plan: what was removed, and what stayed and why.
+        verification: slim against masked network, in float64.
+        masked: the dense network under the decided masks: the function that the slim one computes.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    verification: Verification
+    masked: nn.Module
+
+
+def prune(
+    model: nn.Module,
+    masks: MaskSet | PruningPlan,
+    example_inputs: Inputs,
+    target_sparsity: TargetSparsity = "auto",
+    *,
+    target_flops: float | None = None,
+    target_latency: float | None = None,
+    joins: JoinsChoice = "auto",
+    round_to: RoundTo = 1,
+    round_fill: RoundFill = "zero",
+    engine: Engine = "exact",
+    batch_sizes: Sequence[int] = (1, 2, 5),
+    tolerance: float = 1e-9,
+) -> PruningResult:
+    """Remove closed channels from a copy of ``model``; the result computes the masked function from the start.
+
+    A channel goes if it is constant or nobody reads it; constants other than zero move into biases or one carrier
+    channel. What cannot go stays as zeros, and the plan says why. The classifier keeps its outputs.
+
+    Args:
+        model: the dense network; never changed.
+        masks: its masks, or a plan to carry out again on the same weights.
+        example_inputs: its input(s), batch first.
+        target_sparsity: "auto" = what the masks close; a number in (0, 1) = the share of parameters to remove,
+            lowest m first.
+        target_flops: the share of FLOPs that may stay, in (0, 1), instead; counted as :func:`bise_prune.measure` does.
+        target_latency: the share of the latency that may stay, in (0, 1), instead; measured on the model's device.
+        joins: what happens where tensors meet whose gates disagree. "intersection" keeps a shared channel while any
+            of them has it open; "expand" lets every layer shrink and puts zeros back on the way; "auto" times both.
+        round_to: round kept channels per layer up to a multiple; "auto" = 16 on a CPU, 8 on a GPU.
+        round_fill: see :class:`bise_prune.config.Rounding`.
+        engine: "exact", or "torch-pruning" to remove only what that library's dependency graph can.
+        batch_sizes: batches of the verification.
+        tolerance: see :func:`bise_prune.verify`.
+
+    Raises:
+        ConfigError: an argument out of range, or two targets.
+        ModelError: the masks belong to another network.
+        PruningError: the target cannot be met, the network would be dead, or the plan is for other weights.
+        VerificationError: the slim network does not compute the masked function.
+    """
+    _check(target_sparsity, target_flops, target_latency, joins, engine)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
+    rounding = Rounding(multiple=multiple, fill=round_fill)
+    if isinstance(masks, PruningPlan):
+        masks, joins, rounding = _replayed(model, masks)
+        replaying = True
+    else:
+        replaying = False
+    record = trace(model, example_inputs)
+    sites = matching_sites(record, model, masks)
+    if engine == "torch-pruning":
+        slim, plan = remove_by_groups(model, masks, sites, record, example_inputs)
+        return _verified(slim, plan, model, sites, example_inputs, batch_sizes, tolerance)
+    planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
+    targets = _Targets(target_sparsity, target_flops, target_latency, masks, planner, replaying)
+    failure: Exception | None = None
+    for rigid in (set[int](), _reshapes(record)):
+        planner.rigid = rigid
+        try:
+            result = _carried_out(targets, joins, batch_sizes, tolerance)
+        except (RuntimeError, IndexError, ValueError, ModelError, VerificationError) as error:
+            if isinstance(error, (ConfigError, PruningError)) or failure is not None or not _reshapes(record):
+                raise
+            failure = error  # a reshape with a literal width, perhaps: keep the full width around all of them
+            continue
+        return replace(result, plan=replace(result.plan, fingerprint=fingerprint(model)))
+    raise AssertionError("unreachable")
+
+
+def _check(
+    target_sparsity: object, target_flops: float | None, target_latency: float | None, joins: str, engine: str
+) -> None:
+    if target_sparsity != "auto" and not (isinstance(target_sparsity, float) and 0 < target_sparsity < 1):
+        raise ConfigError(f"target_sparsity = {target_sparsity!r}: expected 'auto' or a number in (0, 1)")
+    for name, value in (("target_flops", target_flops), ("target_latency", target_latency)):
+        if value is not None and not (isinstance(value, float) and 0 < value < 1):
+            raise ConfigError(f"{name} = {value!r}: expected a number in (0, 1)")
+    if (target_sparsity != "auto") + (target_flops is not None) + (target_latency is not None) > 1:
+        raise ConfigError("give one target: target_sparsity, target_flops or target_latency")
+    if joins not in JOINS:
+        raise ConfigError(f"unknown joins '{joins}': choose one of {', '.join(JOINS)}")
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}")
+
+
+def _replayed(model: nn.Module, plan: PruningPlan) -> tuple[MaskSet, Joins, Rounding]:
+    found = fingerprint(model)
+    if plan.fingerprint and plan.fingerprint != found:
+        raise PruningError(
+            f"the plan was made for other weights (fingerprint {plan.fingerprint[:12]}, this model has {found[:12]})"
+        )
+    masks = MaskSet({name: mask.float() * 2 - 1 for name, mask in plan.keep.items()})
+    rounding = Rounding(multiple=int(plan.rounding.get("multiple", 1)))  # re-opened channels are in the plan's masks
+    return masks, "expand" if plan.joins == "expand" else "intersection", rounding
+
+
+def _reshapes(record: Trace) -> set[int]:
+    return {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
+
+
+@dataclass
+class _Targets:
+    sparsity: TargetSparsity
+    flops: float | None
+    latency: float | None
+    masks: MaskSet
+    planner: Planner
+    replaying: bool
+
+    def propose(self, joins: Joins) -> Proposal:
+        planner, masks = self.planner, self.masks
+        if self.sparsity != "auto":
+            share = float(self.sparsity)
+            return planner.rank(masks, joins, share, lambda proposal: proposal.plan.sparsity, "sparsity")
+        if self.flops is not None:
+            total = measure(planner.model, planner.example_inputs).flops
+            return planner.rank(
+                masks, joins, 1 - self.flops,
+                lambda proposal: (proposal.plan.macs[0] - proposal.plan.macs[1]) / total, "removal of FLOPs",
+            )  # fmt: skip
+        if self.latency is not None:
+            return planner.rank(masks, joins, 1 - self.latency, self._latency_saved, "removal of latency")
+        keep = masks.keep if self.replaying else planner.rounded_up(masks.keep, masks)
+        return planner.propose(keep, joins)
+
+    def _latency_saved(self, proposal: Proposal) -> float:
+        slim = settled(cut(self.planner.model, proposal.layout), self.planner.model)
+        return 1 - _time_ratio(self.planner.model, slim, self.planner.example_inputs)
+
+
+def _time_ratio(dense: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
+    device = str(next(dense.parameters()).device)
+    dense_ms, slim_ms = (t.median_ms for t in measure_latency([dense, slim], inputs, runs=_LATENCY_RUNS, device=device))
+    return slim_ms / dense_ms
+
+
+def _carried_out(targets: _Targets, joins: JoinsChoice, batch_sizes: Sequence[int], tolerance: float) -> PruningResult:
+    planner = targets.planner
+    model, inputs = planner.model, planner.example_inputs
+    choices: tuple[Joins, ...] = ("intersection", "expand") if joins == "auto" else (joins,)
+    proposals = [targets.propose(choice) for choice in choices]
+    costs: dict[str, float] = {}
+    if len(proposals) > 1 and not any(proposal.layout.edits for proposal in proposals):
+        proposals = proposals[:1]
+    slims = [cut(model, proposal.layout) for proposal in proposals]
+    if len(slims) > 1:
+        candidates = [settled(copy.deepcopy(slim), model) for slim in slims]
+        device = str(next(model.parameters()).device)
+        timed = measure_latency(candidates, inputs, runs=_LATENCY_RUNS, device=device)
+        costs = {proposal.plan.joins: t.median_ms for proposal, t in zip(proposals, timed, strict=True)}
+        best = min(range(len(slims)), key=lambda i: timed[i].median_ms)
+        proposals, slims = [proposals[best]], [slims[best]]
+    (proposal,), (slim,) = proposals, slims
+    plan = replace(proposal.plan, costs_ms=costs, rounding=_given_back(targets, proposal, joins))
+    return _verified(slim, plan, model, planner.sites, inputs, batch_sizes, tolerance)
+
+
+def _verified(
+    slim: nn.Module,
+    plan: PruningPlan,
+    model: nn.Module,
+    sites: Sequence[GateSite],
+    inputs: Inputs,
+    batch_sizes: Sequence[int],
+    tolerance: float,
+) -> PruningResult:
+    masked = constant_gates(copy.deepcopy(model).eval(), sites, plan.keep)
+    assert sum(parameter.numel() for parameter in slim.parameters()) == plan.params[1]
+    verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
+    require(verification, "the pruned model does not compute the masked function")
+    return PruningResult(settled(slim, model), plan, verification, masked)
+
+
+def _given_back(targets: _Targets, proposal: Proposal, joins: JoinsChoice) -> Mapping[str, Any]:
+    rounding = targets.planner.rounding
+    if rounding.multiple == 1:
+        return {}
+    exact = Planner(
+        targets.planner.model, targets.planner.sites, targets.planner.example_inputs, record=targets.planner.trace
+    )
+    bare = targets.masks.keep if targets.sparsity == "auto" and not targets.flops and not targets.latency else None
+    reopened = 0
+    if bare is not None:
+        reopened = sum(int((proposal.plan.keep[name] & ~mask.cpu()).sum()) for name, mask in bare.items())
+    how: Joins = "expand" if proposal.plan.joins == "expand" else "intersection"
+    without = exact.propose(bare if bare is not None else proposal.plan.keep, how).plan
+    return {
+        "multiple": rounding.multiple,
+        "fill": rounding.fill,
+        "reopened": reopened,
+        "params_given_back": proposal.plan.params[1] - without.params[1],
+        "macs_given_back": proposal.plan.macs[1] - without.macs[1],
+    }
+
+
+def settled(slim: nn.Module, dense: nn.Module) -> nn.Module:
+    """``slim`` itself, with tensors that hold folded constants cast from float64 to the dense network's precision."""
+    dtype = next((p.dtype for p in dense.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    if dtype != torch.float64:
+        for module in slim.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.dtype == torch.float64:
+                    module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.dtype == torch.float64:
+                    module._buffers[name] = buffer.to(dtype)
+    return slim
