@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import statistics
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from .artifacts import Latency, Measurement
 from .errors import ConfigError
-from .tracing import Inputs, run
+from .tracing import Inputs, evaluating, run
 
 FLOPS_CONVENTION = "fvcore, 1 multiply-accumulate = 1 FLOP, one sample"
 
@@ -55,7 +56,7 @@ def measure_latency(
     Eval and inference mode; warm-up of at least 3 runs and .2 s each; CUDA is synchronised around every run.
 
     Args:
-        models: the models; copies of them are timed.
+        models: the models; they are not changed, and copied only if they are on another device.
         example_inputs: the input(s) to time with.
         runs: timed runs of each model.
         device: "cpu" or "cuda[:N]".
@@ -67,13 +68,19 @@ def measure_latency(
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
     inputs = _moved(example_inputs, target)
-    timed = [copy.deepcopy(model).to(target).eval() for model in models]
+    timed = [model if _is_on(model, target) else copy.deepcopy(model).to(target) for model in models]
     synchronise = torch.cuda.synchronize if target.type == "cuda" else None
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.ExitStack() as modes:
+        for model in timed:
+            modes.enter_context(evaluating(model))
         samples = time_by_turns([partial(run, model, inputs) for model in timed], runs, synchronise)
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else "cpu"
     batch_size = len(next(_tensors(example_inputs)))
     return [summarise(times, batch_size, name, torch.get_num_threads()) for times in samples]
+
+
+def _is_on(model: nn.Module, device: torch.device) -> bool:
+    return all(tensor.device == device for tensor in [*model.parameters(), *model.buffers()])
 
 
 def time_by_turns(

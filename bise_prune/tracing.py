@@ -121,7 +121,9 @@ class Call:
         maps: (operand position, output position) -> for each output channel the operand channel it is made of; -1 none.
         layer: the module that owns the weights, if the call has any and that module alone owns them.
         groups: of a mixing call; transposed convolutions have ``transposed``.
+        whole: whether a mixing call reads a tensor whose channels are not its inputs, so that it needs all of them.
         padded: whether the borders of a constant input would differ from its inside.
+        macs: multiply-accumulates of a convolution or linear layer, for the whole example batch.
         why: for an opaque call, what is not understood.
     """
 
@@ -139,6 +141,8 @@ class Call:
     groups: int = 1
     transposed: bool = False
     padded: bool = False
+    whole: bool = False
+    macs: int = 0
     why: str = ""
     _identities: dict[tuple[int, int], bool] = field(default_factory=dict)
 
@@ -470,6 +474,11 @@ class _Tracer(TorchFunctionMode):
     def _mixing(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
         inputs, spatial = self._read(call, 0), _CONVOLUTIONS.get(call.function, _TRANSPOSED.get(call.function, 0))
         dim = 1 if spatial else len(shapes[0]) - 1
+        call.transposed = call.function in _TRANSPOSED
+        slot = call.argument(1, "weight")
+        if isinstance(slot, Slot):
+            place = shapes[0] if call.transposed else output.shape
+            call.macs = math.prod(place) // place[dim] * tensors[slot.position].numel()
         if spatial and len(shapes[0]) != spatial + 2:
             _opaque(call, "it runs on an unbatched input")
             return
@@ -478,21 +487,16 @@ class _Tracer(TorchFunctionMode):
         if layer is None:
             _opaque(call, f"the weights of {call.function} are no module's own parameters")
             return
-        if inputs is None or (inputs.compact is not None and inputs.compact != _only(shapes[0], dim)):
-            self._see(layer)
-            output.layer = layer
-            _opaque(call, f"'{layer}' reads a tensor whose channels are not its inputs")
-            return
+        call.whole = inputs is None or inputs.compact != _only(shapes[0], dim)
         call.layer, output.layer, call.kind = layer, layer, "mixing"
         self._see(layer)
-        call.transposed = call.function in _TRANSPOSED
         if spatial:
             call.groups = call.argument(6, "groups", 1)
             padding = call.argument(4, "padding", 0)
             call.padded = bool(padding == "same" or (padding != "valid" and any(_as_tuple(padding))))
             if call.transposed:
                 call.padded = True  # overlapping kernels: the sum of weights differs from place to place
-        if call.groups > 1 and call.groups == shapes[0][1] == output.shape[1] and inputs.compact is not None:
+        if call.groups > 1 and call.groups == shapes[0][1] == output.shape[1] and inputs is not None and not call.whole:
             call.kind = "channelwise"
             call.maps[0, 0] = torch.arange(inputs.num_channels)
 

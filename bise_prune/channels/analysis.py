@@ -54,7 +54,7 @@ def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Ana
         for k, operand in enumerate(call.operands):
             if operand is None:
                 continue
-            if call.kind == "opaque":
+            if call.kind == "opaque" or call.whole:
                 needed[operand][:] = True
             elif call.kind == "mixing":
                 needed[operand] |= spread(live[0], call.groups, len(needed[operand]))
@@ -134,11 +134,9 @@ def _parameter(model: nn.Module, name: str, num_channels: int) -> Tensor:
 def _mixed(call: Call, known: list[Tensor], model: nn.Module) -> Tensor:
     (operand, output) = (call.operands[0], call.outputs[0])
     result = torch.full_like(known[output], float("nan"))
-    if operand is None or call.layer is None:
+    if operand is None or call.layer is None or call.whole:
         return result
     inputs = known[operand]
-    if len(inputs) == 1 and bool(inputs.isnan()):  # also where nothing is known of the input
-        return result
     settled = ~spread(inputs.isnan() | ((inputs != 0) & call.padded), call.groups, len(result))
     if bool(settled.any()):
         layer = model.get_submodule(call.layer)

@@ -373,7 +373,9 @@ class _Builder:
         operand, output = call.operands[0], call.outputs[0]
         if operand is None or not bool(self.present[output].any()):
             return
-        if len(self.present[operand]) > 1 or self.values[operand].compact is not None:
+        if any(other.whole for other in self.same_layer.get(call.layer or "", [call])):
+            self._grow(operand, torch.ones_like(self.present[operand]), f"'{call.layer}' reads it in another order")
+        else:
             if not bool(self.present[operand].any()):
                 first = torch.zeros_like(self.present[operand])
                 first[0] = True
@@ -408,7 +410,8 @@ class _Builder:
         return folded_inputs(call, self.same_layer[call.layer or ""], self.analysis, self._layer(call))
 
     def _balance(self, call: Call, operand: int, output: int) -> None:
-        if self.values[operand].compact is None:
+        if call.whole:
+            self._grow(output, torch.ones_like(self.present[output]), f"'{call.layer}' is grouped")
             return
         why = f"'{call.layer}' needs groups of equal size"
         inputs = self.present[operand].view(call.groups, -1)
@@ -441,7 +444,7 @@ class _Builder:
                 if operand is None or not outputs_there:
                     continue
                 settled = ~constant[operand].isnan() & present[operand]
-                if call.kind == "opaque":
+                if call.kind == "opaque" or call.whole:
                     clean[operand] |= settled
                 elif call.kind == "mixing":
                     stays = settled & ~self.folded(call)
@@ -490,6 +493,8 @@ def folded_inputs(call: Call, calls: Sequence[Call], analysis: Analysis, layer: 
     assert operand is not None
     constant = analysis.constant[operand]
     folded = ~constant.isnan()
+    if any(other.whole for other in calls):
+        return torch.zeros_like(folded)
     for other in calls:
         theirs = analysis.constant[other.operands[0]] if other.operands[0] is not None else constant
         if len(theirs) != len(constant):

@@ -56,7 +56,7 @@ class Planner:
         self.params = sum(parameter.numel() for parameter in model.parameters())
         first = next(tensors_in([example_inputs]), None)
         self.batch_size = len(first) if first is not None and first.ndim else 1
-        self.macs = sum(_macs(model, call, self.trace, None) for call in self.trace.calls) // self.batch_size
+        self.macs = sum(call.macs for call in self.trace.calls) // self.batch_size
 
     def propose(self, keep: Mapping[str, Tensor], joins: Joins) -> Proposal:
         """The plan that computes the function with exactly these channels open.
@@ -168,7 +168,7 @@ class Planner:
                 owner, _, leaf = value.parameter.rpartition(".")
                 if leaf in self.model.get_submodule(owner)._parameters:
                     saved += math.prod(value.shape) // len(present) * int((~present).sum())
-        macs = sum(_macs(self.model, call, self.trace, layout) for call in self.trace.calls) // self.batch_size
+        macs = sum(_macs(self.model, call, layout) for call in self.trace.calls) // self.batch_size
         edits = tuple(f"{edit.function} number {edit.count + 1}: {_in_words(edit)}" for edit in layout.edits)
         return PruningPlan(
             keep=dict(keep),
@@ -237,7 +237,7 @@ def _in_words(edit: Edit) -> str:
 
 def _columns(call: Call, layout: Layout) -> Tensor | None:
     operand = call.operands[0]
-    if call.kind != "mixing" or operand is None or layout.trace.values[operand].compact is None:
+    if call.kind != "mixing" or operand is None or call.whole:
         return None
     return layout.present[operand]
 
@@ -283,13 +283,10 @@ def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], 
     return own - weights - (kept if has_bias else 0)
 
 
-def _macs(model: nn.Module, call: Call, record: Trace, layout: Layout | None) -> int:
-    """Multiply-accumulates of one call, for the whole example batch; of the dense network without a layout."""
-    if call.layer is None or not (call.kind == "mixing" or call.function.startswith("conv")):
-        return 0
-    layer = model.get_submodule(call.layer)
-    assert isinstance(layer.weight, Tensor)
-    place = record.values[(call.operands[0] if call.transposed else None) or call.outputs[0]]
-    dim = 1 if call.function.startswith("conv") else len(place.shape) - 1
-    places = math.prod(size for d, size in enumerate(place.shape) if d != dim)
-    return places * (layer.weight.numel() if layout is None else _size(call, layout, layer)[0])
+def _macs(model: nn.Module, call: Call, layout: Layout) -> int:
+    """Multiply-accumulates of one call in the slim network, for the whole example batch."""
+    if not call.macs or call.layer is None:
+        return call.macs
+    weight = model.get_submodule(call.layer).weight
+    assert isinstance(weight, Tensor)
+    return call.macs // weight.numel() * _size(call, layout, model.get_submodule(call.layer))[0]

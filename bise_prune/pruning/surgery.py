@@ -84,9 +84,8 @@ def _cut_mixing(layer: nn.Module, layout: Layout, uses: list[Call], rows: Tensor
     bias: Tensor | None = layer._parameters.get("bias")
     assert isinstance(weight, Tensor)
     columns = layout.present[operand]
-    known = len(columns) > 1 or layout.trace.values[operand].compact is not None
     size = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
-    if not known or len(columns) != size:
+    if call.whole:
         columns = torch.ones(size, dtype=torch.bool)
         constant, folded = torch.full((size,), float("nan")), torch.zeros(size, dtype=torch.bool)
     else:
@@ -185,7 +184,7 @@ def _groups(layout: Layout, name: str) -> int | None:
     """How many groups of a layer stay."""
     call = layout.trace.calls_of(name)[0]
     operand = call.operands[0]
-    if call.groups == 1 or operand is None or len(layout.present[operand]) == 1:
+    if call.groups == 1 or operand is None or call.whole:
         return None
     if call.kind == "channelwise":
         return int(layout.present[call.outputs[0]].sum())

@@ -1,0 +1,254 @@
+"""Targets, roundings, lowerings, and the plan as a file."""
+
+import json
+
+import pytest
+import torch
+from cases import images, network, random_masks, randomise, torchvision_network
+from torch import nn
+
+from bise_prune import MaskSet, PruningPlan, gate_sites, measure, prune
+from bise_prune.errors import ConfigError, PruningError
+from bise_prune.models import build_model
+
+
+def share_masks(model, inputs, share, placement="paper", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sites = gate_sites(model, inputs, placement)
+    return MaskSet({site.name: torch.rand(site.num_channels, generator=generator) - share for site in sites})
+
+
+# -- the hand count ----------------------------------------------------------------------------------
+
+
+def open_channels(masks, name, width):
+    return int((masks.logits[name] >= 0).sum()) if name in masks.logits else width
+
+
+def resnet18_by_hand(masks, size, joins):
+    """MACs of ResNet-18's convolutions and head when each reads and writes what the lowering leaves it."""
+    places, total = (size // 2) ** 2, 0
+    total += places * 64 * 3 * 49
+    places //= 4
+    stream = torch.ones(64, dtype=torch.bool)  # the stem has no gate
+    for stage, width in enumerate((64, 128, 256, 512), 1):
+        outputs = [masks.logits[f"layer{stage}.{block}.conv2"] >= 0 for block in range(2)]
+        members = outputs if stage > 1 else [stream, *outputs]
+        shared = torch.stack(members).any(0)
+        for block in range(2):
+            inner = open_channels(masks, f"layer{stage}.{block}.conv1", width)
+            stride = stage > 1 and block == 0
+            places //= 4 if stride else 1
+            kept = outputs[block] if joins == "expand" else shared
+            total += places * 9 * int(stream.sum()) * inner + places * 9 * inner * int(kept.sum())
+            total += places * int(stream.sum()) * int(kept.sum()) if stride else 0
+            stream = kept
+    return total + int(stream.sum()) * 10
+
+
+@pytest.mark.parametrize(("share", "expand", "intersection"), [(0.3, 0.55, 0.70), (0.5, 0.33, 0.47), (0.7, 0.18, 0.27)])
+def test_resnet18_in_the_papers_placement_costs_what_the_hand_count_says(share, expand, intersection):
+    model, inputs = torchvision_network("resnet18", 10), torch.randn(1, 3, 224, 224)
+    masks = share_masks(model, inputs, share)
+    for joins, bound in (("expand", expand), ("intersection", intersection)):
+        result = prune(model, masks, inputs, joins=joins, batch_sizes=(1,))
+        dense, slim = result.plan.macs
+        assert dense == resnet18_by_hand(MaskSet({k: v.abs() for k, v in masks.logits.items()}), 224, joins)
+        assert slim == resnet18_by_hand(masks, 224, joins)
+        assert slim / dense <= bound
+
+
+# -- lowerings ---------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_faster_lowering_and_records_both_times():
+    model, inputs = network("resnet"), images()
+    plan = prune(model, random_masks(model, inputs, "paper"), inputs).plan
+    assert set(plan.costs_ms) == {"intersection", "expand"}
+    assert plan.joins == min(plan.costs_ms, key=plan.costs_ms.get)
+
+
+def test_agreeing_gates_need_no_lowering():
+    model, inputs = network("resnet"), images()
+    result = prune(model, random_masks(model, inputs, "tied"), inputs)
+    assert (result.plan.joins, result.plan.edits, result.plan.costs_ms) == ("dense", (), {})
+    assert type(result.model) is type(model)
+
+
+def test_both_engines_agree_where_torch_pruning_can_follow():
+    model, inputs = network("resnet"), images()
+    for placement in ("tied", "paper"):
+        masks = random_masks(model, inputs, placement)
+        ours = prune(model, masks, inputs, joins="intersection").model
+        theirs = prune(model, masks, inputs, engine="torch-pruning").model
+        for slim in (ours, theirs):
+            assert torch.allclose(slim(inputs), ours(inputs), rtol=0, atol=1e-6)
+        assert sum(p.numel() for p in ours.parameters()) <= sum(p.numel() for p in theirs.parameters())
+
+
+# -- targets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+@pytest.mark.parametrize("left", [0.3, 0.7])
+def test_target_flops_are_met_as_measured(left, joins):
+    model, inputs = torchvision_network("resnet18"), images(size=32)
+    masks = share_masks(model, inputs, 0.5)
+    result = prune(model, masks, inputs, target_flops=left, joins=joins)
+    assert measure(result.model, inputs).flops / measure(model, inputs).flops == pytest.approx(left, abs=0.02)
+    closed = torch.cat([logits[~result.plan.keep[name]] for name, logits in masks.logits.items()])
+    spared = torch.cat([logits[result.plan.keep[name]].sort().values[:-1] for name, logits in masks.logits.items()])
+    assert closed.max() <= spared.min()  # lowest m first
+
+
+def test_target_latency_is_bisected_over_the_ranking(monkeypatch):
+    from bise_prune.pruning import exact
+
+    # Time taken as the square root of the parameters, so that the test does not depend on the machine.
+    def ratio(dense, slim, inputs):
+        return (sum(p.numel() for p in slim.parameters()) / sum(p.numel() for p in dense.parameters())) ** 0.5
+
+    monkeypatch.setattr(exact, "time_ratio", ratio)
+    model, inputs = build_model("simple_convnet", 10).eval(), images(size=28)
+    result = prune(model, share_masks(model, inputs, 0.5), inputs, target_latency=0.6)
+    assert 1 - result.plan.sparsity == pytest.approx(0.36, abs=0.02)
+
+
+def test_a_latency_can_be_measured():
+    model, inputs = build_model("simple_convnet", 10).eval(), images(size=28)
+    slim = prune(model, share_masks(model, inputs, 0.7), inputs).model
+    from bise_prune.pruning.exact import time_ratio
+
+    assert 0 < time_ratio(model, slim, inputs) < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"target_flops": 1.5}, "target_flops = 1.5"),
+        ({"target_flops": 0.5, "target_latency": 0.5}, "give one target"),
+        ({"joins": "scatter"}, "unknown joins 'scatter'"),
+        ({"engine": "mine"}, "unknown engine 'mine'"),
+        ({"round_to": 0}, "round_to = 0"),
+        ({"round_fill": "worst"}, "round_fill = 'worst'"),
+    ],
+)
+def test_bad_arguments_are_named(options, complaint):
+    model, inputs = network("mlp"), images()
+    with pytest.raises(ConfigError, match=complaint):
+        prune(model, random_masks(model, inputs, "tied"), inputs, **options)
+
+
+# -- rounding ----------------------------------------------------------------------------------------
+
+
+def widths(model):
+    return {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+@pytest.mark.parametrize("fill", ["zero", "best"])
+@pytest.mark.parametrize("multiple", [4, 8, 16])
+def test_widths_are_rounded_up_and_the_report_says_what_that_gave_back(multiple, fill):
+    model, inputs = torchvision_network("resnet18"), images(size=32)
+    masks = share_masks(model, inputs, 0.5, "tied")
+    bare = prune(model, masks, inputs)
+    result = prune(model, masks, inputs, round_to=multiple, round_fill=fill)
+    before, after = widths(bare.model), widths(result.model)
+    assert all(after[name] == -(-before[name] // multiple) * multiple for name in before)
+    given = result.plan.rounding
+    assert given["params_given_back"] == result.plan.params[1] - bare.plan.params[1] > 0
+    assert given["macs_given_back"] == result.plan.macs[1] - bare.plan.macs[1] > 0
+    reopened = sum(int((result.plan.keep[name] & ~mask).sum()) for name, mask in masks.keep.items())
+    assert given["reopened"] == reopened and (reopened > 0) == (fill == "best")
+    if fill == "zero":  # the function is the masks' own
+        assert torch.allclose(result.model(inputs), bare.model(inputs), rtol=0, atol=1e-5)
+    else:
+        for name, logits in masks.logits.items():
+            kept = result.plan.keep[name]
+            assert (
+                logits[~kept].max() <= logits[kept & (logits < 0)].min() if bool((kept & (logits < 0)).any()) else True
+            )
+
+
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+def test_rounded_streams_are_exact_as_well(joins):
+    model, inputs = torchvision_network("resnet18").double(), images(size=32).double()
+    masks = share_masks(model, inputs, 0.6)
+    result = prune(model, masks, inputs, joins=joins, round_to=8)
+    assert result.verification.max_abs_error < 1e-12
+    assert all(width % 8 == 0 for width in widths(result.model).values())
+
+
+def test_automatic_rounding_is_for_the_device():
+    model, inputs = torchvision_network("resnet18"), images(size=32)
+    assert (
+        prune(model, share_masks(model, inputs, 0.5, "tied"), inputs, round_to="auto").plan.rounding["multiple"] == 16
+    )
+
+
+# -- the plan as a file ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"joins": "expand"}, {"joins": "intersection", "round_to": 4, "round_fill": "best"}]
+)
+def test_a_plan_is_carried_out_again(tmp_path, options):
+    model, inputs = network("resnet"), images()
+    first = prune(model, random_masks(model, inputs, "paper"), inputs, **options)
+    first.plan.save(tmp_path / "plan.json")
+    plan = PruningPlan.load(tmp_path / "plan.json")
+    again = prune(model, plan, inputs)
+    assert again.plan.as_dict() | {"rounding": {}} == first.plan.as_dict() | {"rounding": {}}
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key])
+    assert torch.equal(again.model(inputs), first.model(inputs))
+
+
+def test_a_plan_can_be_read_by_people(tmp_path):
+    model, inputs = network("resnet"), images()
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, inputs, "paper")}
+    masks["blocks.0.conv2"][:5] = -1  # the stem has them open before, the next block after
+    masks["blocks.2.conv1"][7] = -1
+    prune(model, MaskSet(masks), inputs, joins="intersection").plan.save(tmp_path / "plan.json")
+    about = json.loads((tmp_path / "plan.json").read_text())
+    assert about["layers"]["blocks.2.conv1"]["outputs"] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert about["layers"]["blocks.2.conv2"]["inputs"] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert about["sites"]["blocks.2.conv1"] == {"kept": [0, 1, 2, 3, 4, 5, 6, 8, 9], "of": 10}
+    assert about["closed_but_kept"] == {"blocks.0.conv2": {"a tensor that add joins has it open": [0, 1, 2, 3, 4]}}
+    assert about["edits"] == ["relu number 3: 5 of 6 channels multiplied by zero"]
+    assert about["params"]["slim"] < about["params"]["dense"] and about["joins"] == "intersection"
+
+
+def test_a_plan_for_other_weights_is_refused(tmp_path):
+    model, inputs = network("resnet"), images()
+    plan = prune(model, random_masks(model, inputs, "paper"), inputs).plan
+    other = network("resnet")
+    with torch.no_grad():
+        other.head.bias[0] += 1
+    with pytest.raises(PruningError, match="the plan was made for other weights"):
+        prune(other, plan, inputs)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"format": "bise-prune plan", "version": 1}', '{"format": "bise-prune plan"}']
+)
+def test_damaged_plans_are_refused(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(PruningError, match=r"plan\.json"):
+        PruningPlan.load(tmp_path / "plan.json")
+    with pytest.raises(PruningError, match="cannot read the plan"):
+        PruningPlan.load(tmp_path / "none.json")
+
+
+def test_parameters_and_layers_of_the_plan_are_those_of_the_model():
+    model, inputs = torchvision_network("mobilenet_v3_small"), images(size=32)
+    randomise(model, 1)
+    for joins in ("intersection", "expand"):
+        result = prune(model, share_masks(model, inputs, 0.5), inputs, joins=joins)
+        slim = getattr(result.model, "model", result.model)
+        for name, layer in result.plan.layers.items():
+            module = slim.get_submodule(name)
+            if layer.outputs and isinstance(module, (nn.Conv2d, nn.Linear)):
+                assert module.weight.shape[0] == len(layer.outputs)
+                if layer.inputs is not None:
+                    assert module.weight.shape[1] * getattr(module, "groups", 1) == len(layer.inputs)
