@@ -157,6 +157,7 @@ class PruningPlan:
         joins: "dense" (all sides agree), "intersection" or "expand".
         edits: the changed function calls, in words.
         reasons: site name -> why closed channels stay -> which.
+        not_followed: what is left at full width: function calls that are not understood, modules that do not run.
         costs_ms: where the lowering was chosen by measurement, the median time of each candidate.
         rounding: what rounding widths up gave back; empty without it.
         fingerprint: of the dense model's weights; empty for plans that were never tied to a file.
@@ -169,6 +170,7 @@ class PruningPlan:
     joins: str
     edits: tuple[str, ...] = ()
     reasons: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    not_followed: tuple[str, ...] = ()
     costs_ms: Mapping[str, float] = field(default_factory=dict)
     rounding: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
@@ -205,6 +207,7 @@ class PruningPlan:
             },
             "layers": {name: dataclasses.asdict(layer) for name, layer in self.layers.items()},
             "edits": list(self.edits),
+            "not_followed": list(self.not_followed),
             "closed_but_kept": {
                 name: {why: list(channels) for why, channels in causes.items()} for name, causes in self.reasons.items()
             },
@@ -253,6 +256,7 @@ class PruningPlan:
                 macs=(about["macs"]["dense"], about["macs"]["slim"]),
                 joins=about["joins"],
                 edits=tuple(about["edits"]),
+                not_followed=tuple(about["not_followed"]),
                 reasons={
                     name: {why: tuple(channels) for why, channels in causes.items()}
                     for name, causes in about["closed_but_kept"].items()

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
@@ -189,6 +190,7 @@ class Trace:
         outputs: values that the model returns.
         logits: the value of the logits; None where they are not made by a function (a model that returns its input).
         layers: names of the modules whose own weights are used, with the number of calls.
+        unused: modules with weights of which none was read (auxiliary heads); not those within another such module.
         rigid: parameter name -> why its shape must stay: a function reads it that is not its layer's own.
     """
 
@@ -199,6 +201,7 @@ class Trace:
     outputs: list[int] = field(default_factory=list)
     logits: int | None = None
     layers: Counter[str] = field(default_factory=Counter)
+    unused: list[str] = field(default_factory=list)
     rigid: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -280,10 +283,40 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     tracer = _Tracer(model)
     with evaluating(model), torch.no_grad():
         inputs = tracer.enter(example_inputs)
-        with tracer:
+        with tracer, _noting_modules(model, tracer.modules):
             output = run(model, inputs)
     tracer.leave(output)
+    tracer.trace.unused = _unused(model, tracer.users)
     return tracer.trace
+
+
+def _unused(model: nn.Module, used: Iterable[str]) -> list[str]:
+    busy = {name[:i] for name in used for i, letter in enumerate(name) if letter == "."}
+    idle: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in idle)
+        if name and name not in busy and not inside and next(module.parameters(), None) is not None:
+            idle.append(name)
+    return idle
+
+
+@contextmanager
+def _noting_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
+    """Keep the names of the modules that are running, the innermost last, in ``path``."""
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        path.append(names.get(id(module), ""))
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        path.pop()
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -346,6 +379,7 @@ class _Tracer(TorchFunctionMode):
         self.trace = Trace()
         self.counts: Counter[str] = Counter()
         self.nonlinearities = 0
+        self.modules: list[str] = []
         self.users: dict[str, set[int]] = {}  # parameter name -> calls that read it
         self.owner: dict[int, tuple[str, str] | None] = {}
         for name, module in model.named_modules():
@@ -417,6 +451,8 @@ class _Tracer(TorchFunctionMode):
         self._apply_rule(call, tensors, shapes, values)
         if name in NONLINEARITIES:
             self._at_nonlinearity(call, values[0])
+        if call.kind == "opaque" and self.modules and self.modules[-1]:
+            call.why = f"in '{self.modules[-1]}', {call.why}"
         return output
 
     # -- values ------------------------------------------------------------------------------------

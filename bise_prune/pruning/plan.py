@@ -178,7 +178,14 @@ class Planner:
             joins=joins if edits else "dense",
             edits=edits,
             reasons=self._reasons(keep, layout),
+            not_followed=self._not_followed(),
         )
+
+    def _not_followed(self) -> tuple[str, ...]:
+        consequence = "of unknown channels"  # of another call that is not understood
+        calls = [call.why for call in self.trace.calls if call.kind == "opaque" and consequence not in call.why]
+        idle = [f"'{name}' does not run in eval mode: it stays as it was" for name in self.trace.unused]
+        return (*dict.fromkeys(calls), *idle)
 
     def _calls(self, layer: str) -> list[Call]:
         return self.trace.calls_of(layer)
