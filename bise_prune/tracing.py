@@ -65,6 +65,10 @@ _CANONICAL = {
 }  # fmt: skip
 
 
+# Why a call is opaque where that is nothing to tell of: it follows from another one, or has no channels.
+CONSEQUENCE, INTEGERS = "a tensor of unknown channels", "works on integers"
+
+
 class Slot(NamedTuple):
     """Stands for the ``position``-th tensor among a call's arguments."""
 
@@ -483,7 +487,9 @@ class _Tracer(TorchFunctionMode):
         self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]
     ) -> None:
         name, first = call.function, self._read(call, 0)
-        if name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear":
+        if not any(tensor.is_floating_point() for tensor in tensors):
+            _opaque(call, f"{name} {INTEGERS}")
+        elif name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear":
             self._mixing(call, tensors, shapes, outputs[0])
         elif name == "batch_norm" or name == "instance_norm":
             self._normalise(call, tensors, first, outputs[0])
@@ -590,7 +596,7 @@ class _Tracer(TorchFunctionMode):
     def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:
         name = call.function
         if first is None or first.compact is None:
-            _opaque(call, f"{name} reads a tensor of unknown channels")
+            _opaque(call, f"{name} reads {CONSEQUENCE}")
             return
         compact = list(first.compact)
         if name in _REDUCTIONS:
@@ -625,7 +631,7 @@ class _Tracer(TorchFunctionMode):
         structured = [value for _, value in known if value.compact is not None]
         ndim = len(output.shape)
         if not structured or any(len(shape) > ndim for shape in shapes):
-            _opaque(call, f"{call.function} reads a tensor of unknown channels")
+            _opaque(call, f"{call.function} reads {CONSEQUENCE}")
             return
         compacts = [_aligned(value.compact or (), ndim) for value in structured]
         compact = tuple(max(sizes) for sizes in zip(*compacts, strict=True))
@@ -643,7 +649,7 @@ class _Tracer(TorchFunctionMode):
             elif value.compact is None:
                 if any(aligned[d] > 1 for d in range(ndim) if compact[d] > 1):
                     output.compact, output.layer = compact, structured[0].layer
-                    _opaque(call, f"{call.function} reads a tensor of unknown channels")
+                    _opaque(call, f"{call.function} reads {CONSEQUENCE}")
                     return
                 value.compact = (1,) * len(shape)
             numbers[k] = torch.arange(value.num_channels).view(_aligned(value.compact or (), ndim))
@@ -675,7 +681,7 @@ class _Tracer(TorchFunctionMode):
             if value is None:
                 value = self._constant(tensor, call, k, tuple(shapes[k]))
             if value.compact is None:
-                _opaque(call, f"{call.function} moves a tensor of unknown channels")
+                _opaque(call, f"{call.function} moves {CONSEQUENCE}")
                 return
             ids = torch.arange(value.num_channels).view(value.compact) + start
             places.append(ids.expand(shapes[k]))
@@ -727,7 +733,7 @@ class _Tracer(TorchFunctionMode):
             ndim = len(output.shape)
             dim = ndim - 1 if ndim == 3 else min(1, ndim - 1)
             if output.compact is None or output.num_channels > 1:
-                why = f"{call.function} reads a tensor of unknown channels"
+                why = f"{call.function} reads {CONSEQUENCE}"
                 _opaque(call, why)
                 output.compact = _only(output.shape, dim)
         else:

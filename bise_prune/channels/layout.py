@@ -21,7 +21,11 @@ from .analysis import Analysis, analyse, physical_constants
 Joins = Literal["intersection", "expand"]
 Rounding = Callable[[int], int]
 
-_REPLACEABLE = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
+# Modules that do nothing but call their one function, so that an identity can stand for them.
+_REPLACEABLE = {
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ class _Builder:
             layer
             for layer, calls in self.same_layer.items()
             if not any(bool(self.present[call.outputs[0]].any()) for call in calls)
-            and isinstance(self.model.get_submodule(layer), _REPLACEABLE)
+            and type(self.model.get_submodule(layer)) in _REPLACEABLE
         ]
         layout = Layout(
             self.trace, self.analysis, self.closed, self.present, self.clean, self.carriers, [], dead,
@@ -275,9 +279,13 @@ class _Builder:
                     self._grow(first, self.present[second], shared)
 
     def _opaque(self, call: Call) -> None:
-        if not any(bool(self.analysis.needed[o].any()) for o in call.outputs):
-            if not any(bool(self.present[o].any()) for o in call.outputs):
-                return
+        wanted = any(bool((self.analysis.needed[o] | self.present[o]).any()) for o in call.outputs)
+        if not wanted:
+            # Nothing reads it as a tensor, but Python may (a mask that is tested): it runs if it can.
+            if all(bool(self.present[operand].all()) for operand in call.operands if operand is not None):
+                for o in call.outputs:
+                    self._grow(o, torch.ones_like(self.present[o]), call.why)
+            return
         for o in call.outputs:
             self._grow(o, torch.ones_like(self.present[o]), call.why)
         for operand in call.operands:

@@ -15,6 +15,7 @@ from ..tracing import Inputs, Trace, trace
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
 
 
@@ -35,8 +36,9 @@ def fuse_batchnorm(model: _Module, example_inputs: Inputs) -> _Module:
     gone = []
     for layer_name, norm_name, count in _foldable(record):
         layer, norm = fused.get_submodule(layer_name), fused.get_submodule(norm_name)
-        statistics = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
-        if isinstance(layer, _FOLDABLE) and isinstance(norm, nn.modules.batchnorm._BatchNorm) and statistics:
+        # A subclass of a norm may do more than normalise, e.g. activate, so that an identity could not stand for it.
+        plain = isinstance(norm, _NORMS) and type(norm) in _NORMS and norm.running_mean is not None
+        if isinstance(layer, _FOLDABLE) and isinstance(norm, _NORMS) and plain:
             _fold(layer, norm)
             fused.set_submodule(norm_name, nn.Identity())
             gone.append(count)

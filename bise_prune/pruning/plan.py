@@ -16,7 +16,7 @@ from ..channels.layout import folded_inputs
 from ..config import Rounding
 from ..errors import PruningError
 from ..importance import tie_free
-from ..tracing import Call, Inputs, Trace, tensors_in, trace
+from ..tracing import CONSEQUENCE, INTEGERS, Call, Inputs, Trace, tensors_in, trace
 
 TOLERANCE = 0.01  # a target is met within one point
 
@@ -182,8 +182,8 @@ class Planner:
         )
 
     def _not_followed(self) -> tuple[str, ...]:
-        consequence = "of unknown channels"  # of another call that is not understood
-        calls = [call.why for call in self.trace.calls if call.kind == "opaque" and consequence not in call.why]
+        untold = (CONSEQUENCE, INTEGERS)
+        calls = [c.why for c in self.trace.calls if c.kind == "opaque" and not c.why.endswith(untold)]
         idle = [f"'{name}' does not run in eval mode: it stays as it was" for name in self.trace.unused]
         return (*dict.fromkeys(calls), *idle)
 
