@@ -154,7 +154,7 @@ class PruningPlan:
         layers: every layer whose width changes.
         params: parameters of the dense and of the slim model.
         macs: multiply-accumulates of convolutions and linear layers for one sample, dense and slim.
-        joins: "dense" (all sides agree), "intersection" or "expand".
+        joins: "intersection", "expand", or "dense" where all sides agree, so that there is nothing to choose.
         edits: the changed function calls, in words.
         reasons: site name -> why closed channels stay -> which.
         not_followed: what is left at full width: function calls that are not understood, modules that do not run.

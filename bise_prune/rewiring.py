@@ -18,6 +18,8 @@ from .channels import Edit, Regather
 from .errors import ModelError
 from .tracing import function_name, is_counted, replace_tensors, tensors_in
 
+_STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # torchvision's, timm's and transformers'
+
 
 class RewiredModel(nn.Module):
     """``model`` with edited function calls.
@@ -40,6 +42,14 @@ class RewiredModel(nn.Module):
         table = {(edit.function, edit.count): module for edit, module in zip(self.edits, self.rewirings, strict=True)}
         with _Rewire(table):
             return self.model(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> RewiredModel:
+        """Training mode, but for stochastic depth: it changes which functions run, and so their count."""
+        super().train(mode)
+        for module in self.modules():
+            if type(module).__name__ in _STOCHASTIC_DEPTH:
+                module.training = False
+        return self
 
 
 class _Rewire(TorchFunctionMode):

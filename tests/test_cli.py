@@ -291,3 +291,65 @@ def test_the_demo_debiases_and_its_checkpoint_knows_its_data(tmp_path, capsys, m
     assert cli.main(["resnet18.pt", "--target-sparsity", "auto", "--masks", "bise-demo/slim/masks.safetensors"]) == 0
     again = json.loads((tmp_path / "resnet18-slim" / "report.json").read_text())
     assert again["slim"]["groups"] == record["slim"]["groups"]
+
+
+def test_a_plan_is_carried_out_again(done, tmp_path, capsys):
+    project, _ = done
+    plan = project / "out" / "plan.json"
+    arguments = [project / "net.pt", "--data", project / "data", "--plan", plan, "--device", "cpu"]
+    assert cli.main([str(a) for a in [*arguments, "--output", tmp_path / "again", "--json"]]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["selection"] == {"rule": "given plan"}
+    assert (tmp_path / "again" / "plan.json").read_bytes() == plan.read_bytes()
+    first, second = (load_model(folder / "slim.safetensors")[0] for folder in (project / "out", tmp_path / "again"))
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
+    assert again["plan"]["fingerprint"] == json.loads(plan.read_text())["fingerprint"] != ""
+
+
+def test_a_plan_of_another_checkpoint_is_refused(done, tmp_path, capsys):
+    project, _ = done
+    plan = json.loads((project / "out" / "plan.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(plan | {"fingerprint": "0" * 64}))
+    (tmp_path / "broken.json").write_text(json.dumps(plan | {"sites": 3}))
+    arguments = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "none", "--plan"]
+    assert "was made for other weights" in fails(capsys, *arguments, tmp_path / "other.json")
+    assert "the plan is damaged" in fails(capsys, *arguments, tmp_path / "broken.json")
+    assert "cannot read the plan" in fails(capsys, *arguments, tmp_path / "missing.json")
+    line = fails(capsys, *arguments, project / "out" / "plan.json", "--target-flops", "0.5", code=2)
+    assert "give no masks and no target beside it" in line
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--target-flops", "1.5"], "target_flops = 1.5"),
+        (["--target-flops", "0.5", "--target-sparsity", "0.5"], "give one target"),
+        (["--joins", "scatter"], "invalid choice: 'scatter'"),
+        (["--round-to", "0"], "round_to = 0"),
+        (["--round-to", "many"], "'many' is neither 'auto' nor an integer"),
+        (["--round-fill", "best", "--round-to", "-4"], "round_to = -4"),
+    ],
+)
+def test_wrong_targets_and_roundings_are_named(project, capsys, options, complaint):
+    line = fails(capsys, project / "net.pt", "--data", project / "data", *options, code=2)
+    assert complaint in line
+
+
+def test_flops_joins_and_rounding_are_chosen_on_the_command_line(done, tmp_path, capsys):
+    project, _ = done
+    masks = project / "out" / "masks.safetensors"
+    arguments = [project / "net.pt", "--data", project / "data", "--masks", masks, "--device", "cpu", "--json"]
+    arguments += ["--target-flops", "0.6", "--joins", "expand", "--round-to", "2", "--round-fill", "best", "--no-fuse"]
+    assert cli.main([str(a) for a in [*arguments, "--output", tmp_path / "slim"]]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["plan"]["rounding"]["multiple"] == 2 and record["plan"]["rounding"]["fill"] == "best"
+    assert record["config"]["target_flops"] == 0.6 and not record["config"]["fuse"]
+    assert record["slim"]["flops"] / record["dense"]["flops"] < 0.8
+    assert all(layer["slim"] % 2 == 0 for layer in record["layers"])
+    assert record["denormals_flushed"] == 0 and record["verification"]["program_against_slim"]["passed"]
+    program = torch.export.load(tmp_path / "slim" / "slim.pt2")
+    assert any("batch_norm" in str(node.target) for node in program.graph.nodes)
+    logits = program.module()(torch.zeros(3, 3, 8, 8))
+    session = onnxruntime.InferenceSession(tmp_path / "slim" / "slim.onnx", providers=["CPUExecutionProvider"])
+    assert np.allclose(session.run(None, {"input": np.zeros((3, 3, 8, 8), np.float32)})[0], logits.detach(), atol=1e-5)

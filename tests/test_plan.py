@@ -1,5 +1,6 @@
 """Targets, roundings, lowerings, and the plan as a file."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from cases import images, network, random_masks, randomise, torchvision_network
 from torch import nn
 
 from bise_prune import MaskSet, PruningPlan, gate_sites, measure, prune
-from bise_prune.errors import ConfigError, PruningError
+from bise_prune.errors import ConfigError, PruningError, VerificationError
 from bise_prune.models import build_model
 
 
@@ -227,6 +228,15 @@ def test_a_plan_for_other_weights_is_refused(tmp_path):
         other.head.bias[0] += 1
     with pytest.raises(PruningError, match="the plan was made for other weights"):
         prune(other, plan, inputs)
+
+
+def test_a_plan_that_was_changed_is_refused():
+    model, inputs = network("resnet"), images()
+    plan = prune(model, random_masks(model, inputs, "paper"), inputs, joins="expand").plan
+    kept = {name: mask.clone() for name, mask in plan.keep.items()}
+    kept["blocks.2.conv1"][:] = True
+    with pytest.raises(VerificationError, match="do not follow from its masks"):
+        prune(model, dataclasses.replace(plan, keep=kept), inputs)
 
 
 @pytest.mark.parametrize(

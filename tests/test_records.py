@@ -1,6 +1,7 @@
 """Figures in the README are those of the committed records."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,38 @@ def test_tinted_cifar10():
             assert cell(table[model][figure]) in README
         assert cell(table[model]["flops"], 1e-6) in README
         assert cell(table[model]["params"], 1e-6) in README
+
+
+@pytest.mark.parametrize(("family", "least"), [("torchvision", 71), ("timm", 10), ("hf", 3)])
+def test_removal(family, least):
+    rows = record(f"removal_{family}")["rows"]
+    exact = [name for name, row in rows.items() if row.get("error", 1.0) <= 1e-9]
+    assert len(exact) >= least and not [name for name, row in rows.items() if "failed" in row]
+    assert all(max(rows[name]["ways"].values()) <= 1e-6 for name in exact)
+    assert all(rows[name]["onnx_error"] < 1e-4 for name in exact if "onnx_error" in rows[name])
+    for name in rows:
+        assert f"| {name} |" in (ROOT / "docs" / "removal.md").read_text()
+
+
+def test_removal_cost():
+    table = record("removal_cost")
+    resnet50 = table["cost"]["resnet50"]
+    assert resnet50["seconds"] < 10 and resnet50["peak_over_model"] < 3
+    assert f"ResNet-50 take {resnet50['seconds']:.1f} s" in README
+    assert f"{resnet50['peak_over_model']:.1f} times the model's memory" in README
+    seconds = {depth: table["cost"][f"resnet{depth}"]["seconds"] for depth in (18, 34, 50, 101, 152)}
+    assert seconds[152] / seconds[50] < 1.3 * 152 / 50  # linear in depth
+    assert all(row["error"] < 1e-9 for row in table["engines"])
+
+
+def test_speedup():
+    rows = record("speedup")["rows"]
+
+    def realised(network, multiple):
+        found = [row for row in rows if (row["network"], row["round_to"]) == (network, multiple)]
+        return statistics.median(t["realised"] for row in found for t in row["times"].values())
+
+    for network, multiples in (("resnet18", (16, 8, 1)), ("simple_convnet", (16, 8, 1))):
+        for multiple in multiples:
+            assert f"{realised(network, multiple):.2f}".lstrip("0") in README
+    assert realised("resnet18", 16) >= 0.9 and realised("simple_convnet", 16) >= 0.9

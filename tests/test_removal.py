@@ -443,6 +443,19 @@ def test_it_is_finetuned(rewired):
     assert not torch.equal(slim(inputs), before)
 
 
+def test_stochastic_depth_does_not_disturb_the_count():
+    model, inputs = torchvision_network("efficientnet_b0"), torch.randn(2, 3, 64, 64)
+    result = prune(model, masks_for(model, inputs, "paper", 0, 0.5), inputs, joins="expand")
+    slim = result.model.train()
+    for module in slim.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    assert torch.allclose(slim(inputs), result.masked(inputs), rtol=0, atol=1e-3)
+    assert slim.training and slim.model.training
+
+
 def test_its_program_needs_torch_alone_and_tells_nothing(rewired, tmp_path):
     slim, inputs = rewired
     check = export_program(slim, tmp_path / "slim.pt2", inputs)

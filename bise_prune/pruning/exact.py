@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from torch import nn
 from ..artifacts import GateSite, MaskSet, PruningPlan, Verification
 from ..channels import Joins
 from ..config import ENGINES, JOINS, Engine, JoinsChoice, RoundFill, Rounding, RoundTo, TargetSparsity
-from ..errors import ConfigError, ModelError, PruningError, VerificationError
+from ..errors import BiseError, ConfigError, ModelError, PruningError, VerificationError
 from ..gates import constant_gates, matching_sites
 from ..measurement import measure, measure_latency
 from ..tracing import Inputs, Trace, trace
 from ..verification import require, verify
-from .plan import Planner, Proposal, fingerprint
+from .plan import LATENCY_TOLERANCE, Planner, Proposal, fingerprint
 from .surgery import cut
 from .torch_pruning import remove_by_groups
 
@@ -89,33 +90,20 @@ def prune(
         VerificationError: the slim network does not compute the masked function.
     """
     _check(target_sparsity, target_flops, target_latency, joins, engine)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
-    rounding = Rounding(multiple=multiple, fill=round_fill)
-    if isinstance(masks, PruningPlan):
-        masks, joins, rounding = _replayed(model, masks)
-        replaying = True
-    else:
-        replaying = False
     record = trace(model, example_inputs)
+    finish = partial(_finished, model, example_inputs, batch_sizes, tolerance)
+    if isinstance(masks, PruningPlan):
+        return _replayed(model, masks, record, example_inputs, finish)
     sites = matching_sites(record, model, masks)
     if engine == "torch-pruning":
         slim, plan = remove_by_groups(model, masks, sites, record, example_inputs)
-        return _verified(slim, plan, model, sites, example_inputs, batch_sizes, tolerance)
+        return finish(sites, slim, plan)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
+    rounding = Rounding(multiple=multiple, fill=round_fill)
     planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
-    targets = _Targets(target_sparsity, target_flops, target_latency, masks, planner, replaying)
-    failure: Exception | None = None
-    for rigid in (set[int](), _reshapes(record)):
-        planner.rigid = rigid
-        try:
-            result = _carried_out(targets, joins, batch_sizes, tolerance)
-        except (RuntimeError, IndexError, ValueError, ModelError, VerificationError) as error:
-            if isinstance(error, (ConfigError, PruningError)) or failure is not None or not _reshapes(record):
-                raise
-            failure = error  # a reshape with a literal width, perhaps: keep the full width around all of them
-            continue
-        return replace(result, plan=replace(result.plan, fingerprint=fingerprint(model)))
-    raise AssertionError("unreachable")
+    choose = partial(_chosen, planner, masks, joins, _Target(target_sparsity, target_flops, target_latency))
+    return _with_fallback(planner, lambda: finish(sites, *choose()))
 
 
 def _check(
@@ -134,51 +122,87 @@ def _check(
         raise ConfigError(f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}")
 
 
-def _replayed(model: nn.Module, plan: PruningPlan) -> tuple[MaskSet, Joins, Rounding]:
+@dataclass(frozen=True)
+class _Target:
+    sparsity: TargetSparsity
+    flops: float | None
+    latency: float | None
+
+
+Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
+
+
+def _with_fallback(planner: Planner, attempt: Callable[[], PruningResult]) -> PruningResult:
+    """The attempt; if its network does not run or agree, another one with the full width around every reshape."""
+    reshapes = {call.index for call in planner.trace.calls if call.kind == "movement" and call.function != "cat"}
+    try:
+        return attempt()
+    except (ConfigError, PruningError):
+        raise
+    except _FAILURES as error:
+        if not reshapes:
+            raise _explained(error) from error
+    planner.rigid = reshapes  # one has a literal width, perhaps
+    try:
+        return attempt()
+    except BiseError:
+        raise
+    except _FAILURES as error:
+        raise _explained(error) from error
+
+
+_FAILURES = (RuntimeError, LookupError, TypeError, ValueError, ModelError, VerificationError)
+
+
+def _explained(error: Exception) -> BiseError:
+    if isinstance(error, BiseError):
+        return error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return PruningError(f"the forward pass does not run with fewer channels ({type(error).__name__}: {reason})")
+
+
+def _replayed(
+    model: nn.Module, plan: PruningPlan, record: Trace, example_inputs: Inputs, finish: Finish
+) -> PruningResult:
     found = fingerprint(model)
     if plan.fingerprint and plan.fingerprint != found:
         raise PruningError(
             f"the plan was made for other weights (fingerprint {plan.fingerprint[:12]}, this model has {found[:12]})"
         )
-    masks = MaskSet({name: mask.float() * 2 - 1 for name, mask in plan.keep.items()})
-    rounding = Rounding(multiple=int(plan.rounding.get("multiple", 1)))  # re-opened channels are in the plan's masks
-    return masks, "expand" if plan.joins == "expand" else "intersection", rounding
+    sites = matching_sites(record, model, MaskSet({name: mask.float() * 2 - 1 for name, mask in plan.keep.items()}))
+    rounding = Rounding(multiple=int(plan.rounding.get("multiple", 1)))  # re-opened channels are open in the plan
+    planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
+
+    def attempt() -> PruningResult:
+        proposal = planner.propose(plan.keep, "intersection" if plan.joins == "intersection" else "expand")
+        again = replace(proposal.plan, costs_ms=plan.costs_ms, rounding=plan.rounding)
+        result = finish(sites, cut(model, proposal.layout), again)
+        if (again.layers, again.edits) != (plan.layers, plan.edits):
+            raise VerificationError("the plan's widths do not follow from its masks: it was changed, or made elsewhere")
+        return result
+
+    return _with_fallback(planner, attempt)
 
 
-def _reshapes(record: Trace) -> set[int]:
-    return {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
-
-
-@dataclass
-class _Targets:
-    sparsity: TargetSparsity
-    flops: float | None
-    latency: float | None
-    masks: MaskSet
-    planner: Planner
-    replaying: bool
-
-    def propose(self, joins: Joins) -> Proposal:
-        planner, masks = self.planner, self.masks
-        if self.sparsity != "auto":
-            share = float(self.sparsity)
-            return planner.rank(masks, joins, share, lambda proposal: proposal.plan.sparsity, "sparsity")
-        if self.flops is not None:
-            total = planner.macs  # all there is to count by, where fvcore takes no keyword arguments
-            if not isinstance(planner.example_inputs, Mapping):
-                total = measure(planner.model, planner.example_inputs).flops
-            return planner.rank(
-                masks, joins, 1 - self.flops,
-                lambda proposal: (proposal.plan.macs[0] - proposal.plan.macs[1]) / total, "removal of FLOPs",
-            )  # fmt: skip
-        if self.latency is not None:
-            return planner.rank(masks, joins, 1 - self.latency, self._latency_saved, "removal of latency")
-        keep = masks.keep if self.replaying else planner.rounded_up(masks.keep, masks)
-        return planner.propose(keep, joins)
-
-    def _latency_saved(self, proposal: Proposal) -> float:
-        slim = settled(cut(self.planner.model, proposal.layout), self.planner.model)
-        return 1 - time_ratio(self.planner.model, slim, self.planner.example_inputs)
+def _propose(planner: Planner, masks: MaskSet, joins: Joins, target: _Target) -> Proposal:
+    model, inputs = planner.model, planner.example_inputs
+    if target.sparsity != "auto":
+        share = float(target.sparsity)
+        return planner.rank(masks, joins, share, lambda proposal: proposal.plan.sparsity, "sparsity")
+    if target.flops is not None:
+        # Where fvcore takes no keyword arguments, the multiply-accumulates are all there is to count by.
+        total = planner.macs if isinstance(inputs, Mapping) else measure(model, inputs).flops
+        return planner.rank(
+            masks, joins, 1 - target.flops,
+            lambda proposal: (proposal.plan.macs[0] - proposal.plan.macs[1]) / total, "removal of FLOPs",
+        )  # fmt: skip
+    if target.latency is not None:
+        return planner.rank(
+            masks, joins, 1 - target.latency,
+            lambda proposal: 1 - time_ratio(model, settled(cut(model, proposal.layout), model), inputs),
+            "removal of latency", LATENCY_TOLERANCE,
+        )  # fmt: skip
+    return planner.propose(planner.rounded_up(masks.keep, masks), joins)
 
 
 def time_ratio(dense: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
@@ -188,63 +212,58 @@ def time_ratio(dense: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
     return slim_ms / dense_ms
 
 
-def _carried_out(targets: _Targets, joins: JoinsChoice, batch_sizes: Sequence[int], tolerance: float) -> PruningResult:
-    planner = targets.planner
-    model, inputs = planner.model, planner.example_inputs
-    choices: tuple[Joins, ...] = ("intersection", "expand") if joins == "auto" else (joins,)
-    proposals = [targets.propose(choice) for choice in choices]
-    costs: dict[str, float] = {}
-    if len(proposals) > 1 and not any(proposal.layout.edits for proposal in proposals):
-        proposals = proposals[:1]
+def _chosen(planner: Planner, masks: MaskSet, joins: JoinsChoice, target: _Target) -> tuple[nn.Module, PruningPlan]:
+    """The slim network and its plan, of two lowerings the faster one."""
+    model = planner.model
+    proposals = [_propose(planner, masks, "expand" if joins == "auto" else joins, target)]
+    if joins == "auto" and proposals[0].layout.edits:
+        proposals.append(_propose(planner, masks, "intersection", target))
     slims = [cut(model, proposal.layout) for proposal in proposals]
+    best, costs = 0, {}
     if len(slims) > 1:
         candidates = [settled(_sharing_copy(slim), model) for slim in slims]
         device = str(next(model.parameters()).device)
-        timed = measure_latency(candidates, inputs, runs=_LATENCY_RUNS, device=device)
+        timed = measure_latency(candidates, planner.example_inputs, runs=_LATENCY_RUNS, device=device)
         costs = {proposal.plan.joins: t.median_ms for proposal, t in zip(proposals, timed, strict=True)}
         best = min(range(len(slims)), key=lambda i: timed[i].median_ms)
-        proposals, slims = [proposals[best]], [slims[best]]
-    (proposal,), (slim,) = proposals, slims
-    plan = replace(proposal.plan, costs_ms=costs, rounding=_given_back(targets, proposal, joins))
-    return _verified(slim, plan, model, planner.sites, inputs, batch_sizes, tolerance)
+    plan = proposals[best].plan
+    return slims[best], replace(plan, costs_ms=costs, rounding=_given_back(planner, masks, plan, target))
 
 
-def _verified(
-    slim: nn.Module,
-    plan: PruningPlan,
+def _given_back(planner: Planner, masks: MaskSet, plan: PruningPlan, target: _Target) -> Mapping[str, Any]:
+    """What rounding costs, beside the same masks (or the same ranking's, for a target) without it."""
+    rounding = planner.rounding
+    if rounding.multiple == 1:
+        return {}
+    by_ranking = target != _Target("auto", None, None)
+    keep = plan.keep if by_ranking else masks.keep
+    unrounded = Planner(planner.model, planner.sites, planner.example_inputs, record=planner.trace)
+    unrounded.rigid = planner.rigid
+    bare = unrounded.propose(keep, "intersection" if plan.joins == "intersection" else "expand").plan
+    return {
+        "multiple": rounding.multiple,
+        "fill": rounding.fill,
+        "reopened": sum(int((plan.keep[name] & ~mask.cpu()).sum()) for name, mask in keep.items()),
+        "params_given_back": plan.params[1] - bare.params[1],
+        "macs_given_back": plan.macs[1] - bare.macs[1],
+    }
+
+
+def _finished(
     model: nn.Module,
-    sites: Sequence[GateSite],
     inputs: Inputs,
     batch_sizes: Sequence[int],
     tolerance: float,
+    sites: Sequence[GateSite],
+    slim: nn.Module,
+    plan: PruningPlan,
 ) -> PruningResult:
+    """A slim network that has been compared with the masked one."""
     masked = constant_gates(_sharing_copy(model).eval(), sites, plan.keep)
     assert sum(parameter.numel() for parameter in slim.parameters()) == plan.params[1]
     verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
     require(verification, "the pruned model does not compute the masked function")
-    return PruningResult(settled(slim, model), plan, verification, masked)
-
-
-def _given_back(targets: _Targets, proposal: Proposal, joins: JoinsChoice) -> Mapping[str, Any]:
-    rounding = targets.planner.rounding
-    if rounding.multiple == 1:
-        return {}
-    exact = Planner(
-        targets.planner.model, targets.planner.sites, targets.planner.example_inputs, record=targets.planner.trace
-    )
-    bare = targets.masks.keep if targets.sparsity == "auto" and not targets.flops and not targets.latency else None
-    reopened = 0
-    if bare is not None:
-        reopened = sum(int((proposal.plan.keep[name] & ~mask.cpu()).sum()) for name, mask in bare.items())
-    how: Joins = "expand" if proposal.plan.joins == "expand" else "intersection"
-    without = exact.propose(bare if bare is not None else proposal.plan.keep, how).plan
-    return {
-        "multiple": rounding.multiple,
-        "fill": rounding.fill,
-        "reopened": reopened,
-        "params_given_back": proposal.plan.params[1] - without.params[1],
-        "macs_given_back": proposal.plan.macs[1] - without.macs[1],
-    }
+    return PruningResult(settled(slim, model), replace(plan, fingerprint=fingerprint(model)), verification, masked)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:

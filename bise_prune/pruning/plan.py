@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..importance import tie_free
 from ..tracing import CONSEQUENCE, INTEGERS, Call, Inputs, Trace, tensors_in, trace
 
 TOLERANCE = 0.01  # a target is met within one point
+LATENCY_TOLERANCE = 0.05  # one that is measured, within five
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,15 @@ class Planner:
         return Proposal(self._plan(keep, layout, joins), layout)
 
     def rank(
-        self, masks: MaskSet, joins: Joins, target: float, value: Callable[[Proposal], float], what: str
+        self,
+        masks: MaskSet,
+        joins: Joins,
+        target: float,
+        value: Callable[[Proposal], float],
+        what: str,
+        tolerance: float = TOLERANCE,
     ) -> Proposal:
-        """The plan that closes the channels of lowest m until ``value`` reaches ``target``, within one point.
+        """The plan that closes the channels of lowest m until ``value`` reaches ``target``.
 
         Args:
             masks: the logits to rank by. The best channel of each site is never closed by ranking.
@@ -91,6 +98,7 @@ class Planner:
             target: share that is to be gone, in (0, 1).
             value: the share that is gone in a proposal; it grows with the number of closed channels.
             what: the target's name in messages.
+            tolerance: how far off it may end; without meaning for widths that are rounded.
 
         Raises:
             PruningError: the target cannot be met; the message names the nearest that can.
@@ -121,9 +129,9 @@ class Planner:
             else:
                 high, above = middle, tried
         reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target))
-        if abs(reached - target) > TOLERANCE and self.rounding.multiple == 1:
+        if abs(reached - target) > tolerance and self.rounding.multiple == 1:
             raise PruningError(
-                f"no ranking of the channels comes within one point of target {what} {target:g}; "
+                f"no ranking of the channels comes within {tolerance * 100:g} points of target {what} {target:g}; "
                 f"the nearest reachable is {reached:.4f}"
             )
         return nearest
@@ -175,7 +183,7 @@ class Planner:
             layers=layers,
             params=(self.params, self.params - saved),
             macs=(self.macs, macs),
-            joins=joins if edits else "dense",
+            joins=joins if edits or joins == "intersection" else "dense",
             edits=edits,
             reasons=self._reasons(keep, layout),
             not_followed=self._not_followed(),
@@ -221,11 +229,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-def with_fingerprint(plan: PruningPlan, model: nn.Module) -> PruningPlan:
-    """The plan, tied to the weights that it was made for."""
-    return replace(plan, fingerprint=fingerprint(model))
 
 
 def _in_words(edit: Edit) -> str:
