@@ -159,6 +159,7 @@ class PruningPlan:
         reasons: site name -> why closed channels stay -> which.
         not_followed: what is left at full width: function calls that are not understood, modules that do not run.
         costs_ms: where the lowering was chosen by measurement, the median time of each candidate.
+        target: for a ranking, what was asked for and reached, as shares that are gone; empty without one.
         rounding: what rounding widths up gave back; empty without it.
         fingerprint: of the dense model's weights; empty for plans that were never tied to a file.
     """
@@ -172,6 +173,7 @@ class PruningPlan:
     reasons: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     not_followed: tuple[str, ...] = ()
     costs_ms: Mapping[str, float] = field(default_factory=dict)
+    target: Mapping[str, Any] = field(default_factory=dict)
     rounding: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -201,6 +203,7 @@ class PruningPlan:
             "macs": {"dense": self.macs[0], "slim": self.macs[1]},
             "joins": self.joins,
             "costs_ms": dict(self.costs_ms),
+            "target": dict(self.target),
             "rounding": dict(self.rounding),
             "sites": {
                 name: {"kept": mask.nonzero().flatten().tolist(), "of": len(mask)} for name, mask in self.keep.items()
@@ -261,9 +264,10 @@ class PruningPlan:
                     name: {why: tuple(channels) for why, channels in causes.items()}
                     for name, causes in about["closed_but_kept"].items()
                 },
-                costs_ms=about["costs_ms"],
-                rounding=about["rounding"],
-                fingerprint=about["fingerprint"],
+                costs_ms=dict(about["costs_ms"]),
+                target=dict(about["target"]),
+                rounding=dict(about["rounding"]),
+                fingerprint=str(about["fingerprint"]),
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PruningError(f"{path}: the plan is damaged ({type(error).__name__}: {error})") from error

@@ -123,6 +123,8 @@ def _checkpoint(path: Path, state: Mapping[str, Tensor], text: str | None, sha25
         return Checkpoint(state, sha256)
     try:
         about = json.loads(text)
+        if not isinstance(about, dict) or not isinstance(about["arch"], str | None):
+            raise TypeError("it is no description of a network")
         slim, plan = about.get("slim"), about.get("plan")
         return Checkpoint(
             state=state,

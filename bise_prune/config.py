@@ -164,8 +164,9 @@ class RunConfig:
         given = [target != "auto", self.target_flops is not None, self.target_latency is not None]
         if sum(given) > 1:
             raise ConfigError("give one target: target_sparsity, target_flops or target_latency")
-        if self.plan is not None and (any(given) or self.masks is not None):
-            raise ConfigError("a plan holds its masks and widths: give no masks and no target beside it")
+        chosen = any(given) or self.masks is not None or self.joins != "auto" or self.round_to != 1
+        if self.plan is not None and chosen:
+            raise ConfigError("a plan holds its masks and widths: give no masks, target, joins or rounding beside it")
         _require(self.joins in JOINS, "joins", self.joins, f"one of {', '.join(JOINS)}")
         if self.round_to != "auto":
             Rounding(multiple=self.round_to, fill=self.round_fill)

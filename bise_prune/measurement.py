@@ -8,16 +8,16 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .artifacts import Latency, Measurement
 from .errors import ConfigError
-from .tracing import Inputs, evaluating, run
+from .tracing import Inputs, evaluating, replace_tensors, run, tensors_in
 
 FLOPS_CONVENTION = "fvcore, 1 multiply-accumulate = 1 FLOP, one sample"
 
@@ -67,7 +67,7 @@ def measure_latency(
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
-    inputs = _moved(example_inputs, target)
+    inputs = replace_tensors(example_inputs, lambda tensor: tensor.to(target))
     timed = [model if _is_on(model, target) else copy.deepcopy(model).to(target) for model in models]
     synchronise = torch.cuda.synchronize if target.type == "cuda" else None
     with torch.inference_mode(), contextlib.ExitStack() as modes:
@@ -75,7 +75,7 @@ def measure_latency(
             modes.enter_context(evaluating(model))
         samples = time_by_turns([partial(run, model, inputs) for model in timed], runs, synchronise)
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else "cpu"
-    batch_size = len(next(_tensors(example_inputs)))
+    batch_size = len(next(tensors_in([example_inputs])))
     return [summarise(times, batch_size, name, torch.get_num_threads()) for times in samples]
 
 
@@ -117,7 +117,7 @@ def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
         warnings.simplefilter("ignore")  # fvcore compiles a loss on import, in a way that torch deprecates
         from fvcore.nn import FlopCountAnalysis
     model = copy.deepcopy(model).cpu().eval()
-    inputs = _first_sample(example_inputs)
+    inputs = replace_tensors(example_inputs, lambda tensor: tensor[:1].cpu())
     if isinstance(inputs, dict):
         raise ConfigError("FLOPs are counted for positional inputs; pass a tensor or a tuple")
     logger = logging.getLogger("fvcore.nn.jit_analysis")
@@ -131,24 +131,3 @@ def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
             return counts
     finally:
         logger.setLevel(level)
-
-
-def _first_sample(inputs: Inputs) -> Inputs:
-    if isinstance(inputs, Tensor):
-        return inputs[:1].cpu()
-    if isinstance(inputs, tuple):
-        return tuple(value[:1].cpu() if isinstance(value, Tensor) else value for value in inputs)
-    return {name: value[:1].cpu() if isinstance(value, Tensor) else value for name, value in inputs.items()}
-
-
-def _moved(inputs: Inputs, device: torch.device) -> Inputs:
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    if isinstance(inputs, tuple):
-        return tuple(value.to(device) if isinstance(value, Tensor) else value for value in inputs)
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-
-
-def _tensors(inputs: Inputs) -> Iterator[Tensor]:
-    values = [inputs] if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else inputs.values()
-    return (value for value in values if isinstance(value, Tensor))

@@ -150,12 +150,13 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
             "joins": pruned.plan.joins,
             "costs_ms": dict(pruned.plan.costs_ms),
             "edited_calls": len(pruned.plan.edits),
+            "target": dict(pruned.plan.target),
             "rounding": dict(pruned.plan.rounding),
             "fingerprint": pruned.plan.fingerprint,
         },
         "denormals_flushed": denormals,
         "history": [_epoch_record(epoch) for epoch in found.history] if found else [],
-        "warnings": _warnings(splits, aligned, found, masks, dense_accuracy, slim_accuracy),
+        "warnings": _warnings(splits, aligned, found, masks, dense_accuracy, slim_accuracy) + _missed(pruned.plan),
         "data": {"specification": portable(specification), "notes": list(splits.notes)},
         "config": {**config.as_dict(), **({} if found else {"search": None})},
         "environment": environment_record(_device_name(device)) | {"flops_convention": FLOPS_CONVENTION},
@@ -333,6 +334,14 @@ def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
         if name in pruned.plan.removed and isinstance(dense.get_submodule(name), (nn.modules.conv._ConvNd, nn.Linear)):
             layers.append({"name": name, "dense": layer.num_outputs, "slim": len(layer.outputs)})
     return layers
+
+
+def _missed(plan: PruningPlan) -> list[str]:
+    """A warning where rounding kept a target from being met."""
+    if not plan.target or abs(plan.target["asked"] - plan.target["reached"]) <= TOLERANCE:
+        return []
+    asked, reached = (f"{plan.target[key]:.1%}" for key in ("asked", "reached"))
+    return [f"the target ({plan.target['of']} {asked}) was not met: with widths rounded up it came to {reached}"]
 
 
 def _warnings(

@@ -27,12 +27,14 @@ class RewiredModel(nn.Module):
     Args:
         model: the network.
         edits: at most one per call. Their constants are float64 until the model is cast.
+        totals: edited function -> how often it is called in a whole forward pass.
     """
 
-    def __init__(self, model: nn.Module, edits: Sequence[Edit]) -> None:
+    def __init__(self, model: nn.Module, edits: Sequence[Edit], totals: Mapping[str, int]) -> None:
         super().__init__()
         self.model = model
         self.edits = tuple(edits)
+        self.totals = dict(totals)
         self.rewirings = nn.ModuleList(_Rewiring(edit) for edit in edits)
         self.rewirings.to(next((p.device for p in model.parameters()), torch.device("cpu")))
         self.train(model.training)
@@ -40,8 +42,16 @@ class RewiredModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own forward pass, with the edits."""
         table = {(edit.function, edit.count): module for edit, module in zip(self.edits, self.rewirings, strict=True)}
-        with _Rewire(table):
-            return self.model(*args, **kwargs)
+        rewire = _Rewire(table)
+        with rewire:
+            output = self.model(*args, **kwargs)
+        for function, total in self.totals.items():
+            if rewire.counts[function] != total:
+                raise ModelError(
+                    f"the forward pass took another path than the traced one: it called '{function}' "
+                    f"{rewire.counts[function]} times instead of {total}, so that its edits cannot be placed"
+                )
+        return output
 
     def train(self, mode: bool = True) -> RewiredModel:
         """Training mode, but for stochastic depth: it changes which functions run, and so their count."""
@@ -62,6 +72,8 @@ class _Rewire(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = function_name(func)
+        if name == "iter":
+            return iter(self.__torch_function__(torch.unbind, types, args))
         count = self.counts[name]
         counted = is_counted(tensors_in([*args, *(kwargs or {}).values()]))
         self.counts[name] = count + counted
@@ -92,13 +104,16 @@ class _Rewiring(nn.Module):
         """What the edited call returns."""
         edit = self.edit
         tensors = list(tensors_in([*args, *kwargs.values()]))
+        if edit.action == "copy":
+            result = self.results[0](tensors[edit.operand])
+            return result.clone() if result is tensors[edit.operand] else result
         if edit.action == "skip":
             results = tuple(change(tensors[edit.operand]) for change in self.results)
             return results if len(results) > 1 else results[0]
         for key, change in self.operands.items():
             tensors[int(key)] = change(tensors[int(key)])
         for k in edit.fixed:
-            tensors[k] = getattr(self, f"fixed{k}")
+            tensors[k] = getattr(self, f"fixed{k}").to(tensors[1 - k if len(tensors) == 2 else 0].dtype)
             if k == 0 and len(tensors) > 1:  # functions that write into their first operand need its full shape
                 tensors[0] = tensors[0] + torch.zeros_like(tensors[1])
         if edit.action == "drop":
@@ -111,7 +126,7 @@ class _Rewiring(nn.Module):
         if edit.mask is not None:
             shape = [1] * output.ndim
             shape[edit.mask[0]] = -1
-            output = output * self.mask.view(shape)
+            output = output * self.mask.view(shape).to(output.dtype)
         return output
 
 
@@ -142,7 +157,7 @@ class _Regathering(nn.Module):
             if any(self.change.constants):
                 view = [1] * x.ndim
                 view[dim] = -1
-                extra = self.constants.view(view).expand(shape)
+                extra = self.constants.view(view).to(x.dtype).expand(shape)
                 x = torch.cat([x, extra], dim)
             else:
                 x = nn.functional.pad(x, [0, 0] * (x.ndim - 1 - dim) + [0, shape[dim]])

@@ -86,6 +86,7 @@ def save_slim(
         plan: what was removed; it goes into the file's header.
     """
     edits: tuple[Edit, ...] = ()
+    saved = model
     if isinstance(model, RewiredModel):
         edits, model = model.edits, model.model
     identities = [name for name, module in model.named_modules() if isinstance(module, nn.Identity)]
@@ -94,12 +95,16 @@ def save_slim(
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
     }
-    changes = {"edits": [edit.as_dict() for edit in edits], "identities": identities, "groups": groups}
+    totals = saved.totals if isinstance(saved, RewiredModel) else {}
+    changes = {
+        "edits": [edit.as_dict() for edit in edits], "totals": totals, "identities": identities, "groups": groups,
+    }  # fmt: skip
+    state = {**model.state_dict(), **dict(model.named_buffers())}  # those that are not persistent may have been cut
     save_checkpoint(
         Path(path),
         dataclasses.replace(
             dense or Checkpoint({}),
-            state=model.state_dict(),
+            state=state,
             slim=changes,
             plan=None if plan is None else plan.as_dict(),
         ),
@@ -108,21 +113,21 @@ def save_slim(
 
 def _slimmed(model: nn.Module, checkpoint: Checkpoint, path: Path, arch: str) -> nn.Module:
     assert checkpoint.slim is not None
+    state = dict(checkpoint.state)
     try:
         for name in checkpoint.slim["identities"]:
+            model.get_submodule(name)  # set_submodule would make a new one
             model.set_submodule(name, nn.Identity())
         edits = [Edit.from_dict(edit) for edit in checkpoint.slim["edits"]]
-        groups = {name: int(number) for name, number in checkpoint.slim["groups"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        totals = {str(name): int(total) for name, total in checkpoint.slim["totals"].items()}
+        _resize(model, state, {name: max(1, int(number)) for name, number in checkpoint.slim["groups"].items()})
+        slim = RewiredModel(model, edits, totals) if edits else model
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
-    state = dict(checkpoint.state)
-    _resize(model, state, groups)
     _load(model, state, path, arch)
-    if not edits:
-        return model
-    rewired = RewiredModel(model, edits)
-    rewired.rewirings.to(next(model.parameters()).dtype)
-    return rewired
+    if isinstance(slim, RewiredModel):
+        slim.rewirings.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32))
+    return slim
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:
@@ -141,21 +146,28 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> 
     ]
     if problems:
         raise CheckpointError(f"the weights in {path} do not fit '{arch}': {'; '.join(problems)}")
-    model.load_state_dict(state)
+    expected.update(state)  # with the versions of its modules, which some of torchvision's ask for
+    model.load_state_dict(expected)
 
 
 def _resize(model: nn.Module, state: dict[str, Tensor], groups: dict[str, int]) -> None:
-    """Give the layers of ``model`` the shapes of ``state``; the values come later."""
-    for name, fresh in state.items():
+    """Give the layers of ``model`` the shapes and types of ``state``; the values come later.
+
+    Buffers that are not persistent get their values here, and leave ``state``.
+    """
+    persistent = set(model.state_dict())
+    for name, fresh in list(state.items()):
         owner_name, _, leaf = name.rpartition(".")
         try:
             owner = model.get_submodule(owner_name)
         except AttributeError:
             continue  # reported as unexpected
         old = owner._parameters.get(leaf, owner._buffers.get(leaf))
-        if old is not None and old.shape == fresh.shape:
+        if leaf in owner._buffers and name not in persistent:
+            owner._buffers[leaf] = state.pop(name)
+        elif old is not None and (old.shape, old.dtype) == (fresh.shape, fresh.dtype):
             continue
-        if leaf in owner._parameters:
+        elif leaf in owner._parameters:
             like = old if old is not None else owner._parameters.get("weight")
             trains = fresh.is_floating_point() and (like is None or like.requires_grad)
             owner._parameters[leaf] = nn.Parameter(torch.empty_like(fresh), requires_grad=trains)

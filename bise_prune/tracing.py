@@ -9,6 +9,7 @@ the like. A function without a rule is *opaque*: it reads everything, and nothin
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
@@ -38,7 +38,7 @@ NONLINEARITIES = frozenset({
 SCALES = frozenset({"sigmoid", "hardsigmoid"})  # no gate where they only scale another tensor (squeeze-and-excite)
 
 _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
-    "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow", "erf", "sign",
+    "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow", "erf",
     "sin", "cos", "clamp", "clamp_min", "clamp_max", "reciprocal", "threshold", "hardshrink", "softshrink",
     "to", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout",
     "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
@@ -55,6 +55,19 @@ _MOVEMENTS = {
     "narrow", "select", "expand", "expand_as", "repeat", "roll", "flip", "cat", "stack", "channel_shuffle",
     "repeat_interleave", "contiguous", "clone", "detach",
 }  # fmt: skip
+# What Python may ask of a tensor without reading its entries.
+_METADATA = {
+    "size", "dim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "element_size", "data_ptr",
+    "is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_same_size", "is_shared", "is_pinned",
+    "get_device", "type", "dense_dim", "sparse_dim", "requires_grad", "register_hook", "is_inference", "is_conj",
+    "is_neg", "has_names", "reduce_ex", "deepcopy", "hash", "result_type", "can_cast",
+}  # fmt: skip
+_PROPERTIES = {
+    value.__get__
+    for value in vars(torch._C.TensorBase).values()
+    if hasattr(value, "__get__") and hasattr(value, "__set__")
+}
+_SHAPE: Any = vars(torch._C.TensorBase)["shape"]
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _SAME_SHAPE_NORMS = {"layer_norm", "group_norm", "rms_norm", "local_response_norm"}
@@ -85,6 +98,8 @@ class Value:
         compact: its shape with 1 where all entries along a dimension belong to one channel; None = unknown.
         layer: the layer that produces these channels, if it is one; for a parameter the module that owns it.
         parameter: full name, if this is a parameter or buffer read by a function other than its layer's own.
+        full: whether its extent beside the channels is the data's own; False behind a global pooling.
+        measured: whether Python asked for its size.
         call: index of the call that returns it; None for inputs and parameters.
         readers: indices of the calls that read it, in order, with repetition.
     """
@@ -94,6 +109,8 @@ class Value:
     compact: tuple[int, ...] | None = None
     layer: str | None = None
     parameter: str | None = None
+    full: bool = True
+    measured: bool = False
     call: int | None = None
     readers: list[int] = field(default_factory=list)
 
@@ -128,6 +145,7 @@ class Call:
         groups: of a mixing call; transposed convolutions have ``transposed``.
         whole: whether a mixing call reads a tensor whose channels are not its inputs, so that it needs all of them.
         padded: whether the borders of a constant input would differ from its inside.
+        module: the innermost module that was running.
         macs: multiply-accumulates of a convolution or linear layer, for the whole example batch.
         why: for an opaque call, what is not understood.
     """
@@ -147,6 +165,7 @@ class Call:
     transposed: bool = False
     padded: bool = False
     whole: bool = False
+    module: str = ""
     macs: int = 0
     why: str = ""
     _identities: dict[tuple[int, int], bool] = field(default_factory=dict)
@@ -195,6 +214,7 @@ class Trace:
         logits: the value of the logits; None where they are not made by a function (a model that returns its input).
         layers: names of the modules whose own weights are used, with the number of calls.
         unused: modules with weights of which none was read (auxiliary heads); not those within another such module.
+        totals: function name -> counted calls, those on constants included.
         rigid: parameter name -> why its shape must stay: a function reads it that is not its layer's own.
     """
 
@@ -205,6 +225,7 @@ class Trace:
     outputs: list[int] = field(default_factory=list)
     logits: int | None = None
     layers: Counter[str] = field(default_factory=Counter)
+    totals: dict[str, int] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     rigid: dict[str, str] = field(default_factory=dict)
 
@@ -277,6 +298,15 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
+def output_tensors(output: Any) -> list[Tensor]:
+    """Every tensor that a model returns, the logits first."""
+    logits = logits_of(output)
+    if not isinstance(output, (Tensor, Mapping, list, tuple)):
+        names = [f.name for f in dataclasses.fields(output)] if dataclasses.is_dataclass(output) else vars(output)
+        output = [getattr(output, name) for name in names]
+    return [logits, *(tensor for tensor in tensors_in([output]) if tensor is not logits)]
+
+
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Watch one forward pass of ``model`` in eval mode; the model is not changed.
 
@@ -307,20 +337,19 @@ def _unused(model: nn.Module, used: Iterable[str]) -> list[str]:
 @contextmanager
 def _noting_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
     """Keep the names of the modules that are running, the innermost last, in ``path``."""
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def enter(module: nn.Module, inputs: Any) -> None:
-        path.append(names.get(id(module), ""))
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        path.pop()
-
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+        handles.append(module.register_forward_hook(lambda *_: _drop_last(path), always_call=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _drop_last(path: list[str]) -> None:
+    path.pop()
 
 
 @contextmanager
@@ -381,6 +410,7 @@ class _Tracer(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.trace = Trace()
+        self.token = object()  # marks of an earlier trace may still be on tensors that the model keeps
         self.counts: Counter[str] = Counter()
         self.nonlinearities = 0
         self.modules: list[str] = []
@@ -403,10 +433,10 @@ class _Tracer(TorchFunctionMode):
         return replace_tensors(dict(inputs) if isinstance(inputs, Mapping) else inputs, enter_one)
 
     def leave(self, output: Any) -> None:
-        logits = logits_of(output)
-        attributes = list(vars(output).values()) if not isinstance(output, (Tensor, Mapping, list, tuple)) else [output]
-        self.trace.outputs = [value for tensor in tensors_in(attributes) if (value := _mark(tensor)) is not None]
-        self.trace.logits = _mark(logits)
+        marks = [self._mark(tensor) for tensor in output_tensors(output)]
+        self.trace.outputs = [value for value in dict.fromkeys(marks) if value is not None]
+        self.trace.logits = self._mark(logits_of(output))
+        self.trace.totals = dict(self.counts)
         own: dict[int, set[str]] = {}
         for call in self.trace.calls:
             if call.layer is not None:
@@ -425,6 +455,8 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = function_name(func)
+        if name == "iter":
+            return iter(self.__torch_function__(torch.unbind, types, args))
         self.nonlinearities += name in NONLINEARITIES  # those of constants (position tables) count, too
         tensors = list(tensors_in([*args, *kwargs.values()]))
         count = self.counts[name]
@@ -435,9 +467,13 @@ class _Tracer(TorchFunctionMode):
         results = list(tensors_in([output]))
         if name == "setitem" and tensors:  # changes its first argument in place and returns nothing
             results = tensors[:1]
-        if not results:
-            return output
         traced = any(operand is not None for operand in operands)
+        if not results and (name in _METADATA or func in _PROPERTIES):
+            if name == "size" or func == _SHAPE.__get__:
+                for operand in operands:
+                    if operand is not None:
+                        self.trace.values[operand].measured = True
+            return output
         for tensor in tensors:
             if (owner := self.owner.get(id(tensor))) is not None:
                 self.users.setdefault(f"{owner[0]}.{owner[1]}", set()).add(len(self.trace.calls) if traced else -1)
@@ -451,12 +487,20 @@ class _Tracer(TorchFunctionMode):
             if operand is not None:
                 self.trace.values[operand].readers.append(call.index)
         values = [self._value(result, call) for result in results]
+        pools = name in _REDUCTIONS or ("adaptive" in name and all(size in (1, None) for size in _pooled_to(call)))
+        for value in values:
+            read = [self.trace.values[operand].full for operand in operands if operand is not None]
+            value.full = (any(read) and not pools) or name in ("interpolate", "upsample")
         call.outputs = tuple(value.index for value in values)
-        self._apply_rule(call, tensors, shapes, values)
-        if name in NONLINEARITIES:
+        if not values:
+            _opaque(call, f"{name} hands it to Python")
+        else:
+            self._apply_rule(call, tensors, shapes, values)
+        if name in NONLINEARITIES and values:
             self._at_nonlinearity(call, values[0])
-        if call.kind == "opaque" and self.modules and self.modules[-1]:
-            call.why = f"in '{self.modules[-1]}', {call.why}"
+        call.module = self.modules[-1] if self.modules else ""
+        if call.kind == "opaque" and call.module:
+            call.why = f"in '{call.module}', {call.why}"
         return output
 
     # -- values ------------------------------------------------------------------------------------
@@ -464,17 +508,21 @@ class _Tracer(TorchFunctionMode):
     def _value(self, tensor: Tensor, call: Call | None = None) -> Value:
         value = Value(len(self.trace.values), tuple(tensor.shape), call=call.index if call else None)
         self.trace.values.append(value)
-        tensor._bise_value = value.index  # type: ignore[attr-defined]
+        tensor._bise_value = (self.token, value.index)  # type: ignore[attr-defined]
         return value
 
     def _operand(self, tensor: Tensor) -> int | None:
         """The value that a tensor is; None for weights, and for tensors that no traced value went into."""
-        return None if id(tensor) in self.owner else _mark(tensor)
+        return None if id(tensor) in self.owner else self._mark(tensor)
+
+    def _mark(self, tensor: Tensor) -> int | None:
+        token, index = getattr(tensor, "_bise_value", (None, None))
+        return index if token is self.token else None
 
     def _constant(self, tensor: Tensor, call: Call, position: int, compact: tuple[int, ...] | None) -> Value:
         """A value for a parameter, buffer or foreign tensor that a call computes with."""
         owner = self.owner.get(id(tensor))
-        value = Value(len(self.trace.values), tuple(tensor.shape), compact, readers=[call.index])
+        value = Value(len(self.trace.values), tuple(tensor.shape), compact, full=False, readers=[call.index])
         if owner is not None:
             value.layer, value.parameter = owner[0], f"{owner[0]}.{owner[1]}"
         self.trace.values.append(value)
@@ -611,11 +659,11 @@ class _Tracer(TorchFunctionMode):
         elif name == "pad":
             amounts, mode = call.argument(1, "pad"), call.argument(2, "mode", "constant")
             touched = [len(compact) - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
-            if any(compact[dim] > 1 for dim in touched):
-                _opaque(call, "pad adds channels")
-                return
             if mode == "constant" and call.argument(3, "value"):
                 _opaque(call, "pad surrounds the channels with a value other than zero")
+                return
+            if any(compact[dim] > 1 for dim in touched):
+                self._pad_channels(call, first, output)
                 return
             call.padded = mode == "constant"
         elif any(size > 1 for size in compact[2:]) or len(compact) != len(output.shape):
@@ -625,6 +673,17 @@ class _Tracer(TorchFunctionMode):
             call.padded = any(_as_tuple(call.argument(3, "padding", 0))) or bool(call.argument(6, "divisor_override"))
         output.compact, output.layer, call.kind = tuple(compact), first.layer, "channelwise"
         call.maps[0, 0] = torch.arange(first.num_channels)
+
+    def _pad_channels(self, call: Call, first: Value, output: Value) -> None:
+        """Channels of zeros before and after, as in the shortcuts of CIFAR's ResNets."""
+        beside = [[size for d, size in enumerate(value.shape) if d != first.dim] for value in (first, output)]
+        if first.dim is None or call.argument(2, "mode", "constant") != "constant" or beside[0] != beside[1]:
+            _opaque(call, "pad adds channels in a way that is not understood")
+            return
+        numbers = torch.arange(1, first.num_channels + 1).view(first.compact or ()).expand(first.shape)
+        ids = _compressed(nn.functional.pad(numbers, call.argument(1, "pad")))
+        output.compact, call.kind = tuple(ids.shape), "movement"
+        call.maps[0, 0] = ids.reshape(-1) - 1
 
     def _elementwise(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
         known = [(k, value) for k in range(len(tensors)) if (value := self._read(call, k)) is not None]
@@ -743,8 +802,8 @@ class _Tracer(TorchFunctionMode):
         self.trace.nonlinearities.append(Nonlinearity(index, call.function, dim, size, layer, call.index))
 
 
-def _mark(tensor: Tensor) -> int | None:
-    return getattr(tensor, "_bise_value", None)
+def _pooled_to(call: Call) -> tuple[Any, ...]:
+    return _as_tuple(call.argument(1, "output_size"))
 
 
 def _only(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:

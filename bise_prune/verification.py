@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from .artifacts import Verification
 from .errors import ConfigError, VerificationError
-from .tracing import Inputs, evaluating, logits_of, replace_tensors, run
+from .tracing import Inputs, evaluating, output_tensors, replace_tensors, run
 
 
 def verify(
@@ -23,7 +23,7 @@ def verify(
     tolerance: float = 1e-9,
     seed: int = 0,
 ) -> Verification:
-    """Compare the logits of two models in float64, on the example inputs and on noise of their scale.
+    """Compare all that two models return, in float64, on the example inputs and on noise of their scale.
 
     No copies are made: weights are widened as each function reads them.
 
@@ -41,10 +41,10 @@ def verify(
     models = (reference, candidate)
     device = next((parameter.device for parameter in reference.parameters()), torch.device("cpu"))
 
-    def compare(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def compare(inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
         inputs = replace_tensors(inputs, lambda tensor: tensor.to(device))
         with torch.no_grad(), evaluating(reference), evaluating(candidate), InDouble():
-            first, second = (logits_of(run(model, inputs)) for model in models)
+            first, second = (output_tensors(run(model, inputs)) for model in models)
         return first, second
 
     return compare_outputs(
@@ -70,7 +70,7 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def compare_outputs(
-    outputs: Callable[[Inputs], tuple[Tensor, Tensor]],
+    outputs: Callable[[Inputs], tuple[Tensor | list[Tensor], Tensor | list[Tensor]]],
     example_inputs: Inputs,
     batch_sizes: Sequence[int],
     *,
@@ -79,20 +79,27 @@ def compare_outputs(
     seed: int = 0,
     relative: bool = False,
 ) -> Verification:
-    """The largest difference between the two tensors that ``outputs`` returns, over batches of several sizes."""
+    """The largest difference between the tensors that ``outputs`` returns twice, over batches of several sizes."""
     if not batch_sizes or min(batch_sizes) < 1:
         raise ConfigError(f"batch_sizes = {tuple(batch_sizes)}: expected at least one size, each >= 1")
     generator = torch.Generator().manual_seed(seed)
     error = scale = 0.0
     for size in batch_sizes:
-        reference, candidate = outputs(_resized(example_inputs, size, dtype, generator))
-        if reference.shape != candidate.shape:
+        pair = outputs(_resized(example_inputs, size, dtype, generator))
+        references, candidates = ([part] if isinstance(part, Tensor) else part for part in pair)
+        shapes = [[tuple(tensor.shape) for tensor in part] for part in (references, candidates)]
+        if shapes[0] != shapes[1]:
             raise VerificationError(
-                f"the models disagree on the shape of the logits: {tuple(reference.shape)}, {tuple(candidate.shape)}"
+                f"the models disagree on the shape of what they return: {shapes[0]}, {shapes[1]}; nothing was exported"
             )
-        difference = float((reference - candidate).abs().max())
-        error = max(error, difference) if difference == difference else float("nan")
-        scale = max(scale, float(reference.abs().max()))
+        for reference, candidate in zip(references, candidates, strict=True):
+            if not reference.is_floating_point() or not reference.numel():
+                continue
+            difference = float((reference - candidate).abs().max())
+            error = max(error, difference) if difference == difference else float("nan")
+            scale = max(scale, float(reference.abs().max()))
+            if error != error:
+                break
         if error != error:
             break
     bound = tolerance * max(1.0, scale) if relative else tolerance

@@ -316,7 +316,7 @@ def test_a_plan_of_another_checkpoint_is_refused(done, tmp_path, capsys):
     assert "the plan is damaged" in fails(capsys, *arguments, tmp_path / "broken.json")
     assert "cannot read the plan" in fails(capsys, *arguments, tmp_path / "missing.json")
     line = fails(capsys, *arguments, project / "out" / "plan.json", "--target-flops", "0.5", code=2)
-    assert "give no masks and no target beside it" in line
+    assert "give no masks, target, joins or rounding beside it" in line
     assert not (tmp_path / "none").exists()
 
 

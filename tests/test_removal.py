@@ -376,6 +376,230 @@ def test_networks_with_several_inputs():
         assert (slim.a.out_channels, slim.b.out_channels) == ((3, 4) if joins == "expand" else (5, 5))
 
 
+# -- what reviewers broke ------------------------------------------------------------------------------
+
+
+def exact(model, masks, inputs, joins="expand", sizes=(8,)):
+    """The pruned network, after a comparison at several sizes."""
+    result = prune(model, masks, inputs, joins=joins)
+    for size in sizes:
+        assert error_of(result.masked, result.model, pictures(size, 3)) < 1e-12
+    return result
+
+
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+def test_a_pooled_branch_is_told_from_one_that_is_small(joins):
+    def forward(s, x):
+        h = F.max_pool2d(torch.relu(s.a(x)), 8)
+        context = torch.relu(s.e(h.mean((2, 3), keepdim=True)))
+        return s.head(pooled(torch.relu(s.d(torch.relu(s.b(h)) + context))))
+
+    torch.manual_seed(0)
+    layers = {name: conv(6, 6) for name in "bd"}
+    model = Net(forward, a=conv(3, 6), e=conv(6, 6, 1), head=nn.Linear(6, 3), **layers).eval().double()
+    masks = closing(model, pictures(8), b=range(6))
+    exact(model, masks, pictures(8), joins, sizes=(8, 16, 24))  # at 8 x 8, both branches have one place
+
+
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+def test_everything_that_is_returned_keeps_its_channels(joins):
+    def forward(s, x):
+        h = torch.relu(s.b(torch.relu(s.a(x))))
+        return {"logits": s.head(pooled(torch.relu(s.c(h)))), "features": [h, pooled(h)]}
+
+    torch.manual_seed(0)
+    model = Net(forward, a=conv(3, 6), b=conv(6, 6), c=conv(6, 6), head=nn.Linear(6, 3)).eval().double()
+    inputs = pictures()
+    result = prune(model, closing(model, inputs, b=[0, 1, 2], c=[0]), inputs, joins=joins)
+    masked, slim = result.masked(inputs), result.model(inputs)
+    assert slim["features"][0].shape == (2, 6, 8, 8)
+    assert torch.allclose(slim["features"][0], masked["features"][0], rtol=0, atol=1e-13)
+    assert result.plan.closed_but_kept  # and says so
+
+
+def test_a_grouped_classifier_keeps_its_classes():
+    model = nn.Sequential(
+        conv(3, 6),
+        nn.ReLU(),
+        conv(6, 6),
+        nn.ReLU(),
+        nn.Conv2d(6, 3, 1, groups=3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    model.eval().double()
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, pictures(), "paper")}
+    masks["2"][:2] = -1
+    assert exact(model, MaskSet(masks), pictures()).model(pictures()).shape == (2, 3)
+
+
+def _unpacked(s, x):
+    q, k, v = torch.relu(s.a(x)).unflatten(1, (3, 2)).permute(1, 0, 2, 3, 4)
+    return s.head(pooled(torch.relu(s.b(q * k + v))))
+
+
+def _asked(s, x):
+    h = torch.relu(s.a(x))
+    scale = 2.0 if h.abs().max().item() > 1e6 else 1.0
+    return s.head(pooled(torch.relu(s.b(h)) * scale))
+
+
+def _left_torch(s, x):
+    h = torch.relu(s.a(x))
+    return s.head(pooled(torch.relu(s.b(h))) + torch.from_numpy(h.detach().numpy()).mean((2, 3))[:, :2].repeat(1, 3))
+
+
+def _remembered(s, x):
+    h = torch.relu(s.a(x))
+    if s.position is None:
+        s.position = torch.zeros_like(h[:1, :1]) + 0.1
+    return s.head(pooled(torch.relu(s.b(h + s.position))))
+
+
+def _written_after_a_bypass(s, x):
+    h = torch.relu(s.c(torch.relu(s.a(x))))
+    z = h + torch.relu(s.b(h))
+    z.mul_(2)
+    return s.head(pooled(torch.relu(z + h)))
+
+
+def _joined_in_space(s, x):
+    h = torch.relu(s.c(torch.relu(s.a(x))))
+    return s.head(pooled(torch.cat([h, torch.relu(s.b(h))], 2)))
+
+
+def _weights_by_hand(s, x):
+    h = torch.relu(s.c(torch.relu(s.a(x))))
+    return s.head(pooled(h + torch.relu(F.conv2d(h, s.b.weight, s.b.bias, padding=1))))
+
+
+def _sized(s, x):
+    h = torch.relu(s.c(torch.relu(s.a(x))))
+    small = torch.relu(s.down(h))
+    return s.head(pooled(F.interpolate(h, size=small.shape[2:]) + small))
+
+
+def _signs(s, x):
+    return s.head(pooled(torch.sign(s.b(torch.relu(s.a(x)))) + torch.relu(s.c(torch.relu(s.a(x))))))
+
+
+def _widened(s, x):
+    h = torch.relu(s.a(x))
+    return s.head(pooled(torch.relu(s.b(h) + F.pad(x[:, :, ::1, ::1], (0, 0, 0, 0, 1, 2)))))
+
+
+BROKEN = {
+    "unpacked": (_unpacked, {"b": conv(2, 6)}),
+    "asked": (_asked, {}),
+    "left torch": (_left_torch, {}),
+    "remembered": (_remembered, {"position": None}),
+    "written after a bypass": (_written_after_a_bypass, {"c": conv(6, 6)}),
+    "joined in space": (_joined_in_space, {"c": conv(6, 6)}),
+    "weights by hand": (_weights_by_hand, {"c": conv(6, 6)}),
+    "sized": (_sized, {"c": conv(6, 6), "down": nn.Conv2d(6, 6, 3, 2, 1)}),
+    "signs": (_signs, {"c": conv(6, 6)}),
+    "widened by zeros": (_widened, {}),
+}
+
+
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_networks_that_broke_it(name, joins):
+    torch.manual_seed(0)
+    forward, layers = BROKEN[name]
+    model = Net(forward, **{"a": conv(3, 6), "b": conv(6, 6), "head": nn.Linear(6, 3), **copy.deepcopy(layers)})
+    model.eval().double()
+    inputs = pictures()
+    sites = [site.name for site in gate_sites(model, inputs, "paper")]
+    exact(model, closing(model, inputs, **{sites[0]: [0, 1]}), inputs, joins)
+    if sites[-1] != sites[0]:
+        exact(model, closing(model, inputs, **{sites[-1]: [3, 4], sites[0]: [5]}), inputs, joins)
+    branch = {"sized": "down"}.get(name, "b")
+    if branch in sites and name in ("written after a bypass", "joined in space", "weights by hand", "sized"):
+        exact(model, closing(model, inputs, **{branch: range(6)}), inputs, joins)
+
+
+def test_buffers_may_be_weights():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("weight", torch.randn(6, 3, 3, 3))
+
+        def forward(self, x):
+            return F.conv2d(x, self.weight)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Fixed(), nn.ReLU(), conv(6, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)
+    )
+    model.eval().double()
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, pictures(), "paper")}
+    masks[next(iter(masks))][1:4] = -1
+    result = exact(model, MaskSet(masks), pictures())
+    assert result.model[0].weight.shape[0] == 3
+    assert result.plan.params[1] == sum(parameter.numel() for parameter in result.model.parameters())
+
+
+def test_precisions_are_kept_layer_by_layer(tmp_path):
+    model, inputs = awkward("no bias").float(), pictures().float()
+    model.register_buffer("clock", torch.zeros(3, dtype=torch.float64))
+    model.norm.to(torch.float32)
+    result = prune(model, closing(model, inputs, a=[0, 1, 2]), inputs)
+    assert result.model.clock.dtype == torch.float64 and result.model.b.bias.dtype == torch.float32
+    slim = copy.deepcopy(result.model).half()
+    save_slim(tmp_path / "half.safetensors", slim)
+    other = awkward("no bias").float()
+    other.register_buffer("clock", torch.zeros(3))
+    loaded = load_slim(tmp_path / "half.safetensors", other)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float16}
+
+
+def test_targets_on_chains_of_depthwise_layers():
+    torch.manual_seed(0)
+    layers = []
+    for inputs, outputs in ((3, 8), (8, 12), (12, 16)):
+        layers += [conv(inputs, inputs, groups=inputs), nn.BatchNorm2d(inputs), nn.ReLU()]
+        layers += [conv(inputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    randomise(model, 0)
+    model.eval().double()
+    masks = masks_for(model, pictures(), "paper", 0, 0.5)
+    for target in (0.1, 0.3):
+        plan = prune(model, masks, pictures(), target).plan
+        assert plan.sparsity == pytest.approx(target, abs=0.011)
+        assert plan.target["asked"] == target and plan.target["reached"] == plan.sparsity
+
+
+DAMAGE = [
+    {"edits": 3}, {"totals": None}, {"groups": {"b": "x"}}, {"identities": ["nowhere"]}, {"identities": [3]},
+    {"edits": [{"function": "add"}]},
+]  # fmt: skip
+EDIT_DAMAGE = [
+    {"action": "explode"}, {"count": -1}, {"operands": {"0": {"dim": 99, "index": [0], "constants": [], "present": 1}}},
+    {"operands": {"0": {"dim": 1, "index": [7], "constants": [], "present": 1}}}, {"mask": [1, 3]},
+    {"operands": {"0": {"dim": 1, "index": ["a"], "constants": [], "present": 1}}}, {"fixed": {"0": [[2], ["a", "b"]]}},
+    {"fixed": {"0": [[2, 2], [1.0]]}}, {"operands": {"0": {"dim": 1, "index": [0], "constants": ["a"], "present": 1}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, *EDIT_DAMAGE], ids=str)
+def test_damaged_headers_are_one_clear_error(rewired, tmp_path, damage):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "slim.safetensors"
+    save_slim(path, rewired[0])
+    with safe_open(path, framework="pt") as file:
+        about, state = json.loads(file.metadata()["bise_prune"]), {k: file.get_tensor(k) for k in file.keys()}
+    if damage in EDIT_DAMAGE:
+        about["slim"]["edits"][0].update(damage)
+    else:
+        about["slim"].update(damage)
+    save_file(state, path, metadata={"bise_prune": json.dumps(about)})
+    with pytest.raises(CheckpointError, match=r"slim\.safetensors"):
+        load_slim(path, torchvision_network("shufflenet_v2_x0_5"))
+
+
 # -- an independent engine -----------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Ana
         needed[value][:] = True
     for call in reversed(trace.calls):
         live = [needed[o] & constant[o].isnan() for o in call.outputs]
-        if not any(bool(mask.any()) for mask in live):
+        if call.outputs and not any(bool(mask.any()) for mask in live):
             continue
         for k, operand in enumerate(call.operands):
             if operand is None:

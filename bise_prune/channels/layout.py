@@ -7,6 +7,7 @@ computes with all channels at once finds them all. A channel that grew back reme
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +24,7 @@ Rounding = Callable[[int], int]
 
 # Modules that do nothing but call their one function, so that an identity can stand for them.
 _REPLACEABLE = {
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear,
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU,
 }  # fmt: skip
 
@@ -52,8 +53,8 @@ class Edit:
     Attributes:
         function: canonical name of the function.
         count: how many calls of that name come before.
-        action: "run" it, "skip" it (its result is its operand number ``operand``, rearranged where ``results`` say so),
-            or "drop" the operands without channels from its list and run it.
+        action: "run" it; "skip" it (its result is its operand number ``operand``, rearranged where ``results`` say so);
+            "copy" that operand, since the result may be written to; or "drop" operands from its list and run it.
         operand: see above.
         operands: operand position -> how it is rearranged before the call.
         fixed: operand position -> constants that take its place, with their shape.
@@ -64,7 +65,7 @@ class Edit:
 
     function: str
     count: int
-    action: Literal["run", "skip", "drop"] = "run"
+    action: Literal["run", "skip", "copy", "drop"] = "run"
     operand: int = 0
     operands: Mapping[int, Regather] = field(default_factory=dict)
     fixed: Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]] = field(default_factory=dict)
@@ -80,19 +81,36 @@ class Edit:
     def from_dict(cls, about: Mapping[str, Any]) -> Edit:
         """The edit that :meth:`as_dict` described, also after a way through JSON."""
 
-        def regather(change: Mapping[str, Any]) -> Regather:
-            return Regather(change["dim"], tuple(change["index"]), tuple(change["constants"]), change["present"])
+        def whole(value: Any, least: int = 0, most: int = 2**31) -> int:
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < most:
+                raise ValueError(f"{value!r} is no integer from {least}")
+            return value
 
+        def regather(change: Mapping[str, Any]) -> Regather:
+            constants = tuple(float(number) for number in change["constants"])
+            present = whole(change["present"])
+            index = tuple(whole(place, 0, present + len(constants)) for place in change["index"])
+            return Regather(whole(change["dim"], 0, 16), index, constants, present)
+
+        if about["action"] not in ("run", "skip", "copy", "drop"):
+            raise ValueError(f"unknown action {about['action']!r}")
+        fixed = {
+            int(k): (tuple(whole(n) for n in shape), tuple(float(number) for number in numbers))
+            for k, (shape, numbers) in about["fixed"].items()
+        }
+        if any(math.prod(shape) != len(numbers) for shape, numbers in fixed.values()):
+            raise ValueError("constants do not fit their shape")
+        mask = about["mask"]
         return cls(
-            function=about["function"],
-            count=about["count"],
+            function=str(about["function"]),
+            count=whole(about["count"]),
             action=about["action"],
-            operand=about["operand"],
+            operand=whole(about["operand"]),
             operands={int(k): regather(change) for k, change in about["operands"].items()},
-            fixed={int(k): (tuple(shape), tuple(numbers)) for k, (shape, numbers) in about["fixed"].items()},
+            fixed=fixed,
             results=tuple(None if change is None else regather(change) for change in about["results"]),
-            mask=None if about["mask"] is None else (about["mask"][0], tuple(about["mask"][1])),
-            dropped=tuple(about["dropped"]),
+            mask=None if mask is None else (whole(mask[0], 0, 16), tuple(bool(kept) for kept in mask[1])),
+            dropped=tuple(whole(k) for k in about["dropped"]),
         )
 
 
@@ -108,6 +126,7 @@ class Layout:
         clean: per value, constant channels whose physical value must be the constant.
         carriers: call index of a padded convolution -> the input channel that carries all constants.
         edits: changes to function calls that the layers' new widths alone do not bring about.
+        totals: function name -> calls in a whole forward pass, for the functions that are edited.
         dead: layers that compute nothing that is used.
     """
 
@@ -119,6 +138,7 @@ class Layout:
     carriers: dict[int, int]
     edits: list[Edit]
     dead: list[str]
+    totals: dict[str, int]
     _cause: list[Tensor]
     _texts: list[str]
 
@@ -174,6 +194,8 @@ class _Builder:
             fixed = value.call is None and value.parameter is None
             live = self.analysis.needed[value.index] if value.parameter else self.analysis.live(value.index)
             self.present.append(torch.ones(value.num_channels, dtype=torch.bool) if fixed else live.clone())
+        for index in trace.outputs:
+            self.present[index][:] = True
         self._freeze()
         self.clean = [torch.zeros_like(mask) for mask in self.present]
         self.cause = [torch.full(mask.shape, -1, dtype=torch.int64) for mask in self.present]
@@ -210,18 +232,23 @@ class _Builder:
             self._round()
             self._grow_until_stable()
         self._demand_clean()
-        dead = [
-            layer
-            for layer, calls in self.same_layer.items()
-            if not any(bool(self.present[call.outputs[0]].any()) for call in calls)
-            and type(self.model.get_submodule(layer)) in _REPLACEABLE
-        ]
+        dead = [layer for layer in self.same_layer if self._is_dead(layer)]
         layout = Layout(
-            self.trace, self.analysis, self.closed, self.present, self.clean, self.carriers, [], dead,
+            self.trace, self.analysis, self.closed, self.present, self.clean, self.carriers, [], dead, {},
             self.cause, self.texts,
         )  # fmt: skip
         layout.edits.extend(_edits(self.model, layout, self.movement, self.origin, self._masked(layout)))
         return layout
+
+    def _is_dead(self, layer: str) -> bool:
+        """Whether a layer computes nothing that is used, and an identity can stand for its module."""
+        calls = self.same_layer[layer]
+        alone = all(call.module == layer for call in calls)  # not a function that reads the module's weights
+        return (
+            alone
+            and type(self.model.get_submodule(layer)) in _REPLACEABLE
+            and not any(bool(self.present[call.outputs[0]].any()) for call in calls)
+        )
 
     # -- growth ------------------------------------------------------------------------------------
 
@@ -259,6 +286,9 @@ class _Builder:
             self._apply(self.trace.calls[index])
 
     def _apply(self, call: Call) -> None:
+        for o in call.outputs:
+            if self.values[o].measured and not bool(self.present[o].any()):
+                self._grow(o, torch.arange(len(self.present[o])) == 0, "its size is asked for")
         movement = self.movement.get(call.index)
         if call.kind == "opaque":
             self._opaque(call)
@@ -279,7 +309,7 @@ class _Builder:
                     self._grow(first, self.present[second], shared)
 
     def _opaque(self, call: Call) -> None:
-        wanted = any(bool((self.analysis.needed[o] | self.present[o]).any()) for o in call.outputs)
+        wanted = not call.outputs or any(bool((self.analysis.needed[o] | self.present[o]).any()) for o in call.outputs)
         if not wanted:
             # Nothing reads it as a tensor, but Python may (a mask that is tested): it runs if it can.
             if all(bool(self.present[operand].all()) for operand in call.operands if operand is not None):
@@ -326,7 +356,7 @@ class _Builder:
                     self._grow(output, torch.ones_like(self.present[output]), f"{call.function} needs the full width")
                 continue
             constant = call.kind == "elementwise" and len(call.maps) > 1 and self._dispensable(operand)
-            constant &= self.values[operand].parameter is None
+            constant &= self.values[operand].parameter is None and call.function not in ("cat", "stack")
             if soft or constant or (call.keeps(k) and torch.equal(self.present[operand], self.present[output])):
                 continue
             sources = mapping.clamp(min=0)
@@ -349,6 +379,7 @@ class _Builder:
             for k, operand in enumerate(call.operands)
             if operand is not None
             and (k, 0) in call.maps
+            and self.values[operand].full == self.values[output].full
             and self._shape_beside_channels(operand) == self._shape_beside_channels(output)
         ]
         if whole and not any(bool(self.present[operand].any()) for _, operand in whole):
@@ -366,7 +397,7 @@ class _Builder:
 
     def _soft(self, call: Call) -> bool:
         """Whether operands are rearranged for this call instead of sharing its channels."""
-        if not self.expand or call.kind == "movement" or call.function == "cat":
+        if not self.expand or call.kind == "movement" or call.function in ("cat", "stack"):
             return False
         tensors = [o for o in call.operands if o is not None and len(self.present[o]) > 1]
         if len(tensors) > 1:
@@ -446,8 +477,10 @@ class _Builder:
 
     def _demand_clean(self) -> None:
         constant, clean, present = self.analysis.constant, self.clean, self.present
+        for index in self.trace.outputs:
+            clean[index] |= ~constant[index].isnan()
         for call in reversed(self.trace.calls):
-            outputs_there = any(bool(present[o].any()) for o in call.outputs)
+            outputs_there = not call.outputs or any(bool(present[o].any()) for o in call.outputs)
             for k, operand in enumerate(call.operands):
                 if operand is None or not outputs_there:
                     continue
@@ -540,12 +573,13 @@ def _edits(
         edit = gathered.get(call.index) or _edit(layout, call, movement, masked.get(call.index))
         if edit is not None:
             edits.append(replace(edit, count=edit.count - gone[call.function]))
+    layout.totals = {edit.function: layout.trace.totals[edit.function] - gone[edit.function] for edit in edits}
     return edits
 
 
 def _edit(layout: Layout, call: Call, movement: Mapping[int, str], mask: Tensor | None) -> Edit | None:
     present = layout.present
-    if not any(bool(present[o].any()) for o in call.outputs):
+    if call.outputs and not any(bool(present[o].any()) for o in call.outputs):
         return Edit(call.function, call.count, "skip", results=(None,) * len(call.outputs))
     operands: dict[int, Regather] = {}
     fixed: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
@@ -567,7 +601,7 @@ def _edit(layout: Layout, call: Call, movement: Mapping[int, str], mask: Tensor 
         if wanted is None or not (aligned or call.kind == "opaque"):
             continue
         if not bool(present[operand].any()):
-            if call.function == "cat":
+            if call.function == "cat" and call.kind == "movement":
                 dropped.append(k)
             elif call.kind == "elementwise":
                 constants = layout.analysis.constant[operand][wanted].nan_to_num(0.0)
@@ -584,9 +618,9 @@ def _edit(layout: Layout, call: Call, movement: Mapping[int, str], mask: Tensor 
         other = 1 - gone
         scaled = any(isinstance(v, (int, float)) for v in call.kwargs.values())
         if len(call.operands) == 2 and not scaled and call.operands[other] is not None:
-            shape = layout.trace.values[call.operands[other] or 0].shape
-            if shape == layout.trace.values[call.outputs[0]].shape:
-                return Edit(call.function, call.count, "skip", other, results=(operands.get(other),))
+            stays, result = layout.trace.values[call.operands[other] or 0], layout.trace.values[call.outputs[0]]
+            if stays.shape == result.shape and stays.full == result.full:
+                return Edit(call.function, call.count, "copy", other, results=(operands.get(other),))
     keep = None
     if mask is not None:
         (output,) = call.outputs
@@ -611,9 +645,9 @@ def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
     extra: list[float] = []
     slots: dict[float, int] = {}
     for channel in wanted.tolist():
-        place = int(position[channel])
+        place = int(position[channel]) if channel >= 0 else -1
         if place < 0:
-            number = float(constant[channel].nan_to_num(0.0))
+            number = float(constant[channel].nan_to_num(0.0)) if channel >= 0 else 0.0
             if number not in slots:
                 slots[number] = len(extra)
                 extra.append(number)
@@ -668,7 +702,8 @@ def _movements(trace: Trace, rigid: set[int]) -> tuple[dict[int, str], _Origin]:
             if trace.values[operand].dim is not None:
                 source, through = operand, identity  # a gathered result is a source of its own
             for o, output in enumerate(call.outputs):
-                origin[output] = (source, through[call.maps[k, o]])
+                mapping = call.maps[k, o]  # -1: a channel of zeros
+                origin[output] = (source, torch.where(mapping >= 0, through[mapping.clamp(min=0)], -1))
                 if not _gatherable(trace, source, output, movement):
                     broken |= {
                         c.index

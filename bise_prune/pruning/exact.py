@@ -17,6 +17,7 @@ from ..config import ENGINES, JOINS, Engine, JoinsChoice, RoundFill, Rounding, R
 from ..errors import BiseError, ConfigError, ModelError, PruningError, VerificationError
 from ..gates import constant_gates, matching_sites
 from ..measurement import measure, measure_latency
+from ..rewiring import RewiredModel
 from ..tracing import Inputs, Trace, trace
 from ..verification import require, verify
 from .plan import LATENCY_TOLERANCE, Planner, Proposal, fingerprint
@@ -90,6 +91,11 @@ def prune(
         VerificationError: the slim network does not compute the masked function.
     """
     _check(target_sparsity, target_flops, target_latency, joins, engine)
+    targeted = target_sparsity != "auto" or target_flops is not None or target_latency is not None
+    if isinstance(masks, PruningPlan) and (targeted or joins != "auto" or round_to != 1 or engine != "exact"):
+        raise ConfigError("a plan holds its widths and lowering: give no target, joins, rounding or engine beside it")
+    if engine == "torch-pruning" and (targeted or joins != "auto" or round_to != 1):
+        raise ConfigError("engine 'torch-pruning' takes no target, joins or rounding: it removes what the masks close")
     record = trace(model, example_inputs)
     finish = partial(_finished, model, example_inputs, batch_sizes, tolerance)
     if isinstance(masks, PruningPlan):
@@ -151,7 +157,7 @@ def _with_fallback(planner: Planner, attempt: Callable[[], PruningResult]) -> Pr
         raise _explained(error) from error
 
 
-_FAILURES = (RuntimeError, LookupError, TypeError, ValueError, ModelError, VerificationError)
+_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ModelError, VerificationError)
 
 
 def _explained(error: Exception) -> BiseError:
@@ -170,12 +176,12 @@ def _replayed(
             f"the plan was made for other weights (fingerprint {plan.fingerprint[:12]}, this model has {found[:12]})"
         )
     sites = matching_sites(record, model, MaskSet({name: mask.float() * 2 - 1 for name, mask in plan.keep.items()}))
-    rounding = Rounding(multiple=int(plan.rounding.get("multiple", 1)))  # re-opened channels are open in the plan
+    rounding = Rounding(multiple=plan.rounding.get("multiple", 1))  # re-opened channels are open in the plan
     planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
 
     def attempt() -> PruningResult:
         proposal = planner.propose(plan.keep, "intersection" if plan.joins == "intersection" else "expand")
-        again = replace(proposal.plan, costs_ms=plan.costs_ms, rounding=plan.rounding)
+        again = replace(proposal.plan, costs_ms=plan.costs_ms, target=plan.target, rounding=plan.rounding)
         result = finish(sites, cut(model, proposal.layout), again)
         if (again.layers, again.edits) != (plan.layers, plan.edits):
             raise VerificationError("the plan's widths do not follow from its masks: it was changed, or made elsewhere")
@@ -273,14 +279,19 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
 
 
 def settled(slim: nn.Module, dense: nn.Module) -> nn.Module:
-    """``slim`` itself, with tensors that hold folded constants cast from float64 to the dense network's precision."""
-    dtype = next((p.dtype for p in dense.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    if dtype != torch.float64:
-        for module in slim.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.dtype == torch.float64:
-                    module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
-            for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.dtype == torch.float64:
-                    module._buffers[name] = buffer.to(dtype)
+    """``slim`` itself, with what constants were folded into, in float64 so far, in the dense network's precision."""
+    own = slim.model if isinstance(slim, RewiredModel) else slim
+    before = {**dict(dense.named_parameters()), **dict(dense.named_buffers())}
+    for name, tensor in [*own.named_parameters(), *own.named_buffers()]:
+        owner_name, _, leaf = name.rpartition(".")
+        like = before.get(name, before.get(f"{owner_name}.weight" if owner_name else "weight"))
+        if like is None or tensor.dtype == like.dtype:
+            continue
+        owner = own.get_submodule(owner_name)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = nn.Parameter(tensor.detach().to(like.dtype), tensor.requires_grad)
+        else:
+            owner._buffers[leaf] = tensor.to(like.dtype)
+    if isinstance(slim, RewiredModel):
+        slim.rewirings.to(next((p.dtype for p in dense.parameters() if p.is_floating_point()), torch.float32))
     return slim

@@ -91,6 +91,7 @@ def _renumbered(model: RewiredModel, gone: list[int]) -> RewiredModel:
         before = sum(count < edit.count for count in gone) if edit.function == "batch_norm" else 0
         edits.append(replace(edit, count=edit.count - before))
     dtype = next(model.model.parameters()).dtype
-    rewired = RewiredModel(model.model, edits)
+    totals = {name: total - (len(gone) if name == "batch_norm" else 0) for name, total in model.totals.items()}
+    rewired = RewiredModel(model.model, edits, totals)
     rewired.rewirings.to(dtype)
     return rewired

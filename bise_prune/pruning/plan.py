@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,16 @@ from ..artifacts import GateSite, LayerPlan, MaskSet, PruningPlan
 from ..channels import Edit, Joins, Layout, lay_out
 from ..channels.layout import folded_inputs
 from ..config import Rounding
-from ..errors import PruningError
+from ..errors import ConfigError, PruningError
 from ..importance import tie_free
 from ..tracing import CONSEQUENCE, INTEGERS, Call, Inputs, Trace, tensors_in, trace
 
 TOLERANCE = 0.01  # a target is met within one point
 LATENCY_TOLERANCE = 0.05  # one that is measured, within five
+
+
+class DeadNetworkError(PruningError):
+    """Nothing of the input would reach the logits."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Planner:
         self.params = sum(parameter.numel() for parameter in model.parameters())
         first = next(tensors_in([example_inputs]), None)
         self.batch_size = len(first) if first is not None and first.ndim else 1
+        if not self.batch_size:
+            raise ConfigError("example_inputs hold no sample; at least one is needed to watch the forward pass")
         self.macs = sum(call.macs for call in self.trace.calls) // self.batch_size
 
     def propose(self, keep: Mapping[str, Tensor], joins: Joins) -> Proposal:
@@ -76,7 +82,7 @@ class Planner:
             rigid=self.rigid,
         )  # fmt: skip
         if not any(bool(layout.analysis.live(value).any()) for value in self.trace.inputs):
-            raise PruningError(
+            raise DeadNetworkError(
                 "a dead network: with these masks nothing of the input reaches the logits; open more channels"
             )
         return Proposal(self._plan(keep, layout, joins), layout)
@@ -110,11 +116,14 @@ class Planner:
         scores, sizes = torch.cat(parts), [len(part) for part in parts]
         order = scores.argsort(stable=True)
 
-        def closing(count: int) -> tuple[float, Proposal]:
+        def closing(count: int) -> tuple[float, Proposal | None]:
             keep = torch.ones(len(scores), dtype=torch.bool)
             keep[order[:count]] = False
             split = dict(zip(names, keep.split(sizes), strict=True))
-            proposal = self.propose(self.rounded_up(split, masks), joins)
+            try:
+                proposal = self.propose(self.rounded_up(split, masks), joins)
+            except DeadNetworkError:  # more than can be closed
+                return float("inf"), None
             return value(proposal), proposal
 
         low, high = 0, int(torch.isfinite(scores).sum())
@@ -129,6 +138,8 @@ class Planner:
             else:
                 high, above = middle, tried
         reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target))
+        assert nearest is not None  # closing nothing is always possible
+        nearest = replace(nearest, plan=replace(nearest.plan, target={"of": what, "asked": target, "reached": reached}))
         if abs(reached - target) > tolerance and self.rounding.multiple == 1:
             raise PruningError(
                 f"no ranking of the channels comes within {tolerance * 100:g} points of target {what} {target:g}; "
@@ -274,7 +285,7 @@ def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
 
 def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], dead: bool) -> int:
     """Parameters of a layer that are gone (negative where a bias comes new)."""
-    own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+    own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))  # buffers do not count
     rows = layout.present[call.outputs[0]]
     if dead:
         return own
@@ -284,6 +295,7 @@ def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], 
         per_channel = [p for p in layer.parameters(recurse=False) if p.ndim and len(p) == len(rows)]
         return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel)
     weights, kept = _size(call, layout, layer)
+    weights = weights if layer._parameters.get("weight") is not None else 0
     operand = call.operands[0]
     assert operand is not None
     has_bias = layer._parameters.get("bias") is not None

@@ -33,7 +33,7 @@ def cut(model: nn.Module, layout: Layout) -> nn.Module:
         _put(slim.get_submodule(owner), model.get_submodule(owner), leaf, tensor)
     for name in {name.rpartition(".")[0] for name in changes}:
         declare_widths(slim.get_submodule(name), _groups(layout, name) if layout.trace.calls_of(name) else None)
-    return RewiredModel(slim, layout.edits) if layout.edits else slim
+    return RewiredModel(slim, layout.edits, layout.totals) if layout.edits else slim
 
 
 def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
