@@ -76,6 +76,12 @@ def test_removal_cost():
     seconds = {depth: table["cost"][f"resnet{depth}"]["seconds"] for depth in (18, 34, 50, 101, 152)}
     assert seconds[152] / seconds[50] < 1.3 * 152 / 50  # linear in depth
     assert all(row["error"] < 1e-9 for row in table["engines"])
+    for engine, bounds in (("exact, expand", (0.55, 0.33, 0.18)), ("exact, intersection", (0.70, 0.47, 0.27))):
+        rows = [row for row in table["engines"] if (row["engine"], row["placement"]) == (engine, "paper")]
+        left = [row["flops_left"] for row in sorted(rows, key=lambda row: row["share_closed"])]
+        assert all(share <= bound for share, bound in zip(left, bounds, strict=True))
+        percent = [f"{share * 100:.0f}" for share in left]
+        assert f"{percent[0]}, {percent[1]} and" in README.replace("\n  ", " ") and f"{percent[2]} %" in README
 
 
 def test_speedup():

@@ -7,17 +7,19 @@ computes with all channels at once finds them all. A channel that grew back reme
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..tracing import Call, Trace, Value
 from .analysis import Analysis, analyse, physical_constants
+from .edits import Edit
+from .lowering import edits_of
+from .movement import movements
 
 Joins = Literal["intersection", "expand"]
 Rounding = Callable[[int], int]
@@ -27,91 +29,6 @@ _REPLACEABLE = {
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear,
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Regather:
-    """Put a tensor's channels in another layout: from those present to those wanted, constants for what is missing.
-
-    Attributes:
-        dim: the channel dimension.
-        index: per wanted channel its position among the present ones; those beyond are entries of ``constants``.
-        constants: values of missing channels.
-        present: how many channels the tensor has.
-    """
-
-    dim: int
-    index: tuple[int, ...]
-    constants: tuple[float, ...]
-    present: int
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What becomes of one function call in the slim network.
-
-    Attributes:
-        function: canonical name of the function.
-        count: how many calls of that name come before.
-        action: "run" it; "skip" it (its result is its operand number ``operand``, rearranged where ``results`` say so);
-            "copy" that operand, since the result may be written to; or "drop" operands from its list and run it.
-        operand: see above.
-        operands: operand position -> how it is rearranged before the call.
-        fixed: operand position -> constants that take its place, with their shape.
-        results: for a skipped call, how each result is made from the operand.
-        mask: kept channels (True) of the result where closed ones must be multiplied by zero, and their dimension.
-        dropped: operand positions to drop.
-    """
-
-    function: str
-    count: int
-    action: Literal["run", "skip", "copy", "drop"] = "run"
-    operand: int = 0
-    operands: Mapping[int, Regather] = field(default_factory=dict)
-    fixed: Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]] = field(default_factory=dict)
-    results: tuple[Regather | None, ...] = ()
-    mask: tuple[int, tuple[bool, ...]] | None = None
-    dropped: tuple[int, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The edit as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, about: Mapping[str, Any]) -> Edit:
-        """The edit that :meth:`as_dict` described, also after a way through JSON."""
-
-        def whole(value: Any, least: int = 0, most: int = 2**31) -> int:
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < most:
-                raise ValueError(f"{value!r} is no integer from {least}")
-            return value
-
-        def regather(change: Mapping[str, Any]) -> Regather:
-            constants = tuple(float(number) for number in change["constants"])
-            present = whole(change["present"])
-            index = tuple(whole(place, 0, present + len(constants)) for place in change["index"])
-            return Regather(whole(change["dim"], 0, 16), index, constants, present)
-
-        if about["action"] not in ("run", "skip", "copy", "drop"):
-            raise ValueError(f"unknown action {about['action']!r}")
-        fixed = {
-            int(k): (tuple(whole(n) for n in shape), tuple(float(number) for number in numbers))
-            for k, (shape, numbers) in about["fixed"].items()
-        }
-        if any(math.prod(shape) != len(numbers) for shape, numbers in fixed.values()):
-            raise ValueError("constants do not fit their shape")
-        mask = about["mask"]
-        return cls(
-            function=str(about["function"]),
-            count=whole(about["count"]),
-            action=about["action"],
-            operand=whole(about["operand"]),
-            operands={int(k): regather(change) for k, change in about["operands"].items()},
-            fixed=fixed,
-            results=tuple(None if change is None else regather(change) for change in about["results"]),
-            mask=None if mask is None else (whole(mask[0], 0, 16), tuple(bool(kept) for kept in mask[1])),
-            dropped=tuple(whole(k) for k in about["dropped"]),
-        )
 
 
 @dataclass
@@ -207,7 +124,7 @@ class _Builder:
             if call.layer is not None:
                 self.same_layer.setdefault(call.layer, []).append(call)
         self.carriers: dict[int, int] = {}
-        self.movement, self.origin = _movements(trace, rigid)
+        self.movement, self.origin = movements(trace, rigid)
 
     def _freeze(self) -> None:
         """What a function reads that is not the layer's own keeps its shape."""
@@ -237,7 +154,7 @@ class _Builder:
             self.trace, self.analysis, self.closed, self.present, self.clean, self.carriers, [], dead, {},
             self.cause, self.texts,
         )  # fmt: skip
-        layout.edits.extend(_edits(self.model, layout, self.movement, self.origin, self._masked(layout)))
+        layout.edits.extend(edits_of(self.model, layout, self.movement, self.origin, self._masked(layout)))
         return layout
 
     def _is_dead(self, layer: str) -> bool:
@@ -549,195 +466,3 @@ def _filled(table: Tensor, alive: Tensor, width: int) -> Tensor:
     """In each row that is alive, the first channels that are not there until ``width`` are."""
     missing = (~table).cumsum(1)
     return table | (~table & (missing <= (width - table.sum(1, keepdim=True))) & alive[:, None])
-
-
-# -- edits ---------------------------------------------------------------------------------------------
-
-
-def _edits(
-    model: nn.Module, layout: Layout, movement: Mapping[int, str], origin: _Origin, masked: Mapping[int, Tensor]
-) -> list[Edit]:
-    edits = []
-    gathered = _gathered(layout, movement, origin)
-    vanished: set[int] = set()  # calls of modules that become identities are not counted any more
-    for call in layout.trace.calls:
-        if call.layer in layout.dead:
-            source = layout.trace.values[call.operands[0]].call if call.operands[0] is not None else None
-            padding = getattr(model.get_submodule(call.layer or ""), "padding_mode", "zeros")
-            vanished |= {call.index} if padding == "zeros" or source is None else {call.index, source}
-    gone: Counter[str] = Counter()
-    for call in layout.trace.calls:
-        if call.index in vanished:
-            gone[call.function] += 1
-            continue
-        edit = gathered.get(call.index) or _edit(layout, call, movement, masked.get(call.index))
-        if edit is not None:
-            edits.append(replace(edit, count=edit.count - gone[call.function]))
-    layout.totals = {edit.function: layout.trace.totals[edit.function] - gone[edit.function] for edit in edits}
-    return edits
-
-
-def _edit(layout: Layout, call: Call, movement: Mapping[int, str], mask: Tensor | None) -> Edit | None:
-    present = layout.present
-    if call.outputs and not any(bool(present[o].any()) for o in call.outputs):
-        return Edit(call.function, call.count, "skip", results=(None,) * len(call.outputs))
-    operands: dict[int, Regather] = {}
-    fixed: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
-    dropped: list[int] = []
-    aligned = call.kind in ("elementwise", "channelwise", "movement")
-    for k, operand in enumerate(call.operands):
-        if operand is None or call.kind == "mixing" or (call.kind == "movement" and call.function != "cat"):
-            continue
-        value = layout.trace.values[operand]
-        if call.kind == "opaque":
-            wanted = torch.arange(len(present[operand])) if value.dim is not None else None
-        else:
-            mapping = call.maps.get((k, 0))
-            if mapping is None:
-                continue
-            wanted = mapping[(mapping >= 0) & present[call.outputs[0]]]
-            if len(present[operand]) == 1 < len(wanted):
-                wanted = torch.zeros(1, dtype=torch.int64)
-        if wanted is None or not (aligned or call.kind == "opaque"):
-            continue
-        if not bool(present[operand].any()):
-            if call.function == "cat" and call.kind == "movement":
-                dropped.append(k)
-            elif call.kind == "elementwise":
-                constants = layout.analysis.constant[operand][wanted].nan_to_num(0.0)
-                ndim = len(layout.trace.values[call.outputs[0]].shape)
-                dim = layout.trace.values[call.outputs[0]].dim
-                shape = tuple(len(wanted) if d == dim else 1 for d in range(ndim))
-                fixed[k] = (shape, tuple(constants.tolist()))
-            continue
-        change = _regather(layout, operand, wanted)
-        if change is not None:
-            operands[k] = change
-    if call.function == "add" and len(fixed) == 1 and not any(any(numbers) for _, numbers in fixed.values()):
-        (gone,) = fixed
-        other = 1 - gone
-        scaled = any(isinstance(v, (int, float)) for v in call.kwargs.values())
-        if len(call.operands) == 2 and not scaled and call.operands[other] is not None:
-            stays, result = layout.trace.values[call.operands[other] or 0], layout.trace.values[call.outputs[0]]
-            if stays.shape == result.shape and stays.full == result.full:
-                return Edit(call.function, call.count, "copy", other, results=(operands.get(other),))
-    keep = None
-    if mask is not None:
-        (output,) = call.outputs
-        dim = layout.trace.values[output].dim
-        keep = (dim if dim is not None else 1, tuple((~mask)[present[output]].tolist()))
-    if not (operands or fixed or dropped or keep):
-        return None
-    action: Literal["run", "drop"] = "drop" if dropped else "run"
-    return Edit(call.function, call.count, action, 0, operands, fixed, (), keep, tuple(dropped))
-
-
-def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
-    """How the channels ``wanted`` come out of a value's present ones; None if they are just those."""
-    present, constant = layout.present[value], layout.analysis.constant[value]
-    kept = present.nonzero().flatten()
-    if torch.equal(kept, wanted):
-        return None
-    dim = layout.trace.values[value].dim
-    position = torch.full((len(present),), -1, dtype=torch.int64)
-    position[kept] = torch.arange(len(kept))
-    index: list[int] = []
-    extra: list[float] = []
-    slots: dict[float, int] = {}
-    for channel in wanted.tolist():
-        place = int(position[channel]) if channel >= 0 else -1
-        if place < 0:
-            number = float(constant[channel].nan_to_num(0.0)) if channel >= 0 else 0.0
-            if number not in slots:
-                slots[number] = len(extra)
-                extra.append(number)
-            place = len(kept) + slots[number]
-        index.append(place)
-    return Regather(dim if dim is not None else 1, tuple(index), tuple(extra), len(kept))
-
-
-def _gathered(layout: Layout, movement: Mapping[int, str], origin: _Origin) -> dict[int, Edit]:
-    """Edits of movement calls whose results are gathered straight from where a chain of such calls begins."""
-    trace, present = layout.trace, layout.present
-    chains: dict[int, list[Call]] = {}
-    for call in trace.calls:
-        if movement.get(call.index) == "gather":
-            chains.setdefault(origin[call.outputs[0]][0], []).append(call)
-    edits: dict[int, Edit] = {}
-    for source, calls in chains.items():
-        finals = [o for call in calls for o in call.outputs if trace.values[o].dim is not None]
-        if bool(present[source].all()) and all(bool(present[o].all()) for o in finals):
-            continue
-        for call in calls:
-            results = [
-                _regather(layout, source, origin[output][1][present[output]])
-                if output in finals and bool(present[output].any())
-                else None
-                for output in call.outputs
-            ]
-            edits[call.index] = Edit(call.function, call.count, "skip", results=tuple(results))
-    return edits
-
-
-_Origin = dict[int, tuple[int, Tensor]]  # value -> the value that it is gathered from, and the channels of that
-
-
-def _movements(trace: Trace, rigid: set[int]) -> tuple[dict[int, str], _Origin]:
-    """How each movement call deals with fewer channels.
-
-    Returns:
-        Call index -> "native": it runs as it is; "gather": it is skipped, and its result gathered from where the chain
-        of such calls begins; "rigid": it needs the full width. And where gathered values come from.
-    """
-    movement = {call.index: _plain_movement(trace, call, rigid) for call in trace.calls if call.kind == "movement"}
-    while True:
-        origin: _Origin = {}
-        broken: set[int] = set()
-        for call in trace.calls:
-            if movement.get(call.index) != "gather":
-                continue
-            k, operand = next((k, o) for k, o in enumerate(call.operands) if o is not None)
-            identity = torch.arange(trace.values[operand].num_channels)
-            source, through = origin.get(operand, (operand, identity))
-            if trace.values[operand].dim is not None:
-                source, through = operand, identity  # a gathered result is a source of its own
-            for o, output in enumerate(call.outputs):
-                mapping = call.maps[k, o]  # -1: a channel of zeros
-                origin[output] = (source, torch.where(mapping >= 0, through[mapping.clamp(min=0)], -1))
-                if not _gatherable(trace, source, output, movement):
-                    broken |= {
-                        c.index
-                        for c in trace.calls
-                        if movement.get(c.index) == "gather" and origin.get(c.outputs[0], (-1,))[0] == source
-                    }
-        if not broken:
-            return movement, origin
-        movement.update(dict.fromkeys(broken, "rigid"))
-
-
-def _gatherable(trace: Trace, source: int, output: int, movement: Mapping[int, str]) -> bool:
-    start, end = trace.values[source], trace.values[output]
-    if end.dim is None:  # on the way: only movements that are skipped as well may read it
-        return start.dim is not None and all(movement.get(reader) == "gather" for reader in end.readers)
-    others = [tuple(size for d, size in enumerate(value.shape) if d != value.dim) for value in (start, end)]
-    return start.dim == end.dim and others[0] == others[1]
-
-
-def _plain_movement(trace: Trace, call: Call, rigid: set[int]) -> str:
-    if call.index in rigid:
-        return "rigid"
-    operands = [o for o in call.operands if o is not None]
-    simple = all(trace.values[v].dim is not None or trace.values[v].num_channels == 1 for v in operands)
-    simple &= all(trace.values[v].dim is not None or trace.values[v].num_channels == 1 for v in call.outputs)
-    if call.function == "cat":
-        return "native" if simple else "rigid"
-    if len(operands) != 1:
-        return "rigid"
-    if simple and len(call.outputs) == 1:
-        mapping = call.maps[call.operands.index(operands[0]), 0]
-        count = trace.values[operands[0]].num_channels
-        times, rest = divmod(len(mapping), count)
-        tiles = torch.arange(count).repeat_interleave(times), torch.arange(count).repeat(times)
-        if not rest and any(torch.equal(mapping, tile) for tile in tiles):
-            return "native"
-    return "gather"

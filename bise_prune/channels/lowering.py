@@ -1,0 +1,168 @@
+"""From a layout to edits: how each function call gets what the masked network gives it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..tracing import Call
+from .edits import Edit, Regather
+from .movement import Origin
+
+if TYPE_CHECKING:
+    from .layout import Layout
+
+
+def edits_of(
+    model: nn.Module, layout: Layout, movement: Mapping[int, str], origin: Origin, masked: Mapping[int, Tensor]
+) -> list[Edit]:
+    """The edits that a layout needs; ``layout.totals`` is set as well.
+
+    Args:
+        model: the dense network.
+        layout: complete but for its edits.
+        movement: what becomes of movement calls, and
+        origin: where gathered values come from; see :func:`movements`.
+        masked: call index -> channels of its result that must be multiplied by zero.
+    """
+    edits = []
+    gathered = _gathered(layout, movement, origin)
+    vanished: set[int] = set()  # calls of modules that become identities are not counted any more
+    for call in layout.trace.calls:
+        if call.layer in layout.dead:
+            source = layout.trace.values[call.operands[0]].call if call.operands[0] is not None else None
+            padding = getattr(model.get_submodule(call.layer or ""), "padding_mode", "zeros")
+            vanished |= {call.index} if padding == "zeros" or source is None else {call.index, source}
+    gone: Counter[str] = Counter()
+    for call in layout.trace.calls:
+        if call.index in vanished:
+            gone[call.function] += 1
+            continue
+        edit = gathered.get(call.index) or _edit(layout, call, masked.get(call.index))
+        if edit is not None:
+            edits.append(replace(edit, count=edit.count - gone[call.function]))
+    layout.totals = {edit.function: layout.trace.totals[edit.function] - gone[edit.function] for edit in edits}
+    return edits
+
+
+def _edit(layout: Layout, call: Call, mask: Tensor | None) -> Edit | None:
+    """The edit of one call that is not gathered; None if it runs as it is."""
+    present = layout.present
+    if call.outputs and not any(bool(present[o].any()) for o in call.outputs):
+        return Edit(call.function, call.count, "skip", results=(None,) * len(call.outputs))
+    operands: dict[int, Regather] = {}
+    fixed: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
+    dropped: list[int] = []
+    for k, operand in enumerate(call.operands):
+        wanted = _wanted(layout, call, k)
+        if operand is None or wanted is None:
+            continue
+        if bool(present[operand].any()):
+            change = _regather(layout, operand, wanted)
+            if change is not None:
+                operands[k] = change
+        elif call.kind == "movement":
+            dropped.append(k)  # of a concatenation
+        elif call.kind == "elementwise":
+            fixed[k] = _constants(layout, call, operand, wanted)
+    survivor = _survivor(layout, call, fixed)
+    if survivor is not None:
+        return Edit(call.function, call.count, "copy", survivor, results=(operands.get(survivor),))
+    keep = None
+    if mask is not None:
+        (output,) = call.outputs
+        dim = layout.trace.values[output].dim
+        keep = (dim if dim is not None else 1, tuple((~mask)[present[output]].tolist()))
+    if not (operands or fixed or dropped or keep):
+        return None
+    action: Literal["run", "drop"] = "drop" if dropped else "run"
+    return Edit(call.function, call.count, action, 0, operands, fixed, (), keep, tuple(dropped))
+
+
+def _wanted(layout: Layout, call: Call, position: int) -> Tensor | None:
+    """The channels of an operand that a call computes with, in order; None if it takes what is there."""
+    operand = call.operands[position]
+    if operand is None or call.kind == "mixing" or (call.kind == "movement" and call.function != "cat"):
+        return None
+    if call.kind == "opaque":
+        channels = len(layout.present[operand])
+        return torch.arange(channels) if layout.trace.values[operand].dim is not None else None
+    mapping = call.maps.get((position, 0))
+    if mapping is None:
+        return None
+    wanted = mapping[(mapping >= 0) & layout.present[call.outputs[0]]]
+    broadcast = len(layout.present[operand]) == 1 < len(wanted)
+    return torch.zeros(1, dtype=torch.int64) if broadcast else wanted
+
+
+def _constants(layout: Layout, call: Call, operand: int, wanted: Tensor) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape and entries of what takes the place of an operand without channels."""
+    output = layout.trace.values[call.outputs[0]]
+    numbers = layout.analysis.constant[operand][wanted].nan_to_num(0.0)
+    shape = tuple(len(wanted) if dim == output.dim else 1 for dim in range(len(output.shape)))
+    return shape, tuple(numbers.tolist())
+
+
+def _survivor(layout: Layout, call: Call, fixed: Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]]) -> int | None:
+    """The operand that an addition of zeros comes to: the bypass of a dead branch."""
+    if call.function != "add" or len(fixed) != 1 or len(call.operands) != 2:
+        return None
+    ((gone, (_, numbers)),) = fixed.items()
+    other = call.operands[1 - gone]
+    scaled = any(isinstance(value, (int, float)) for value in call.kwargs.values())  # add(x, y, alpha=2)
+    if any(numbers) or scaled or other is None:
+        return None
+    stays, result = layout.trace.values[other], layout.trace.values[call.outputs[0]]
+    return 1 - gone if (stays.shape, stays.full) == (result.shape, result.full) else None
+
+
+def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
+    """How the channels ``wanted`` come out of a value's present ones; None if they are just those."""
+    present, constant = layout.present[value], layout.analysis.constant[value]
+    kept = present.nonzero().flatten()
+    if torch.equal(kept, wanted):
+        return None
+    dim = layout.trace.values[value].dim
+    position = torch.full((len(present),), -1, dtype=torch.int64)
+    position[kept] = torch.arange(len(kept))
+    index: list[int] = []
+    extra: list[float] = []
+    slots: dict[float, int] = {}
+    for channel in wanted.tolist():
+        place = int(position[channel]) if channel >= 0 else -1
+        if place < 0:
+            number = float(constant[channel].nan_to_num(0.0)) if channel >= 0 else 0.0
+            if number not in slots:
+                slots[number] = len(extra)
+                extra.append(number)
+            place = len(kept) + slots[number]
+        index.append(place)
+    return Regather(dim if dim is not None else 1, tuple(index), tuple(extra), len(kept))
+
+
+def _gathered(layout: Layout, movement: Mapping[int, str], origin: Origin) -> dict[int, Edit]:
+    """Edits of movement calls whose results are gathered straight from where a chain of such calls begins."""
+    trace, present = layout.trace, layout.present
+    chains: dict[int, list[Call]] = {}
+    for call in trace.calls:
+        if movement.get(call.index) == "gather":
+            chains.setdefault(origin[call.outputs[0]][0], []).append(call)
+    edits: dict[int, Edit] = {}
+    for source, calls in chains.items():
+        finals = [o for call in calls for o in call.outputs if trace.values[o].dim is not None]
+        if bool(present[source].all()) and all(bool(present[o].all()) for o in finals):
+            continue
+        for call in calls:
+            results = [
+                _regather(layout, source, origin[output][1][present[output]])
+                if output in finals and bool(present[output].any())
+                else None
+                for output in call.outputs
+            ]
+            edits[call.index] = Edit(call.function, call.count, "skip", results=tuple(results))
+    return edits

@@ -1,0 +1,73 @@
+"""What functions that only move data do with fewer channels: run as they are, be skipped, or insist on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..tracing import Call, Trace
+
+Origin = dict[int, tuple[int, Tensor]]  # value -> the value that it is gathered from, and the channels of that
+
+
+def movements(trace: Trace, rigid: set[int]) -> tuple[dict[int, str], Origin]:
+    """How each movement call deals with fewer channels.
+
+    Returns:
+        Call index -> "native": it runs as it is; "gather": it is skipped, and its result gathered from where the chain
+        of such calls begins; "rigid": it needs the full width. And where gathered values come from.
+    """
+    movement = {call.index: _plain_movement(trace, call, rigid) for call in trace.calls if call.kind == "movement"}
+    while True:
+        origin: Origin = {}
+        broken: set[int] = set()
+        for call in trace.calls:
+            if movement.get(call.index) != "gather":
+                continue
+            k, operand = next((k, o) for k, o in enumerate(call.operands) if o is not None)
+            identity = torch.arange(trace.values[operand].num_channels)
+            source, through = origin.get(operand, (operand, identity))
+            if trace.values[operand].dim is not None:
+                source, through = operand, identity  # a gathered result is a source of its own
+            for o, output in enumerate(call.outputs):
+                mapping = call.maps[k, o]  # -1: a channel of zeros
+                origin[output] = (source, torch.where(mapping >= 0, through[mapping.clamp(min=0)], -1))
+                if not _gatherable(trace, source, output, movement):
+                    broken |= {
+                        c.index
+                        for c in trace.calls
+                        if movement.get(c.index) == "gather" and origin.get(c.outputs[0], (-1,))[0] == source
+                    }
+        if not broken:
+            return movement, origin
+        movement.update(dict.fromkeys(broken, "rigid"))
+
+
+def _gatherable(trace: Trace, source: int, output: int, movement: Mapping[int, str]) -> bool:
+    start, end = trace.values[source], trace.values[output]
+    if end.dim is None:  # on the way: only movements that are skipped as well may read it
+        return start.dim is not None and all(movement.get(reader) == "gather" for reader in end.readers)
+    others = [tuple(size for d, size in enumerate(value.shape) if d != value.dim) for value in (start, end)]
+    return start.dim == end.dim and others[0] == others[1]
+
+
+def _plain_movement(trace: Trace, call: Call, rigid: set[int]) -> str:
+    if call.index in rigid:
+        return "rigid"
+    operands = [o for o in call.operands if o is not None]
+    simple = all(trace.values[v].dim is not None or trace.values[v].num_channels == 1 for v in operands)
+    simple &= all(trace.values[v].dim is not None or trace.values[v].num_channels == 1 for v in call.outputs)
+    if call.function == "cat":
+        return "native" if simple else "rigid"
+    if len(operands) != 1:
+        return "rigid"
+    if simple and len(call.outputs) == 1:
+        mapping = call.maps[call.operands.index(operands[0]), 0]
+        count = trace.values[operands[0]].num_channels
+        times, rest = divmod(len(mapping), count)
+        tiles = torch.arange(count).repeat_interleave(times), torch.arange(count).repeat(times)
+        if not rest and any(torch.equal(mapping, tile) for tile in tiles):
+            return "native"
+    return "gather"
