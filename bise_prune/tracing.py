@@ -241,6 +241,11 @@ class Trace:
         return found
 
     @property
+    def frozen(self) -> set[str]:
+        """Layers whose weights must stay as they are, since a function reads them that is not the layer's own."""
+        return {name.rpartition(".")[0] for name in self.rigid}
+
+    @property
     def first_fork(self) -> int | None:
         """The call that first read the first value which two calls read; None in a plain chain."""
         forks = [value.readers[0] for value in self.values if not value.parameter and len(value.readers) > 1]
@@ -449,6 +454,8 @@ class _Tracer(TorchFunctionMode):
                 if not {name, name.rpartition(".")[0]} & own.get(index, set()):
                     what = self.trace.calls[index].function if index >= 0 else "a function of weights alone"
                     self.trace.rigid.setdefault(name, f"'{name}' is read by {what}")
+        for call in self.trace.calls:
+            call.whole |= call.kind == "mixing" and call.layer in self.trace.frozen
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -519,6 +519,20 @@ def test_networks_that_broke_it(name, joins):
         exact(model, closing(model, inputs, **{branch: range(6)}), inputs, joins)
 
 
+def test_weights_that_are_read_elsewhere_are_left_alone():
+    def forward(s, x):
+        h = s.norm(torch.relu(s.b(torch.relu(s.a(x)))))
+        return s.head(pooled(torch.relu(s.c(h))) * s.c.weight.mean((1, 2, 3)) + s.b.weight.sum())
+
+    torch.manual_seed(0)
+    model = Net(forward, a=conv(3, 6), b=conv(6, 6), norm=nn.BatchNorm2d(6), c=nn.Conv2d(6, 6, 3), head=nn.Linear(6, 3))
+    randomise(model, 0)
+    model.eval().double()
+    result = exact(model, closing(model, pictures(), a=[0], b=[1, 2], c=[3]), pictures())
+    slim = getattr(result.model, "model", result.model)
+    assert torch.equal(slim.b.weight, model.b.weight) and torch.equal(slim.c.weight, model.c.weight)
+
+
 def test_buffers_may_be_weights():
     class Fixed(nn.Module):
         def __init__(self):

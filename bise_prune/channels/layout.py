@@ -67,7 +67,8 @@ class Layout:
     def silent(self, call: Call) -> Tensor:
         """Output channels of a layer that are there, but whose weights are set to zero."""
         output = call.outputs[0]
-        return self.present[output] & ~self.analysis.live(output) & ~self.clean[output]
+        silent = self.present[output] & ~self.analysis.live(output) & ~self.clean[output]
+        return torch.zeros_like(silent) if call.layer in self.trace.frozen else silent
 
 
 def lay_out(
@@ -127,14 +128,13 @@ class _Builder:
         self.movement, self.origin = movements(trace, rigid)
 
     def _freeze(self) -> None:
-        """What a function reads that is not the layer's own keeps its shape."""
-        owners = {name.rpartition(".")[0] for name in self.trace.rigid}
+        """Weights that a function reads which is not their layer's own keep their shape."""
         times = Counter(value.parameter for value in self.trace.values if value.parameter)
         for value in self.trace.values:
             if value.parameter and (value.parameter in self.trace.rigid or times[value.parameter] > 1):
                 self.present[value.index][:] = True
         for call in self.trace.calls:
-            if call.layer in owners:
+            if call.layer in self.trace.frozen:
                 for v in (call.operands[0], *call.outputs):
                     if v is not None:
                         self.present[v][:] = True
