@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import JOINS, PLACEMENTS, ROUND_FILLS, RoundTo, RunConfig, SearchConfig, TargetSparsity
+from .config import JOINS, PLACEMENTS, ROUND_FILLS, RunConfig, SearchConfig
 from .errors import BiseError, ConfigError
 from .version import __version__
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--target-sparsity",
         metavar="auto|FRACTION",
-        type=_target,
+        type=_auto_or(float, "a number in (0, 1)"),
         default="auto",
         help="auto: what the search closes; a number: the share of parameters to remove (default: auto)",
     )
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where gates disagree: keep what any has open, or put zeros back; auto: the faster one (default: auto)",
     )  # fmt: skip
     group.add_argument(
-        "--round-to", metavar="auto|N", type=_multiple, default=1,
+        "--round-to", metavar="auto|N", type=_auto_or(int, "an integer >= 1"), default=1,
         help="round kept channels up to a multiple; auto: 16 on a CPU, 8 on a GPU (default: 1)",
     )  # fmt: skip
     group.add_argument(
@@ -116,22 +116,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _target(text: str) -> TargetSparsity:
-    if text == "auto":
-        return "auto"
-    try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number in (0, 1)") from error
+def _auto_or(kind: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """An argument that is either "auto" or of a kind; ``expected`` says which in the error."""
 
+    def parse(text: str) -> Any:
+        if text == "auto":
+            return "auto"
+        try:
+            return kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor {expected}") from error
 
-def _multiple(text: str) -> RoundTo:
-    if text == "auto":
-        return "auto"
-    try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor an integer >= 1") from error
+    return parse
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -63,7 +63,7 @@ def head_name(model: nn.Module, record: Trace) -> str:
     """
     head = record.head
     layer = head.layer if head is not None and head.outputs[0] == record.logits else None
-    if layer is None or not isinstance(model.get_submodule(layer), nn.Linear) or record.layers[layer] != 1:
+    if layer is None or not isinstance(model.get_submodule(layer), nn.Linear) or len(record.calls_of(layer)) != 1:
         raise ModelError(
             "the network does not end in a linear layer called once, so it has no bottleneck to read the bias from; "
             "wrap it so that its last operation is an nn.Linear"

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -212,7 +213,6 @@ class Trace:
         inputs: values that the model is given.
         outputs: values that the model returns.
         logits: the value of the logits; None where they are not made by a function (a model that returns its input).
-        layers: names of the modules whose own weights are used, with the number of calls.
         unused: modules with weights of which none was read (auxiliary heads); not those within another such module.
         totals: function name -> counted calls, those on constants included.
         rigid: parameter name -> why its shape must stay: a function reads it that is not its layer's own.
@@ -224,7 +224,6 @@ class Trace:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     logits: int | None = None
-    layers: Counter[str] = field(default_factory=Counter)
     totals: dict[str, int] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     rigid: dict[str, str] = field(default_factory=dict)
@@ -257,7 +256,16 @@ class Trace:
 
     def calls_of(self, layer: str) -> list[Call]:
         """The calls that use a module's own weights, in order."""
-        return [call for call in self.calls if call.layer == layer]
+        return self.calls_by_layer.get(layer, [])
+
+    @cached_property
+    def calls_by_layer(self) -> dict[str, list[Call]]:
+        """Module name -> the calls that use its own weights, in order; once the pass is over."""
+        table: dict[str, list[Call]] = {}
+        for call in self.calls:
+            if call.layer is not None:
+                table.setdefault(call.layer, []).append(call)
+        return table
 
     @property
     def head(self) -> Call | None:
@@ -586,7 +594,6 @@ class _Tracer(TorchFunctionMode):
             return
         call.whole = inputs is None or inputs.compact != _only(shapes[0], dim)
         call.layer, output.layer, call.kind = layer, layer, "mixing"
-        self._see(layer)
         if spatial:
             call.groups = call.argument(6, "groups", 1)
             padding = call.argument(4, "padding", 0)
@@ -610,9 +617,6 @@ class _Tracer(TorchFunctionMode):
         (layer,) = found if len(found) == 1 else (None,)
         return layer
 
-    def _see(self, layer: str) -> None:
-        self.trace.layers[layer] += 1
-
     def _normalise(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
         names = ("running_mean", "running_var", "weight", "bias")
         if not any(isinstance(call.argument(p, n), Slot) for p, n in enumerate(names, 1)):
@@ -622,7 +626,6 @@ class _Tracer(TorchFunctionMode):
             if call.layer is None:
                 _opaque(call, "the parameters of a batch norm are no module's own")
                 return
-            self._see(call.layer)
         if first is None or first.compact is None or first.compact != _only(first.shape, 1):
             if first is not None:
                 output.compact, output.layer = first.compact, first.layer
@@ -645,7 +648,6 @@ class _Tracer(TorchFunctionMode):
             _opaque(call, "prelu's slopes lie along another dimension than the channels")
             return
         call.layer = owner[0]
-        self._see(call.layer)
         self._same_channels(call, first, output)
 
     def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:

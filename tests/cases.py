@@ -112,6 +112,19 @@ class TokenMixer(nn.Module):
         return self.head(x.mean(1))
 
 
+class Net(nn.Module):
+    """Layers and a function of them and the inputs: a network with one awkward thing."""
+
+    def __init__(self, forward: Callable[..., object], **layers: object) -> None:
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.run(self, *inputs)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "simple_convnet": lambda: SimpleConvNet(3, widths=(4, 6, 8), kernel_size=3),
     "mlp": lambda: MLP(3, in_features=3 * 64, hidden=(12, 10, 8)),

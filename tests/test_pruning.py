@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from cases import NETWORKS, biased_loader, images, network, random_masks, randomise, torchvision_network
+from cases import NETWORKS, Net, biased_loader, images, network, random_masks, randomise, torchvision_network
 from torch import nn
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, fuse_batchnorm, gate_sites, prune, search, verify
@@ -81,19 +81,6 @@ def test_learned_masks_are_pruned_exactly(name):
     inputs = loader.data.batch(torch.arange(3)).input
     assert masks.num_closed
     assert largest_error(apply_masks(model, masks, inputs), prune(model, masks, inputs).model, inputs) < 1e-9
-
-
-class Net(nn.Module):
-    """Layers and a function of them: networks with one awkward thing each."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def _shared():

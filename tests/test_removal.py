@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import randomise, torchvision_network
+from cases import Net, randomise, torchvision_network
 from torch import nn
 
 from bise_prune import (
@@ -196,17 +196,6 @@ def test_random_graphs_are_pruned_exactly(start, joins):
 
 
 # -- networks with one awkward thing each --------------------------------------------------------------
-
-
-class Net(nn.Module):
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *inputs):
-        return self.run(self, *inputs)
 
 
 def pooled(h):

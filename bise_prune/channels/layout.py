@@ -104,7 +104,7 @@ class _Builder:
         rounding: Rounding | None,
         rigid: set[int],
     ) -> None:
-        self.trace, self.model, self.closed, self.rigid = trace, model, closed, rigid
+        self.trace, self.model, self.closed = trace, model, closed
         self.expand, self.rounding = joins == "expand", rounding
         self.analysis = analyse(trace, model, closed)
         self.present: list[Tensor] = []
@@ -120,10 +120,7 @@ class _Builder:
         self.texts: list[str] = []
         self.codes: dict[str, int] = {}
         self.waiting = dict.fromkeys(range(len(trace.calls) - 1, -1, -1))
-        self.same_layer: dict[str, list[Call]] = {}
-        for call in trace.calls:
-            if call.layer is not None:
-                self.same_layer.setdefault(call.layer, []).append(call)
+        self.same_layer = trace.calls_by_layer
         self.carriers: dict[int, int] = {}
         self.movement, self.origin = movements(trace, rigid)
 

@@ -164,15 +164,11 @@ class Planner:
 
     def _plan(self, keep: Mapping[str, Tensor], layout: Layout, joins: Joins) -> PruningPlan:
         layers, saved = {}, 0
-        seen: set[str] = set()
-        for call in self.trace.calls:
-            name = call.layer
-            if name is None or name in seen:
-                continue
-            seen.add(name)
+        for name, calls in self.trace.calls_by_layer.items():
+            call = calls[0]
             rows = layout.present[call.outputs[0]]
             columns = _columns(call, layout)
-            change = _saved(self.model.get_submodule(name), call, layout, self._calls(name), name in layout.dead)
+            change = _saved(self.model.get_submodule(name), call, layout, calls, name in layout.dead)
             saved += change
             if not bool(rows.all()) or not (columns is None or bool(columns.all())):
                 layers[name] = LayerPlan(
@@ -206,9 +202,6 @@ class Planner:
         idle = [f"'{name}' does not run in eval mode: it stays as it was" for name in self.trace.unused]
         return (*dict.fromkeys(calls), *idle)
 
-    def _calls(self, layer: str) -> list[Call]:
-        return self.trace.calls_of(layer)
-
     def _reasons(self, keep: Mapping[str, Tensor], layout: Layout) -> dict[str, dict[str, tuple[int, ...]]]:
         reasons: dict[str, dict[str, tuple[int, ...]]] = {}
         for site in self.sites:
@@ -217,7 +210,7 @@ class Planner:
             for gate in site.calls:
                 call = self.trace.gated_call(gate.index)
                 places = [call.outputs[0]]
-                if gate.layer is not None and (producers := self._calls(gate.layer)):
+                if gate.layer is not None and (producers := self.trace.calls_of(gate.layer)):
                     places.append(producers[0].outputs[0])
                 for value in places:
                     if len(layout.present[value]) == len(closed):
@@ -243,7 +236,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _in_words(edit: Edit) -> str:
-    if edit.action == "skip":
+    if edit.action in ("skip", "copy"):
         gathered = [change for change in edit.results if change is not None]
         return f"skipped, its operand {edit.operand + 1} " + ("rearranged" if gathered else "passed on")
     parts = [
@@ -263,18 +256,12 @@ def _columns(call: Call, layout: Layout) -> Tensor | None:
     return layout.present[operand]
 
 
-def _kernel(call: Call, layer: nn.Module) -> tuple[int, int, int]:
-    """Outputs, inputs and entries of one filter of a mixing or depthwise layer."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    first, second = weight.shape[0], weight.shape[1] * call.groups
-    outputs, inputs = (second, first) if call.transposed else (first, second)
-    return outputs, inputs, math.prod(weight.shape[2:])
-
-
 def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
     """Entries of the slim weight, and slim outputs."""
-    _, inputs, taps = _kernel(call, layer)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    inputs = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
+    taps = math.prod(weight.shape[2:])
     rows = int(layout.present[call.outputs[0]].sum())
     columns, groups = _columns(call, layout), call.groups
     if columns is not None:

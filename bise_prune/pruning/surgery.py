@@ -19,8 +19,7 @@ def cut(model: nn.Module, layout: Layout) -> nn.Module:
 
     Weights that constants were folded into are float64, so that the result can be compared exactly; the caller casts.
     """
-    replaced = {id(module) for name in layout.dead for module in [model.get_submodule(name)]}
-    memo: dict[int, object] = {key: nn.Identity() for key in replaced}
+    memo: dict[int, object] = {id(model.get_submodule(name)): nn.Identity() for name in layout.dead}
     changes = _new_tensors(model, layout)
     for name in changes:  # what is cut is not copied first
         owner, _, leaf = name.rpartition(".")
@@ -39,11 +38,9 @@ def cut(model: nn.Module, layout: Layout) -> nn.Module:
 def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     """Parameter or buffer name -> its new content, for those that change."""
     changes: dict[str, Tensor] = {}
-    calls: dict[str, list[Call]] = {}
-    for call in layout.trace.calls:
-        if call.layer is not None and call.layer not in layout.dead:
-            calls.setdefault(call.layer, []).append(call)
-    for name, uses in calls.items():
+    for name, uses in layout.trace.calls_by_layer.items():
+        if name in layout.dead:
+            continue
         first, layer = uses[0], model.get_submodule(name)
         rows = layout.present[first.outputs[0]]
         if not bool(rows.any()):
