@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,23 +19,27 @@ from .files import atomic_path, write_json
 
 MASK_FORMAT = "bise-prune masks"
 MASK_VERSION = "1"
+_STATE = "state/"  # in front of the names of tensors that are no mask logits
 PLAN_FORMAT = "bise-prune plan"
 PLAN_VERSION = 1
 
 
 @dataclass(frozen=True)
 class GateCall:
-    """One gated output: which nonlinearity of the forward pass it is, and where its channels lie.
+    """One gated output: which call of the forward pass it is, and where its channels lie.
 
     Attributes:
-        index: position among the nonlinearities of a forward pass, from 0.
+        index: position among the calls of its kind in a forward pass, from 0.
         dim: the channel dimension of the output.
         layer: the layer that produces these channels; None where several do (after a concatenation).
+        kind: what is gated: the output of a nonlinearity, that of a linear layer, or a layer norm, which then takes
+            its statistics over open channels only and lets closed ones pass as they are.
     """
 
     index: int
     dim: int
     layer: str | None
+    kind: Literal["nonlinearity", "linear", "layer_norm"] = "nonlinearity"
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,13 @@ class MaskSet:
     Attributes:
         logits: site name -> float tensor of shape (channels,).
         metadata: text about their origin, saved with them.
+        state: parameters and buffers of the network that the search changed besides (batch norms, if it was told to),
+            by their name in its state dict.
     """
 
     logits: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, logits in self.logits.items():
@@ -99,8 +106,14 @@ class MaskSet:
 
     def save(self, path: str | Path) -> None:
         """Write the logits and metadata as one safetensors file."""
-        tensors = {name: logits.detach().cpu().contiguous().clone() for name, logits in self.logits.items()}
-        metadata = {**self.metadata, "format": MASK_FORMAT, "version": MASK_VERSION, "sites": json.dumps(list(tensors))}
+        named = {**self.logits, **{_STATE + name: tensor for name, tensor in self.state.items()}}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+        metadata = {
+            **self.metadata,
+            "format": MASK_FORMAT,
+            "version": MASK_VERSION,
+            "sites": json.dumps(list(self.logits)),
+        }
         with atomic_path(Path(path)) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
@@ -122,10 +135,13 @@ class MaskSet:
                 if metadata.get("version") != MASK_VERSION:
                     raise ModelError(f"{path} is of mask format {metadata.get('version')}, this is {MASK_VERSION}")
                 logits = {name: file.get_tensor(name) for name in json.loads(metadata["sites"])}
+                state = {
+                    name.removeprefix(_STATE): file.get_tensor(name) for name in file.keys() if name.startswith(_STATE)
+                }
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is no readable safetensors file: {error}") from error
         reserved = ("format", "version", "sites")
-        return cls(logits, {key: value for key, value in metadata.items() if key not in reserved})
+        return cls(logits, {key: value for key, value in metadata.items() if key not in reserved}, state)
 
 
 @dataclass(frozen=True)

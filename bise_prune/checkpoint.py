@@ -9,7 +9,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .errors import CheckpointError
 from .files import atomic_path
 
 FORMAT = "bise-prune model"
+TRANSFORMER = "transformers"  # the architecture of every Hugging Face classifier: its configuration tells the rest
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 # What torch and zipfile raise on files that are cut, mixed up or of another kind.
@@ -98,12 +99,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a weight file: safetensors, a state dict, or a training checkpoint that nests one.
 
+    A folder is that of a Hugging Face classifier: ``config.json`` beside ``model.safetensors`` or
+    ``pytorch_model.bin``.
+
     Files are read with ``weights_only=True``; a pickle that wants code is refused with the list of what it wants.
 
     Raises:
         CheckpointError: the file is missing, unreadable, unsafe, or holds no weights.
     """
     path = Path(path)
+    if path.is_dir():
+        return _load_transformer(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
@@ -116,6 +122,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
     else:
         state, text = _read_torch(path)
     return _checkpoint(path, state, text, sha256)
+
+
+def _load_transformer(folder: Path) -> Checkpoint:
+    weights = next((f for name in ("model.safetensors", "pytorch_model.bin") if (f := folder / name).is_file()), None)
+    if weights is None or not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a folder without config.json and model.safetensors: expected a Hugging Face classifier's"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = {int(number): str(name) for number, name in config.get("id2label", {}).items()}
+    except (AttributeError, UnicodeDecodeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is damaged: {error}") from error
+    found = load_checkpoint(weights)
+    num_classes = len(names) or int(config.get("num_labels", 2))
+    return replace(
+        found,
+        arch=TRANSFORMER,
+        num_classes=num_classes,
+        arguments={"config": {key: value for key, value in config.items() if not key.startswith("_")}},
+        classes=tuple(names[number] for number in sorted(names)),
+    )
 
 
 def _checkpoint(path: Path, state: Mapping[str, Tensor], text: str | None, sha256: str) -> Checkpoint:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import JOINS, PLACEMENTS, ROUND_FILLS, RunConfig, SearchConfig
+from .config import (
+    BATCHNORMS,
+    CRITERIA,
+    JOINS,
+    OPTIMIZERS,
+    PLACEMENTS,
+    PRECISIONS,
+    ROUND_FILLS,
+    SCHEDULES,
+    SELECTS,
+    WEIGHTINGS,
+    FinetuneConfig,
+    RunConfig,
+    SearchConfig,
+)
 from .errors import BiseError, ConfigError
 from .version import __version__
 
@@ -23,7 +38,10 @@ exit codes: 0 done, 1 failed, 2 wrong usage, 4 verification failed, 130 interrup
 examples:
   bise-prune --demo
   bise-prune resnet18.pt --data waterbirds/ --target-sparsity auto --output slim/
-  bise-prune resnet18.pt --data waterbirds/ --masks slim/masks.safetensors --target-sparsity 0.5 --output half/
+  bise-prune resnet18.pt --data waterbirds/ --target-flops 0.33 --finetune 50 --output third/
+  bise-prune resnet18.pt --data waterbirds/ --targets 0.3,0.5,0.7 --output frontier/
+  bise-prune minilm/ --data comments.csv --output slim/
+  torchrun --nproc-per-node 4 -m bise_prune resnet18.pt --data waterbirds/ --output slim/
 """
 
 
@@ -52,13 +70,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
     )
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="weights: a state dict, or a file of this package")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        help="weights: a state dict, a file of this package, or a Hugging Face classifier's folder",
+    )
     parser.add_argument("--demo", action="store_true", help="train and debias the embedded example")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     group = parser.add_argument_group("input")
     group.add_argument(
-        "--data", metavar="PATH", help="folder with metadata.csv, or biased_mnist:DIR, multi_color_mnist:DIR"
+        "--data", metavar="PATH", help="folder with metadata.csv, CSV file of texts, or NAME:DIR, e.g. biased_mnist:DIR"
     )
     group.add_argument("--arch", metavar="NAME", help="architecture, if the checkpoint does not tell it")
     group.add_argument("--masks", metavar="FILE", type=Path, help="prune by these masks instead of searching")
@@ -96,22 +119,75 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--no-fuse", dest="fuse", action="store_false", help="keep batch norms in slim.onnx and slim.pt2"
     )
+    group.add_argument(
+        "--targets", metavar="FRACTIONS", type=_fractions, default=(),
+        help="several target sparsities, e.g. 0.3,0.5,0.7: one result each, from shared work",
+    )  # fmt: skip
+    group.add_argument(
+        "--layer-floor", metavar="X", type=float, default=0.05,
+        help="the share of every layer that ranking to a target leaves open (default: 0.05)",
+    )  # fmt: skip
+    group.add_argument(
+        "--criterion", choices=CRITERIA, default="learned",
+        help="what decides: learned masks, or for comparison another score (default: learned)",
+    )  # fmt: skip
+    group.add_argument("--sweep", action="store_true", help="report accuracy against sparsity over thresholds")
+    group.add_argument("--probe", action="store_true", help="report what a linear head reads of the bias")
+    group.add_argument("--resume", action="store_true", help="go on with a stopped search; an error if there is none")
     group = parser.add_argument_group("search")
     group.add_argument("--placement", choices=PLACEMENTS, default="tied", help="who shares a mask (default: tied)")
     group.add_argument(
-        "--anneal-every", metavar="N", type=int, default=10, help="epochs between temperature cuts (default: 10)"
+        "--select", choices=SELECTS, default="auto",
+        help="which epoch's masks: by validation accuracy with bias labels (best, worst-group), without (accuracy, "
+        "worst-class), or the last; auto: the first that the data allow (default: auto)",
+    )  # fmt: skip
+    for flag, kind, default, text in (
+        ("--anneal-every", int, 10, "epochs between temperature cuts"),
+        ("--anneal-factor", float, 0.5, "factor of a temperature cut"),
+        ("--min-temperature", float, 1e-3, "temperature below which the search ends"),
+        ("--head-epochs", int, 50, "epochs of the auxiliary head"),
+        ("--mi-weight", float, 1.0, "weight of the mutual information"),
+        ("--mi-pool", int, 0, "samples of past batches to estimate the information with"),
+        ("--initial-logit", float, 0.0, "mask logits before the first step"),
+        ("--mask-lr", float, 0.01, "learning rate of the masks"),
+        ("--budget-weight", float, 20.0, "weight of what exceeds a target during the search"),
+    ):
+        metavar = "N" if kind is int else "X"
+        group.add_argument(flag, metavar=metavar, type=kind, default=default, help=f"{text} (default: {default:g})")
+    group.add_argument(
+        "--weighting", choices=WEIGHTINGS, default="auto", help="sample weights of the cross-entropy (default: auto)"
     )
     group.add_argument(
-        "--head-epochs", metavar="N", type=int, default=50, help="epochs of the auxiliary head (default: 50)"
+        "--rho", metavar="SHARES", type=_fractions, default=None, help="nominal share of aligned samples per bias"
     )
     group.add_argument(
-        "--mi-weight", metavar="X", type=float, default=1.0, help="weight of the information (default: 1)"
+        "--batchnorm", choices=BATCHNORMS, default="frozen", help="what of batch norms follows (default: frozen)"
     )
-    group.add_argument(
-        "--initial-logit", metavar="X", type=float, default=0.0, help="mask logits before the first step (default: 0)"
-    )
+    group.add_argument("--stratified", action="store_true", help="give every batch its share of every subgroup")
     group.add_argument("--batch-size", metavar="N", type=int, default=100, help="samples per batch (default: 100)")
+    group = parser.add_argument_group("bias labels")
+    group.add_argument(
+        "--unsupervised", action="store_true", help="find pseudo bias labels, even if there are bias labels"
+    )
+    group.add_argument(
+        "--identification-epochs", metavar="N", type=int, default=1, help="of the model that finds them (default: 1)"
+    )
+    group.add_argument(
+        "--bias-noise", metavar="X", type=float, default=0.0, help="share of bias labels to make wrong (default: 0)"
+    )
+    group = parser.add_argument_group("finetuning of the slim network")
+    group.add_argument("--finetune", metavar="EPOCHS", type=int, default=0, help="with the search's sample weights")
+    group.add_argument("--finetune-lr", metavar="X", type=float, default=1e-3, help="default: 0.001")
+    group.add_argument("--finetune-optimizer", choices=OPTIMIZERS, default="sgd", help="default: sgd")
+    group.add_argument("--finetune-schedule", choices=SCHEDULES, default="constant", help="default: constant")
+    group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the search (default: float32)")
+    group.add_argument("--channels-last", action="store_true", help="run the search with channels last")
+    group.add_argument("--compile", action="store_true", help="compile the network for the search")
+    group.add_argument(
+        "--no-early-stop", dest="early_stop", action="store_false", help="search on when no mask can move any more"
+    )
     group.add_argument("--seed", type=int, default=0, help="default: 0")
     return parser
 
@@ -128,6 +204,14 @@ def _auto_or(kind: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor {expected}") from error
 
     return parse
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0.3,0.5,0.7") from error
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -148,29 +232,66 @@ def _run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"Run it again yourself: bise-prune {output / 'dense.pt'} --target-sparsity auto --anneal-every 2")
         return 0
-    if not arguments.checkpoint.is_file():  # before torch is imported
+    is_folder = (arguments.checkpoint / "config.json").is_file()
+    if not arguments.checkpoint.is_file() and not is_folder:  # before torch is imported
         raise BiseError(f"no checkpoint at {arguments.checkpoint}")
     given = vars(arguments)
     settings = {field.name: given[field.name] for field in fields(SearchConfig) if field.name in given}
+    finetune = None
+    if arguments.finetune:
+        finetune = FinetuneConfig(
+            epochs=arguments.finetune,
+            lr=arguments.finetune_lr,
+            optimizer=arguments.finetune_optimizer,
+            schedule=arguments.finetune_schedule,
+            weighting=arguments.weighting,
+            rho=arguments.rho,
+            select=arguments.select,
+        )
     config = RunConfig(
         checkpoint=arguments.checkpoint,
-        output=arguments.output or arguments.checkpoint.with_name(f"{arguments.checkpoint.stem}-slim"),
+        output=arguments.output or _beside(arguments.checkpoint),
         search=SearchConfig(**settings),
+        finetune=finetune,
         **{field.name: given[field.name] for field in fields(RunConfig) if field.name in _PLAIN},
     )
     with _Display() as display:
         from .pipeline import run
 
         record = run(config, display.progress)
-    _show(record, config.output, arguments.json)
+    if not record:  # one of several processes, of which the first one reports
+        return 0
+    if "frontier" in record:
+        _show_frontier(record, config.output, arguments.json)
+    else:
+        _show(record, config.output, arguments.json)
     return 0
 
 
 _DEMO = ("output", "seed", "device", "json")
 _PLAIN = (
-    "data", "target_sparsity", "target_flops", "target_latency", "joins", "round_to", "round_fill", "fuse", "arch",
-    "masks", "plan", "device", "batch_size",
+    "data", "target_sparsity", "target_flops", "target_latency", "targets", "layer_floor", "criterion", "joins",
+    "round_to", "round_fill", "fuse", "arch", "masks", "plan", "unsupervised", "identification_epochs", "bias_noise",
+    "stratified", "budget_weight", "sweep", "probe", "resume", "device", "batch_size",
 )  # fmt: skip
+
+
+def _beside(checkpoint: Path) -> Path:
+    """Where results go if nothing is said."""
+    place = checkpoint.resolve() if checkpoint.is_dir() else checkpoint
+    return place.with_name(f"{place.name if checkpoint.is_dir() else place.stem}-slim")
+
+
+def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record))
+        return
+    from rich.console import Console
+
+    from .report import frontier_table
+
+    Console().print(frontier_table(record))
+    print(f"written to {output}: frontier.json, and a folder with all results for each target")
 
 
 def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
@@ -201,7 +322,8 @@ class _Display:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-        self.bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first one shows
+        self.bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet)
         self.stages: dict[str, TaskID] = {}
         self.bars.start()
         return self

@@ -12,6 +12,13 @@ from .errors import ConfigError
 Placement = Literal["tied", "paper"]
 Weighting = Literal["auto", "subgroup", "alignment", "none"]
 TargetSparsity = float | Literal["auto"]
+Select = Literal["auto", "best", "worst-group", "accuracy", "worst-class", "last"]
+BatchNorm = Literal["frozen", "statistics", "affine"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+CostUnit = Literal["flops", "params", "latency"]
+Criterion = Literal["learned", "random", "magnitude", "taylor"]
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "cosine"]
 
 JoinsChoice = Literal["auto", "intersection", "expand"]
 Engine = Literal["exact", "torch-pruning"]
@@ -23,11 +30,38 @@ ENGINES = ("exact", "torch-pruning")
 ROUND_FILLS = ("zero", "best")
 PLACEMENTS: tuple[Placement, ...] = ("tied", "paper")
 WEIGHTINGS = ("auto", "subgroup", "alignment", "none")
+SELECTS = ("auto", "best", "worst-group", "accuracy", "worst-class", "last")
+BATCHNORMS = ("frozen", "statistics", "affine")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+CRITERIA = ("learned", "random", "magnitude", "taylor")
+COST_UNITS = ("flops", "params", "latency")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine")
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
         raise ConfigError(f"{name} = {value!r} is out of range: expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the network may cost at the end of a search: lambda relu(cost(gates) - share) joins the objective.
+
+    Attributes:
+        share: of the dense network's cost that may stay, in (0, 1).
+        of: what is counted.
+        weight: lambda, > 0.
+    """
+
+    share: float
+    of: CostUnit = "flops"
+    weight: float = 20.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share < 1, "budget share", self.share, "a number in (0, 1)")
+        _require(self.of in COST_UNITS, "budget of", self.of, f"one of {', '.join(COST_UNITS)}")
+        _require(self.weight > 0, "budget weight", self.weight, "a number > 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +87,21 @@ class SearchConfig:
             "alignment" = by share of bias-aligned samples (Eq. 4; B.9 for several biases), "none" = 1;
             "auto" = "subgroup" for one bias, "alignment" for several.
         rho: nominal share of bias-aligned samples per bias, for "alignment"; measured on the data if not given.
+        select: which epoch's masks are the result. "best" = highest unbiased accuracy on the validation data (the
+            paper's), "worst-group" = highest worst-group accuracy; "accuracy" and "worst-class" need no bias labels
+            there; "last" = the last epoch's. "auto" = "best" where the validation data have bias labels,
+            "worst-class" where they have none, "last" without validation data. Of equals, the later epoch.
+        batchnorm: batch norms during the search: "frozen" as in the paper's main results, or (App. I) "statistics" =
+            batches are normalised by their own statistics and the running ones follow, "affine" = beyond that, their
+            weights and biases are trained, with the masks' optimiser settings.
+        mi_pool: samples over which the mutual information is estimated, beyond the batch's own: a running joint
+            distribution, of which the batch's part carries the gradient; 0 = the batch alone (the paper).
+        budget: a cost to meet; None = the masks close what they close (the paper).
+        precision: of the network's forward and backward passes; mask logits, heads and losses stay as they are.
+        channels_last: whether image networks run on tensors with channels last.
+        compile: whether the network is compiled by torch.compile; needs a C++ or CUDA tool chain.
+        early_stop: whether to stop once no mask can move any more; the masks are the same.
+        cache_bytes: the largest cache of activations in front of the first gate, which are computed once; 0 = none.
         seed: seed of the head's initialisation and of its batches.
     """
 
@@ -71,16 +120,30 @@ class SearchConfig:
     head_weight_decay: float = 1e-4
     weighting: Weighting = "auto"
     rho: tuple[float, ...] | None = None
+    select: Select = "auto"
+    batchnorm: BatchNorm = "frozen"
+    mi_pool: int = 0
+    budget: Budget | None = None
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    early_stop: bool = True
+    cache_bytes: int = 2**31
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require(self.placement in PLACEMENTS, "placement", self.placement, f"one of {', '.join(PLACEMENTS)}")
-        _require(self.weighting in WEIGHTINGS, "weighting", self.weighting, f"one of {', '.join(WEIGHTINGS)}")
+        for name, choices in (
+            ("weighting", WEIGHTINGS), ("select", SELECTS), ("batchnorm", BATCHNORMS), ("precision", PRECISIONS),
+        ):  # fmt: skip
+            _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
         _require(self.anneal_every >= 1, "anneal_every", self.anneal_every, "an integer >= 1")
         _require(0 < self.anneal_factor < 1, "anneal_factor", self.anneal_factor, "a number in (0, 1)")
         _require(0 < self.min_temperature < 1, "min_temperature", self.min_temperature, "a number in (0, 1)")
         _require(self.head_epochs >= 0, "head_epochs", self.head_epochs, "an integer >= 0")
-        for name in ("initial_logit", "mi_weight", "mask_weight_decay", "head_weight_decay"):
+        for name in (
+            "initial_logit", "mi_weight", "mask_weight_decay", "head_weight_decay", "mi_pool", "cache_bytes",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         for name in ("mask_lr", "head_lr"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
@@ -95,6 +158,43 @@ class SearchConfig:
             self.rho,
             "weighting='alignment' with it",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Finetuning of the extracted subnetwork (BISE, Sec. 3.5), with the paper's number of epochs and learning rate.
+
+    Attributes:
+        epochs: passes over the training set.
+        optimizer: "sgd", "adam" or "adamw"; the paper takes the vanilla model's.
+        lr: its learning rate.
+        momentum: of SGD.
+        weight_decay: of the optimiser.
+        schedule: of the learning rate: "constant", or "cosine" down to 0.
+        weighting: sample weights; see :class:`SearchConfig`.
+        rho: see :class:`SearchConfig`.
+        select: which epoch is the result; see :class:`SearchConfig`.
+    """
+
+    epochs: int = 50
+    optimizer: Optimizer = "sgd"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Schedule = "constant"
+    weighting: Weighting = "auto"
+    rho: tuple[float, ...] | None = None
+    select: Select = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "finetuning epochs", self.epochs, "an integer >= 1")
+        _require(self.lr > 0, "finetuning lr", self.lr, "a number > 0")
+        _require(0 <= self.momentum < 1, "finetuning momentum", self.momentum, "a number in [0, 1)")
+        _require(self.weight_decay >= 0, "finetuning weight_decay", self.weight_decay, "a number >= 0")
+        for name, choices in (
+            ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("weighting", WEIGHTINGS), ("select", SELECTS),
+        ):  # fmt: skip
+            _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +231,18 @@ class RunConfig:
         round_to: multiple that kept channels are rounded up to, or "auto".
         round_fill: see :class:`Rounding`.
         fuse: fold batch norms into the exported programs; slim.safetensors keeps them, for finetuning.
+        layer_floor: see :func:`bise_prune.prune`.
+        targets: several target sparsities: a frontier in one run, each search starting from the last one's masks.
+        criterion: what ranks channels: "learned" masks, or without a search "random", "magnitude" or "taylor".
+        unsupervised: find pseudo bias labels even where there are bias labels; without them they are found anyway.
+        identification_epochs: of the model that finds them.
+        bias_noise: share of the training set's bias labels to replace by wrong ones first (App. L).
+        stratified: whether every batch of the search gets its share of every subgroup.
+        finetune: finetuning of the slim network; None = none.
+        budget_weight: lambda, where a search is to meet a target; see :class:`Budget`.
+        sweep: whether to report the curve of accuracy against sparsity (App. J).
+        probe: whether to report what a linear head reads of the bias, trained on the validation data (App. M).
+        resume: whether there must be a stopped search to take up; one that is there is taken up anyway.
         masks: masks of an earlier run; the search is skipped.
         plan: plan of an earlier run on the same checkpoint, to be carried out again; the search is skipped.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -148,6 +260,18 @@ class RunConfig:
     round_to: RoundTo = 1
     round_fill: RoundFill = "zero"
     fuse: bool = True
+    layer_floor: float = 0.05
+    targets: tuple[float, ...] = ()
+    criterion: Criterion = "learned"
+    unsupervised: bool = False
+    identification_epochs: int = 1
+    bias_noise: float = 0.0
+    stratified: bool = False
+    finetune: FinetuneConfig | None = None
+    budget_weight: float = 20.0
+    sweep: bool = False
+    probe: bool = False
+    resume: bool = False
     arch: str | None = None
     masks: Path | None = None
     plan: Path | None = None
@@ -161,9 +285,19 @@ class RunConfig:
         for name in ("target_flops", "target_latency"):
             value = getattr(self, name)
             _require(value is None or 0 < value < 1, name, value, "a number in (0, 1)")
-        given = [target != "auto", self.target_flops is not None, self.target_latency is not None]
+        for value in self.targets:
+            _require(0 < value < 1, "targets", value, "numbers in (0, 1)")
+        given = [target != "auto", self.target_flops is not None, self.target_latency is not None, bool(self.targets)]
         if sum(given) > 1:
-            raise ConfigError("give one target: target_sparsity, target_flops or target_latency")
+            raise ConfigError("give one target: target_sparsity, target_flops, target_latency or targets")
+        _require(self.criterion in CRITERIA, "criterion", self.criterion, f"one of {', '.join(CRITERIA)}")
+        if self.criterion != "learned" and (not any(given) or self.masks or self.plan):
+            raise ConfigError(f"criterion '{self.criterion}' only ranks: give a target with it, and no masks or plan")
+        _require(0 <= self.layer_floor < 1, "layer_floor", self.layer_floor, "a number in [0, 1)")
+        _require(0 <= self.bias_noise <= 1, "bias_noise", self.bias_noise, "a number in [0, 1]")
+        _require(
+            self.identification_epochs >= 1, "identification_epochs", self.identification_epochs, "an integer >= 1"
+        )
         chosen = any(given) or self.masks is not None or self.joins != "auto" or self.round_to != 1
         if self.plan is not None and chosen:
             raise ConfigError("a plan holds its masks and widths: give no masks, target, joins or rounding beside it")

@@ -13,7 +13,8 @@ from .config import RunConfig, SearchConfig
 from .data import BatchLoader, load_data
 from .errors import ConfigError
 from .models import build_model
-from .pipeline import Progress, check_environment, run
+from .pipeline import run
+from .session import Progress, check_environment
 from .training import train_vanilla
 
 CHECKPOINT = "dense.pt"
@@ -29,7 +30,7 @@ def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progres
         output: folder; it must not hold an earlier demo.
         seed: of data, training and search.
         device: where to train and search.
-        progress: see :data:`bise_prune.pipeline.Progress`.
+        progress: see :data:`bise_prune.session.Progress`.
     """
     checkpoint = output / CHECKPOINT
     config = demo_config(checkpoint, output / "slim", seed, device)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .data.batch import Loader, as_batch
+from .distributed import gathered
 from .errors import DataError
 from .subgroups import is_aligned
-from .tracing import logits_of
+from .tracing import logits_of, run
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,27 @@ class Evaluation:
         accuracy: share of correct predictions over all samples.
         unbiased_accuracy: unweighted mean over the subgroups that have samples.
         worst_group_accuracy: the lowest of them.
-        subgroups: (y, b) cells for one bias; for several, the patterns of aligned and conflicting biases.
+        worst_class_accuracy: the lowest over the classes, which needs no bias labels.
+        subgroups: (y, b) cells for one bias; for several, the patterns of aligned and conflicting biases; the classes
+            where no bias labels are known.
     """
 
     n: int
     accuracy: float
     unbiased_accuracy: float
     worst_group_accuracy: float
+    worst_class_accuracy: float
     subgroups: tuple[SubgroupAccuracy, ...]
 
 
-def evaluate(model: nn.Module, loader: Loader, aligned: Tensor) -> Evaluation:
+def evaluate(model: nn.Module, loader: Loader, aligned: Tensor, *, sharded: bool = False) -> Evaluation:
     """Accuracy of ``model`` on ``loader``, on the model's device and in its present mode.
 
     Args:
         model: a classifier.
         loader: batches with named fields.
         aligned: the bias value each class is aligned with, shape (classes, K).
+        sharded: whether every process of ``torch.distributed`` brings a part of the samples; each gets the result.
 
     Raises:
         DataError: the loader is empty.
@@ -63,12 +68,15 @@ def evaluate(model: nn.Module, loader: Loader, aligned: Tensor) -> Evaluation:
     with torch.no_grad():
         for raw in loader:
             batch = as_batch(raw)
-            predicted.append(logits_of(model(batch.input.to(device))).argmax(1).cpu())
+            predicted.append(logits_of(run(model, batch.to(device).input)).argmax(1).cpu())
             targets.append(batch.target.cpu())
             biases.append(batch.bias.cpu())
     if not predicted:
         raise DataError("no samples to evaluate on")
-    return score(torch.cat(predicted), torch.cat(targets), torch.cat(biases), aligned)
+    labels, target, bias = (torch.cat(parts) for parts in (predicted, targets, biases))
+    if sharded:
+        labels, target, bias = (gathered(part.to(device)).cpu() for part in (labels, target, bias))
+    return score(labels, target, bias, aligned)
 
 
 def score(predicted: Tensor, target: Tensor, bias: Tensor, aligned: Tensor) -> Evaluation:
@@ -85,11 +93,14 @@ def score(predicted: Tensor, target: Tensor, bias: Tensor, aligned: Tensor) -> E
         accuracy=float(correct.double().mean()),
         unbiased_accuracy=sum(accuracies) / len(accuracies),
         worst_group_accuracy=min(accuracies),
+        worst_class_accuracy=min(float(correct[target == y].double().mean()) for y in target.unique().tolist()),
         subgroups=tuple(subgroups),
     )
 
 
 def _subgroups(target: Tensor, bias: Tensor, aligned: Tensor) -> list[tuple[str, Tensor]]:
+    if bias.shape[1] == 0:
+        return [(f"y={y}", target == y) for y in target.unique().tolist()]
     if bias.shape[1] == 1:
         column = bias[:, 0]
         cells = itertools.product(target.unique().tolist(), column.unique().tolist())

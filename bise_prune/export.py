@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .artifacts import Verification
 from .errors import ConfigError, ModelError
 from .files import atomic_path
-from .tracing import Inputs, logits_of, run
+from .tracing import ByPosition, Inputs
 from .verification import compare_outputs, require
 
 _DENORMAL = 1e-30
@@ -44,7 +44,8 @@ def export_onnx(
     Args:
         model: a network in any mode; exported in eval mode, never changed.
         path: the file.
-        example_inputs: a tensor or a tuple of tensors, batch first.
+        example_inputs: a tensor, a tuple of tensors or a mapping to tensors, batch first. Inputs of a mapping keep
+            their names, and where all are token sequences their length is dynamic, too.
         metadata: text to put in the file's metadata.
         batch_sizes: batches to compare.
         tolerance: largest absolute logit difference in float32 that passes, relative to the largest logit above 1.
@@ -53,16 +54,15 @@ def export_onnx(
         The comparison with onnxruntime.
 
     Raises:
-        ConfigError: inputs are not positional tensors.
+        ConfigError: inputs are no tensors.
         ModelError: torch cannot export the model.
         VerificationError: onnxruntime computes something else.
     """
-    inputs = _positional(example_inputs, "export_onnx")
-    module = copy.deepcopy(model).cpu().float().eval()
-    flush_denormals(module)
+    module, inputs = _positional(model, example_inputs, "export_onnx")
     # The exporter fixes a batch dimension of one, so that two samples at least are shown.
     samples = tuple(_sample(value) for value in inputs)
-    names = ["input"] if len(samples) == 1 else [f"input_{i}" for i in range(len(samples))]
+    names = list(module.names or []) or [f"input_{i}" for i in range(len(samples))]
+    names = ["input"] if names == ["input_0"] else names
     proto = _exported(module, samples, names)
     for key, value in (metadata or {}).items():
         proto.metadata_props.add(key=key, value=value)
@@ -71,14 +71,13 @@ def export_onnx(
         session = onnxruntime.InferenceSession(temporary, _quiet(), providers=["CPUExecutionProvider"])
 
         def outputs(batch: Any) -> tuple[Tensor, Tensor]:
-            values = batch if isinstance(batch, tuple) else (batch,)
             with torch.no_grad():
-                reference = logits_of(run(module, batch))
-            (candidate,) = session.run(None, {name: _array(v) for name, v in zip(names, values, strict=True)})
+                reference = module(*batch)
+            (candidate,) = session.run(None, {name: _array(v) for name, v in zip(names, batch, strict=True)})
             return reference, torch.from_numpy(np.asarray(candidate))
 
         verification = compare_outputs(
-            outputs, example_inputs, batch_sizes, tolerance=tolerance, dtype=torch.float32, relative=True
+            outputs, inputs, batch_sizes, tolerance=tolerance, dtype=torch.float32, relative=True
         )
         return require(verification, f"onnxruntime does not compute what the model does ({Path(path).name})")
 
@@ -96,16 +95,13 @@ def export_program(
     It has a dynamic batch, and holds no stack traces, local paths or example tensors. The file appears only if the
     program read back computes what the model does. See :func:`export_onnx` for the arguments and errors.
     """
-    inputs = _positional(example_inputs, "export_program")
-    module = copy.deepcopy(model).cpu().float().eval()
-    flush_denormals(module)
+    module, inputs = _positional(model, example_inputs, "export_program")
     samples = tuple(_sample(value) for value in inputs)
-    batch = torch.export.Dim("batch")
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                _LogitsOnly(module), samples, dynamic_shapes=(tuple({0: batch} for _ in samples),)
+                module, samples, dynamic_shapes=_dynamic(module, samples, torch.export.Dim.AUTO)
             )
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -119,12 +115,11 @@ def export_program(
         loaded = torch.export.load(temporary).module()
 
         def outputs(given: Any) -> tuple[Tensor, Tensor]:
-            values = given if isinstance(given, tuple) else (given,)
             with torch.no_grad():
-                return logits_of(run(module, given)), loaded(*values)
+                return module(*given), loaded(*given)
 
         verification = compare_outputs(
-            outputs, example_inputs, batch_sizes, tolerance=tolerance, dtype=torch.float32, relative=True
+            outputs, inputs, batch_sizes, tolerance=tolerance, dtype=torch.float32, relative=True
         )
         return require(verification, f"the exported program does not compute what the model does ({Path(path).name})")
 
@@ -141,27 +136,26 @@ def flush_denormals(model: nn.Module) -> int:
     return flushed
 
 
-def _positional(example_inputs: Inputs, function: str) -> tuple[Tensor, ...]:
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if isinstance(example_inputs, Mapping) or not all(isinstance(value, Tensor) for value in inputs):
-        raise ConfigError(f"{function} takes a tensor or a tuple of tensors as example_inputs")
-    return inputs
+def _positional(model: nn.Module, example_inputs: Inputs, function: str) -> tuple[ByPosition, tuple[Tensor, ...]]:
+    """The model and its inputs by position, whatever its signature."""
+    names = list(example_inputs) if isinstance(example_inputs, Mapping) else None
+    values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
+    inputs = (values,) if isinstance(values, Tensor) else tuple(values)
+    if not all(isinstance(value, Tensor) for value in inputs):
+        raise ConfigError(f"{function} takes a tensor, a tuple of tensors or a mapping to tensors as example_inputs")
+    module = copy.deepcopy(model).cpu().float().eval()
+    flush_denormals(module)
+    return ByPosition(module, names), inputs
 
 
-class _LogitsOnly(nn.Module):
-    """Positional inputs and one tensor out, whatever the wrapped model's signature."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return logits_of(self.model(*inputs))
-
-
-def _exported(module: nn.Module, samples: tuple[Tensor, ...], names: list[str]) -> onnx.ModelProto:
+def _dynamic(model: ByPosition, samples: tuple[Tensor, ...], length: Any) -> tuple[tuple[dict[int, Any], ...]]:
+    """Sizes that may change: the batch, and the length of token sequences."""
     batch = torch.export.Dim("batch")
-    shapes = (tuple({0: batch} for _ in samples),)
+    is_text = model.names is not None and all(not s.is_floating_point() and s.ndim == 2 for s in samples)
+    return (tuple({0: batch, 1: length} if is_text else {0: batch} for _ in samples),)
+
+
+def _exported(module: ByPosition, samples: tuple[Tensor, ...], names: list[str]) -> onnx.ModelProto:
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
     try:
         for name in levels:
@@ -169,18 +163,18 @@ def _exported(module: nn.Module, samples: tuple[Tensor, ...], names: list[str]) 
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                _LogitsOnly(module),
+                module,
                 samples,
                 dynamo=True,
                 input_names=names,
                 output_names=["logits"],
-                dynamic_shapes=shapes,
+                dynamic_shapes=_dynamic(module, samples, torch.export.Dim("length")),
                 external_data=False,
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"torch cannot export {type(module).__name__} to ONNX: {reason}") from error
+        raise ModelError(f"torch cannot export {type(module.model).__name__} to ONNX: {reason}") from error
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

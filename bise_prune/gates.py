@@ -14,6 +14,7 @@ from .artifacts import GateCall, GateSite, MaskSet
 from .channels import lay_out
 from .config import PLACEMENTS, Placement
 from .errors import ConfigError, ModelError
+from .normalisation import normalise_open
 from .tracing import NONLINEARITIES, Call, Inputs, Nonlinearity, Trace, function_name, trace
 
 
@@ -24,7 +25,9 @@ def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = 
         model: any network that runs in Python and ends in a linear head; never changed.
         example_inputs: its input(s), batch first.
         placement: "paper" = one mask per gated output; the stem of a branching network (its first nonlinearity, if
-            it comes before the first fork) has none, as in the paper's ResNet-18 (3,840 mask logits).
+            it comes before the first fork) has none, as in the paper's ResNet-18 (3,840 mask logits). In a transformer
+            with layer norms behind its sums (BERT), gates sit in front of the nonlinearities and on what feed-forward
+            blocks add to the stream, whose layer norm then leaves closed channels out (46,848 logits in BERT-base).
             "tied" = outputs whose channels belong to one dependency group share one mask, the stem's included, and
             only where a closed channel can be removed from the plain network.
 
@@ -105,21 +108,37 @@ def apply_masks(model: nn.Module, masks: MaskSet, example_inputs: Inputs) -> Gat
 
     Args:
         model: the dense network; never changed.
-        masks: its masks.
+        masks: its masks, with what else the search changed.
         example_inputs: its input(s), batch first.
 
     Raises:
         ModelError: the masks belong to another network.
     """
     sites = sites_of(masks, model, example_inputs)
-    return constant_gates(copy.deepcopy(model).eval(), sites, masks.keep)
+    return constant_gates(with_learned_state(copy.deepcopy(model), masks).eval(), sites, masks.keep)
+
+
+def with_learned_state(model: nn.Module, masks: MaskSet) -> nn.Module:
+    """``model`` with the parameters and buffers that the search changed; a copy, if there are any.
+
+    Raises:
+        ModelError: the network has no such tensors.
+    """
+    if not masks.state:
+        return model
+    model = copy.deepcopy(model)
+    own = model.state_dict()
+    for name, tensor in masks.state.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise ModelError(f"the masks come with '{name}' {tuple(tensor.shape)}, which this network does not have")
+    model.load_state_dict(dict(masks.state), strict=False)
+    return model
 
 
 def constant_gates(model: nn.Module, sites: Sequence[GateSite], keep: Mapping[str, Tensor]) -> GatedModel:
     """``model`` itself, run with fixed masks (bool, True = keep) on its gate sites."""
-    dtype = next(model.parameters()).dtype
-    device = next(model.parameters()).device
-    return GatedModel(model, sites, [ConstantGate(keep[site.name].to(device, dtype)) for site in sites])
+    parameter = next(model.parameters())
+    return GatedModel(model, sites, ConstantGates([keep[site.name].to(parameter) for site in sites]))
 
 
 class _Step(torch.autograd.Function):
@@ -151,31 +170,41 @@ def step_gate(logits: Tensor, temperature: float) -> Tensor:
     return _Step.apply(logits, temperature)  # type: ignore[no-any-return]
 
 
-class LearnedGate(nn.Module):
-    """A gate under training: mask logits m, all equal at first (Algorithm 1, line 1)."""
+class LearnedGates(nn.Module):
+    """Gates under training: the mask logits m of all sites in one tensor, all equal at first (Algorithm 1, line 1).
 
-    def __init__(self, num_channels: int, dtype: torch.dtype, initial_logit: float) -> None:
+    Args:
+        sizes: channels per site.
+        initial_logit: m at the start.
+        dtype: precision.
+    """
+
+    def __init__(self, sizes: Sequence[int], initial_logit: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.full((num_channels,), initial_logit, dtype=dtype))
+        self.sizes = list(sizes)
+        self.logits = nn.Parameter(torch.full((sum(sizes),), initial_logit, dtype=dtype))
         self.temperature = 1.0
 
-    def forward(self) -> Tensor:
-        """The gate's values, shape (channels,)."""
+    def flat(self) -> Tensor:
+        """The values of all gates, shape (channels of all sites,)."""
         return step_gate(self.logits, self.temperature)
 
+    def forward(self) -> Sequence[Tensor]:
+        """The values of the gates, one tensor of shape (channels,) per site."""
+        return list(self.flat().split(self.sizes))
 
-class ConstantGate(nn.Module):
-    """A decided mask."""
 
-    mask: Tensor
+class ConstantGates(nn.Module):
+    """Decided masks, 0 and 1, one tensor of shape (channels,) per site."""
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, masks: Sequence[Tensor]) -> None:
         super().__init__()
-        self.register_buffer("mask", mask)
+        for index, mask in enumerate(masks):
+            self.register_buffer(str(index), mask)
 
-    def forward(self) -> Tensor:
-        """The mask as 0 and 1, shape (channels,)."""
-        return self.mask
+    def forward(self) -> Sequence[Tensor]:
+        """The masks."""
+        return list(self.buffers())
 
 
 class GatedModel(nn.Module):
@@ -183,42 +212,56 @@ class GatedModel(nn.Module):
 
     The network runs unmodified; the outputs are caught on their way, by position in the forward pass, so modules that
     are called several times (one ReLU for a whole residual block) have one gate per call.
+
+    Args:
+        model: the network.
+        sites: its gate sites.
+        gates: returns one tensor of shape (channels,) per site.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[GateSite], gates: Sequence[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[GateSite], gates: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.gates = nn.ModuleList(gates)
+        self.gates = gates
         self.sites = tuple(sites)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own forward pass, gated."""
-        values = {}
-        for site, gate in zip(self.sites, self.gates, strict=True):
-            value = gate()
-            for call in site.calls:
-                values[call.index] = (value, call.dim)
-        with _Gating(values):
+        with self.gating(self.gates()):
             return self.model(*args, **kwargs)
+
+    def gating(self, values: Sequence[Tensor]) -> TorchFunctionMode:
+        """The mode under which the network runs with the given values of its gates, one tensor per site."""
+        table: dict[tuple[str, int], tuple[Tensor, int]] = {
+            (call.kind, call.index): (value, call.dim)
+            for site, value in zip(self.sites, values, strict=True)
+            for call in site.calls
+        }
+        return _Gating(table)
 
 
 class _Gating(TorchFunctionMode):
-    def __init__(self, values: Mapping[int, tuple[Tensor, int]]) -> None:
+    def __init__(self, values: Mapping[tuple[str, int], tuple[Tensor, int]]) -> None:
         super().__init__()
         self.values = values
-        self.index = 0
+        self.counts = {"nonlinearity": 0, "linear": 0, "layer_norm": 0}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        name = function_name(func)
+        kind = "nonlinearity" if name in NONLINEARITIES else name
+        if kind not in self.counts:
+            return func(*args, **(kwargs or {}))
+        index = self.counts[kind]
+        self.counts[kind] = index + 1
+        if (kind, index) not in self.values:
+            return func(*args, **(kwargs or {}))
+        gate, dim = self.values[kind, index]
+        if kind == "layer_norm":
+            return normalise_open(gate, *args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
-        if function_name(func) not in NONLINEARITIES:
-            return output
-        index, self.index = self.index, self.index + 1
-        if index not in self.values:
-            return output
-        gate, dim = self.values[index]
         shape = [1] * output.ndim
         shape[dim] = -1
         return output * gate.view(shape)
@@ -247,17 +290,75 @@ class CapturedInputs(TorchFunctionMode):
 
 
 def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:
+    normalised = {n.index: place for n in eligible if (place := _layer_norm_behind(n, record)) is not None}
+    if normalised:
+        return _transformer_sites(eligible, normalised, record)
     fork = record.first_fork
     has_stem = fork is not None and eligible[0].call < fork and len(eligible) > 1
     gated = eligible[1:] if has_stem else eligible
-    names: dict[str, int] = {}
+    return _named([(n.layer or f"{n.function}.{n.index}", n.num_channels, (_gate_on(n),)) for n in gated])
+
+
+def _gate_on(n: Nonlinearity) -> GateCall:
+    return GateCall(n.index, n.dim, n.layer)
+
+
+def _named(places: Sequence[tuple[str, int, tuple[GateCall, ...]]]) -> list[GateSite]:
+    counts: dict[str, int] = {}
     sites = []
-    for n in gated:
-        base = n.layer or f"{n.function}.{n.index}"
-        count = names[base] = names.get(base, 0) + 1
-        name = base if count == 1 else f"{base}@{count - 1}"
-        sites.append(GateSite(name, n.num_channels, (GateCall(n.index, n.dim, n.layer),)))
+    for base, num_channels, calls in places:
+        count = counts[base] = counts.get(base, 0) + 1
+        sites.append(GateSite(base if count == 1 else f"{base}@{count - 1}", num_channels, calls))
     return sites
+
+
+def _transformer_sites(
+    eligible: list[Nonlinearity], normalised: Mapping[int, tuple[Call, Call]], record: Trace
+) -> list[GateSite]:
+    """Gates in front of the nonlinearities, and on what feed-forward blocks add to the stream before its layer norm."""
+    places: list[tuple[str, int, tuple[GateCall, ...]]] = []
+    for n in eligible:
+        layer = _linear_before(n, record)
+        gate = _gate_on(n) if layer is None else GateCall(layer.count, n.dim, layer.layer, "linear")
+        places.append((n.layer or f"{n.function}.{n.index}", n.num_channels, (gate,)))
+        if n.index in normalised:
+            second, norm = normalised[n.index]
+            value = record.values[second.outputs[0]]
+            dim = len(value.shape) - 1
+            calls = (
+                GateCall(second.count, dim, second.layer, "linear"),
+                GateCall(norm.count, dim, norm.layer, "layer_norm"),
+            )
+            places.append((second.layer or f"linear.{second.count}", value.shape[-1], calls))
+    return _named(places)
+
+
+def _linear_before(n: Nonlinearity, record: Trace) -> Call | None:
+    """The linear layer whose output the nonlinearity reads, if nothing is in between."""
+    operand = record.calls[n.call].operands[0]
+    source = None if operand is None else record.values[operand].call
+    call = None if source is None else record.calls[source]
+    return call if call is not None and call.function == "linear" else None
+
+
+def _layer_norm_behind(n: Nonlinearity, record: Trace) -> tuple[Call, Call] | None:
+    """The second linear layer of a post-norm feed-forward block, and the layer norm behind its sum with the stream."""
+    readers = record.values[record.calls[n.call].outputs[0]].readers
+    calls = [record.calls[reader] for reader in readers]
+    if len(calls) != 1 or calls[0].function != "linear":
+        return None
+    second, seen = calls[0], {"add": 0}
+    call = second
+    while True:
+        readers = record.values[call.outputs[0]].readers if call.outputs else []
+        if len(readers) != 1:
+            return None
+        call = record.calls[readers[0]]
+        if call.function == "layer_norm":
+            return (second, call) if seen["add"] == 1 else None
+        if call.function not in ("dropout", "add"):
+            return None
+        seen["add"] += call.function == "add"
 
 
 def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -> list[GateSite]:
@@ -271,7 +372,7 @@ def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -
     for members in _removable(list(tied.values()), model, record):
         name = members[0].layer or ""
         name += f"+{len(members) - 1}" if len(members) > 1 else ""
-        sites.append(GateSite(name, members[0].num_channels, tuple(GateCall(n.index, n.dim, n.layer) for n in members)))
+        sites.append(GateSite(name, members[0].num_channels, tuple(_gate_on(n) for n in members)))
     if not sites:
         raise ModelError("no closed channel of this network could be removed; use placement='paper'")
     return sites

@@ -17,7 +17,7 @@ from torch import nn
 
 from .artifacts import Latency, Measurement
 from .errors import ConfigError
-from .tracing import Inputs, evaluating, replace_tensors, run, tensors_in
+from .tracing import ByPosition, Inputs, evaluating, replace_tensors, run, tensors_in
 
 FLOPS_CONVENTION = "fvcore, 1 multiply-accumulate = 1 FLOP, one sample"
 
@@ -84,13 +84,16 @@ def _is_on(model: nn.Module, device: torch.device) -> bool:
 
 
 def time_by_turns(
-    calls: Sequence[Callable[[], object]], runs: int, synchronise: Callable[[], None] | None = None
+    calls: Sequence[Callable[[], object]],
+    runs: int,
+    synchronise: Callable[[], None] | None = None,
+    warm_up_s: float = 0.2,
 ) -> list[list[float]]:
-    """Milliseconds of each call, ``runs`` times, interleaved, after warm-up."""
+    """Milliseconds of each call, ``runs`` times, interleaved, after a warm-up of 3 runs and ``warm_up_s`` seconds."""
     wait = synchronise or (lambda: None)
     for call in calls:
         start, count = time.perf_counter(), 0
-        while count < 3 or time.perf_counter() - start < 0.2:
+        while count < 3 or time.perf_counter() - start < warm_up_s:
             call()
             wait()
             count += 1
@@ -119,7 +122,7 @@ def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
     model = copy.deepcopy(model).cpu().eval()
     inputs = replace_tensors(example_inputs, lambda tensor: tensor[:1].cpu())
     if isinstance(inputs, dict):
-        raise ConfigError("FLOPs are counted for positional inputs; pass a tensor or a tuple")
+        model, inputs = ByPosition(model, list(inputs)).eval(), tuple(inputs.values())
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level
     try:

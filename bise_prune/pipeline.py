@@ -1,134 +1,180 @@
-"""The stages in order: checkpoint, data, search, pruning, verification, measurement, export, report."""
+"""The stages in order: search, pruning, finetuning, measurement, export, report."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Sequence
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .artifacts import GateSite, MaskSet, PruningPlan
-from .channels import Joins
-from .checkpoint import Checkpoint, load_checkpoint
-from .config import RunConfig, portable
-from .data import BatchLoader, BiasedDataset, DataSplits, load_data
-from .errors import BiseError, ConfigError, DataError, PruningError
-from .evaluation import Evaluation, evaluate
+from .artifacts import MaskSet, PruningPlan
+from .config import Budget, RunConfig, portable
+from .criteria import magnitude_masks, random_masks, taylor_masks
+from .data import BatchLoader
+from .data.batch import input_map
+from .distributed import processes, share_object, world
+from .errors import BiseError, ConfigError
 from .export import export_onnx, export_program, flush_denormals
 from .files import write_json
-from .gates import apply_masks, gate_sites, sites_of
-from .mask_search import EpochRecord, SearchResult, search
+from .findings import (
+    aligned_record,
+    curve_record,
+    epoch_record,
+    finetuning_record,
+    identification_record,
+    layer_records,
+    missed_target,
+    preprocessing_record,
+    selection_record,
+    warnings_of,
+)
+from .finetuning import FinetuneResult, finetune
+from .gates import apply_masks
+from .mask_search import SearchResult, search
+from .mask_search.selection import LAST
+from .mask_search.weights import sample_weights
 from .measurement import FLOPS_CONVENTION, measure, measure_latency
+from .probe import probe_bias
 from .pruning import PruningResult, fuse_batchnorm, prune
-from .pruning.plan import TOLERANCE, Planner
+from .pruning.exact import time_ratio
+from .pruning.plan import LATENCY_TOLERANCE, TOLERANCE, DeadNetworkError
 from .report import SCHEMA_VERSION, environment_record, evaluation_record, model_record
-from .slim import model_of, save_slim
-from .subgroups import aligned_values, is_aligned
-from .tracing import logits_of
+from .session import (
+    FRONTIER_FILE,
+    MASK_FILE,
+    PLAN_FILE,
+    REPORT_FILE,
+    STATE_FILE,
+    Progress,
+    Session,
+    given_masks,
+    prepared,
+)
+from .slim import save_slim
+from .sweep import threshold_sweep
 
-# Called with a stage's name, and with steps done and in all where a stage has steps.
-Progress = Callable[[str, int, int], None]
-
-STATE_FILE = "search-state.pt"
-MASK_FILE = "masks.safetensors"
-PLAN_FILE = "plan.json"
-_RESULTS = ("report.json", MASK_FILE, PLAN_FILE, "slim.safetensors", "slim.onnx", "slim.pt2")
 _LATENCY_BATCH = 16
-_FEW_SAMPLES = 10
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Debias, prune, verify and export; the record written to ``report.json`` is returned.
 
+    Started by ``torchrun``, the processes share the search and finetuning; the first one does and writes the rest, and
+    the others return an empty record. With ``targets``, each has a folder of its own below ``output``, and the record
+    of the whole is ``frontier.json``.
+
     Raises:
         BiseError: whatever a user can mend, before any long work where that is possible.
     """
-    progress = progress or (lambda stage, done, total: None)
-    timings: dict[str, float] = {}
+    with processes(config.device):
+        session = prepared(config, progress or (lambda stage, done, total: None))
+        if not config.targets:
+            return _one(session, config)
+        return _frontier(session)
 
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        progress(name, 0, 0)
-        start = time.perf_counter()
-        yield
-        timings[name] = time.perf_counter() - start
 
-    device = check_environment(config)
-    with stage("load"):
-        checkpoint = load_checkpoint(config.checkpoint)
-        specification = _data_specification(config, checkpoint)
-        dense, checkpoint = model_of(checkpoint, config.checkpoint, config.arch)
-        if checkpoint.slim is not None:
-            raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
-        masks = None if config.masks is None else MaskSet.load(config.masks)
-        plan = None if config.plan is None else PruningPlan.load(config.plan)
-        if plan is not None:
-            masks = MaskSet({name: kept.float() * 2 - 1 for name, kept in plan.keep.items()})
-        splits = load_data(specification, checkpoint.preprocessing)
-        num_classes = checkpoint.num_classes or 0
-        _check_data(splits, num_classes)
-        example = _example(dense, splits.train)
-        if masks is None:
-            _check_target(config, dense, gate_sites(dense, example, config.search.placement), example)
-        else:
-            sites_of(masks, dense, example)
-        aligned = aligned_values(splits.train.target, splits.train.bias, num_classes)
-
-    split, held_out = _report_split(splits)
-    loader = BatchLoader(held_out, max(config.batch_size, 256))
-
-    def accuracy(model: nn.Module) -> Evaluation:
-        return evaluate(copy.deepcopy(model).to(device), loader, aligned)
-
-    with stage("evaluate dense"):
-        dense_accuracy = accuracy(dense)
-    selection: dict[str, Any] = {"rule": "given masks" if plan is None else "given plan"}
+def _one(session: Session, config: RunConfig, start: MaskSet | None = None) -> dict[str, Any]:
+    """One search, if there is one to make, and all that follows it."""
+    session = dataclasses.replace(session, config=config, timings=dict(session.timings))
     found: SearchResult | None = None
+    masks, plan = given_masks(config)
+    selection: dict[str, Any] = {"rule": "given masks" if plan is None else "given plan"}
+    if masks is None and config.criterion != "learned":
+        with session.stage("rank"):
+            masks = _ranked(session)
+        selection = {"rule": f"criterion '{config.criterion}', without a search"}
     if masks is None:
-        with stage("search"):
-            found = _search(config, dense, splits, device, progress)
-        masks = found.best
-        selection = _selection(found, splits.val is not None)
-        for name, chosen in (("best", found.best), ("last", found.last)):
-            selection[name] = evaluation_record(accuracy(apply_masks(dense, chosen, example)))
-        masks.save(config.output / MASK_FILE)
-        (config.output / STATE_FILE).unlink(missing_ok=True)
-    with stage("prune"):
-        try:
-            pruned = _pruned(config, dense, masks if plan is None else plan, example, device)
-        except BiseError as error:
-            if found is None:
-                raise
-            kept = f"the masks are kept; prune by them with --masks {config.output / MASK_FILE} and another --output"
-            raise type(error)(f"{error}; {kept}") from error
-    with stage("evaluate slim"):
-        slim_accuracy = accuracy(pruned.model)
-    with stage("measure"):
-        denormals = flush_denormals(pruned.model)
-        fused = [fuse_batchnorm(model, example) if config.fuse else model for model in (dense, pruned.model)]
-        sample = splits.train.batch(torch.arange(min(_LATENCY_BATCH, len(splits.train)))).input
-        latencies = measure_latency(fused, sample, device=str(device))
-        measured = [measure(model, example) for model in (dense, pruned.model)]
-    with stage("export"):
+        with session.stage("search"):
+            found = _search(session, start)
+        masks = found.masks
+        selection = selection_record(found)
+        if world()[0] == 0:
+            for name, chosen in (("best", found.best), (LAST, found.last)):
+                selection[name] = evaluation_record(
+                    session.accuracy(apply_masks(session.dense, chosen, session.example))
+                )
+            masks.save(config.output / MASK_FILE)
+    with session.stage("prune"):
+        rank = world()[0]
+        pruned = _pruned(session, masks if plan is None else plan, found) if rank == 0 else None
+        if config.finetune is not None:
+            agreed = share_object(None if pruned is None else pruned.plan)
+            pruned = _pruned(session, agreed, found) if pruned is None else pruned
+    tuned = None
+    if config.finetune is not None and pruned is not None:
+        with session.stage("finetune"):
+            tuned = _finetuned(session, pruned)
+    if rank or pruned is None:
+        return {}
+    return _finished(session, masks, pruned, found, tuned, selection)
+
+
+def _frontier(session: Session) -> dict[str, Any]:
+    """One result per target sparsity, from the largest network to the smallest, each search starting from the last."""
+    config = session.config
+    points, start = [], None
+    for target in sorted(config.targets):
+        output = config.output / f"sparsity-{target:g}"
+        own = dataclasses.replace(config, targets=(), target_sparsity=target, output=output)
+        done = output / REPORT_FILE  # of a run that stopped later
+        record = json.loads(done.read_text()) if done.is_file() else _one(session, own, start)
+        if world()[0] == 0:
+            points.append({"target_sparsity": target, "folder": output.name, "report": record})
+        if config.criterion == "learned" and config.masks is None:
+            start = share_object(MaskSet.load(output / MASK_FILE) if world()[0] == 0 else None)
+    if world()[0]:
+        return {}
+    frontier = {"schema_version": SCHEMA_VERSION, "frontier": points}
+    write_json(config.output / FRONTIER_FILE, frontier)
+    return frontier
+
+
+def _finished(
+    session: Session,
+    masks: MaskSet,
+    pruned: PruningResult,
+    found: SearchResult | None,
+    tuned: FinetuneResult | None,
+    selection: dict[str, Any],
+) -> dict[str, Any]:
+    """Evaluate, measure, export and report."""
+    config, dense, example = session.config, session.dense, session.example
+    with session.stage("evaluate"):
+        dense_accuracy, as_is = session.accuracy(dense), session.accuracy(pruned.model)
+        slim = pruned.model if tuned is None else tuned.model.cpu()
+        slim_accuracy = as_is if tuned is None else session.accuracy(slim)
+        probes = _probes(session, pruned.model) if config.probe else None
+        curve = _curve(session, masks) if config.sweep else None
+    with session.stage("measure"):
+        denormals = flush_denormals(slim)
+        fused = [fuse_batchnorm(model, example) if config.fuse else model for model in (dense, slim)]
+        sample = session.splits.train.example(_LATENCY_BATCH)
+        latencies = measure_latency(fused, sample, device=str(session.device))
+        measured = [measure(model, example) for model in (dense, slim)]
+    with session.stage("export"):
         metadata = {
             "sparsity": f"{pruned.plan.sparsity:.6f}",
-            "source_sha256": checkpoint.sha256,
+            "source_sha256": session.checkpoint.sha256,
             "plan_fingerprint": pruned.plan.fingerprint,
             "producer": "bise-prune",
         }
+        config.output.mkdir(parents=True, exist_ok=True)
         onnx_check = export_onnx(fused[1], config.output / "slim.onnx", example, metadata=metadata)
         program_check = export_program(fused[1], config.output / "slim.pt2", example)
-        preprocessing = _preprocessing(splits.train)
         completed = dataclasses.replace(
-            checkpoint, data=None, preprocessing=preprocessing, classes=tuple(splits.classes) or checkpoint.classes
+            session.checkpoint,
+            data=None,
+            preprocessing=preprocessing_record(session.splits.train),
+            classes=tuple(session.splits.classes) or session.checkpoint.classes,
         )
-        save_slim(config.output / "slim.safetensors", pruned.model, completed, pruned.plan)
+        save_slim(config.output / "slim.safetensors", slim, completed, pruned.plan)
         pruned.plan.save(config.output / PLAN_FILE)
     if found is None:
         masks.save(config.output / MASK_FILE)
@@ -137,14 +183,19 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         "dense": model_record(measured[0], latencies[0], dense_accuracy),
         "slim": model_record(measured[1], latencies[1], slim_accuracy),
         "sparsity": pruned.plan.sparsity,
-        "evaluated_on": split,
+        "evaluated_on": session.held_out[0],
         "selection": selection,
+        "finetuning": finetuning_record(tuned, as_is),
+        "identification": identification_record(session.pseudo),
+        "aligned": aligned_record(session, found),
+        "curve": curve,
+        "bias_probe": probes,
         "verification": {
             "slim_against_masked": {**dataclasses.asdict(pruned.verification), "passed": pruned.verification.passed},
             "onnx_against_slim": {**dataclasses.asdict(onnx_check), "passed": onnx_check.passed},
             "program_against_slim": {**dataclasses.asdict(program_check), "passed": program_check.passed},
         },
-        "layers": _layers(dense, pruned),
+        "layers": layer_records(dense, pruned),
         "closed_but_kept": dict(pruned.plan.closed_but_kept),
         "plan": {
             "joins": pruned.plan.joins,
@@ -155,232 +206,180 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
             "fingerprint": pruned.plan.fingerprint,
         },
         "denormals_flushed": denormals,
-        "history": [_epoch_record(epoch) for epoch in found.history] if found else [],
-        "warnings": _warnings(splits, aligned, found, masks, dense_accuracy, slim_accuracy) + _missed(pruned.plan),
-        "data": {"specification": portable(specification), "notes": list(splits.notes)},
+        "history": [epoch_record(epoch) for epoch in found.history] if found else [],
+        "warnings": warnings_of(session, found, masks, dense_accuracy, slim_accuracy) + missed_target(pruned.plan),
+        "data": {"specification": portable(session.specification), "notes": list(session.splits.notes)},
         "config": {**config.as_dict(), **({} if found else {"search": None})},
-        "environment": environment_record(_device_name(device)) | {"flops_convention": FLOPS_CONVENTION},
-        "timings": timings,
+        "environment": environment_record(_device_name(session.device)) | {"flops_convention": FLOPS_CONVENTION},
+        "timings": session.timings,
     }
-    write_json(config.output / "report.json", record)
+    write_json(config.output / REPORT_FILE, record)
+    (config.output / STATE_FILE).unlink(missing_ok=True)
     return record
 
 
-def check_environment(config: RunConfig) -> torch.device:
-    """The device to use, once it is clear that it exists and that the output folder is free and can be written to."""
-    device = _device(config.device)
-    _check_output(config.output)
-    return device
+def _ranked(session: Session) -> MaskSet:
+    """Scores by a criterion that needs no search."""
+    config, dense, example = session.config, session.dense, session.example
+    placement = config.search.placement
+    if config.criterion == "random":
+        return random_masks(dense, example, config.search.seed, placement)
+    if config.criterion == "magnitude":
+        return magnitude_masks(dense, example, placement)
+    train = session.splits.train
+    weights = sample_weights(
+        train.target, train.bias, session.num_classes, session.aligned, config.search.weighting, config.search.rho
+    ).to(session.device, torch.float32)
+    return taylor_masks(copy.deepcopy(dense).to(session.device), session.train_loader(), placement, weights)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device '{name}' was asked for, but torch sees no CUDA device; use --device cpu")
+def _search(session: Session, start: MaskSet | None) -> SearchResult:
+    """The mask search; where there is a target, the search is to meet it."""
+    config = session.config
+    config.output.mkdir(parents=True, exist_ok=True)
+    settings = config.search
+    if settings.budget is None:
+        weight = config.budget_weight
+        if config.target_sparsity != "auto":
+            budget = Budget(share=1 - float(config.target_sparsity), of="params", weight=weight)
+            settings = dataclasses.replace(settings, budget=budget)
+        elif config.target_flops is not None:
+            settings = dataclasses.replace(settings, budget=Budget(share=config.target_flops, weight=weight))
+        elif config.target_latency is not None:
+            budget = Budget(share=config.target_latency, of="latency", weight=weight)
+            settings = dataclasses.replace(settings, budget=budget)
+    with _stop_requests() as interrupted:
+        return search(
+            copy.deepcopy(session.dense).to(session.device),
+            session.train_loader(),
+            settings,
+            session.val_loader(),
+            aligned=torch.arange(session.num_classes)[:, None] if session.pseudo is not None else None,
+            start=start,
+            on_epoch=lambda record, total: session.progress("search", record.epoch, total),
+            state_path=config.output / STATE_FILE,
+            interrupted=interrupted,
+        )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come: the search then stops after its batch. A second one stops it at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
+        for number in before:
+            signal.signal(number, stop)
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None) -> PruningResult:
+    """The slim network, its lowering and latency measured on the run's device; returned on the CPU."""
+    config = session.config
+    dense = copy.deepcopy(session.dense).to(session.device)
+    example = input_map(session.example, lambda tensor: tensor.to(session.device))
+    try:
+        if isinstance(masks, PruningPlan):
+            result = prune(dense, masks, example)
+        elif found is not None and (within := _as_searched(session, dense, masks, example)) is not None:
+            result = within
+        else:
+            result = prune(
+                dense,
+                masks,
+                example,
+                config.target_sparsity,
+                target_flops=config.target_flops,
+                target_latency=config.target_latency,
+                joins=config.joins,
+                round_to=config.round_to,
+                round_fill=config.round_fill,
+                layer_floor=config.layer_floor,
+            )
+    except BiseError as error:
+        if found is None:
+            raise
+        kept = f"the masks are kept; prune by them with --masks {config.output / MASK_FILE} and another --output"
+        raise type(error)(f"{error}; {kept}") from error
+    return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu())
+
+
+def _as_searched(session: Session, dense: nn.Module, masks: MaskSet, example: Any) -> PruningResult | None:
+    """The network as the search closed it, if there is a target and the search has met it."""
+    config = session.config
+    if config.target_sparsity != "auto":
+        what, asked, tolerance = "sparsity", float(config.target_sparsity), TOLERANCE
+    elif config.target_flops is not None:
+        what, asked, tolerance = "removal of FLOPs", 1 - config.target_flops, TOLERANCE
+    elif config.target_latency is not None:
+        what, asked, tolerance = "removal of latency", 1 - config.target_latency, LATENCY_TOLERANCE
+    else:
+        return None
+    try:
+        result = prune(
+            dense, masks, example, joins=config.joins, round_to=config.round_to, round_fill=config.round_fill
+        )
+    except DeadNetworkError:
+        return None
+    plan = result.plan
+    if what == "sparsity":
+        reached = plan.sparsity
+    elif what == "removal of FLOPs":
+        reached = (plan.macs[0] - plan.macs[1]) / plan.macs[0]
+    else:
+        reached = 1 - time_ratio(dense, result.model, example)
+    if abs(reached - asked) > tolerance and config.round_to == 1:
+        return None
+    target = {"of": what, "asked": asked, "reached": reached, "by": "search"}
+    return dataclasses.replace(result, plan=dataclasses.replace(plan, target=target))
+
+
+def _finetuned(session: Session, pruned: PruningResult) -> FinetuneResult:
+    """The slim network after some more training; its structure stays."""
+    config = session.config
+    assert config.finetune is not None
+    loader = BatchLoader(session.splits.train, config.batch_size, shuffle=True, seed=config.search.seed)
+    return finetune(
+        copy.deepcopy(pruned.model).to(session.device),
+        loader,
+        config.finetune,
+        session.val_loader(),
+        aligned=torch.arange(session.num_classes)[:, None] if session.pseudo is not None else None,
+        on_epoch=lambda record, total: session.progress("finetune", record.epoch, total),
+    )
+
+
+def _probes(session: Session, slim: nn.Module) -> dict[str, Any]:
+    """What a linear head reads of the bias from the dense and the slim network, trained on the validation data."""
+    val, (split, held_out) = session.splits.val, session.held_out
+    if val is None or not val.has_bias or not held_out.has_bias or split != "test":
+        raise ConfigError("--probe needs validation and test data with bias labels: the heads learn on the former")
+    record: dict[str, Any] = {"trained_on": "val", "evaluated_on": split}
+    for name, model in (("dense", session.dense), ("slim", slim)):
+        on_device = copy.deepcopy(model).to(session.device)
+        loaders = (BatchLoader(data, 256) for data in (val, held_out))
+        record[name] = dataclasses.asdict(probe_bias(on_device, *loaders, seed=session.config.search.seed))
+    return record
+
+
+def _curve(session: Session, masks: MaskSet) -> list[dict[str, Any]]:
+    """Accuracy against sparsity over thresholds of the masks, on the validation data where there are any."""
+    data = session.splits.val if session.splits.val is not None else session.held_out[1]
+    loader = BatchLoader(data, max(session.config.batch_size, 256))
+    return curve_record(threshold_sweep(session.dense, masks, loader, session.aligned, session.example))
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output {output} is a file; choose a folder")
-    present = [name for name in _RESULTS if (output / name).exists()]
-    if present:
-        raise ConfigError(f"output folder {output} holds results already ({present[0]}); choose another with --output")
-    probe = output
-    while not probe.exists():
-        probe = probe.parent
-    write_check = probe / f".bise-prune-{time.time_ns()}"
-    try:
-        write_check.touch()
-        write_check.unlink()
-    except OSError as error:
-        raise ConfigError(f"cannot write to {output}: {error.strerror}; choose another with --output") from error
-
-
-def _data_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
-    specification = config.data or checkpoint.data
-    if specification is None:
-        raise ConfigError(
-            f"no data to debias on: {config.checkpoint.name} names none, so pass --data FOLDER, a folder with images "
-            "and a metadata.csv (label, bias, split, file), "
-            f"e.g. bise-prune {config.checkpoint.name} --data waterbirds/"
-        )
-    return specification
-
-
-def _check_data(splits: DataSplits, num_classes: int) -> None:
-    for name, data in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        if data is not None and (int(data.target.max()) >= num_classes or int(data.target.min()) < 0):
-            raise DataError(
-                f"the {name} split has labels from {int(data.target.min())} to {int(data.target.max())}, but the model "
-                f"has {num_classes} classes: labels must lie in [0, {num_classes - 1}]"
-            )
-    train = splits.train
-    aligned = is_aligned(train.target, train.bias, aligned_values(train.target, train.bias, num_classes))
-    for k, column in enumerate(aligned.unbind(1)):
-        if bool(column.all()):
-            raise DataError(
-                f"no bias-conflicting sample among the {len(train)} of the training split (bias {k}): label and bias "
-                "cannot be told apart there, so there is nothing to learn masks from"
-            )
-
-
-def _example(model: nn.Module, data: BiasedDataset) -> Tensor:
-    example = data.batch(torch.arange(min(2, len(data)))).input
-    try:
-        with torch.no_grad():
-            logits_of(model(example))
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"the model does not take inputs of shape {tuple(example.shape)}: {reason}") from error
-    return example
-
-
-def _pruned(
-    config: RunConfig, dense: nn.Module, masks: MaskSet | PruningPlan, example: Tensor, device: torch.device
-) -> PruningResult:
-    """The slim network, its lowering and latency measured on ``device``; returned on the CPU."""
-    result = prune(
-        copy.deepcopy(dense).to(device),
-        masks,
-        example.to(device),
-        config.target_sparsity,
-        target_flops=config.target_flops,
-        target_latency=config.target_latency,
-        joins=config.joins,
-        round_to=config.round_to,
-        round_fill=config.round_fill,
-    )
-    return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu())
-
-
-def _check_target(config: RunConfig, model: nn.Module, sites: Sequence[GateSite], example: Tensor) -> None:
-    """Whether some masks could meet a numeric target: the widest removal leaves one channel everywhere."""
-    if config.target_sparsity == "auto":
-        return
-    logits = {site.name: torch.arange(site.num_channels) - site.num_channels + 1.5 for site in sites}
-    joins: Joins = "intersection" if config.joins == "intersection" else "expand"
-    widest = Planner(model, sites, example).propose(MaskSet(logits).keep, joins).plan.sparsity
-    if float(config.target_sparsity) > widest + TOLERANCE:
-        raise PruningError(
-            f"target sparsity {config.target_sparsity:g} cannot be reached on this network with placement "
-            f"'{config.search.placement}': the most is {widest:.4f}"
-        )
-
-
-def _report_split(splits: DataSplits) -> tuple[str, BiasedDataset]:
-    if splits.test is not None:
-        return "test", splits.test
-    return ("val", splits.val) if splits.val is not None else ("train", splits.train)
-
-
-def _search(
-    config: RunConfig, dense: nn.Module, splits: DataSplits, device: torch.device, progress: Progress
-) -> SearchResult:
-    config.output.mkdir(parents=True, exist_ok=True)
-    return search(
-        copy.deepcopy(dense).to(device),
-        BatchLoader(splits.train, config.batch_size, shuffle=True, seed=config.search.seed),
-        config.search,
-        None if splits.val is None else BatchLoader(splits.val, max(config.batch_size, 256)),
-        on_epoch=lambda record, total: progress("search", record.epoch, total),
-        state_path=config.output / STATE_FILE,
-    )
-
-
-def _selection(found: SearchResult, has_validation: bool) -> dict[str, Any]:
-    if not has_validation:
-        return {"rule": "last epoch (no validation split)", "epoch": found.best_epoch}
-    chosen = found.history[found.best_epoch - 1].validation
-    assert chosen is not None
-    return {
-        "rule": "highest unbiased accuracy on the validation split, the later epoch of equals",
-        "epoch": found.best_epoch,
-        "validation_n": chosen.n,
-        "validation_unbiased_accuracy": chosen.unbiased_accuracy,
-    }
-
-
-def _epoch_record(epoch: EpochRecord) -> dict[str, Any]:
-    """An epoch's figures, its validation without the subgroups: they would fill a megabyte."""
-    record = dataclasses.asdict(epoch)
-    if record["validation"] is not None:
-        del record["validation"]["subgroups"]
-    return record
-
-
-def _preprocessing(data: BiasedDataset) -> dict[str, Any]:
-    size = list(data.inputs.shape[2:]) if data.inputs.ndim == 4 else None
-    return {"mean": list(data.mean), "std": list(data.std), "size": size, "scale": "uint8 / 255"}
-
-
-def _empty_subgroups(train: BiasedDataset) -> int:
-    """Cells (y, b) without samples, among classes and bias values that occur."""
-    cells = torch.stack([train.target, train.bias[:, 0]], 1)
-    return len(cells[:, 0].unique()) * len(cells[:, 1].unique()) - len(cells.unique(dim=0))
-
-
-def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
-    layers = []
-    for name, layer in pruned.plan.layers.items():
-        if name in pruned.plan.removed and isinstance(dense.get_submodule(name), (nn.modules.conv._ConvNd, nn.Linear)):
-            layers.append({"name": name, "dense": layer.num_outputs, "slim": len(layer.outputs)})
-    return layers
-
-
-def _missed(plan: PruningPlan) -> list[str]:
-    """A warning where rounding kept a target from being met."""
-    if not plan.target or abs(plan.target["asked"] - plan.target["reached"]) <= TOLERANCE:
-        return []
-    asked, reached = (f"{plan.target[key]:.1%}" for key in ("asked", "reached"))
-    return [f"the target ({plan.target['of']} {asked}) was not met: with widths rounded up it came to {reached}"]
-
-
-def _warnings(
-    splits: DataSplits,
-    aligned: Tensor,
-    found: SearchResult | None,
-    masks: MaskSet,
-    dense: Evaluation,
-    slim: Evaluation,
-) -> list[str]:
-    notes = []
-    conflicting = (~is_aligned(splits.train.target, splits.train.bias, aligned)).sum(0).tolist()
-    if min(conflicting) < _FEW_SAMPLES * len(splits.train.target.unique()):
-        notes.append(f"only {min(conflicting)} bias-conflicting training samples to learn from")
-    empty = _empty_subgroups(splits.train)
-    if empty:
-        notes.append(f"{empty} subgroups have no training sample; they were weighted as if they had one")
-    if splits.val is None and found is not None:
-        notes.append("no validation split: the masks are the last epoch's")
-    if splits.test is None:
-        notes.append("no test split: the accuracies above are on data that masks were learned or selected on")
-    if masks.num_closed in (0, masks.num_channels):
-        notes.append(f"the masks are all {'open' if not masks.num_closed else 'closed'}")
-    if found is not None and found.history[-1].silent_share > 0.5:
-        share = found.history[-1].silent_share
-        notes.append(
-            f"the mutual information was silent in {share:.0%} of the batches (at most one conflicting sample)"
-        )
-    if slim.unbiased_accuracy < dense.unbiased_accuracy:
-        notes.append(
-            f"the slim network's unbiased accuracy is below the dense one's ({slim.unbiased_accuracy:.1%} against "
-            f"{dense.unbiased_accuracy:.1%}): give the search more epochs (--anneal-every) or a start that closes less "
-            "at once (--initial-logit 0.1)"
-        )
-    worse = [
-        after.name
-        for before, after in zip(dense.subgroups, slim.subgroups, strict=True)
-        if after.accuracy < before.accuracy - 0.05 and after.n >= _FEW_SAMPLES
-    ]
-    if worse:
-        notes.append(f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, e.g. {worse[0]}")
-    return notes

@@ -100,6 +100,25 @@ def comparison_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def frontier_table(record: Mapping[str, Any]) -> Table:
+    """One row a target, the dense network first."""
+    points = record["frontier"]
+    dense = points[0]["report"]["dense"]
+    table = Table(title=f"{points[0]['report']['evaluated_on']} set, n = {dense['n']}", title_justify="left")
+    for name in ("sparsity", "FLOPs left", "latency", "accuracy", "unbiased accuracy", "worst subgroup"):
+        table.add_column(name, justify="right")
+    for sparsity, model in [(0.0, dense), *((p["report"]["sparsity"], p["report"]["slim"]) for p in points)]:
+        table.add_row(
+            f"{sparsity:.1%}",
+            f"{model['flops'] / dense['flops']:.1%}",
+            f"{model['latency_ms']:.2f} ms",
+            f"{model['accuracy']:.1%}",
+            f"{model['unbiased_accuracy']:.1%}",
+            f"{model['worst_group_accuracy']:.1%}",
+        )
+    return table
+
+
 def side_by_side(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], title: str) -> Table:
     """One column per model, one row per figure."""
     table = Table(title=title, title_justify="left")

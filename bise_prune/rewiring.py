@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .channels import Edit, Regather
 from .errors import ModelError
+from .normalisation import normalise_open
 from .tracing import function_name, is_counted, replace_tensors, tensors_in
 
 _STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # torchvision's, timm's and transformers'
@@ -87,6 +88,7 @@ class _Rewiring(nn.Module):
     """Carries one edit out; its index and constant tensors are buffers, so that they move with the model."""
 
     mask: Tensor
+    statistics: Tensor
 
     def __init__(self, edit: Edit) -> None:
         super().__init__()
@@ -97,6 +99,8 @@ class _Rewiring(nn.Module):
         )
         for k, (shape, numbers) in edit.fixed.items():
             self.register_buffer(f"fixed{k}", torch.tensor(numbers, dtype=torch.float64).view(shape), persistent=False)
+        if edit.statistics is not None:
+            self.register_buffer("statistics", torch.tensor(edit.statistics).double(), persistent=False)
         if edit.mask is not None:
             self.register_buffer("mask", torch.tensor(edit.mask[1]).double(), persistent=False)
 
@@ -122,7 +126,10 @@ class _Rewiring(nn.Module):
             return torch.cat(tensors, dim)
         given = iter(tensors)
         args, kwargs = replace_tensors((args, kwargs), lambda _: next(given))
-        output = func(*args, **kwargs)
+        if edit.statistics is not None:
+            output = normalise_open(self.statistics, *args, **kwargs)
+        else:
+            output = func(*args, **kwargs)
         if edit.mask is not None:
             shape = [1] * output.ndim
             shape[edit.mask[0]] = -1

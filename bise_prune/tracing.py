@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -250,9 +250,11 @@ class Trace:
         forks = [value.readers[0] for value in self.values if not value.parameter and len(value.readers) > 1]
         return min(forks, default=None)
 
-    def gated_call(self, index: int) -> Call:
-        """The call of a nonlinearity by its index."""
-        return next(self.calls[n.call] for n in self.nonlinearities if n.index == index)
+    def gated_call(self, index: int, kind: str = "nonlinearity") -> Call:
+        """The ``index``-th call of a kind: of nonlinearities, or of a function by its name."""
+        if kind == "nonlinearity":
+            return next(self.calls[n.call] for n in self.nonlinearities if n.index == index)
+        return next(call for call in self.calls if call.key == (kind, index))
 
     def calls_of(self, layer: str) -> list[Call]:
         """The calls that use a module's own weights, in order."""
@@ -292,6 +294,25 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+class ByPosition(nn.Module):
+    """A model that takes its keyword arguments by position, and returns its logits alone.
+
+    Args:
+        model: the model.
+        names: of its keyword arguments, in order; None for a model that takes positional ones anyway.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits."""
+        if self.names is None:
+            return logits_of(self.model(*inputs))
+        return logits_of(self.model(**dict(zip(self.names, inputs, strict=True))))
 
 
 def logits_of(output: Any) -> Tensor:

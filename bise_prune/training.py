@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from .data.batch import Loader, as_batch
-from .tracing import logits_of
+from .data.batch import Loader, as_batch, input_map
+from .tracing import logits_of, run
 
 
 def train_vanilla(
@@ -39,8 +39,8 @@ def train_vanilla(
         total, count = 0.0, 0
         for raw in loader:
             batch = as_batch(raw).to(device)
-            inputs = batch.input if augment is None else augment(batch.input)
-            loss = cross_entropy(logits_of(model(inputs)), batch.target)
+            inputs = batch.input if augment is None else input_map(batch.input, augment)
+            loss = cross_entropy(logits_of(run(model, inputs)), batch.target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -247,8 +247,12 @@ def test_missing_metadata_and_columns(tmp_path):
     with pytest.raises(DataError, match=r"no metadata\.csv .* columns label, bias, split and file"):
         load_data(str(tmp_path))
     write_folder(tmp_path / "data", ROWS, ("label", "colour", "split", "file"))
-    with pytest.raises(DataError, match="no column for bias; it has label, colour, split, file"):
-        load_data(str(tmp_path / "data"))
+    splits = load_data(str(tmp_path / "data"))
+    assert splits.train.bias.shape == (2, 0) and not splits.train.has_bias
+    assert splits.notes[-1] == "no column of bias labels among label, colour, split, file"
+    write_folder(tmp_path / "unlabelled", ROWS, ("class_", "bias", "split", "file"))
+    with pytest.raises(DataError, match="no column for label; it has class_, bias, split, file"):
+        load_data(str(tmp_path / "unlabelled"))
 
 
 # -- loaders --------------------------------------------------------------------------------------

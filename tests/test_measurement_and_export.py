@@ -126,8 +126,8 @@ def test_what_cannot_be_exported_is_said(tmp_path):
 
     with pytest.raises(ModelError, match="torch cannot export Unexportable to ONNX"):
         export_onnx(Unexportable(), tmp_path / "m.onnx", images())
-    with pytest.raises(ConfigError, match="a tensor or a tuple of tensors"):
-        export_onnx(network("mlp"), tmp_path / "m.onnx", {"input": images()})
+    with pytest.raises(ConfigError, match="a tensor, a tuple of tensors or a mapping"):
+        export_onnx(network("mlp"), tmp_path / "m.onnx", (images(), 3))
     assert not list(tmp_path.iterdir())
 
 

@@ -40,6 +40,7 @@ class Edit:
         results: for a skipped call, how each result is made from the operand.
         mask: kept channels (True) of the result where closed ones must be multiplied by zero, and their dimension.
         dropped: operand positions to drop.
+        statistics: of a layer norm, the channels (True) that it normalises over; the others pass.
     """
 
     function: str
@@ -51,6 +52,7 @@ class Edit:
     results: tuple[Regather | None, ...] = ()
     mask: tuple[int, tuple[bool, ...]] | None = None
     dropped: tuple[int, ...] = ()
+    statistics: tuple[bool, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The edit as JSON values."""
@@ -90,4 +92,5 @@ class Edit:
             results=tuple(None if change is None else regather(change) for change in about["results"]),
             mask=None if mask is None else (whole(mask[0], 0, 16), tuple(bool(kept) for kept in mask[1])),
             dropped=tuple(whole(k) for k in about["dropped"]),
+            statistics=None if (open_ := about.get("statistics")) is None else tuple(bool(kept) for kept in open_),
         )

@@ -39,6 +39,7 @@ class Layout:
         trace: of the dense network.
         analysis: under the decided gates.
         closed: call index -> channels closed by a gate.
+        normed: call index of a layer norm -> channels that it leaves out.
         present: per value, bool over its channels.
         clean: per value, constant channels whose physical value must be the constant.
         carriers: call index of a padded convolution -> the input channel that carries all constants.
@@ -50,6 +51,7 @@ class Layout:
     trace: Trace
     analysis: Analysis
     closed: Mapping[int, Tensor]
+    normed: Mapping[int, Tensor]
     present: list[Tensor]
     clean: list[Tensor]
     carriers: dict[int, int]
@@ -68,6 +70,8 @@ class Layout:
         """Output channels of a layer that are there, but whose weights are set to zero."""
         output = call.outputs[0]
         silent = self.present[output] & ~self.analysis.live(output) & ~self.clean[output]
+        if call.index in self.closed:  # a gate on the layer's own output
+            silent |= self.present[output] & self.closed[call.index]
         return torch.zeros_like(silent) if call.layer in self.trace.frozen else silent
 
 
@@ -79,19 +83,21 @@ def lay_out(
     *,
     rounding: Rounding | None = None,
     rigid: Iterable[int] = (),
+    normed: Mapping[int, Tensor] | None = None,
 ) -> Layout:
     """The smallest layout under decided gates.
 
     Args:
         trace: of ``model``.
         model: the dense network.
-        closed: call index of a nonlinearity -> bool over its channels, True where a gate closes the channel.
+        closed: call index of a nonlinearity or linear layer -> bool over its channels, True where a gate closes them.
         joins: "intersection" keeps a shared channel while any member needs it; "expand" lets every producer shrink
             and rearranges channels where tensors meet.
         rounding: number of kept channels of a layer -> number to keep (at least as many).
+        normed: call index of a layer norm -> bool over its channels, True where it leaves them out.
         rigid: calls of movement functions that only work on the full width.
     """
-    return _Builder(trace, model, closed, joins, rounding, set(rigid)).build()
+    return _Builder(trace, model, closed, joins, rounding, set(rigid), normed or {}).build()
 
 
 class _Builder:
@@ -103,8 +109,9 @@ class _Builder:
         joins: Joins,
         rounding: Rounding | None,
         rigid: set[int],
+        normed: Mapping[int, Tensor],
     ) -> None:
-        self.trace, self.model, self.closed = trace, model, closed
+        self.trace, self.model, self.closed, self.normed = trace, model, closed, normed
         self.expand, self.rounding = joins == "expand", rounding
         self.analysis = analyse(trace, model, closed)
         self.present: list[Tensor] = []
@@ -148,7 +155,7 @@ class _Builder:
         self._demand_clean()
         dead = [layer for layer in self.same_layer if self._is_dead(layer)]
         layout = Layout(
-            self.trace, self.analysis, self.closed, self.present, self.clean, self.carriers, [], dead, {},
+            self.trace, self.analysis, self.closed, self.normed, self.present, self.clean, self.carriers, [], dead, {},
             self.cause, self.texts,
         )  # fmt: skip
         layout.edits.extend(edits_of(self.model, layout, self.movement, self.origin, self._masked(layout)))

@@ -44,6 +44,8 @@ def edits_of(
             gone[call.function] += 1
             continue
         edit = gathered.get(call.index) or _edit(layout, call, masked.get(call.index))
+        if (out := layout.normed.get(call.index)) is not None and bool(out.any()):
+            edit = replace(edit or Edit(call.function, call.count), statistics=tuple((~out).tolist()))
         if edit is not None:
             edits.append(replace(edit, count=edit.count - gone[call.function]))
     layout.totals = {edit.function: layout.trace.totals[edit.function] - gone[edit.function] for edit in edits}

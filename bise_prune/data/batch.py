@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,23 +10,38 @@ from torch import Tensor
 
 from ..errors import DataError
 
+Input = Tensor | dict[str, Tensor]
+
 
 class Batch(NamedTuple):
     """One batch.
 
     Attributes:
-        input: model input, batch first.
+        input: model input, batch first; a mapping is passed on as keyword arguments.
         target: class labels y, shape (N,), int64.
-        bias: bias labels b, shape (N, K), int64: one column per bias.
+        bias: bias labels b, shape (N, K), int64: one column per bias, none where they are not known.
     """
 
-    input: Tensor
+    input: Input
     target: Tensor
     bias: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        return Batch(*(field.to(device, non_blocking=True) for field in self))
+        moved = input_map(self.input, lambda tensor: tensor.to(device, non_blocking=True))
+        return Batch(moved, self.target.to(device, non_blocking=True), self.bias.to(device, non_blocking=True))
+
+
+def input_map(inputs: Input, change: Callable[[Tensor], Tensor]) -> Input:
+    """A model's input with each of its tensors changed."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    return {name: change(tensor) for name, tensor in inputs.items()}
+
+
+def input_length(inputs: Input) -> int:
+    """The number of samples in a model's input."""
+    return len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
 
 
 class Loader(Protocol):
@@ -43,10 +58,11 @@ def as_batch(batch: Any) -> Batch:
     Raises:
         DataError: a field is missing, or the lengths differ.
     """
-    fields = []
+    fields: list[Any] = []
     for name in Batch._fields:
-        value = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
-        if not isinstance(value, Tensor):
+        value: Any = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
+        named = name == "input" and isinstance(value, Mapping) and value
+        if not isinstance(value, Tensor) and not (named and all(isinstance(t, Tensor) for t in value.values())):
             raise DataError(
                 f"a batch has no tensor field '{name}': loaders must yield a dict or a named tuple with "
                 f"{', '.join(Batch._fields)}, got {type(batch).__name__}"
@@ -54,9 +70,11 @@ def as_batch(batch: Any) -> Batch:
         fields.append(value)
     inputs, target, bias = fields
     bias = bias[:, None] if bias.ndim == 1 else bias
-    if not len(inputs) == len(target) == len(bias) or target.ndim != 1 or bias.ndim != 2:
+    sizes = {len(tensor) for tensor in ([inputs] if isinstance(inputs, Tensor) else inputs.values())}
+    if sizes != {len(target)} or len(bias) != len(target) or target.ndim != 1 or bias.ndim != 2:
+        shapes = tuple(inputs.shape) if isinstance(inputs, Tensor) else {k: tuple(v.shape) for k, v in inputs.items()}
         raise DataError(
-            f"fields of a batch differ: input {tuple(inputs.shape)}, target {tuple(target.shape)}, "
+            f"fields of a batch differ: input {shapes}, target {tuple(target.shape)}, "
             f"bias {tuple(bias.shape)}; expected N inputs, target (N,) and bias (N,) or (N, K)"
         )
-    return Batch(inputs, target.long(), bias.long())
+    return Batch(inputs if isinstance(inputs, Tensor) else dict(inputs), target.long(), bias.long())

@@ -24,16 +24,17 @@ COLUMNS = {
     "split": ("split",),
     "file": ("file", "filename", "img_filename", "file_name", "path"),
 }
-_LARGEST_LABEL = 99_999  # a guard against identifiers taken for labels
-_SPLITS = {"0": "train", "1": "val", "2": "test", "train": "train", "val": "val", "valid": "val", "test": "test"}
+LARGEST_LABEL = 99_999  # a guard against identifiers taken for labels
+SPLIT_VALUES = {"0": "train", "1": "val", "2": "test", "train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
 def load_folder(root: Path, preprocessing: Mapping[str, Any]) -> DataSplits:
     """Read ``root/metadata.csv`` and its images.
 
-    Columns: label, bias, split (train, val, test or 0, 1, 2) and file (relative to ``root``); common other names are
-    understood. Labels are integers from 0, or names, which are numbered in alphabetical order. All rows and files are
-    checked, and every image decoded once into a temporary file-backed array, before anything else happens.
+    Columns: label, split (train, val, test or 0, 1, 2), file (relative to ``root``) and bias: common other names are
+    understood. Several biases are columns "bias_..."; without a column they are unknown. Labels are integers from 0, or
+    names, which are numbered in alphabetical order. All rows and files are checked, and every image decoded once into
+    a temporary file-backed array, before anything else happens.
 
     Args:
         root: the folder.
@@ -45,25 +46,28 @@ def load_folder(root: Path, preprocessing: Mapping[str, Any]) -> DataSplits:
     """
     rows, columns = _read_rows(root / "metadata.csv")
     problems: list[str] = []
-    splits = [_SPLITS.get(row[columns["split"]].strip().lower()) for row in rows]
+    splits = [SPLIT_VALUES.get(row[columns["split"]].strip().lower()) for row in rows]
     unknown = sorted({row[columns["split"]] for row, split in zip(rows, splits, strict=True) if split is None})
     if unknown:
         problems.append(f"unknown split values {', '.join(map(repr, unknown[:10]))}; use train, val, test or 0, 1, 2")
-    labels, classes = _encode([row[columns["label"]] for row in rows], "label", problems)
-    biases, _ = _encode([row[columns["bias"]] for row in rows], "bias", problems)
+    labels, classes = encode_labels([row[columns["label"]] for row in rows], "label", problems)
+    columns_of_bias = [encode_labels([row[name] for row in rows], name, problems)[0] for name in _bias_columns(rows[0])]
     files = [root / row[columns["file"]] for row in rows]
     repeated = len(files) - len(set(files))
     if repeated:
         problems.append(f"{repeated} files are listed more than once")
     if "train" not in splits and not unknown:
         problems.append("no row of the training split")
-    _stop(root, problems)
-    images = _decode(root, files, preprocessing.get("size"))
+    stop_at_problems(root, problems)
+    biases = torch.stack(columns_of_bias, 1) if columns_of_bias else torch.zeros(len(rows), 0, dtype=torch.long)
+    images = decode_images(root, files, preprocessing.get("size"))
     mean = tuple(preprocessing.get("mean", (0.485, 0.456, 0.406)))
     std = tuple(preprocessing.get("std", (0.229, 0.224, 0.225)))
     notes = [f"folder {root.name}: {len(rows)} images of {images.shape[2]}x{images.shape[3]}"]
     if "mean" not in preprocessing:
         notes.append("the checkpoint does not say how its inputs were normalised; ImageNet's mean and std are assumed")
+    if not columns_of_bias:
+        notes.append(f"no column of bias labels among {', '.join(rows[0])}")
 
     def part(split: str) -> BiasedDataset | None:
         chosen = torch.tensor([i for i, value in enumerate(splits) if value == split], dtype=torch.long)
@@ -72,7 +76,7 @@ def load_folder(root: Path, preprocessing: Mapping[str, Any]) -> DataSplits:
         # Splits that are contiguous stay views of the file-backed array.
         first, last = int(chosen[0]), int(chosen[-1])
         inputs = images[first : last + 1] if last - first + 1 == len(chosen) else images[chosen]
-        return BiasedDataset(inputs, labels[chosen], biases[chosen, None], mean, std)
+        return BiasedDataset(inputs, labels[chosen], biases[chosen], mean, std)
 
     train = part("train")
     assert train is not None
@@ -91,33 +95,51 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    columns = {wanted: next((name for name in aliases if name in names), "") for wanted, aliases in COLUMNS.items()}
+    columns = {
+        wanted: next((name for name in aliases if name in names), "")
+        for wanted, aliases in COLUMNS.items()
+        if wanted != "bias"
+    }
     missing = [wanted for wanted, name in columns.items() if not name]
     if missing:
         raise DataError(f"{path} has no column for {', '.join(missing)}; it has {', '.join(names) or 'none'}")
     if not rows:
         raise DataError(f"{path} has no rows")
+    columns |= {name: name for name in _bias_columns(rows[0])}
     short = [i for i, row in enumerate(rows, start=2) if any(row[name] in (None, "") for name in columns.values())]
     if short:
         raise DataError(f"{path}: {len(short)} rows lack a value, first in line {short[0]}")
     return rows, columns
 
 
-def _encode(values: Sequence[str], what: str, problems: list[str]) -> tuple[Tensor, list[str]]:
+def _bias_columns(row: Mapping[str, str]) -> list[str]:
+    """The columns of bias labels: every one called "bias..." where there are several, else one by its usual names."""
+    several = [name for name in row if name == "bias" or name.startswith("bias_")]
+    return several or [name for name in (next((n for n in COLUMNS["bias"] if n in row), None),) if name]
+
+
+def encode_labels(values: Sequence[str], what: str, problems: list[str]) -> tuple[Tensor, list[str]]:
+    """Labels (N,) int64 and their names; integers stand for themselves, names are numbered in alphabetical order.
+
+    Args:
+        values: as they are written.
+        what: their column.
+        problems: gets a sentence for each thing that is wrong.
+    """
     try:
         numbers = [int(value) for value in values]
     except ValueError:
         names = sorted(set(values))
         lookup = {name: i for i, name in enumerate(names)}
         return torch.tensor([lookup[value] for value in values]), names
-    if min(numbers) < 0 or max(numbers) > _LARGEST_LABEL:
+    if min(numbers) < 0 or max(numbers) > LARGEST_LABEL:
         wrong = min(numbers) if min(numbers) < 0 else max(numbers)
-        problems.append(f"{what} values must be names or integers from 0 to {_LARGEST_LABEL}, found {wrong}")
+        problems.append(f"{what} values must be names or integers from 0 to {LARGEST_LABEL}, found {wrong}")
         return torch.zeros(len(numbers), dtype=torch.long), []
     return torch.tensor(numbers), [str(i) for i in range(max(numbers) + 1)]
 
 
-def _decode(root: Path, files: Sequence[Path], size: Sequence[int] | None) -> Tensor:
+def decode_images(root: Path, files: Sequence[Path], size: Sequence[int] | None) -> Tensor:
     """All images as (N, 3, H, W) uint8, in a temporary file of their own that vanishes with the tensor."""
     try:
         with Image.open(files[0]) as first:
@@ -144,11 +166,12 @@ def _decode(root: Path, files: Sequence[Path], size: Sequence[int] | None) -> Te
 
     with ThreadPoolExecutor() as pool:
         problems = [problem for problem in pool.map(read, range(len(files))) if problem]
-    _stop(root, problems)
+    stop_at_problems(root, problems)
     return torch.from_numpy(array)
 
 
-def _stop(root: Path, problems: Sequence[str]) -> None:
+def stop_at_problems(root: Path, problems: Sequence[str]) -> None:
+    """Raise a DataError that names the first ten problems, if there are any."""
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"data in {root}: {'; '.join(problems[:10])}{more}")

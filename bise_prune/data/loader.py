@@ -2,57 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .batch import Batch
+from .batch import Batch, Input, input_map
 
 
 @dataclass(frozen=True)
 class BiasedDataset:
-    """Images (uint8, or floats fed as they are) with class and bias labels.
+    """Samples with class and bias labels.
 
     Attributes:
-        inputs: shape (N, ...); uint8 images are (N, C, H, W) and read as value / 255, then normalised.
+        inputs: shape (N, ...); uint8 images are (N, C, H, W) and read as value / 255, then normalised; others are fed
+            as they are. A mapping from names to tensors, such as a tokenizer's, goes to the network as keywords.
         target: class labels, shape (N,), int64.
-        bias: bias labels, shape (N, K), int64.
+        bias: bias labels, shape (N, K), int64; K = 0 where they are not known.
         mean: per channel, on the [0, 1] scale.
         std: per channel.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Mapping[str, Tensor]
     target: Tensor
     bias: Tensor
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.inputs) == len(self.target) == len(self.bias) or self.bias.ndim != 2:
+        if isinstance(self.inputs, Tensor):
+            sizes = {len(self.inputs)}
+        else:
+            sizes = {len(tensor) for tensor in self.inputs.values()}
+        if not sizes == {len(self.target)} == {len(self.bias)} or self.bias.ndim != 2:
             raise DataError(
-                f"{len(self.inputs)} inputs, {len(self.target)} targets and bias labels of shape "
+                f"{', '.join(map(str, sorted(sizes)))} inputs, {len(self.target)} targets and bias labels of shape "
                 f"{tuple(self.bias.shape)} do not belong together"
             )
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.target)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether bias labels are known."""
+        return self.bias.shape[1] > 0
 
     def batch(self, rows: Tensor) -> Batch:
-        """The samples ``rows`` (int64), ready for a network."""
-        inputs = self.inputs[rows]
-        if inputs.dtype == torch.uint8:
-            inputs = inputs.float() / 255
-        if self.mean:
-            shape = (1, -1) + (1,) * (inputs.ndim - 2)
-            inputs = (inputs - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+        """The samples ``rows`` (int64), ready for a network; texts are cut to the longest among them."""
+        inputs = self._at(rows)
+        if isinstance(inputs, dict):
+            if "attention_mask" in inputs and len(rows):
+                longest = max(1, int((inputs["attention_mask"] != 0).any(0).nonzero().amax()) + 1)
+                inputs = {name: tensor[:, :longest] for name, tensor in inputs.items()}
+        else:
+            if inputs.dtype == torch.uint8:
+                inputs = inputs.float() / 255
+            if self.mean:
+                shape = (1, -1) + (1,) * (inputs.ndim - 2)
+                inputs = (inputs - inputs.new_tensor(self.mean).view(shape)) / inputs.new_tensor(self.std).view(shape)
         return Batch(inputs, self.target[rows], self.bias[rows])
+
+    def example(self, size: int = 2) -> Input:
+        """The first samples' input, at their full length, to trace and measure a network with."""
+        rows = torch.arange(min(size, len(self)))
+        inputs = self._at(rows)
+        return self.batch(rows).input if isinstance(inputs, Tensor) else inputs
 
     def subset(self, rows: Tensor) -> BiasedDataset:
         """A data set of the samples ``rows``."""
-        return BiasedDataset(self.inputs[rows], self.target[rows], self.bias[rows], self.mean, self.std)
+        return replace(self, inputs=self._at(rows), target=self.target[rows], bias=self.bias[rows])
+
+    def with_bias(self, bias: Tensor) -> BiasedDataset:
+        """The same samples with other bias labels, shape (N, K)."""
+        return replace(self, bias=bias)
+
+    def to(self, device: torch.device | str) -> BiasedDataset:
+        """The data set on another device."""
+        inputs = input_map(self._inputs, lambda tensor: tensor.to(device))
+        return replace(self, inputs=inputs, target=self.target.to(device), bias=self.bias.to(device))
+
+    @property
+    def _inputs(self) -> Input:
+        return self.inputs if isinstance(self.inputs, Tensor) else dict(self.inputs)
+
+    def _at(self, rows: Tensor) -> Input:
+        return input_map(self._inputs, lambda tensor: tensor[rows.to(tensor.device)])
 
 
 @dataclass
@@ -64,12 +101,16 @@ class BatchLoader:
         batch_size: samples per batch; the last may have fewer.
         shuffle: whether to shuffle.
         seed: of the shuffling; pass n of equal seeds is equal.
+        stratified: whether every batch gets its share of every subgroup, as evenly as whole samples allow.
+        shard: (i, n) = of each batch the i-th of n parts, for n processes that share the work.
     """
 
     data: BiasedDataset
     batch_size: int
     shuffle: bool = False
     seed: int = 0
+    stratified: bool = False
+    shard: tuple[int, int] = (0, 1)
     _pass: int = 0
 
     def set_epoch(self, number: int) -> None:
@@ -79,14 +120,31 @@ class BatchLoader:
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        rows = torch.arange(len(self.data))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._pass)
-            rows = torch.randperm(len(self.data), generator=generator)
+    def rows(self) -> Iterator[Tensor]:
+        """The samples of each batch of one pass, by number."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._pass)
         self._pass += 1
-        for part in rows.split(self.batch_size):
-            yield self.data.batch(part)
+        order = torch.arange(len(self.data))
+        if self.shuffle:
+            order = torch.randperm(len(self.data), generator=generator)
+        if self.stratified:
+            order = _evenly(order, torch.cat([self.data.target[:, None], self.data.bias], 1).cpu(), generator)
+        index, count = self.shard
+        for part in order.split(self.batch_size):
+            yield part[index::count]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.data.batch, self.rows())
+
+
+def _evenly(order: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """``order`` rearranged so that the samples of each distinct row of ``labels`` come at equal distances."""
+    _, cell, counts = labels[order].unique(dim=0, return_inverse=True, return_counts=True)
+    start = torch.rand(len(counts), generator=generator, dtype=torch.float64)
+    place = torch.empty(len(order), dtype=torch.float64)
+    for index, count in enumerate(counts.tolist()):
+        place[cell == index] = (torch.arange(count) + start[index]) / count
+    return order[place.argsort(stable=True)]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 _FLOOR = 1e-15
 
@@ -24,9 +24,48 @@ def bias_information(probs_NB: Tensor, bias_N: Tensor) -> Tensor:
     Returns:
         Scalar in [0, 1]; 0, with zero gradient, for N <= 1. Gradients reach ``probs_NB``.
     """
-    num_samples, num_classes = probs_NB.shape
-    if num_samples <= 1:
-        return probs_NB.sum() * 0
-    joint_BB = (one_hot(bias_N, num_classes).to(probs_NB).T @ probs_NB).clamp(min=_FLOOR) / num_samples
+    every = torch.ones_like(bias_N, dtype=torch.bool)
+    return information(joint_sums(probs_NB, bias_N, every), every.sum())
+
+
+def joint_sums(probs_NB: Tensor, bias_N: Tensor, counted_N: Tensor) -> Tensor:
+    """N times the joint distribution of true and predicted bias over the samples that count (bool): shape (B, B)."""
+    classes = torch.arange(probs_NB.shape[1], device=bias_N.device)
+    onehot_NB = (bias_N[:, None] == classes) & counted_N[:, None]
+    return onehot_NB.to(probs_NB).T @ probs_NB
+
+
+def information(sums_BB: Tensor, num_samples: Tensor) -> Tensor:
+    """I of a joint distribution given as sums over ``num_samples`` samples (a scalar tensor); 0 for one or none."""
+    joint_BB = sums_BB.clamp(min=_FLOOR) / num_samples.clamp(min=1)
     product_BB = joint_BB.sum(1, keepdim=True) * joint_BB.sum(0, keepdim=True)
-    return (joint_BB * (joint_BB / product_BB.clamp(min=_FLOOR)).log()).sum() / math.log(num_classes)
+    total = (joint_BB * (joint_BB / product_BB.clamp(min=_FLOOR)).log()).sum() / math.log(len(sums_BB))
+    return torch.where(num_samples > 1, total, 0.0)
+
+
+class JointPool:
+    """Running sums of the joint distributions of past batches: below about 50 samples an estimate is mostly noise.
+
+    Args:
+        size: samples that the pool holds; the oldest fade out.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.sums: dict[int, Tensor] = {}
+        self.counts: dict[int, Tensor] = {}
+
+    def add(self, bias: int, sums_BB: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums and number of samples with the pool's, as :func:`information` takes them.
+
+        The value is the pool's; the gradient that of a batch that makes up the whole of it, so that the weight of the
+        term against the cross-entropy stays.
+        """
+        count = num_samples.to(sums_BB)
+        past = self.counts.get(bias, torch.zeros_like(count))
+        kept = ((self.size - count).clamp(min=0) / past.clamp(min=1)).clamp(max=1)
+        total = past * kept + count
+        pooled = self.sums.get(bias, torch.zeros_like(sums_BB)) * kept + sums_BB.detach()
+        self.sums[bias], self.counts[bias] = pooled, total
+        own = (sums_BB - sums_BB.detach()) * (total / count.clamp(min=1))
+        return pooled + own, total

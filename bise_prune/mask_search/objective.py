@@ -11,23 +11,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .mutual_information import bias_information
+from ..distributed import summed, world
+from .mutual_information import JointPool, information, joint_sums
 
 
 class Objective(NamedTuple):
-    """The terms of Eq. (5) on one batch.
+    """The terms of Eq. (5) on one batch; where processes share the batch, each has its part of the first two.
 
     Attributes:
-        total: J = cross_entropy + mi_weight * mutual_information.
+        total: J = cross_entropy + mi_weight * mutual_information, to go backwards from.
         cross_entropy: the reweighted cross-entropy L_r (Eq. 4), a mean over the batch.
         mutual_information: I in [0, 1], summed over the biases.
-        num_conflicting: bias-conflicting samples per bias, shape (K,).
+        num_conflicting: bias-conflicting samples per bias that the information was estimated on, shape (K,).
+        num_samples: N.
     """
 
     total: Tensor
     cross_entropy: Tensor
     mutual_information: Tensor
     num_conflicting: Tensor
+    num_samples: Tensor
 
 
 def reweighted_cross_entropy(logits_NC: Tensor, target_N: Tensor, weights_N: Tensor) -> Tensor:
@@ -43,8 +46,9 @@ def bise_objective(
     bias_NK: Tensor,
     aligned_NK: Tensor,
     mi_weight: float,
+    pool: JointPool | None = None,
 ) -> Objective:
-    """Evaluate Eq. (5) on one batch.
+    """Evaluate Eq. (5) on one batch, of which every process of ``torch.distributed`` may hold a part.
 
     Args:
         logits_NC: output of the masked network, shape (N, C).
@@ -54,12 +58,31 @@ def bise_objective(
         bias_NK: bias labels, shape (N, K).
         aligned_NK: which samples are bias-aligned, bool, shape (N, K); the others alone enter the information.
         mi_weight: gamma.
+        pool: joint distributions of past batches to estimate the information with.
     """
+    conflicting_NK = ~aligned_NK
+    joints = [
+        joint_sums(torch.softmax(logits, 1), bias_NK[:, k], conflicting_NK[:, k])
+        for k, logits in enumerate(head_logits_NB)
+    ]
+    counts = torch.cat([conflicting_NK.sum(0), conflicting_NK.new_tensor([len(target_N)], dtype=torch.long)])
+    if world()[1] > 1:
+        counts, *others = _summed([counts.to(logits_NC.dtype), *(joint.detach() for joint in joints)])
+        joints = [joint + (total - joint.detach()) for joint, total in zip(joints, others, strict=True)]
+    *conflicting, num_samples = counts.unbind()
     loss = reweighted_cross_entropy(logits_NC, target_N, weights_N)
-    information = logits_NC.new_zeros(())
-    for k, head_logits in enumerate(head_logits_NB):
-        conflicting = ~aligned_NK[:, k]
-        information = information + bias_information(
-            torch.softmax(head_logits[conflicting], 1), bias_NK[conflicting, k]
-        )
-    return Objective(loss + mi_weight * information, loss, information, (~aligned_NK).sum(0))
+    if world()[1] > 1:
+        loss = torch.nan_to_num(loss) * len(target_N) / num_samples  # no sample, no loss
+    total_information = logits_NC.new_zeros(())
+    for k, (joint, count) in enumerate(zip(joints, conflicting, strict=True)):
+        if pool is not None:
+            joint, conflicting[k] = pool.add(k, joint, count)
+        total_information = total_information + information(joint, conflicting[k])
+    total = loss + mi_weight * total_information
+    return Objective(total, loss, total_information, torch.stack(conflicting), num_samples)
+
+
+def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    flat = summed(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

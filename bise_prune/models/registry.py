@@ -36,6 +36,8 @@ def build_model(arch: str, num_classes: int, arguments: Mapping[str, Any] | None
     Raises:
         ConfigError: an unknown name, or arguments it does not take.
     """
+    if arch == "transformers":
+        return _transformer(num_classes, **(arguments or {}))
     name = arch.removeprefix(_TORCHVISION)
     known = known_architectures()
     if name not in known or (name in _OWN and arch != name):
@@ -52,6 +54,21 @@ def build_model(arch: str, num_classes: int, arguments: Mapping[str, Any] | None
         return torchvision.models.get_model(name, num_classes=num_classes, **arguments)  # type: ignore[no-any-return]
     except TypeError as error:
         raise ConfigError(f"architecture '{arch}' does not take {arguments}: {error}") from error
+
+
+def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> nn.Module:
+    """An untrained Hugging Face text classifier from its configuration."""
+    try:
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+    except ImportError as error:
+        raise ConfigError(
+            "this network needs the package transformers: pip install 'bise-prune[transformers]'"
+        ) from error
+    try:
+        settings = AutoConfig.for_model(**{**(config or {}), "num_labels": num_classes})
+        return AutoModelForSequenceClassification.from_config(settings)  # type: ignore[no-any-return,no-untyped-call]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"no text classifier of this configuration: {str(error).splitlines()[0]}") from error
 
 
 def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[str, int]:

@@ -15,7 +15,7 @@ from ..artifacts import GateSite, MaskSet, PruningPlan, Verification
 from ..channels import Joins
 from ..config import ENGINES, JOINS, Engine, JoinsChoice, RoundFill, Rounding, RoundTo, TargetSparsity
 from ..errors import BiseError, ConfigError, ModelError, PruningError, VerificationError
-from ..gates import constant_gates, matching_sites
+from ..gates import constant_gates, matching_sites, with_learned_state
 from ..measurement import measure, measure_latency
 from ..rewiring import RewiredModel
 from ..tracing import Inputs, Trace, trace
@@ -59,6 +59,7 @@ def prune(
     joins: JoinsChoice = "auto",
     round_to: RoundTo = 1,
     round_fill: RoundFill = "zero",
+    layer_floor: float = 0.05,
     engine: Engine = "exact",
     batch_sizes: Sequence[int] = (1, 2, 5),
     tolerance: float = 1e-9,
@@ -80,6 +81,8 @@ def prune(
             of them has it open; "expand" lets every layer shrink and puts zeros back on the way; "auto" times both.
         round_to: round kept channels per layer up to a multiple; "auto" = 16 on a CPU, 8 on a GPU.
         round_fill: see :class:`bise_prune.config.Rounding`.
+        layer_floor: for a target, the share of each mask's channels, those of highest m, that ranking never closes (one
+            at least): ranking far past the learned threshold starves whole layers.
         engine: "exact", or "torch-pruning" to remove only what that library's dependency graph can.
         batch_sizes: batches of the verification.
         tolerance: see :func:`bise_prune.verify`.
@@ -90,30 +93,41 @@ def prune(
         PruningError: the target cannot be met, the network would be dead, or the plan is for other weights.
         VerificationError: the slim network does not compute the masked function.
     """
-    _check(target_sparsity, target_flops, target_latency, joins, engine)
+    _check(target_sparsity, target_flops, target_latency, joins, engine, layer_floor)
     targeted = target_sparsity != "auto" or target_flops is not None or target_latency is not None
     if isinstance(masks, PruningPlan) and (targeted or joins != "auto" or round_to != 1 or engine != "exact"):
         raise ConfigError("a plan holds its widths and lowering: give no target, joins, rounding or engine beside it")
     if engine == "torch-pruning" and (targeted or joins != "auto" or round_to != 1):
         raise ConfigError("engine 'torch-pruning' takes no target, joins or rounding: it removes what the masks close")
+    if isinstance(masks, MaskSet):
+        model = with_learned_state(model, masks)
     record = trace(model, example_inputs)
     finish = partial(_finished, model, example_inputs, batch_sizes, tolerance)
     if isinstance(masks, PruningPlan):
         return _replayed(model, masks, record, example_inputs, finish)
     sites = matching_sites(record, model, masks)
     if engine == "torch-pruning":
+        if any(call.kind != "nonlinearity" for site in sites for call in site.calls):
+            raise PruningError("engine 'torch-pruning' cannot change layer norms; use engine 'exact'")
         slim, plan = remove_by_groups(model, masks, sites, record, example_inputs)
         return finish(sites, slim, plan)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
     rounding = Rounding(multiple=multiple, fill=round_fill)
     planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
-    choose = partial(_chosen, planner, masks, joins, _Target(target_sparsity, target_flops, target_latency))
+    choose = partial(
+        _chosen, planner, masks, joins, _Target(target_sparsity, target_flops, target_latency, layer_floor)
+    )
     return _with_fallback(planner, lambda: finish(sites, *choose()))
 
 
 def _check(
-    target_sparsity: object, target_flops: float | None, target_latency: float | None, joins: str, engine: str
+    target_sparsity: object,
+    target_flops: float | None,
+    target_latency: float | None,
+    joins: str,
+    engine: str,
+    floor: float,
 ) -> None:
     if target_sparsity != "auto" and not (isinstance(target_sparsity, float) and 0 < target_sparsity < 1):
         raise ConfigError(f"target_sparsity = {target_sparsity!r}: expected 'auto' or a number in (0, 1)")
@@ -122,6 +136,8 @@ def _check(
             raise ConfigError(f"{name} = {value!r}: expected a number in (0, 1)")
     if (target_sparsity != "auto") + (target_flops is not None) + (target_latency is not None) > 1:
         raise ConfigError("give one target: target_sparsity, target_flops or target_latency")
+    if not 0 <= floor < 1:
+        raise ConfigError(f"layer_floor = {floor!r}: expected a number in [0, 1)")
     if joins not in JOINS:
         raise ConfigError(f"unknown joins '{joins}': choose one of {', '.join(JOINS)}")
     if engine not in ENGINES:
@@ -133,6 +149,7 @@ class _Target:
     sparsity: TargetSparsity
     flops: float | None
     latency: float | None
+    floor: float
 
 
 Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
@@ -194,19 +211,22 @@ def _propose(planner: Planner, masks: MaskSet, joins: Joins, target: _Target) ->
     model, inputs = planner.model, planner.example_inputs
     if target.sparsity != "auto":
         share = float(target.sparsity)
-        return planner.rank(masks, joins, share, lambda proposal: proposal.plan.sparsity, "sparsity")
+        return planner.rank(
+            masks, joins, share, lambda proposal: proposal.plan.sparsity, "sparsity", floor=target.floor
+        )
     if target.flops is not None:
         # Where fvcore takes no keyword arguments, the multiply-accumulates are all there is to count by.
         total = planner.macs if isinstance(inputs, Mapping) else measure(model, inputs).flops
         return planner.rank(
             masks, joins, 1 - target.flops,
             lambda proposal: (proposal.plan.macs[0] - proposal.plan.macs[1]) / total, "removal of FLOPs",
+            floor=target.floor,
         )  # fmt: skip
     if target.latency is not None:
         return planner.rank(
             masks, joins, 1 - target.latency,
             lambda proposal: 1 - time_ratio(model, settled(cut(model, proposal.layout), model), inputs),
-            "removal of latency", LATENCY_TOLERANCE,
+            "removal of latency", LATENCY_TOLERANCE, target.floor,
         )  # fmt: skip
     return planner.propose(planner.rounded_up(masks.keep, masks), joins)
 
@@ -241,7 +261,7 @@ def _given_back(planner: Planner, masks: MaskSet, plan: PruningPlan, target: _Ta
     rounding = planner.rounding
     if rounding.multiple == 1:
         return {}
-    by_ranking = target != _Target("auto", None, None)
+    by_ranking = target != _Target("auto", None, None, target.floor)
     keep = plan.keep if by_ranking else masks.keep
     unrounded = Planner(planner.model, planner.sites, planner.example_inputs, record=planner.trace)
     unrounded.rigid = planner.rigid

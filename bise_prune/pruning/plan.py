@@ -72,14 +72,17 @@ class Planner:
             PruningError: nothing of the input would reach the logits.
         """
         closed: dict[int, Tensor] = {}
+        normed: dict[int, Tensor] = {}
         for site in self.sites:
             for gate in site.calls:
-                closed[self.trace.gated_call(gate.index).index] = ~keep[site.name].cpu()
+                call = self.trace.gated_call(gate.index, gate.kind)
+                (normed if gate.kind == "layer_norm" else closed)[call.index] = ~keep[site.name].cpu()
         multiple = self.rounding.multiple
         layout = lay_out(
             self.trace, self.model, closed, joins,
             rounding=(lambda kept: math.ceil(kept / multiple) * multiple) if multiple > 1 else None,
             rigid=self.rigid,
+            normed=normed,
         )  # fmt: skip
         if not any(bool(layout.analysis.live(value).any()) for value in self.trace.inputs):
             raise DeadNetworkError(
@@ -95,16 +98,18 @@ class Planner:
         value: Callable[[Proposal], float],
         what: str,
         tolerance: float = TOLERANCE,
+        floor: float = 0.0,
     ) -> Proposal:
         """The plan that closes the channels of lowest m until ``value`` reaches ``target``.
 
         Args:
-            masks: the logits to rank by. The best channel of each site is never closed by ranking.
+            masks: the logits to rank by.
             joins: the lowering.
             target: share that is to be gone, in (0, 1).
             value: the share that is gone in a proposal; it grows with the number of closed channels.
             what: the target's name in messages.
             tolerance: how far off it may end; without meaning for widths that are rounded.
+            floor: share of each site's channels, the best ones, that ranking never closes; one at least.
 
         Raises:
             PruningError: the target cannot be met; the message names the nearest that can.
@@ -112,7 +117,7 @@ class Planner:
         names = [site.name for site in self.sites]
         parts = tie_free([masks.logits[name] for name in names])
         for part in parts:
-            part[part.argmax()] = float("inf")
+            part[part.topk(least_open(len(part), floor)).indices] = float("inf")
         scores, sizes = torch.cat(parts), [len(part) for part in parts]
         order = scores.argsort(stable=True)
 
@@ -139,11 +144,15 @@ class Planner:
                 high, above = middle, tried
         reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target))
         assert nearest is not None  # closing nothing is always possible
-        nearest = replace(nearest, plan=replace(nearest.plan, target={"of": what, "asked": target, "reached": reached}))
+        nearest = replace(
+            nearest,
+            plan=replace(nearest.plan, target={"of": what, "asked": target, "reached": reached, "layer_floor": floor}),
+        )
         if abs(reached - target) > tolerance and self.rounding.multiple == 1:
             raise PruningError(
                 f"no ranking of the channels comes within {tolerance * 100:g} points of target {what} {target:g}; "
                 f"the nearest reachable is {reached:.4f}"
+                + (f" with {floor:g} of every layer kept: lower the layer floor" if floor and reached < target else "")
             )
         return nearest
 
@@ -208,7 +217,9 @@ class Planner:
             causes: dict[str, list[int]] = {}
             closed = ~keep[site.name].cpu()
             for gate in site.calls:
-                call = self.trace.gated_call(gate.index)
+                if gate.kind == "layer_norm":
+                    continue
+                call = self.trace.gated_call(gate.index, gate.kind)
                 places = [call.outputs[0]]
                 if gate.layer is not None and (producers := self.trace.calls_of(gate.layer)):
                     places.append(producers[0].outputs[0])
@@ -221,6 +232,11 @@ class Planner:
             if causes:
                 reasons[site.name] = {why: tuple(sorted(channels)) for why, channels in causes.items()}
         return reasons
+
+
+def least_open(num_channels: int, floor: float) -> int:
+    """Channels of a site that a ranking leaves open."""
+    return max(1, math.ceil(floor * num_channels - 1e-9))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -244,6 +260,8 @@ def _in_words(edit: Edit) -> str:
     ]
     parts += [f"operand {k + 1} replaced by constants" for k in edit.fixed]
     parts += [f"operand {k + 1} left out" for k in edit.dropped]
+    if edit.statistics is not None:
+        parts.append(f"statistics over {edit.statistics.count(True)} of {len(edit.statistics)} channels")
     if edit.mask is not None:
         parts.append(f"{edit.mask[1].count(False)} of {len(edit.mask[1])} channels multiplied by zero")
     return ", ".join(parts)

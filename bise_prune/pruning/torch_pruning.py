@@ -26,7 +26,9 @@ def remove_by_groups(
     slim = copy.deepcopy(model).eval()
     graph = build_graph(slim, example_inputs)
     closed = {
-        record.gated_call(gate.index).index: ~masks.keep[site.name].cpu() for site in sites for gate in site.calls
+        record.gated_call(gate.index, gate.kind).index: ~masks.keep[site.name].cpu()
+        for site in sites
+        for gate in site.calls
     }
     analysis = analyse(record, model, closed)
     removed: dict[str, tuple[int, ...]] = {}
@@ -50,7 +52,7 @@ def remove_by_groups(
     reasons: dict[str, dict[str, tuple[int, ...]]] = {}
     for site in sites:
         for gate in site.calls:
-            (output,) = record.gated_call(gate.index).outputs
+            (output,) = record.gated_call(gate.index, gate.kind).outputs
             there = _remaining(output, record, gone, {})
             mask = masks.keep[site.name].cpu()
             if not bool(mask[there].all()):

@@ -1,0 +1,168 @@
+"""CelebA (Liu et al., 2015): hair colour as the class, gender as the bias."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from .folder import decode_images
+from .loader import BiasedDataset, DataSplits
+
+TARGET = "Blond_Hair"
+CLASSES = ("not blond", "blond")
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+VALIDATION_PER_SUBGROUP = 277
+_TRAIN, _VALID = "0", "1"
+_SUBGROUPS = [(y, b) for y in range(2) for b in range(2)]
+
+
+def load_celeba(root: Path, seed: int = 0, size: int = 224) -> DataSplits:
+    """CelebA with y = Blond_Hair and b = 1 - Male, split as for the paper's table.
+
+    Validation: 277 images of each (y, b) subgroup of the official training split, removed from training; at most half
+    of the smallest subgroup if that is less. Test: the official *valid* split with each subgroup cut down to the
+    smallest, 728 images. The official test split is not used. Images are decoded once, into a temporary file (24.6 GB
+    at 224x224).
+
+    Args:
+        root: folder with ``img_align_celeba`` (its images may lie one folder of that name deeper), and with
+            ``list_attr_celeba`` and ``list_eval_partition`` as ``.txt`` or ``.csv``.
+        seed: of the draws for validation and test.
+        size: images are resized to size x size.
+
+    Raises:
+        ConfigError: ``size`` is not positive.
+        DataError: a file is missing or damaged, or a subgroup is too small.
+    """
+    if size < 1:
+        raise ConfigError(f"celeba: size={size}; expected at least 1")
+    attributes, partition = _find_lists(root)
+    names, target, bias = _read_attributes(attributes)
+    splits = _read_partition(partition, names)
+    generator = torch.Generator().manual_seed(seed)
+    cell = 2 * target + bias
+    train, valid = (_rows_per_subgroup(splits, split, cell) for split in (_TRAIN, _VALID))
+    _check_subgroups(root, train, valid)
+    smallest = min(map(len, train))
+    held_out, tested = min(VALIDATION_PER_SUBGROUP, smallest // 2), min(map(len, valid))
+    val_rows, test_rows = _draw(train, held_out, generator), _draw(valid, tested, generator)
+    train_rows = torch.cat(train).sort().values
+    train_rows = train_rows[~torch.isin(train_rows, val_rows)]
+    parts = (train_rows, val_rows, test_rows)
+    rows = torch.cat(parts)
+    images = decode_images(root, _find_images(root, [names[i] for i in rows.tolist()]), (size, size))
+    notes = [
+        f"CelebA, y = {TARGET}, b = 1 - Male, {size}x{size}, seed {seed}; validation: {held_out} training images of "
+        f"each subgroup; test: the official valid split, {tested} images of each subgroup"
+    ]
+    if held_out < VALIDATION_PER_SUBGROUP:
+        notes.append(
+            f"the smallest training subgroup has {smallest} images: validation takes {held_out} of each, not "
+            f"{VALIDATION_PER_SUBGROUP}"
+        )
+    train_data, val_data, test_data = (
+        BiasedDataset(inputs, target[part], bias[part, None], MEAN, STD)
+        for inputs, part in zip(images.split([len(part) for part in parts]), parts, strict=True)
+    )
+    return DataSplits(train=train_data, val=val_data, test=test_data, classes=CLASSES, notes=notes)
+
+
+def _find_lists(root: Path) -> tuple[Path, Path]:
+    found = []
+    missing = []
+    for name in ("list_attr_celeba", "list_eval_partition"):
+        path = next((path for end in ("txt", "csv") if (path := root / f"{name}.{end}").is_file()), None)
+        if path:
+            found.append(path)
+        else:
+            missing.append(f"{name}.txt (or .csv)")
+    if missing:
+        raise DataError(f"no CelebA in {root}: {' and '.join(missing)} missing")
+    return found[0], found[1]
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """The fields of each line that is not empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file) if path.suffix == ".csv" else (line.split() for line in file)
+            rows = [line for line in lines if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    return rows
+
+
+def _read_attributes(path: Path) -> tuple[list[str], Tensor, Tensor]:
+    """File names, Blond_Hair and 1 - Male; the values are 1 and -1 (or 0)."""
+    rows = _read_rows(path)
+    header = rows[:1] if path.suffix == ".csv" else [["image_id", *row] for row in rows[1:2]]  # the txt starts with n
+    body = rows[1 if path.suffix == ".csv" else 2 :]
+    columns = header[0] if header else []
+    absent = [name for name in (TARGET, "Male") if name not in columns]
+    if absent:
+        raise DataError(f"{path} has no column {', '.join(absent)}")
+    target, male = columns.index(TARGET), columns.index("Male")
+    wrong = [
+        f"'{row[0]}'"
+        for row in body
+        if len(row) != len(columns) or not {row[target], row[male]} <= {"1", "-1", "0"}
+    ]  # fmt: skip
+    if wrong or not body:
+        raise DataError(
+            f"{path}: {len(wrong)} of {len(body)} rows are damaged, first {', '.join(wrong[:10]) or 'none'}; expected "
+            f"a file name and {len(columns) - 1} values of 1 or -1"
+        )
+    values = torch.tensor([[row[target] == "1", row[male] != "1"] for row in body], dtype=torch.long)
+    return [row[0] for row in body], values[:, 0], values[:, 1]
+
+
+def _read_partition(path: Path, names: Sequence[str]) -> list[str]:
+    """The official split of each name: "0" train, "1" valid, "2" test."""
+    rows = _read_rows(path)
+    listed = {row[0]: row[1] for row in rows[1 if path.suffix == ".csv" else 0 :] if len(row) == 2}
+    unknown = [name for name in names if listed.get(name) not in ("0", "1", "2")]
+    if unknown:
+        raise DataError(f"{path} has no split 0, 1 or 2 for {len(unknown)} images, first {', '.join(unknown[:10])}")
+    return [listed[name] for name in names]
+
+
+def _rows_per_subgroup(splits: Sequence[str], split: str, cell: Tensor) -> list[Tensor]:
+    chosen = torch.tensor([value == split for value in splits])
+    return [(chosen & (cell == 2 * y + b)).nonzero().flatten() for y, b in _SUBGROUPS]
+
+
+def _draw(subgroups: Sequence[Tensor], size: int, generator: torch.Generator) -> Tensor:
+    """``size`` random rows of each subgroup, in file order."""
+    drawn = [rows[torch.randperm(len(rows), generator=generator)[:size]] for rows in subgroups]
+    return torch.cat(drawn).sort().values
+
+
+def _check_subgroups(root: Path, train: Sequence[Tensor], valid: Sequence[Tensor]) -> None:
+    """Validation takes up to half of a training subgroup, test up to a whole one: neither may be empty."""
+    problems = [
+        f"{len(rows)} {split} images with {TARGET}={y}, Male={1 - b} (at least {least})"
+        for split, groups, least in (("training", train, 2), ("valid", valid, 1))
+        for rows, (y, b) in zip(groups, _SUBGROUPS, strict=True)
+        if len(rows) < least
+    ]
+    if problems:
+        raise DataError(f"CelebA in {root} is too small: {'; '.join(problems)}")
+
+
+def _find_images(root: Path, names: Sequence[str]) -> list[Path]:
+    """The paths of the images; all that are missing are reported at once."""
+    folder = root / "img_align_celeba"
+    if (folder / folder.name).is_dir():  # as unpacked from Kaggle's zip
+        folder /= folder.name
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    missing = [name for name in names if name not in present]
+    if missing:
+        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        raise DataError(f"{len(missing)} of {len(names)} images are missing in {folder}: {shown}")
+    return [folder / name for name in names]

@@ -1,0 +1,30 @@
+"""Wrong bias labels, to see what becomes of a search that trusts them (BISE, App. L)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+
+def noisy_bias_labels(bias: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Bias labels of which a random share is replaced by another random value of the same column.
+
+    Args:
+        bias: shape (N, K), int64; a column has as many values as its largest says.
+        share: of the samples in each column, in [0, 1]; rounded to whole samples.
+        generator: on the CPU.
+
+    Raises:
+        ConfigError: the share is out of range.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share of noisy bias labels = {share}: expected a number in [0, 1]")
+    noisy = bias.clone()
+    for k, column in enumerate(bias.unbind(1)):
+        values = max(2, int(column.max()) + 1)
+        rows = torch.randperm(len(bias), generator=generator)[: round(share * len(bias))]
+        shift = torch.randint(1, values, (len(rows),), generator=generator)
+        noisy[rows, k] = (column[rows] + shift) % values
+    return noisy

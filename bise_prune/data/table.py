@@ -1,0 +1,106 @@
+"""Columns of a CSV file as they are written, and what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DataError
+from .folder import stop_at_problems
+
+
+@dataclass
+class Table:
+    """Columns of a file as they are written, and what is wrong with them.
+
+    Attributes:
+        path: the file.
+        lines: line number at which each row starts, from 1.
+        columns: a string per row, by column.
+        problems: one sentence each.
+    """
+
+    path: Path
+    lines: list[int]
+    columns: dict[str, list[str]]
+    problems: list[str] = field(default_factory=list)
+
+    def report(self, what: str, rows: Sequence[int], column: str | None = None) -> None:
+        """Add a problem of ``rows``, if there are any; with what stands in ``column``, if given."""
+        if rows:
+            where = [str(self.lines[i]) for i in rows[:10]]
+            if column is not None:
+                values = [self.columns[column][i][:40] for i in rows[:10]]
+                where = [f"{line} ({value!r})" for line, value in zip(where, values, strict=True)]
+            self.problems.append(_counted(what, where, len(rows)))
+
+
+def _counted(what: str, where: Sequence[str], count: int) -> str:
+    """A problem of ``count`` rows, of which ``where`` names the first."""
+    more = f" and {count - len(where)} more" if count > len(where) else ""
+    return f"{count} rows {what}: line {', '.join(where)}{more}"
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The line each row starts at, and its fields; the header first."""
+    line = 1
+    try:
+        with (
+            gzip.open(path, "rt", newline="", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(newline="", encoding="utf-8-sig")
+        ) as file:
+            reader = csv.reader(file, strict=True)
+            for fields in reader:
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+    except FileNotFoundError as error:
+        raise DataError(f"no file at {path}; expected a CSV file with columns for text and label") from error
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}: the row that starts in line {line}: {error}") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of the columns of a ``.csv`` or ``.csv.gz`` file.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    return next(_rows(path), (1, []))[1]
+
+
+def read_table(path: Path, names: Sequence[str]) -> Table:
+    """The columns ``names``; rows that have more or fewer fields than the header are left out and reported.
+
+    Raises:
+        DataError: the file is unreadable or has no rows, or a column is not there exactly once.
+    """
+    rows = _rows(path)
+    _, header = next(rows, (1, []))
+    unclear = [name for name in dict.fromkeys(names) if header.count(name) != 1]
+    if unclear:
+        missing = ", ".join(repr(name) for name in unclear)
+        raise DataError(f"{path} must have one column each of {missing}; it has {', '.join(header) or 'none'}")
+    places = {name: header.index(name) for name in names}
+    table, ragged = Table(path, [], {name: [] for name in names}), []
+    for line, fields in rows:
+        if len(fields) != len(header):
+            ragged.append(line)
+            continue
+        table.lines.append(line)
+        for name, place in places.items():
+            table.columns[name].append(fields[place])
+    if ragged:
+        what = "with another number of fields than the header"
+        table.problems.append(_counted(what, [str(line) for line in ragged[:10]], len(ragged)))
+    if not table.lines:
+        stop_at_problems(path, table.problems)
+        raise DataError(f"{path} has no rows")
+    return table

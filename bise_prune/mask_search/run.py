@@ -1,0 +1,537 @@
+"""The state of one search, and what its epochs do to it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..artifacts import MaskSet
+from ..config import SearchConfig
+from ..data.batch import Batch, Loader, as_batch, input_length, input_map
+from ..data.loader import BatchLoader
+from ..distributed import copied_from_first, gathered, summed, world
+from ..errors import BiseError, ConfigError, DataError, ModelError
+from ..evaluation import Evaluation, SubgroupAccuracy, evaluate
+from ..files import atomic_path
+from ..gates import CapturedInputs, GatedModel, LearnedGates, head_name, sites_in
+from ..subgroups import aligned_values, is_aligned
+from ..tracing import logits_of, run, trace
+from .cost import GateCost
+from .heads import BiasHeads, head_loss, train_heads
+from .mutual_information import JointPool
+from .objective import bise_objective
+from .prefix import cached_prefix
+from .result import EpochRecord, SearchResult
+from .selection import LAST, RULES, Selected, resolve
+from .stopping import none_can_flip
+from .weights import sample_weights
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_EXHAUSTED = "the training loader yields nothing on its second pass: give a loader, not an iterator"
+_WITHIN = 0.01  # of the budget
+_SUMS = ("objective", "cross_entropy", "mutual_information", "head_cross_entropy")
+
+
+class SearchRun:
+    """Masks, heads, their optimiser, and what has been recorded."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_loader: Loader,
+        config: SearchConfig,
+        val_loader: Loader | None,
+        aligned: Tensor | None,
+        start: MaskSet | None,
+    ) -> None:
+        self.config, self.val_loader = config, val_loader
+        rank, processes = world()
+        if isinstance(train_loader, BatchLoader) and processes > 1:
+            train_loader = dataclasses.replace(train_loader, shard=(rank, processes))
+        if config.batchnorm != "frozen" and processes > 1:
+            raise ConfigError(f"batchnorm '{config.batchnorm}' needs the whole batch in one process")
+        self.loader = train_loader
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        first = next(iter(train_loader), None)
+        if first is None:
+            raise DataError("the training loader is empty")
+        self.first = as_batch(first)
+        example = input_map(self.first.input, lambda tensor: tensor[:2].to(self.device))
+        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        if config.channels_last:
+            frozen = frozen.to(memory_format=torch.channels_last)
+        record = trace(frozen, example)
+        self.head_layer = head_name(frozen, record)
+        sites = sites_in(record, frozen, config.placement)
+        self.gates = LearnedGates([site.num_channels for site in sites], config.initial_logit, self.dtype)
+        if start is not None:
+            parts = [start.logits.get(site.name, torch.zeros(0)) for site in sites]
+            if [len(part) for part in parts] != self.gates.sizes:
+                raise ModelError("the masks to start from belong to another network or placement")
+            with torch.no_grad():
+                self.gates.logits.copy_(torch.cat(parts))
+        self.started_at = float(self.gates.logits.detach().double().sum())
+        self.gated = GatedModel(frozen, sites, self.gates).to(self.device)  # lines 1 and 2
+        self.norms = [module for module in frozen.modules() if isinstance(module, _BATCH_NORMS)]
+        if config.batchnorm != "frozen" and not self.norms:
+            raise ConfigError(f"batchnorm '{config.batchnorm}': the network has no batch norm")
+        self.cost = None if config.budget is None else GateCost(record, frozen, sites, config.budget.of)
+        self.cost_at: tuple[Tensor, float, Tensor] | None = None
+        self.prefix = None
+        if config.cache_bytes and config.batchnorm == "frozen" and isinstance(train_loader, BatchLoader):
+            with self._precision():
+                self.prefix = cached_prefix(frozen, record, sites, train_loader, self.device, config.cache_bytes)
+        self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.passes, self.done, self.sums = 0, 0, torch.zeros(len(_SUMS) + 1, dtype=torch.float64)
+        self.history: list[EpochRecord] = []
+        self.picks: dict[str, tuple[int, float | None, dict[str, Tensor]]] = {}
+        self.heads_trained = False
+        self.features_at: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
+        self.pushes = torch.zeros(2, len(self.gates.logits), device=self.device)
+        self.before = self.gates.logits.detach().clone()
+        self.steps = 0
+        self.pool = JointPool(config.mi_pool) if config.mi_pool else None
+        features, target, bias = self._features()
+        self._prepare_labels(features.shape[1], target, bias, aligned)
+
+    def _prepare_labels(self, num_features: int, target: Tensor, bias: Tensor, aligned: Tensor | None) -> None:
+        config = self.config
+        if not bias.shape[1]:
+            raise DataError("the training data have no bias labels: give some, or find pseudo labels for them first")
+        num_classes = self.gated.model.get_submodule(self.head_layer).out_features
+        if int(target.max()) >= int(num_classes) or min(int(target.min()), int(bias.min())) < 0:  # type: ignore[arg-type]
+            raise DataError(
+                f"labels run from {int(target.min())} to {int(target.max())}, but the model has {num_classes} classes; "
+                "labels must lie in [0, classes)"
+            )
+        self.num_classes = int(num_classes)  # type: ignore[arg-type]
+        self.aligned = aligned_values(target, bias, self.num_classes) if aligned is None else aligned.cpu()
+        conflicting = (~is_aligned(target, bias, self.aligned)).sum(0)
+        self.num_conflicting = tuple(conflicting.tolist())
+        places = torch.arange(1, len(target) + 1)
+        self.label_digest = (len(target), int(places @ target), [int(places @ column) for column in bias.unbind(1)])
+        if not min(self.num_conflicting):
+            raise DataError(
+                f"no bias-conflicting sample among {len(target)} for bias {self.num_conflicting.index(0)}: "
+                "the label and the bias cannot be told apart, so there is nothing to learn masks from"
+            )
+        weights = sample_weights(target, bias, self.num_classes, self.aligned, config.weighting, config.rho)
+        self.weights = weights.to(self.device, self.dtype)
+        self.aligned = self.aligned.to(self.device)
+        num_bias_classes = [max(2, int(column.max()) + 1) for column in bias.unbind(1)]
+        self.heads = BiasHeads(num_features, num_bias_classes, self.generator, self.dtype).to(self.device)  # line 3
+        self.has_validation_bias = False
+        if self.val_loader is not None:
+            batch = next(iter(self.val_loader), None)
+            if batch is None:
+                raise DataError("the validation loader is empty")
+            self.has_validation_bias = as_batch(batch).bias.shape[1] > 0
+        self.rule = resolve(config.select, self.val_loader is not None, self.has_validation_bias)
+        trained: list[Tensor] = [self.gates.logits]
+        if config.batchnorm == "affine":
+            trained += [p.requires_grad_() for norm in self.norms for p in norm.parameters()]
+        masks = {
+            "params": trained,
+            "lr": config.mask_lr,
+            "momentum": config.mask_momentum,
+            "weight_decay": config.mask_weight_decay,
+        }
+        heads = {
+            "params": list(self.heads.parameters()),
+            "lr": config.head_lr,
+            "momentum": config.head_momentum,
+            "weight_decay": config.head_weight_decay,
+        }
+        self.optimizer = torch.optim.SGD([masks, heads])
+
+    # -- Algorithm 1 -------------------------------------------------------------------------------
+
+    def train_heads_first(self) -> None:
+        """Line 4, unless a resumed search has it behind it."""
+        if not self.heads_trained:
+            self.train_heads()
+
+    def train_heads(self) -> None:
+        """Train the heads for E epochs on the masked network's features, computed once: nothing else moves."""
+        if self.config.head_epochs:
+            features, _, bias = self._features()
+            train_heads(
+                self.heads,
+                self.optimizer,
+                features,
+                bias.to(self.device),
+                epochs=self.config.head_epochs,
+                batch_size=int(summed(torch.tensor(len(self.first.target)))),
+                generator=self.generator,
+            )
+            copied_from_first(self.heads.parameters())
+        self.heads_trained = True
+
+    def mask_epoch(self, epoch: int, temperature: float, after_batch: Callable[[], None]) -> EpochRecord:
+        """Lines 7 to 10: one pass over the training set; per batch a step of the masks and one of the heads."""
+        self.gates.temperature = temperature
+        if self.done == 0:
+            self.sums = torch.zeros(len(_SUMS) + 1, dtype=torch.float64, device=self.device)
+            self.pushes = torch.zeros_like(self.pushes)
+            self.before = self.gates.logits.detach().clone()
+        for norm in self.norms:
+            norm.train(self.config.batchnorm != "frozen")
+        for number, (batch, resume) in enumerate(self._pass()):
+            if number < self.done:
+                continue  # of an epoch that was interrupted
+            with resume:
+                self._step(batch)
+            self.done = number + 1
+            after_batch()
+        self.gated.eval()
+        if not self.done:
+            raise DataError(_EXHAUSTED)
+        self.steps, self.done = self.done, 0
+        return self._record(epoch, temperature)
+
+    def _step(self, batch: Batch) -> None:
+        gates = self.gates.flat()
+        gates.retain_grad()
+        logits, features = self.forward(gates.split(self.gates.sizes), batch.input)
+        aligned = is_aligned(batch.target, batch.bias, self.aligned)
+        terms = bise_objective(
+            logits,
+            batch.target,
+            self.weights(batch.target, batch.bias),
+            self.heads.judge(features),  # the information's gradient stops at the heads' weights
+            batch.bias,
+            aligned,
+            self.config.mi_weight,
+            self.pool,
+        )
+        auxiliary = head_loss(self.heads(features.detach()), batch.bias)
+        if world()[1] > 1:
+            auxiliary = torch.nan_to_num(auxiliary) * len(batch.target) / terms.num_samples
+        total = terms.total + auxiliary
+        if self.cost is not None:
+            total = total + self._over_budget(gates)
+        self.optimizer.zero_grad()
+        total.backward()
+        assert gates.grad is not None
+        self._sum_gradients(gates.grad)
+        self.optimizer.step()
+        push = gates.grad * torch.where(self.gates.logits.detach() < 0, -1.0, 1.0)
+        self.pushes += torch.stack([push, push.clamp(min=0)])
+        silent = (terms.num_conflicting <= 1).double().mean()
+        shares = [terms.total, terms.cross_entropy, terms.mutual_information, auxiliary, silent]
+        self.sums += torch.stack([share.detach().double() for share in shares])
+
+    def _forward(self, gates: Sequence[Tensor], inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) and bottleneck features (N, d), in the masks' precision."""
+        with (
+            self._precision(),
+            CapturedInputs(self.gated.model, self.head_layer) as bottleneck,
+            self.gated.gating(gates),
+        ):
+            output = run(self.gated.model, inputs)
+        return logits_of(output).to(self.dtype), bottleneck.inputs.pop().flatten(1).to(self.dtype)
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        precision = self.config.precision
+        if precision == "float32":
+            yield
+        elif precision == "bfloat16":
+            with torch.autocast(self.device.type, torch.bfloat16):
+                yield
+        else:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+
+    def _sum_gradients(self, gate_gradient: Tensor) -> None:
+        if world()[1] == 1:
+            return
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        flat = summed(torch.cat([gradient.flatten() for gradient in [*gradients, gate_gradient]]))
+        for gradient in [*gradients, gate_gradient]:
+            gradient.copy_(flat[: gradient.numel()].view_as(gradient))
+            flat = flat[gradient.numel() :]
+
+    def _over_budget(self, gates: Tensor) -> Tensor:
+        """The term lambda relu(cost(gates) - budget); the cost is computed anew only where a mask has flipped."""
+        assert self.cost is not None and self.config.budget is not None
+        state = gates.detach().cpu()
+        if self.cost_at is None or not torch.equal(self.cost_at[0], state):
+            leaf = state.double().requires_grad_()
+            cost = self.cost(leaf.split(self.gates.sizes))
+            (slope,) = torch.autograd.grad(cost, leaf)
+            self.cost_at = (state, float(cost.detach()), slope.to(gates))
+        _, value, slope = self.cost_at
+        excess = value - self.config.budget.share
+        if excess <= 0:
+            return gates.new_zeros(())
+        share = 1 / world()[1]  # the gradients are summed over the processes
+        return self.config.budget.weight * share * (excess + (slope * (gates - gates.detach())).sum())
+
+    def _record(self, epoch: int, temperature: float) -> EpochRecord:
+        parts = self.sums.clone()
+        if world()[1] > 1:
+            parts = summed(parts)
+            parts[[2, 4]] /= world()[1]  # the same in every process
+            parts[0] = parts[1] + self.config.mi_weight * parts[2]
+        means = (parts / self.steps).tolist()
+        if not all(abs(value) < float("inf") for value in means):
+            raise BiseError(f"the loss is {means[0]} in epoch {epoch}: check the inputs for NaN, or lower mask_lr")
+        logits = self.gates.logits.detach()
+        flips = int(((self.before < 0) != (logits < 0)).sum())
+        cost = None
+        if self.cost is not None:
+            cost = float(self.cost([part.double() for part in (logits >= 0).cpu().split(self.gates.sizes)]))
+        record = EpochRecord(
+            epoch=epoch,
+            temperature=temperature,
+            objective=means[0],
+            cross_entropy=means[1],
+            mutual_information=means[2],
+            silent_share=means[4],
+            head_cross_entropy=means[3],
+            mask_flips=flips,
+            closed=int((logits < 0).sum()),
+            cost=cost,
+            validation=self._validate(logits),
+        )
+        self.history.append(record)
+        self._pick(record)
+        return record
+
+    def _validate(self, logits: Tensor) -> Evaluation | None:
+        if self.val_loader is None:
+            return None
+        same = bool(((self.before < 0) == (logits < 0)).all()) and self.config.batchnorm == "frozen"
+        if same and self.history:
+            return self.history[-1].validation
+        loader, (rank, processes) = self.val_loader, world()
+        shared = isinstance(loader, BatchLoader) and processes > 1
+        if shared:
+            loader = dataclasses.replace(loader, shard=(rank, processes))  # type: ignore[type-var]
+        return evaluate(self.gated, loader, self.aligned.cpu(), sharded=shared)
+
+    def _pick(self, record: EpochRecord) -> None:
+        """Keep the epoch's masks for every rule by which they are the best so far, or equal to them."""
+        learned = self._learned()
+        self.picks[LAST] = (record.epoch, None, learned)
+        budget = self.config.budget
+        if budget is not None and (record.cost or 0.0) > budget.share + _WITHIN:
+            return  # too large to be picked by its accuracy
+        for rule, score in RULES.items():
+            if record.validation is None or (rule in ("best", "worst-group") and not self.has_validation_bias):
+                continue
+            value = score(record.validation)
+            if rule not in self.picks or value >= (self.picks[rule][1] or 0.0):
+                self.picks[rule] = (record.epoch, value, learned)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Mask logits by "logits", and the batch norms' tensors if they change."""
+        tensors = {"logits": self.gates.logits.detach().cpu().clone()}
+        if self.config.batchnorm != "frozen":
+            names = {id(module): name for name, module in self.gated.model.named_modules()}
+            for norm in self.norms:
+                for leaf, tensor in norm.state_dict().items():
+                    tensors[f"{names[id(norm)]}.{leaf}"] = tensor.detach().cpu().clone()
+        return tensors
+
+    def is_settled(self, temperatures: Sequence[float]) -> bool:
+        """Whether no mask can flip any more in epochs of these temperatures."""
+        if self.config.batchnorm != "frozen" or not temperatures or self.history[-1].mask_flips:
+            return False
+        if self.cost is not None and self.config.budget is not None:
+            cost = self.history[-1].cost
+            if cost is not None and cost > self.config.budget.share + _WITHIN:
+                return False
+        return none_can_flip(
+            self.gates.logits,
+            self.optimizer.state.get(self.gates.logits, {}).get("momentum_buffer"),
+            self.pushes[0],
+            self.pushes[1],
+            temperatures,
+            lr=self.config.mask_lr,
+            momentum=self.config.mask_momentum,
+            weight_decay=self.config.mask_weight_decay,
+            steps=self.steps,
+        )
+
+    def result(self, stopped_early: bool) -> SearchResult:
+        """What was found."""
+        self.picks.setdefault(self.rule, self.picks[LAST])  # no epoch met the budget
+        return SearchResult(
+            picks={rule: Selected(epoch, self._mask_set(epoch, rule, learned), score)
+                   for rule, (epoch, score, learned) in self.picks.items()},
+            rule=self.rule,
+            history=tuple(self.history),
+            aligned=self.aligned.cpu(),
+            num_conflicting=self.num_conflicting,
+            stopped_early=stopped_early,
+        )  # fmt: skip
+
+    def _mask_set(self, epoch: int, rule: str, learned: dict[str, Tensor]) -> MaskSet:
+        parts = learned["logits"].split(self.gates.sizes)
+        logits = {site.name: part.clone() for site, part in zip(self.gated.sites, parts, strict=True)}
+        state = {name: tensor for name, tensor in learned.items() if name != "logits"}
+        return MaskSet(logits, {"placement": self.config.placement, "epoch": str(epoch), "selected_by": rule}, state)
+
+    # -- data --------------------------------------------------------------------------------------
+
+    def _pass(self) -> Iterator[tuple[Batch, contextlib.AbstractContextManager[Any]]]:
+        """The batches of one pass, on the device, each with the mode under which the network is to run on it."""
+        set_epoch = getattr(self.loader, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(self.passes)
+        self.passes += 1
+        if self.prefix is None or not isinstance(self.loader, BatchLoader):
+            for raw in self.loader:
+                yield self._formatted(as_batch(raw).to(self.device)), contextlib.nullcontext()
+            return
+        data = self.loader.data
+        for rows in self.loader.rows():
+            batch = Batch(self.prefix.placeholder(len(rows)), data.target[rows], data.bias[rows])
+            labels = batch.target.to(self.device), batch.bias.to(self.device)
+            yield Batch(batch.input, *labels), self.prefix.replaying(rows)
+
+    def _formatted(self, batch: Batch) -> Batch:
+        if not self.config.channels_last:
+            return batch
+
+        def formatted(tensor: Tensor) -> Tensor:
+            return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+        return batch._replace(input=input_map(batch.input, formatted))
+
+    def _features(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Bottleneck features under the present masks on the device, with targets and biases on the CPU.
+
+        Samples come in the data set's order where it is known, in the loader's otherwise. As long as no mask flips,
+        they are computed once.
+        """
+        state = (self.gates.logits.detach() >= 0).cpu()
+        if (
+            self.features_at is not None
+            and self.config.batchnorm == "frozen"
+            and torch.equal(self.features_at[0], state)
+        ):
+            return self.features_at[1]
+        features, targets, biases, numbers = [], [], [], []
+        loader = self.loader
+        with torch.no_grad():
+            if isinstance(loader, BatchLoader):
+                in_order = dataclasses.replace(loader, shuffle=False, stratified=False)
+                numbers = list(in_order.rows())
+                cached, data = self.prefix, loader.data
+                for rows in numbers:
+                    batch = data.batch(rows) if cached is None else Batch(cached.placeholder(len(rows)), rows, rows)
+                    resume = contextlib.nullcontext() if cached is None else cached.replaying(rows)
+                    with resume:
+                        features.append(self._bottleneck(batch))
+                rows = torch.cat(numbers).to(self.device)
+                every, rows = gathered(torch.cat(features)), gathered(rows)
+                found = (every[rows.argsort()], data.target.cpu(), data.bias.cpu())
+            else:
+                for batch, _ in self._pass():
+                    features.append(self._bottleneck(batch))
+                    targets.append(batch.target)
+                    biases.append(batch.bias)
+                if not features:
+                    raise DataError(_EXHAUSTED)
+                parts = [gathered(torch.cat(part)) for part in (features, targets, biases)]
+                found = (parts[0], parts[1].cpu(), parts[2].cpu())
+        if found[0].numel() * found[0].element_size() <= self.config.cache_bytes:
+            self.features_at = (state, found)
+        return found
+
+    def _bottleneck(self, batch: Batch) -> Tensor:
+        if input_length(batch.input) == 0:
+            raise DataError("a process has no sample of a batch: use fewer processes, or larger batches")
+        on_device = batch.input if self.prefix is not None else self._formatted(batch.to(self.device)).input
+        return self.forward(self.gates(), on_device)[1]
+
+    # -- a stopped search resumes ------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """What must be equal for a saved state to belong to this search."""
+        sites = [(site.name, site.num_channels) for site in self.gated.sites]
+        names = (
+            {id(p) for norm in self.norms for p in norm.parameters()} if self.config.batchnorm == "affine" else set()
+        )
+        weights = [float(p.double().sum()) for p in self.gated.model.parameters() if id(p) not in names]
+        data = len(self.first.target), self.label_digest
+        return repr((self.config, sites, data, weights, self.started_at, world()[1]))
+
+    def save(self, path: Path) -> None:
+        """Keep the state, between two epochs or within one; the first process writes."""
+        if world()[0]:
+            return
+        state = {
+            "fingerprint": self.fingerprint(),
+            "learned": self._learned(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "passes": self.passes - (self.done > 0),
+            "done": self.done,
+            "steps": self.steps,
+            "sums": self.sums,
+            "pushes": self.pushes,
+            "before": self.before,
+            "picks": self.picks,
+            "pool": None if self.pool is None else (self.pool.sums, self.pool.counts),
+            "history": [dataclasses.asdict(record) for record in self.history],
+        }
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        """Take up a saved state, if there is one and it belongs to this search."""
+        if not path.is_file():
+            return
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise BiseError(f"{path} is no readable search state; delete it to start the search anew") from error
+        if state.get("fingerprint") != self.fingerprint():
+            raise BiseError(
+                f"{path} belongs to a search with other settings, data or weights; repeat those, "
+                "or delete the file to start anew"
+            )
+        learned = state["learned"]
+        with torch.no_grad():
+            self.gates.logits.copy_(learned.pop("logits"))
+        self.gated.model.load_state_dict(learned, strict=False)
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.passes, self.done, self.steps = state["passes"], state["done"], state["steps"]
+        self.sums, self.pushes = state["sums"].to(self.device), state["pushes"].to(self.device)
+        self.before = state["before"].to(self.device)
+        self.picks = state["picks"]
+        if self.pool is not None:
+            sums, counts = state["pool"]
+            self.pool.sums = {k: tensor.to(self.device) for k, tensor in sums.items()}
+            self.pool.counts = {k: tensor.to(self.device) for k, tensor in counts.items()}
+        self.history = [_restored(values) for values in state["history"]]
+        self.heads_trained = True
+
+
+def _restored(values: dict[str, Any]) -> EpochRecord:
+    validation = values["validation"]
+    if validation is not None:
+        subgroups = tuple(SubgroupAccuracy(**subgroup) for subgroup in validation["subgroups"])
+        values = {**values, "validation": Evaluation(**{**validation, "subgroups": subgroups})}
+    return EpochRecord(**values)

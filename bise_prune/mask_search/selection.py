@@ -1,0 +1,62 @@
+"""Which epoch's masks are the result: rules over validation accuracies, with and without bias labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..artifacts import MaskSet
+from ..config import Select
+from ..errors import ConfigError
+from ..evaluation import Evaluation
+
+LAST = "last"
+RULES: Mapping[str, Callable[[Evaluation], float]] = {
+    "best": lambda evaluation: evaluation.unbiased_accuracy,
+    "worst-group": lambda evaluation: evaluation.worst_group_accuracy,
+    "accuracy": lambda evaluation: evaluation.accuracy,
+    "worst-class": lambda evaluation: evaluation.worst_class_accuracy,
+}
+NEED_BIAS = ("best", "worst-group")
+DESCRIPTIONS = {
+    "best": "highest unbiased accuracy on the validation split, the later epoch of equals",
+    "worst-group": "highest worst-group accuracy on the validation split, the later epoch of equals",
+    "accuracy": "highest accuracy on the validation split (no bias labels used), the later epoch of equals",
+    "worst-class": "highest worst-class accuracy on the validation split (no bias labels used), the later of equals",
+    LAST: "last epoch",
+}
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The masks that a rule picks.
+
+    Attributes:
+        epoch: from 1.
+        masks: after that epoch.
+        score: what the rule maximises, on the validation data; None for "last".
+    """
+
+    epoch: int
+    masks: MaskSet
+    score: float | None = None
+
+
+def resolve(select: Select, has_validation: bool, has_bias: bool) -> str:
+    """The rule that ``select`` stands for; "auto" never needs more than there is.
+
+    Raises:
+        ConfigError: the rule needs validation data, or bias labels there, that are not given.
+    """
+    if select == "auto":
+        if not has_validation:
+            return LAST
+        return "best" if has_bias else "worst-class"
+    if select != LAST and not has_validation:
+        raise ConfigError(f"select '{select}' needs validation data; give some, or use 'last'")
+    if select in NEED_BIAS and not has_bias:
+        raise ConfigError(
+            f"select '{select}' needs bias labels on the validation data; give them, or use 'accuracy', 'worst-class' "
+            "or 'last'"
+        )
+    return select

@@ -1,0 +1,60 @@
+"""When a search may stop: no mask can move any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SAFETY = 2.0  # over the last epoch's gradients
+_DRIFT = 0.1  # share of an epoch's pushes towards zero that may come to add up over epochs
+
+
+def none_can_flip(
+    logits: Tensor,
+    velocity: Tensor | None,
+    push: Tensor,
+    toward: Tensor,
+    temperatures: Sequence[float],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    steps: int,
+) -> bool:
+    """Whether no logit can cross zero in the epochs to come, if their gradients are bounded by those of the last one.
+
+    While no mask flips, the network stands still: the gradients dJ/dgate of an epoch come from the same samples each
+    time and differ only by batches and head. So their sum over an epoch, as far as it points to zero, is taken to stay
+    below ``SAFETY`` times (that of the last epoch + ``_DRIFT`` times all pushes to zero in it), and within an epoch no
+    order of the batches moves a logit to zero by more than all pushes. The straight-through gradient multiplies these
+    by sigma'(m / tau) / tau, which falls off exponentially with |m| / tau. Suppose that |m| stays above a floor f, half
+    of what weight decay alone would leave of it. If the sum of all moves, with the momentum at hand, is at most f, the
+    supposition holds by induction.
+
+    Args:
+        logits: m, any shape.
+        velocity: the optimiser's momentum buffer, of the same shape; None = zero.
+        push: sum over the last epoch of dJ/dgate towards zero (sign(m) dJ/dgate), same shape.
+        toward: sum of its positive parts.
+        temperatures: tau of each epoch to come.
+        lr: of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        steps: per epoch.
+    """
+    m = logits.detach().double().abs()
+    rate = lr / (1 - momentum)
+    floor = 0.5 * m * (1 - min(1.0, rate * weight_decay * steps * len(temperatures)))
+    slopes = torch.stack([_slope(floor / temperature) / temperature for temperature in temperatures])
+    lasting = push.double().clamp(min=0) + _DRIFT * toward.double()
+    drift = rate * SAFETY * (lasting * slopes.sum(0) + toward.double() * slopes.amax(0))
+    if velocity is not None:
+        drift = drift + rate * momentum * velocity.double().abs()
+    return bool((drift <= floor).all())
+
+
+def _slope(x: Tensor) -> Tensor:
+    probability = torch.sigmoid(x)
+    return probability * (1 - probability)

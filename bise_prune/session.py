@@ -1,0 +1,298 @@
+"""What a run needs before any long work: everything read, checked and put on one table."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .artifacts import GateSite, MaskSet, PruningPlan
+from .channels import Joins
+from .checkpoint import Checkpoint, load_checkpoint
+from .config import RunConfig
+from .data import BatchLoader, BiasedDataset, DataSplits, load_data
+from .data.batch import Input
+from .data.noise import noisy_bias_labels
+from .data.text import load_tokenizer
+from .errors import ConfigError, DataError, PruningError
+from .evaluation import Evaluation, evaluate
+from .gates import gate_sites, sites_of
+from .identification import PseudoLabels, pseudo_bias_labels, with_pseudo_labels
+from .models import build_model
+from .pruning.plan import TOLERANCE, Planner, least_open
+from .slim import model_of
+from .subgroups import aligned_values, is_aligned
+from .tracing import logits_of, run
+
+# Called with a stage's name, and with steps done and in all where a stage has steps.
+Progress = Callable[[str, int, int], None]
+
+STATE_FILE = "search-state.pt"
+MASK_FILE = "masks.safetensors"
+PLAN_FILE = "plan.json"
+REPORT_FILE = "report.json"
+FRONTIER_FILE = "frontier.json"
+_RESULTS = (REPORT_FILE, MASK_FILE, PLAN_FILE, "slim.safetensors", "slim.onnx", "slim.pt2", FRONTIER_FILE)
+
+
+@dataclass
+class Session:
+    """What the stages of one run share.
+
+    Attributes:
+        config: its settings.
+        progress: called as stages go on.
+        device: to search, finetune and time on.
+        checkpoint: as it was read, completed by what was found out.
+        dense: its network.
+        splits: data that the search may see: with noise on the bias labels, or pseudo labels, if there are any.
+        specification: of the data.
+        example: two samples' input.
+        aligned: by the true bias labels where they are known, shape (classes, K).
+        pseudo: how pseudo bias labels came out; None where true ones are used.
+        timings: seconds per stage.
+    """
+
+    config: RunConfig
+    progress: Progress
+    device: torch.device
+    checkpoint: Checkpoint
+    dense: nn.Module
+    splits: DataSplits
+    specification: str
+    example: Input
+    aligned: Tensor
+    pseudo: PseudoLabels | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and tell of it."""
+        self.progress(name, 0, 0)
+        start = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier."""
+        return self.checkpoint.num_classes or 0
+
+    @property
+    def held_out(self) -> tuple[str, BiasedDataset]:
+        """The split that results are reported on, and its name."""
+        if self.splits.test is not None:
+            return "test", self.splits.test
+        return ("val", self.splits.val) if self.splits.val is not None else ("train", self.splits.train)
+
+    def accuracy(self, model: nn.Module) -> Evaluation:
+        """Of a model, on that split."""
+        loader = BatchLoader(self.held_out[1], max(self.config.batch_size, 256))
+        return evaluate(copy.deepcopy(model).to(self.device), loader, self.aligned)
+
+    def train_loader(self) -> BatchLoader:
+        """The training set in shuffled batches."""
+        config = self.config
+        return BatchLoader(
+            self.splits.train, config.batch_size, shuffle=True, seed=config.search.seed, stratified=config.stratified
+        )
+
+    def val_loader(self) -> BatchLoader | None:
+        """The validation set in batches."""
+        val = self.splits.val
+        return None if val is None else BatchLoader(val, max(self.config.batch_size, 256))
+
+
+def prepared(config: RunConfig, progress: Progress) -> Session:
+    """Everything read and checked before any long work, pseudo bias labels found if there are no others."""
+    device = check_environment(config)
+    progress("load", 0, 0)
+    began = time.perf_counter()
+    checkpoint = load_checkpoint(config.checkpoint)
+    specification = _data_specification(config, checkpoint)
+    dense, checkpoint = model_of(checkpoint, config.checkpoint, config.arch)
+    if checkpoint.slim is not None:
+        raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
+    tokenizer = load_tokenizer(config.checkpoint) if config.checkpoint.is_dir() else None
+    splits = load_data(specification, checkpoint.preprocessing, tokenizer)
+    num_classes = checkpoint.num_classes or 0
+    known = splits.train.has_bias and not config.unsupervised
+    _check_data(splits, num_classes, known)
+    if not splits.train.has_bias and not config.unsupervised and config.masks is None and config.plan is None:
+        raise DataError(
+            f"the training split has no bias labels ({splits.notes[-1]}); give some, or pass --unsupervised to find "
+            "pseudo labels"
+        )
+    example = _example(dense, splits.train)
+    train = splits.train
+    aligned = torch.arange(num_classes)[:, None]
+    if train.has_bias:
+        aligned = aligned_values(train.target, train.bias, num_classes)
+    session = Session(config, progress, device, checkpoint, dense, splits, specification, example, aligned)
+    masks, _ = given_masks(config)
+    if masks is None:
+        sites = gate_sites(dense, example, config.search.placement)
+        for target in config.targets or (config.target_sparsity,):
+            _check_target(dataclasses.replace(config, targets=(), target_sparsity=target), dense, sites, example)
+    else:
+        sites_of(masks, dense, example)
+    session.timings["load"] = time.perf_counter() - began
+    if config.bias_noise and known:
+        generator = torch.Generator().manual_seed(config.search.seed)
+        noisy = train.with_bias(noisy_bias_labels(train.bias, config.bias_noise, generator))
+        note = f"{config.bias_noise:.0%} of the training set's bias labels were replaced by wrong ones"
+        session.splits = dataclasses.replace(splits, train=noisy, notes=[*splits.notes, note])
+    if not known and masks is None and config.criterion in ("learned", "taylor"):
+        with session.stage("identify"):
+            session.pseudo = _identify(session)
+    elif not known and config.finetune is not None:
+        raise DataError("finetuning by sample weights needs bias labels, which the training split does not have")
+    return session
+
+
+def _identify(session: Session) -> PseudoLabels:
+    """Pseudo bias labels for training and validation data, which take the place of whatever is there."""
+    checkpoint, config, splits = session.checkpoint, session.config, session.splits
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.search.seed)
+        fresh = build_model(checkpoint.arch or "", session.num_classes, checkpoint.arguments).to(session.device)
+    others = [] if splits.val is None else [splits.val]
+    pseudo = pseudo_bias_labels(
+        fresh,
+        splits.train,
+        *others,
+        epochs=config.identification_epochs,
+        batch_size=config.batch_size,
+        seed=config.search.seed,
+    )
+    if not pseudo.num_conflicting:
+        raise DataError(
+            "no bias labels, and none could be found: the identification model classifies every training sample "
+            "correctly; train it for a shorter time or give bias labels"
+        )
+    keeps_true = splits.val is not None and splits.val.has_bias and not config.unsupervised
+    val = splits.val
+    if val is not None and not keeps_true:
+        val = with_pseudo_labels(val, pseudo.labels[1])
+    session.splits = dataclasses.replace(splits, train=with_pseudo_labels(splits.train, pseudo.labels[0]), val=val)
+    return pseudo
+
+
+def given_masks(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | None]:
+    """Masks and plan of an earlier run, if the settings name any; a plan's masks are those that it keeps."""
+    masks = None if config.masks is None else MaskSet.load(config.masks)
+    plan = None if config.plan is None else PruningPlan.load(config.plan)
+    if plan is not None:
+        masks = MaskSet({name: kept.float() * 2 - 1 for name, kept in plan.keep.items()})
+    return masks, plan
+
+
+def check_environment(config: RunConfig) -> torch.device:
+    """The device to use, once it is clear that it exists and that the output folder is free and can be written to."""
+    device = _device(config.device)
+    _check_output(config.output)
+    for target in config.targets:
+        _check_output(config.output / f"sparsity-{target:g}")
+    if config.resume and not list(config.output.rglob(STATE_FILE)):
+        raise ConfigError(
+            f"nothing to resume: {config.output} holds no stopped search; leave --resume out to start one"
+        )
+    return device
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device '{name}' was asked for, but torch sees no CUDA device; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {output} is a file; choose a folder")
+    present = [name for name in _RESULTS if (output / name).exists()]
+    if (output / STATE_FILE).exists() and REPORT_FILE not in present:
+        present = []  # of a run that stopped on its way
+    if present:
+        raise ConfigError(f"output folder {output} holds results already ({present[0]}); choose another with --output")
+    probe = output
+    while not probe.exists():
+        probe = probe.parent
+    write_check = probe / f".bise-prune-{time.time_ns()}"
+    try:
+        write_check.touch()
+        write_check.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {output}: {error.strerror}; choose another with --output") from error
+
+
+def _data_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
+    specification = config.data or checkpoint.data
+    if specification is None:
+        raise ConfigError(
+            f"no data to debias on: {config.checkpoint.name} names none, so pass --data FOLDER, a folder with images "
+            "and a metadata.csv (label, bias, split, file), "
+            f"e.g. bise-prune {config.checkpoint.name} --data waterbirds/"
+        )
+    return specification
+
+
+def _check_data(splits: DataSplits, num_classes: int, has_bias: bool) -> None:
+    for name, data in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if data is not None and (int(data.target.max()) >= num_classes or int(data.target.min()) < 0):
+            raise DataError(
+                f"the {name} split has labels from {int(data.target.min())} to {int(data.target.max())}, but the model "
+                f"has {num_classes} classes: labels must lie in [0, {num_classes - 1}]"
+            )
+    if not has_bias:
+        return
+    train = splits.train
+    aligned = is_aligned(train.target, train.bias, aligned_values(train.target, train.bias, num_classes))
+    for k, column in enumerate(aligned.unbind(1)):
+        if bool(column.all()):
+            raise DataError(
+                f"no bias-conflicting sample among the {len(train)} of the training split (bias {k}): label and bias "
+                "cannot be told apart there, so there is nothing to learn masks from"
+            )
+
+
+def _example(model: nn.Module, data: BiasedDataset) -> Input:
+    example = data.example()
+    try:
+        with torch.no_grad():
+            logits_of(run(model, example))
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = f"of shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"named {', '.join(example)}"
+        raise DataError(f"the model does not take inputs {what}: {reason}") from error
+    return example
+
+
+def _check_target(config: RunConfig, model: nn.Module, sites: Sequence[GateSite], example: Input) -> None:
+    """Whether some masks could meet a numeric target: the widest removal leaves the floor of channels everywhere."""
+    if config.target_sparsity == "auto":
+        return
+    floor = config.layer_floor
+    logits = {
+        site.name: torch.arange(site.num_channels) - site.num_channels + least_open(site.num_channels, floor) + 0.5
+        for site in sites
+    }
+    joins: Joins = "intersection" if config.joins == "intersection" else "expand"
+    widest = Planner(model, sites, example).propose(MaskSet(logits).keep, joins).plan.sparsity
+    if float(config.target_sparsity) > widest + TOLERANCE:
+        raise PruningError(
+            f"target sparsity {config.target_sparsity:g} cannot be reached on this network with placement "
+            f"'{config.search.placement}': the most is {widest:.4f}"
+            + (f" with {floor:g} of every layer kept (--layer-floor)" if floor else "")
+        )
