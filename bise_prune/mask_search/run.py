@@ -21,10 +21,11 @@ from ..distributed import copied_from_first, gathered, summed, world
 from ..errors import BiseError, ConfigError, DataError, ModelError
 from ..evaluation import Evaluation, SubgroupAccuracy, evaluate
 from ..files import atomic_path
-from ..gates import CapturedInputs, GatedModel, LearnedGates, head_name, sites_in
+from ..gates import GatedModel, LearnedGates, head_name, sites_in
 from ..subgroups import aligned_values, is_aligned
 from ..tracing import logits_of, run, trace
 from .cost import GateCost
+from .forward import SearchForward
 from .heads import BiasHeads, head_loss, train_heads
 from .mutual_information import JointPool
 from .objective import bise_objective
@@ -189,8 +190,7 @@ class SearchRun:
         for number, (batch, resume) in enumerate(self._pass()):
             if number < self.done:
                 continue  # of an epoch that was interrupted
-            with resume:
-                self._step(batch)
+            self._step(batch, resume)
             self.done = number + 1
             after_batch()
         self.gated.eval()
@@ -199,10 +199,11 @@ class SearchRun:
         self.steps, self.done = self.done, 0
         return self._record(epoch, temperature)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Batch, resume: contextlib.AbstractContextManager[Any]) -> None:
         gates = self.gates.flat()
         gates.retain_grad()
-        logits, features = self.forward(gates.split(self.gates.sizes), batch.input)
+        with resume:
+            logits, features = self.forward(gates.split(self.gates.sizes), batch.input)
         aligned = is_aligned(batch.target, batch.bias, self.aligned)
         terms = bise_objective(
             logits,
@@ -235,7 +236,7 @@ class SearchRun:
         """Logits (N, C) and bottleneck features (N, d), in the masks' precision."""
         with (
             self._precision(),
-            CapturedInputs(self.gated.model, self.head_layer) as bottleneck,
+            SearchForward(self.gated.model, self.head_layer) as bottleneck,
             self.gated.gating(gates),
         ):
             output = run(self.gated.model, inputs)

@@ -1,0 +1,53 @@
+"""The forward pass of a search: the bottleneck is caught on its way, and frozen batch norms keep no activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import batch_norm
+
+from ..gates import CapturedInputs
+
+
+class SearchForward(CapturedInputs):
+    """While active, collects the bottleneck, and runs batch norms with fixed statistics as the affine maps they are.
+
+    Torch's own batch norm keeps its input for the backward pass even where neither its weight nor its statistics get a
+    gradient; x * scale + shift keeps the scale alone.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is batch_norm:
+            with torch._C.DisableTorchFunction():  # its calls are none of the network's, which other modes count
+                found = _affine(*args, **(kwargs or {}))
+            if found is not None:
+                return found
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _affine(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """The batch norm of these arguments as an affine map; None if it learns or estimates anything."""
+    if training or running_mean is None or running_var is None or input.is_meta:
+        return None
+    if any(tensor is not None and tensor.requires_grad for tensor in (weight, bias)):
+        return None
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale
+    shift = shift if bias is None else shift + bias
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    return torch.addcmul(shift.view(shape), input, scale.view(shape))
