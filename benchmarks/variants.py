@@ -2,12 +2,12 @@
 
     python benchmarks/variants.py --seeds 0 1 2 3 4 --few-seeds 0 1 2 --work runs
 
-Protocol: the demo's data (scikit-learn digits, rho .95, 10,000 training images of 16x16; validation and test scans in all
-ten colours) and vanilla networks; searches as in the demo (the paper's settings, a temperature cut every 2 epochs) but
-with 10 epochs of the head; "best" by unbiased validation accuracy unless the row says otherwise; finetuning is SGD at
-1e-3, momentum .9, for 10 epochs, best by validation. Figures are on the 4,500 test images: unbiased accuracy, and share
-of the parameters that removal takes. Rows marked * are beyond the paper and have all seeds, the others the few. The
-paper's figures are BiasedMNIST at rho .99, another data set and network: only signs and sizes of differences compare.
+Protocol: the demo's data (scikit-learn digits, rho .95, 10,000 training images of 16x16; validation and test scans in
+all ten colours) and vanilla networks; searches as in the demo (the paper's settings, a temperature cut every 2 epochs)
+but with 10 epochs of the head; "best" by unbiased validation accuracy unless the row says otherwise; finetuning is SGD
+at 1e-3, momentum .9, for 10 epochs, best by validation. Figures are on the 4,500 test images: unbiased accuracy, and
+share of the parameters that removal takes. Rows marked * are beyond the paper and have all seeds, the others the few.
+The paper's figures are BiasedMNIST at rho .99, another data set and network: only differences compare.
 Writes benchmarks/records/variants.json.
 """
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 SAFETY = 2.0  # over the last epoch's gradients
+_FLOORS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
 _DRIFT = 0.1  # share of an epoch's pushes towards zero that may come to add up over epochs
 
 
@@ -29,9 +30,9 @@ def none_can_flip(
     time and differ only by batches and head. So their sum over an epoch, as far as it points to zero, is taken to stay
     below ``SAFETY`` times (that of the last epoch + ``_DRIFT`` times all pushes to zero in it), and within an epoch no
     order of the batches moves a logit to zero by more than all pushes. The straight-through gradient multiplies these
-    by sigma'(m / tau) / tau, which falls off exponentially with |m| / tau. Suppose that |m| stays above a floor f, half
-    of what weight decay alone would leave of it. If the sum of all moves, with the momentum at hand, is at most f, the
-    supposition holds by induction.
+    by sigma'(m / tau) / tau, which falls off exponentially with |m| / tau. Suppose that |m| stays above a floor, some
+    share of what weight decay alone would leave of it. If the sum of all moves, with the momentum at hand, is at most
+    what is above the floor, the supposition holds by induction; any share will do.
 
     Args:
         logits: m, any shape.
@@ -46,13 +47,15 @@ def none_can_flip(
     """
     m = logits.detach().double().abs()
     rate = lr / (1 - momentum)
-    floor = 0.5 * m * (1 - min(1.0, rate * weight_decay * steps * len(temperatures)))
-    slopes = torch.stack([_slope(floor / temperature) / temperature for temperature in temperatures])
+    decayed = m * (1 - min(1.0, rate * weight_decay * steps * len(temperatures)))
     lasting = push.double().clamp(min=0) + _DRIFT * toward.double()
-    drift = rate * SAFETY * (lasting * slopes.sum(0) + toward.double() * slopes.amax(0))
-    if velocity is not None:
-        drift = drift + rate * momentum * velocity.double().abs()
-    return bool((drift <= floor).all())
+    at_hand = torch.zeros_like(m) if velocity is None else rate * momentum * velocity.double().abs()
+    stays = torch.zeros_like(m, dtype=torch.bool)
+    for share in _FLOORS:
+        slopes = torch.stack([_slope(share * decayed / temperature) / temperature for temperature in temperatures])
+        drift = rate * SAFETY * (lasting * slopes.sum(0) + toward.double() * slopes.amax(0)) + at_hand
+        stays |= drift <= (1 - share) * decayed
+    return bool(stays.all())
 
 
 def _slope(x: Tensor) -> Tensor:
