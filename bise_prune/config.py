@@ -52,16 +52,20 @@ class Budget:
         share: of the dense network's cost that may stay, in (0, 1).
         of: what is counted.
         weight: lambda, > 0.
+        layer_floor: share of each mask's channels, those of highest m, that stay open whatever they cost, so that no
+            layer is emptied on the way; one at least.
     """
 
     share: float
     of: CostUnit = "flops"
     weight: float = 20.0
+    layer_floor: float = 0.05
 
     def __post_init__(self) -> None:
         _require(0 < self.share < 1, "budget share", self.share, "a number in (0, 1)")
         _require(self.of in COST_UNITS, "budget of", self.of, f"one of {', '.join(COST_UNITS)}")
         _require(self.weight > 0, "budget weight", self.weight, "a number > 0")
+        _require(0 <= self.layer_floor < 1, "budget layer_floor", self.layer_floor, "a number in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

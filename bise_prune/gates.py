@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -139,6 +140,11 @@ def constant_gates(model: nn.Module, sites: Sequence[GateSite], keep: Mapping[st
     """``model`` itself, run with fixed masks (bool, True = keep) on its gate sites."""
     parameter = next(model.parameters())
     return GatedModel(model, sites, ConstantGates([keep[site.name].to(parameter) for site in sites]))
+
+
+def least_open(num_channels: int, floor: float) -> int:
+    """Channels of a site that a target leaves open: the share ``floor``, and one at least."""
+    return max(1, math.ceil(floor * num_channels - 1e-9))
 
 
 class _Step(torch.autograd.Function):

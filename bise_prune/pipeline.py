@@ -239,15 +239,7 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
     config.output.mkdir(parents=True, exist_ok=True)
     settings = config.search
     if settings.budget is None:
-        weight = config.budget_weight
-        if config.target_sparsity != "auto":
-            budget = Budget(share=1 - float(config.target_sparsity), of="params", weight=weight)
-            settings = dataclasses.replace(settings, budget=budget)
-        elif config.target_flops is not None:
-            settings = dataclasses.replace(settings, budget=Budget(share=config.target_flops, weight=weight))
-        elif config.target_latency is not None:
-            budget = Budget(share=config.target_latency, of="latency", weight=weight)
-            settings = dataclasses.replace(settings, budget=budget)
+        settings = dataclasses.replace(settings, budget=_budget(config))
     with _stop_requests() as interrupted:
         return search(
             copy.deepcopy(session.dense).to(session.device),
@@ -260,6 +252,18 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
             state_path=config.output / STATE_FILE,
             interrupted=interrupted,
         )
+
+
+def _budget(config: RunConfig) -> Budget | None:
+    """What a search is to meet, if there is a target."""
+    common: dict[str, Any] = {"weight": config.budget_weight, "layer_floor": config.layer_floor}
+    if config.target_sparsity != "auto":
+        return Budget(share=1 - float(config.target_sparsity), of="params", **common)
+    if config.target_flops is not None:
+        return Budget(share=config.target_flops, of="flops", **common)
+    if config.target_latency is not None:
+        return Budget(share=config.target_latency, of="latency", **common)
+    return None
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from .data.noise import noisy_bias_labels
 from .data.text import load_tokenizer
 from .errors import ConfigError, DataError, PruningError
 from .evaluation import Evaluation, evaluate
-from .gates import gate_sites, sites_of
+from .gates import gate_sites, least_open, sites_of
 from .identification import PseudoLabels, pseudo_bias_labels, with_pseudo_labels
 from .models import build_model
-from .pruning.plan import TOLERANCE, Planner, least_open
+from .pruning.plan import TOLERANCE, Planner
 from .slim import model_of
 from .subgroups import aligned_values, is_aligned
 from .tracing import logits_of, run

@@ -21,7 +21,7 @@ from ..distributed import copied_from_first, gathered, summed, world
 from ..errors import BiseError, ConfigError, DataError, ModelError
 from ..evaluation import Evaluation, SubgroupAccuracy, evaluate
 from ..files import atomic_path
-from ..gates import GatedModel, LearnedGates, head_name, sites_in
+from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in
 from ..subgroups import aligned_values, is_aligned
 from ..tracing import logits_of, run, trace
 from .cost import GateCost
@@ -226,6 +226,8 @@ class SearchRun:
         assert gates.grad is not None
         self._sum_gradients(gates.grad)
         self.optimizer.step()
+        if self.config.budget is not None:
+            self._keep_floor(self.config.budget.layer_floor)
         push = gates.grad * torch.where(self.gates.logits.detach() < 0, -1.0, 1.0)
         self.pushes += torch.stack([push, push.clamp(min=0)])
         silent = (terms.num_conflicting <= 1).double().mean()
@@ -282,6 +284,15 @@ class SearchRun:
             return gates.new_zeros(())
         share = 1 / world()[1]  # the gradients are summed over the processes
         return self.config.budget.weight * share * (excess + (slope * (gates - gates.detach())).sum())
+
+    @torch.no_grad()
+    def _keep_floor(self, share: float) -> None:
+        """Open the best channels of masks that the budget would close too far."""
+        for logits in self.gates.logits.split(self.gates.sizes):
+            least = least_open(len(logits), share)
+            if int((logits >= 0).sum()) < least:
+                best = logits.topk(least).indices
+                logits[best] = logits[best].clamp(min=0)
 
     def _record(self, epoch: int, temperature: float) -> EpochRecord:
         parts = self.sums.clone()

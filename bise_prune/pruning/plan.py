@@ -15,6 +15,7 @@ from ..channels import Edit, Joins, Layout, lay_out
 from ..channels.layout import folded_inputs
 from ..config import Rounding
 from ..errors import ConfigError, PruningError
+from ..gates import least_open
 from ..importance import tie_free
 from ..tracing import CONSEQUENCE, INTEGERS, Call, Inputs, Trace, tensors_in, trace
 
@@ -232,11 +233,6 @@ class Planner:
             if causes:
                 reasons[site.name] = {why: tuple(sorted(channels)) for why, channels in causes.items()}
         return reasons
-
-
-def least_open(num_channels: int, floor: float) -> int:
-    """Channels of a site that a ranking leaves open."""
-    return max(1, math.ceil(floor * num_channels - 1e-9))
 
 
 def fingerprint(model: nn.Module) -> str:
