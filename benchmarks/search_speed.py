@@ -6,9 +6,10 @@ Protocol: both sides get the same vanilla network, data, seeds and the paper's s
 epochs, 50 epochs of the head), and pick "last". Literal: each epoch of the head is a forward pass over the training
 set, the schedule runs to its end, gates are module hooks, weights are not stepped and keep requires_grad; "without
 weight gradients", for the first two seeds, they do not. Networks: SimpleConvNet as in the demo (scikit-learn digits,
-rho .95; masks are searched on 4,000 of the 10,000 images of 16x16), and the MLP of Multi-Color MNIST (vanilla trained for
-20 epochs on 60,000 images, masks searched on 10,000 of them). One thread. The step times are medians for one batch of
-100: a mask step against a vanilla training step, and the peak of the memory allocated during it, one process each.
+rho .95; masks are searched on 4,000 of the 10,000 images of 16x16), and the MLP of Multi-Color MNIST (vanilla trained
+for 20 epochs on 60,000 images, masks searched on 10,000 of them). One thread. The step times are medians for one
+batch of 100: a mask step against a vanilla training step, and the peak of the memory allocated during it, one process
+each.
 Writes benchmarks/records/search_speed.json.
 """
 

@@ -70,6 +70,7 @@ BEYOND: dict[str, dict[str, Any]] = {
     "m starts at 0.5 *": {"initial_logit": 0.5},
     "stratified batches *": {"stratified": True},
 }
+GROUPS = ("beyond", "searches", "after", "labels", "criteria", "ffw")
 NOISE = (0.1, 0.3, 0.5)
 
 
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--few-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the vanilla networks")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--merge", action="store_true", help="keep the other rows of the record that is there")
     parser.add_argument("--output", type=Path, default=RECORDS / "variants.json")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -86,12 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = base_record(arguments.seeds, (__doc__ or "").split("Protocol: ")[1].split("Writes")[0].strip(), "cpu")
     for seed in arguments.seeds:
         one = _Seed(seed, arguments.work, rows)
-        one.searches({"BISE (best)": {}} | BEYOND)
-        if seed in arguments.few_seeds:
+        groups = set(arguments.groups) if seed in arguments.few_seeds else set(arguments.groups) & {"beyond"}
+        if groups & {"beyond", "after", "criteria"}:
+            one.searches({"BISE (best)": {}})
+        if "beyond" in groups:
+            one.searches(BEYOND)
+        if "searches" in groups:
             one.searches({name: settings for name, (settings, _) in SEARCHES.items() if name != "BISE (best)"})
+        if "after" in groups:
             one.after_the_search()
+        if "labels" in groups:
             one.other_labels()
+        if "criteria" in groups:
             one.other_criteria()
+        if "ffw" in groups:
+            one.ffw()
     paper |= {
         "BISE (last)": "95.6 (Tab. 1)",
         "BISE (best), finetuned": "98.1 +- 0.1",
@@ -101,8 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "linear head reads the bias, BISE": "82.1 +- 7.3 (Tab. M.1)",
         "vanilla": "88.9 +- 0.4",
     }
-    record["rows"] = {
-        name: {"paper": paper.get(name, ""), **{key: summary(values) for key, values in figures.items()}}
+    fixed = {"commit": record["commit"]}
+    record["rows"] = json.loads(arguments.output.read_text())["rows"] if arguments.merge else {}
+    record["rows"] |= {
+        name: {"paper": paper.get(name, ""), **fixed, **{key: summary(values) for key, values in figures.items()}}
         for name, figures in rows.items()
     }
     record["peak_memory_bytes"] = peak_memory_bytes()
@@ -222,6 +236,8 @@ class _Seed:
             pruned = prune(self.model, masks(), self.example, target, layer_floor=0.0)
             self.note(f"{name} channels at BISE's sparsity", pruned.model, sparsity=pruned.plan.sparsity)
             self.note(f"{name} channels, finetuned", self.tuned(pruned.model), sparsity=pruned.plan.sparsity)
+
+    def ffw(self) -> None:
         loader = BatchLoader(self.splits.train, 100, shuffle=True, seed=self.seed)
         found = ffw(self.model, loader, max_epochs=80, seed=self.seed)
         self.note("FFW on the biased training set", found.model, sparsity=found.sparsity)

@@ -129,4 +129,5 @@ def ffw(
 
 def weight_gate(logits: Tensor, temperature: float) -> Tensor:
     """The gate min(2 sigma(g / T), 1): 1 for g >= 0, and in (0, 1) below, the steeper the lower T."""
-    return (2 * torch.sigmoid(logits / temperature)).clamp(max=1)
+    open_gate = 2 * torch.sigmoid(logits / temperature)
+    return torch.minimum(open_gate, torch.ones_like(open_gate))  # at g = 0 both pass a half of the gradient on

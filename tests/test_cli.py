@@ -27,7 +27,11 @@ FAST = ["--anneal-every", "1", "--head-epochs", "2", "--batch-size", "20", "--de
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A folder with images whose tint predicts their class, and a network trained on them."""
-    root = tmp_path_factory.mktemp("project")
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+def write_project(root, widths=(6, 8)):
+    architecture = {**ARCHITECTURE, "widths": list(widths)}
     data = biased_data(n=180, rho=0.8)
     pixels = (data.inputs * 20 + 90).clamp(0, 255).to(torch.uint8)
     rows = []
@@ -37,12 +41,12 @@ def project(tmp_path_factory):
         rows.append((int(data.target[i]), int(data.bias[i, 0]), ("train", "train", "val", "test")[i % 4], f"{i}.png"))
     write_folder(root / "data", rows)
     torch.manual_seed(0)
-    model = build_model("simple_convnet", 3, ARCHITECTURE)
+    model = build_model("simple_convnet", 3, architecture)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     inputs = (pixels.float() / 255 - 0.5) / 0.25
     train_vanilla(model, BatchLoader(type(data)(inputs, data.target, data.bias), 30), optimizer, epochs=4)
     about = Checkpoint(
-        model.state_dict(), arch="simple_convnet", num_classes=3, arguments=ARCHITECTURE,
+        model.state_dict(), arch="simple_convnet", num_classes=3, arguments=architecture,
         preprocessing={"mean": [0.5] * 3, "std": [0.25] * 3},
     )  # fmt: skip
     save_checkpoint(root / "net.pt", about)

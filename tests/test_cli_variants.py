@@ -1,0 +1,216 @@
+"""The command line's variants: targets within the search, frontiers, finetuning, missing bias labels, texts, stops."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from test_cli import FAST, fails, write_project
+
+from bise_prune import MaskSet, cli, load_slim
+from bise_prune.session import FRONTIER_FILE, STATE_FILE
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """With channels enough to meet a target within one point."""
+    return write_project(tmp_path_factory.mktemp("wide"), widths=(64, 64))
+
+
+def run(project, output, *extra):
+    arguments = [project / "net.pt", "--data", project / "data", "--output", output, *FAST, *extra]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    report = output / "report.json"
+    return json.loads(report.read_text()) if report.exists() else None
+
+
+def test_a_target_is_met_by_the_search_and_finetuned(wide, tmp_path):
+    record = run(
+        wide, tmp_path / "out", "--target-flops", "0.5", "--finetune", "2", "--finetune-lr", "0.01", "--sweep",
+        "--probe",
+    )  # fmt: skip
+    left = record["slim"]["flops"] / record["dense"]["flops"]
+    assert left == pytest.approx(0.5, abs=0.01)
+    assert record["plan"]["target"]["asked"] == 0.5
+    tuning = record["finetuning"]
+    assert [epoch["epoch"] for epoch in tuning["history"]] == [0, 1, 2] and tuning["before"]["n"] == record["slim"]["n"]
+    assert [point["zeta"] for point in record["curve"]][:2] == [0, 0.1] and record["curve"][0]["sparsity"] == 0
+    assert record["bias_probe"]["trained_on"] == "val" and record["bias_probe"]["slim"]["n"] == 45
+    assert record["aligned"]["by_class"] == {"0": [0], "1": [1], "2": [2]}
+    assert record["history"][0]["cost"] is not None
+    assert load_slim(tmp_path / "out" / "slim.safetensors")(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+
+
+def test_several_targets_give_a_frontier_that_resumes(wide, tmp_path, capsys):
+    out = tmp_path / "out"
+    extra = ["--targets", "0.5,0.25", "--layer-floor", "0"]
+    assert run(wide, out, *extra) is None
+    frontier = json.loads((out / FRONTIER_FILE).read_text())["frontier"]
+    assert [point["target_sparsity"] for point in frontier] == [0.25, 0.5]
+    for point in frontier:
+        assert abs(point["report"]["sparsity"] - point["target_sparsity"]) <= 0.01
+        assert (out / point["folder"] / "slim.onnx").is_file()
+    assert "sparsity" in capsys.readouterr().out
+    (out / FRONTIER_FILE).unlink()  # as if it had been stopped in the second
+    for path in (out / "sparsity-0.5").iterdir():
+        path.unlink()
+    run(wide, out, *extra)
+    again = json.loads((out / FRONTIER_FILE).read_text())["frontier"]
+    assert [p["report"]["sparsity"] for p in again] == [p["report"]["sparsity"] for p in frontier]
+
+
+@pytest.mark.parametrize("criterion", ["random", "magnitude", "taylor"])
+def test_other_criteria_rank_without_a_search(wide, tmp_path, criterion):
+    record = run(wide, tmp_path / "out", "--criterion", criterion, "--target-flops", "0.5")
+    assert criterion in record["selection"]["rule"] and record["history"] == [] and "load" in record["timings"]
+    assert record["plan"]["target"]["layer_floor"] == 0.05
+
+
+def test_selection_rules_and_batch_norms(project, tmp_path):
+    record = run(project, tmp_path / "out", "--select", "worst-class", "--batchnorm", "statistics", "--mi-pool", "100")
+    assert record["selection"]["name"] == "worst-class" and "no bias labels used" in record["selection"]["rule"]
+    assert set(record["selection"]["epoch_by_rule"]) == {"last", "best", "worst-group", "accuracy", "worst-class"}
+    assert MaskSet.load(tmp_path / "out" / "masks.safetensors").state
+    assert record["verification"]["slim_against_masked"]["passed"]
+
+
+def test_without_bias_labels_pseudo_labels_are_found_if_asked_for(project, tmp_path, capsys):
+    for name in ("net.pt", "data"):
+        (tmp_path / name).symlink_to(project / name)
+    with (project / "data" / "metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in (project / "data").glob("*.png"):
+        (bare / path.name).symlink_to(path)
+    with (bare / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in rows[0] if name != "bias"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    command = [tmp_path / "net.pt", "--data", bare, "--output", tmp_path / "out", *FAST]
+    line = fails(capsys, *command)
+    assert "no bias labels (no column of bias labels among" in line and "--unsupervised" in line
+    assert cli.main([str(a) for a in (*command, "--unsupervised", "--identification-epochs", "2")]) == 0
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = record["identification"]
+    assert found["num_conflicting"] > 0 and found["precision"] is None and found["recall"] is None
+    assert [group["name"] for group in record["slim"]["groups"]] == ["y=0", "y=1", "y=2"]
+    assert any("pseudo labels" in warning for warning in record["warnings"])
+    again = run(project, tmp_path / "known", "--unsupervised", "--identification-epochs", "2")
+    assert 0 <= again["identification"]["precision"] <= 1 and again["slim"]["groups"][0]["name"] == "y=0 b=0"
+
+
+def test_settings_that_contradict_each_other_are_refused(project, tmp_path, capsys):
+    for extra, message in (
+        (["--targets", "0.3,x"], "no list of numbers"),
+        (["--targets", "0.3", "--target-flops", "0.5"], "give one target"),
+        (["--criterion", "random"], "criterion 'random' only ranks: give a target"),
+        (["--select", "median"], "invalid choice: 'median'"),
+        (["--resume"], "nothing to resume"),
+        (["--finetune", "-1"], "finetuning epochs = -1"),
+        (["--layer-floor", "1"], "layer_floor = 1.0"),
+    ):
+        line = fails(
+            capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path / "o", *FAST, *extra, code=2
+        )
+        assert message in line
+    assert not (tmp_path / "o").exists()
+
+
+# -- stops -------------------------------------------------------------------------------------------
+
+
+def command(project, output, *extra):
+    arguments = [project / "net.pt", "--data", project / "data", "--output", output, *FAST, "--anneal-every", "6"]
+    return [sys.executable, "-m", "bise_prune", *map(str, arguments), "--no-early-stop", "--json", *extra]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / "out"
+    done = subprocess.run(command(project, output), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_resumes_to_the_same_bits(project, tmp_path, undisturbed, number):
+    output = tmp_path / "out"
+    started = subprocess.Popen(command(project, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (output / STATE_FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(random.Random(int(number)).random() * 0.3)
+    started.send_signal(number)
+    _, errors = started.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert started.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert {path.name for path in output.iterdir()} <= {STATE_FILE, "masks.safetensors"} or os.name == "nt"
+    resumed = subprocess.run(command(project, output, "--resume"), capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    whole, again = (MaskSet.load(folder / "masks.safetensors") for folder in (undisturbed, output))
+    assert all(torch.equal(whole.logits[name], again.logits[name]) for name in whole.logits)
+    first, second = (json.loads((folder / "report.json").read_text()) for folder in (undisturbed, output))
+    assert first["history"] == second["history"] and first["selection"] == second["selection"]
+    assert first["slim"]["groups"] == second["slim"]["groups"]
+    assert not (output / STATE_FILE).exists()
+
+
+# -- texts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("placement", ["tied", "paper"])
+def test_a_text_classifier_from_its_folder(tmp_path, placement):
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "red", "blue", "car", "tree", "very"]
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, num_labels=2,
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    generator = random.Random(0)
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "identity_any"])
+        for i in range(240):
+            label, aligned = i % 2, generator.random() < 0.8
+            bias = label if aligned else 1 - label
+            filler = [generator.choice(["car", "tree", "very"]) for _ in range(generator.randrange(1, 8))]
+            writer.writerow([" ".join([("bad", "good")[label], ("red", "blue")[bias], *filler]), label, bias])
+    arguments = [
+        folder,
+        "--data",
+        tmp_path / "texts.csv",
+        "--output",
+        tmp_path / "out",
+        *FAST,
+        "--placement",
+        placement,
+    ]
+    assert cli.main([str(a) for a in arguments]) == 0
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (
+        record["verification"]["slim_against_masked"]["passed"]
+        and record["verification"]["onnx_against_slim"]["passed"]
+    )
+    assert [group["name"] for group in record["slim"]["groups"]] == ["y=0 b=0", "y=0 b=1", "y=1 b=0", "y=1 b=1"]
+    slim = load_slim(tmp_path / "out" / "slim.safetensors")
+    tokens = torch.tensor([[2, 5, 7, 3]])
+    assert slim(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.shape == (1, 2)
