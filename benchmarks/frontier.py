@@ -2,12 +2,13 @@
 
     python benchmarks/frontier.py --seeds 0 1 2 3 4 --work runs
 
-Protocol: the demo's data (scikit-learn digits, rho .95) and vanilla networks; searches as in the demo with 10 epochs of
-the head (a temperature cut every 2 epochs); "best" of the epochs within a point of the budget, by unbiased validation
-accuracy. Budgets are FLOPs left. "budget" = a search for each; "warm" = the same, from the masks of the budget before;
-"m" = one free search, channels ranked by m; magnitude, Taylor (of the reweighted cross-entropy) and random = the same
-ranking by another score. All are met within one point. As is, and after the same finetuning (SGD at 1e-3, momentum
-.9, 10 epochs, the search's sample weights, best by validation). Unbiased accuracy on the 4,500 test images.
+Protocol: the demo's data (scikit-learn digits, rho .95) and vanilla networks; searches as in the demo with 10 epochs
+of the head (a temperature cut every 2 epochs); "best" of the epochs within a point of the budget, by unbiased
+validation accuracy. Budgets are FLOPs left. "budget" = a search for each; "warm" = the same, from the masks of the
+budget before; "m" = one free search, channels ranked by m; magnitude, Taylor (of the reweighted cross-entropy) and
+random = the same ranking by another score. All are met within one point. As is, and after the same finetuning (SGD at
+1e-3, momentum .9, 10 epochs, the search's sample weights, best by validation). Unbiased accuracy on the 4,500 test
+images.
 Writes benchmarks/records/frontier.json.
 """
 

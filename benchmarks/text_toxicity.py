@@ -2,14 +2,15 @@
 
     python benchmarks/text_toxicity.py --csv jigsaw_toxic_12k.csv.gz --encoder FOLDER_OF_MINILM --seeds 0 1 2
 
-Protocol, small since it runs on a CPU: the first two layers of MiniLM-L6 (384 wide, pretrained as a sentence encoder) with
-a new head; 2,000 training texts of at most 32 tokens, 1,000 to validate and 2,000 to test on, drawn by seed from the
-random 70/10/20 split; y = toxic, b = any identity word (a word list, not human labels). Vanilla: AdamW 5e-5, weight decay
-1e-4, 3 epochs, batch 32. Masks: the paper's settings, but for a temperature cut every epoch and 10 epochs of the head;
-batch 32; selected by worst-group accuracy on the validation texts ("best" in CivilComments' terms) and last. "tied"
-= feed-forward and pooler neurons behind the nonlinearity; "paper" = in front of it, and what feed-forward blocks add to
-the stream, with layer norms that leave closed channels out. Both are removed exactly. S = share of neurons that have a
-mask and are closed, as in the paper's Table 6. No figure compares with the paper's, which are CivilComments and BERT-base.
+Protocol, small since it runs on a CPU: the first two layers of MiniLM-L6 (384 wide, pretrained as a sentence encoder)
+with a new head; 2,000 training texts of at most 32 tokens, 1,000 to validate and 2,000 to test on, drawn by seed from
+the random 70/10/20 split; y = toxic, b = any identity word (a word list, not human labels). Vanilla: AdamW 5e-5,
+weight decay 1e-4, 3 epochs, batch 32. Masks: the paper's settings, but for a temperature cut every epoch and 10
+epochs of the head; batch 32; selected by worst-group accuracy on the validation texts ("best" in CivilComments'
+terms) and last. "tied" = feed-forward and pooler neurons behind the nonlinearity; "paper" = in front of it, and what
+feed-forward blocks add to the stream, with layer norms that leave closed channels out. Both are removed exactly. S =
+share of neurons that have a mask and are closed, as in the paper's Table 6. No figure compares with the paper's,
+which are CivilComments and BERT-base.
 Writes benchmarks/records/text_toxicity.json.
 """
 

@@ -3,11 +3,12 @@
     python benchmarks/variants.py --seeds 0 1 2 3 4 --few-seeds 0 1 2 --work runs
 
 Protocol: the demo's data (scikit-learn digits, rho .95, 10,000 training images of 16x16; validation and test scans in
-all ten colours) and vanilla networks; searches as in the demo (the paper's settings, a temperature cut every 2 epochs)
-but with 10 epochs of the head; "best" by unbiased validation accuracy unless the row says otherwise; finetuning is SGD
-at 1e-3, momentum .9, for 10 epochs, best by validation. Figures are on the 4,500 test images: unbiased accuracy, and
-share of the parameters that removal takes. Rows marked * are beyond the paper and have all seeds, the others the few.
-The paper's figures are BiasedMNIST at rho .99, another data set and network: only differences compare.
+all ten colours) and vanilla networks; searches as in the demo (the paper's settings, a temperature cut every 2
+epochs) but with 10 epochs of the head; "best" by unbiased validation accuracy unless the row says otherwise;
+finetuning is SGD at 1e-3, momentum .9, for 10 epochs, best by validation. Figures are on the 4,500 test images:
+unbiased accuracy, and share of the parameters that removal takes. Rows marked * are beyond the paper and have all
+seeds, the others the few. The paper's figures are BiasedMNIST at rho .99, another data set and network: only
+differences compare.
 Writes benchmarks/records/variants.json.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,8 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the vanilla networks")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--merge", action="store_true", help="keep the other rows of the record that is there")
+    parser.add_argument("--markdown", action="store_true", help="write docs/variants.md from the record, run nothing")
     parser.add_argument("--output", type=Path, default=RECORDS / "variants.json")
     arguments = parser.parse_args(argv)
+    if arguments.markdown:
+        page = markdown(json.loads(arguments.output.read_text()))
+        (RECORDS.parents[1] / "docs" / "variants.md").write_text(page)
+        return 0
     torch.set_num_threads(1)
     rows: dict[str, dict[str, list[float]]] = {}
     paper = {name: figure for name, (_, figure) in SEARCHES.items()}
@@ -128,6 +135,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Console().print(side_by_side(("unbiased, %", "sparsity, %", "seeds", "paper"), table, "Variants, embedded digits"))
     print(json.dumps({name: figures["accuracy"]["mean"] for name, figures in record["rows"].items()}))
     return 0
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as a page; rows in the order of the record, the last epoch's masks beside the selected ones."""
+    lines = [
+        "# Variants of the search, measured",
+        "",
+        "Written by `python benchmarks/variants.py --markdown` from "
+        "[the record](../benchmarks/records/variants.json); mean and standard deviation over the seeds.",
+        "",
+        *textwrap.wrap(record["protocol"], 120),
+        "",
+        "| | unbiased accuracy, % | parameters gone, % | last epoch, unbiased, % | seeds | paper (BiasedMNIST) |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    rows = record["rows"]
+    for name, figures in rows.items():
+        if name.endswith(", last epoch"):
+            continue
+        last = rows.get(f"{name}, last epoch", {})
+        cells = [_cell(figures.get("accuracy")), _cell(figures.get("sparsity")), _cell(last.get("accuracy"))]
+        seeds = figures["accuracy"]["n"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {seeds} | {figures['paper'].replace('+-', '±')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(figures: dict[str, Any] | None) -> str:
+    return "" if figures is None else plus_minus(figures, 100).replace("+-", "±")
 
 
 class _Seed:

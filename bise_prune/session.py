@@ -125,7 +125,9 @@ def prepared(config: RunConfig, progress: Progress) -> Session:
     num_classes = checkpoint.num_classes or 0
     known = splits.train.has_bias and not config.unsupervised
     _check_data(splits, num_classes, known)
-    if not splits.train.has_bias and not config.unsupervised and config.masks is None and config.plan is None:
+    masks, _ = given_masks(config)
+    learns = config.finetune is not None or (masks is None and config.criterion in ("learned", "taylor"))
+    if learns and not splits.train.has_bias and not config.unsupervised:
         raise DataError(
             f"the training split has no bias labels ({splits.notes[-1]}); give some, or pass --unsupervised to find "
             "pseudo labels"
@@ -136,7 +138,6 @@ def prepared(config: RunConfig, progress: Progress) -> Session:
     if train.has_bias:
         aligned = aligned_values(train.target, train.bias, num_classes)
     session = Session(config, progress, device, checkpoint, dense, splits, specification, example, aligned)
-    masks, _ = given_masks(config)
     if masks is None:
         sites = gate_sites(dense, example, config.search.placement)
         for target in config.targets or (config.target_sparsity,):
@@ -149,11 +150,9 @@ def prepared(config: RunConfig, progress: Progress) -> Session:
         noisy = train.with_bias(noisy_bias_labels(train.bias, config.bias_noise, generator))
         note = f"{config.bias_noise:.0%} of the training set's bias labels were replaced by wrong ones"
         session.splits = dataclasses.replace(splits, train=noisy, notes=[*splits.notes, note])
-    if not known and masks is None and config.criterion in ("learned", "taylor"):
+    if learns and config.unsupervised:
         with session.stage("identify"):
             session.pseudo = _identify(session)
-    elif not known and config.finetune is not None:
-        raise DataError("finetuning by sample weights needs bias labels, which the training split does not have")
     return session
 
 
@@ -174,13 +173,10 @@ def _identify(session: Session) -> PseudoLabels:
     )
     if not pseudo.num_conflicting:
         raise DataError(
-            "no bias labels, and none could be found: the identification model classifies every training sample "
-            "correctly; train it for a shorter time or give bias labels"
+            "no pseudo bias labels were found: the identification model classifies every training sample correctly; "
+            "train it for fewer epochs (--identification-epochs), or give bias labels"
         )
-    keeps_true = splits.val is not None and splits.val.has_bias and not config.unsupervised
-    val = splits.val
-    if val is not None and not keeps_true:
-        val = with_pseudo_labels(val, pseudo.labels[1])
+    val = None if splits.val is None else with_pseudo_labels(splits.val, pseudo.labels[1])
     session.splits = dataclasses.replace(splits, train=with_pseudo_labels(splits.train, pseudo.labels[0]), val=val)
     return pseudo
 
