@@ -100,14 +100,19 @@ class Session:
     def train_loader(self) -> BatchLoader:
         """The training set in shuffled batches."""
         config = self.config
-        return BatchLoader(
-            self.splits.train, config.batch_size, shuffle=True, seed=config.search.seed, stratified=config.stratified
-        )
+        data = self._near(self.splits.train)
+        return BatchLoader(data, config.batch_size, shuffle=True, seed=config.search.seed, stratified=config.stratified)
 
     def val_loader(self) -> BatchLoader | None:
         """The validation set in batches."""
         val = self.splits.val
-        return None if val is None else BatchLoader(val, max(self.config.batch_size, 256))
+        return None if val is None else BatchLoader(self._near(val), max(self.config.batch_size, 256))
+
+    def _near(self, data: BiasedDataset) -> BiasedDataset:
+        """The data on the GPU that searches on them, if they leave it three quarters of its free memory."""
+        if self.device.type != "cuda" or data.num_bytes > torch.cuda.mem_get_info(self.device)[0] // 4:
+            return data
+        return data.to(self.device)
 
 
 def prepared(config: RunConfig, progress: Progress) -> Session:

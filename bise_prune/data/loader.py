@@ -50,6 +50,12 @@ class BiasedDataset:
         """Whether bias labels are known."""
         return self.bias.shape[1] > 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all inputs."""
+        tensors = [self.inputs] if isinstance(self.inputs, Tensor) else list(self.inputs.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def batch(self, rows: Tensor) -> Batch:
         """The samples ``rows`` (int64), ready for a network; texts are cut to the longest among them."""
         inputs = self._at(rows)

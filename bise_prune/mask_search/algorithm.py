@@ -11,6 +11,7 @@ from ..artifacts import MaskSet
 from ..config import SearchConfig
 from ..data.batch import Loader
 from ..errors import BiseError
+from . import state
 from .result import EpochRecord, SearchResult
 from .run import SearchRun
 from .schedule import temperatures
@@ -65,14 +66,14 @@ def search(
     config = config or SearchConfig()
     run = SearchRun(model, train_loader, config, val_loader, aligned, start)
     if state_path is not None:
-        run.load(state_path)
+        state.load(run, state_path)
     schedule = temperatures(config.anneal_every, config.anneal_factor, config.min_temperature)
     stopped_early = False
 
     def stop_if_asked() -> None:
         if interrupted is not None and interrupted():
             if state_path is not None:
-                run.save(state_path)
+                state.save(run, state_path)
             raise SearchInterrupted("interrupted; the same search takes up where it stopped")
 
     run.train_heads_first()  # line 4
@@ -89,7 +90,7 @@ def search(
         if epoch % config.anneal_every == 0 and epoch < len(schedule) and not stopped_early:
             run.train_heads()
         if state_path is not None:
-            run.save(state_path)
+            state.save(run, state_path)
         if on_epoch is not None:
             on_epoch(record, len(schedule))
     return run.result(stopped_early)  # line 16

@@ -160,12 +160,21 @@ class _Counting(TorchFunctionMode):
         super().__init__()
         self.counts: Counter[str] = Counter()
 
-    def key(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Key | None:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         name = function_name(func)
-        count = self.counts[name]
-        counted = is_counted(tensors_in([*args, *(kwargs or {}).values()]))
-        self.counts[name] = count + counted
-        return (name, count) if counted else None
+        if name == "iter":
+            return iter(self.__torch_function__(torch.unbind, types, args))
+        if not is_counted(tensors_in([*args, *(kwargs or {}).values()])):
+            return func(*args, **(kwargs or {}))
+        key = (name, self.counts[name])
+        self.counts[name] += 1
+        return self.outcome(key, partial(func, *args, **(kwargs or {})))
+
+    def outcome(self, key: Key, call: Callable[[], Any]) -> Any:
+        """What a call returns."""
+        raise NotImplementedError
 
 
 class _Record(_Counting):
@@ -176,14 +185,9 @@ class _Record(_Counting):
         self.keys = keys
         self.outputs: dict[Key, Any] = {}
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if function_name(func) == "iter":
-            return iter(self.__torch_function__(torch.unbind, types, args))
-        key = self.key(func, args, kwargs)
-        output = func(*args, **(kwargs or {}))
-        if key in self.keys and key is not None and key not in self.outputs:
+    def outcome(self, key: Key, call: Callable[[], Any]) -> Any:
+        output = call()
+        if key in self.keys:
             self.outputs[key] = output
         return output
 
@@ -195,19 +199,12 @@ class _Replay(_Counting):
         super().__init__()
         self.cache, self.rows = cache, rows
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if function_name(func) == "iter":
-            return iter(self.__torch_function__(torch.unbind, types, args))
-        key = self.key(func, args, kwargs)
-        if key in self.cache.outputs and key is not None:
+    def outcome(self, key: Key, call: Callable[[], Any]) -> Any:
+        if key in self.cache.outputs:
             stored = self.cache.outputs[key]
             rows = self.rows.to(stored.tensors[0].device)
             return replace_tensors(stored.structure, lambda place: stored.tensors[place.position][rows], _Place)
-        if key in self.cache.skipped and key is not None:
-            return replace_tensors(self.cache.skipped[key], self._resized)
-        return func(*args, **(kwargs or {}))
+        return replace_tensors(self.cache.skipped[key], self._resized) if key in self.cache.skipped else call()
 
     def _resized(self, tensor: Tensor) -> Tensor:
         if tensor.ndim and len(tensor) == self.cache.batch_size:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import pickle
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +17,7 @@ from ..data.batch import Batch, Loader, as_batch, input_length, input_map
 from ..data.loader import BatchLoader
 from ..distributed import copied_from_first, gathered, summed, world
 from ..errors import BiseError, ConfigError, DataError, ModelError
-from ..evaluation import Evaluation, SubgroupAccuracy, evaluate
-from ..files import atomic_path
+from ..evaluation import Evaluation, evaluate
 from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in
 from ..subgroups import aligned_values, is_aligned
 from ..tracing import logits_of, run, trace
@@ -339,7 +336,7 @@ class SearchRun:
 
     def _pick(self, record: EpochRecord) -> None:
         """Keep the epoch's masks for every rule by which they are the best so far, or equal to them."""
-        learned = self._learned()
+        learned = self.learned()
         self.picks[LAST] = (record.epoch, None, learned)
         budget = self.config.budget
         if budget is not None and (record.cost or 0.0) > budget.share + _WITHIN:
@@ -351,7 +348,7 @@ class SearchRun:
             if rule not in self.picks or value >= (self.picks[rule][1] or 0.0):
                 self.picks[rule] = (record.epoch, value, learned)
 
-    def _learned(self) -> dict[str, Tensor]:
+    def learned(self) -> dict[str, Tensor]:
         """Mask logits by "logits", and the batch norms' tensors if they change."""
         tensors = {"logits": self.gates.logits.detach().cpu().clone()}
         if self.config.batchnorm != "frozen":
@@ -473,77 +470,3 @@ class SearchRun:
             raise DataError("a process has no sample of a batch: use fewer processes, or larger batches")
         on_device = batch.input if self.prefix is not None else self._formatted(batch.to(self.device)).input
         return self.forward(self.gates(), on_device)[1]
-
-    # -- a stopped search resumes ------------------------------------------------------------------
-
-    def fingerprint(self) -> str:
-        """What must be equal for a saved state to belong to this search."""
-        sites = [(site.name, site.num_channels) for site in self.gated.sites]
-        names = (
-            {id(p) for norm in self.norms for p in norm.parameters()} if self.config.batchnorm == "affine" else set()
-        )
-        weights = [float(p.double().sum()) for p in self.gated.model.parameters() if id(p) not in names]
-        data = len(self.first.target), self.label_digest
-        return repr((self.config, sites, data, weights, self.started_at, world()[1]))
-
-    def save(self, path: Path) -> None:
-        """Keep the state, between two epochs or within one; the first process writes."""
-        if world()[0]:
-            return
-        state = {
-            "fingerprint": self.fingerprint(),
-            "learned": self._learned(),
-            "heads": self.heads.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "passes": self.passes - (self.done > 0),
-            "done": self.done,
-            "steps": self.steps,
-            "sums": self.sums,
-            "pushes": self.pushes,
-            "before": self.before,
-            "picks": self.picks,
-            "pool": None if self.pool is None else (self.pool.sums, self.pool.counts),
-            "history": [dataclasses.asdict(record) for record in self.history],
-        }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
-
-    def load(self, path: Path) -> None:
-        """Take up a saved state, if there is one and it belongs to this search."""
-        if not path.is_file():
-            return
-        try:
-            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise BiseError(f"{path} is no readable search state; delete it to start the search anew") from error
-        if state.get("fingerprint") != self.fingerprint():
-            raise BiseError(
-                f"{path} belongs to a search with other settings, data or weights; repeat those, "
-                "or delete the file to start anew"
-            )
-        learned = state["learned"]
-        with torch.no_grad():
-            self.gates.logits.copy_(learned.pop("logits"))
-        self.gated.model.load_state_dict(learned, strict=False)
-        self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.passes, self.done, self.steps = state["passes"], state["done"], state["steps"]
-        self.sums, self.pushes = state["sums"].to(self.device), state["pushes"].to(self.device)
-        self.before = state["before"].to(self.device)
-        self.picks = state["picks"]
-        if self.pool is not None:
-            sums, counts = state["pool"]
-            self.pool.sums = {k: tensor.to(self.device) for k, tensor in sums.items()}
-            self.pool.counts = {k: tensor.to(self.device) for k, tensor in counts.items()}
-        self.history = [_restored(values) for values in state["history"]]
-        self.heads_trained = True
-
-
-def _restored(values: dict[str, Any]) -> EpochRecord:
-    validation = values["validation"]
-    if validation is not None:
-        subgroups = tuple(SubgroupAccuracy(**subgroup) for subgroup in validation["subgroups"])
-        values = {**values, "validation": Evaluation(**{**validation, "subgroups": subgroups})}
-    return EpochRecord(**values)
