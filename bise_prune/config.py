@@ -54,14 +54,17 @@ class Budget:
         weight: lambda, > 0.
         layer_floor: share of each mask's channels, those of highest m, that stay open whatever they cost, so that no
             layer is emptied on the way; one at least.
+        joins: the lowering that is counted where gates disagree; see :func:`bise_prune.prune`.
     """
 
     share: float
     of: CostUnit = "flops"
     weight: float = 20.0
     layer_floor: float = 0.05
+    joins: Literal["intersection", "expand"] = "expand"
 
     def __post_init__(self) -> None:
+        _require(self.joins in ("intersection", "expand"), "budget joins", self.joins, "intersection or expand")
         _require(0 < self.share < 1, "budget share", self.share, "a number in (0, 1)")
         _require(self.of in COST_UNITS, "budget of", self.of, f"one of {', '.join(COST_UNITS)}")
         _require(self.weight > 0, "budget weight", self.weight, "a number > 0")
@@ -104,7 +107,8 @@ class SearchConfig:
         precision: of the network's forward and backward passes; mask logits, heads and losses stay as they are.
         channels_last: whether image networks run on tensors with channels last.
         compile: whether the network is compiled by torch.compile; needs a C++ or CUDA tool chain.
-        early_stop: whether to stop once no mask can move any more; the masks are the same.
+        early_stop: whether to stop once no mask can move any more, by a bound on the gradients to come
+            (:func:`bise_prune.mask_search.stopping.none_can_flip`).
         cache_bytes: the largest cache of activations in front of the first gate, which are computed once; 0 = none.
         seed: seed of the head's initialisation and of its batches.
     """
@@ -238,7 +242,7 @@ class RunConfig:
         layer_floor: see :func:`bise_prune.prune`.
         targets: several target sparsities: a frontier in one run, each search starting from the last one's masks.
         criterion: what ranks channels: "learned" masks, or without a search "random", "magnitude" or "taylor".
-        unsupervised: find pseudo bias labels even where there are bias labels; without them they are found anyway.
+        unsupervised: find pseudo bias labels, also where there are bias labels; without either there is no search.
         identification_epochs: of the model that finds them.
         bias_noise: share of the training set's bias labels to replace by wrong ones first (App. L).
         stratified: whether every batch of the search gets its share of every subgroup.

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import ConfigError
+
 
 def world() -> tuple[int, int]:
     """This process's rank and the number of processes."""
@@ -65,10 +67,15 @@ def processes(device: str) -> Iterator[None]:
 
     Args:
         device: "auto", "cpu" or "cuda"; each process takes the CUDA device of its local rank.
+
+    Raises:
+        ConfigError: one CUDA device for several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    if ":" in device:
+        raise ConfigError(f"device '{device}' is one device, for several processes; use --device cuda")
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

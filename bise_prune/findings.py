@@ -16,7 +16,7 @@ from .identification import PseudoLabels
 from .mask_search import EpochRecord, SearchResult
 from .mask_search.selection import DESCRIPTIONS, LAST
 from .pruning import PruningResult
-from .pruning.plan import TOLERANCE
+from .pruning.plan import LATENCY_TOLERANCE, TOLERANCE
 from .report import evaluation_record
 from .session import Session
 from .subgroups import is_aligned
@@ -75,8 +75,10 @@ def identification_record(pseudo: PseudoLabels | None) -> dict[str, Any] | None:
 
 def aligned_record(session: Session, found: SearchResult | None) -> dict[str, Any]:
     """What "bias-aligned" means here: per class, the bias value of each bias that is most associated with it."""
-    aligned = session.aligned if found is None else found.aligned
-    names = session.splits.classes or [str(label) for label in range(len(aligned))]
+    aligned = session.search_aligned if found is None else found.aligned
+    names = session.splits.classes
+    if len(names) != len(aligned):  # the model has more outputs than the data have labels
+        names = [str(label) for label in range(len(aligned))]
     return {
         "meaning": "argmax_b p(b|y) - p(b) on the training split, per bias"
         + (" (pseudo labels)" if session.pseudo is not None else ""),
@@ -119,7 +121,8 @@ def layer_records(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any
 
 def missed_target(plan: PruningPlan) -> list[str]:
     """A warning where rounding kept a target from being met."""
-    if not plan.target or abs(plan.target["asked"] - plan.target["reached"]) <= TOLERANCE:
+    tolerance = LATENCY_TOLERANCE if plan.target.get("of") == "removal of latency" else TOLERANCE
+    if not plan.target or abs(plan.target["asked"] - plan.target["reached"]) <= tolerance:
         return []
     asked, reached = (f"{plan.target[key]:.1%}" for key in ("asked", "reached"))
     return [f"the target ({plan.target['of']} {asked}) was not met: with widths rounded up it came to {reached}"]
@@ -141,7 +144,7 @@ def warnings_of(
         notes.append("bias labels are pseudo labels: figures on subgroups of training and validation data rest on them")
     conflicting = []
     if splits.train.has_bias:
-        aligned = session.aligned if found is None else found.aligned
+        aligned = session.search_aligned if found is None else found.aligned
         conflicting = (~is_aligned(splits.train.target, splits.train.bias, aligned)).sum(0).tolist()
     if conflicting and min(conflicting) < _FEW_SAMPLES * len(splits.train.target.unique()):
         notes.append(f"only {min(conflicting)} bias-conflicting training samples to learn from")

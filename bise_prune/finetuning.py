@@ -88,7 +88,10 @@ def finetune(
     aligned = aligned_values(target, bias, num_classes) if aligned is None else aligned.cpu()
     weighting = "none" if not bias.shape[1] else config.weighting
     weights = sample_weights(target, bias, num_classes, aligned, weighting, config.rho).to(device, torch.float32)
-    has_bias = val_loader is not None and as_batch(next(iter(val_loader))).bias.shape[1] > 0
+    first = None if val_loader is None else next(iter(val_loader), None)
+    if val_loader is not None and first is None:
+        raise DataError("the validation loader is empty")
+    has_bias = first is not None and as_batch(first).bias.shape[1] > 0
     rule = resolve(config.select, val_loader is not None, has_bias)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(config, parameters)
@@ -129,6 +132,8 @@ def finetune(
             optimizer.step()
             sums += torch.stack([losses.detach().double().sum(), torch.tensor(float(len(losses))).to(sums)])
         total, count = summed(sums).tolist()
+        if not count:
+            raise DataError("the training loader yields nothing on a later pass: give a loader, not an iterator")
         if not total / max(count, 1) < float("inf"):
             raise BiseError(f"the loss is {total / max(count, 1)} in epoch {epoch} of finetuning: lower its lr")
         copied_from_first(model.buffers())

@@ -69,7 +69,7 @@ def measure_latency(
         raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
     inputs = replace_tensors(example_inputs, lambda tensor: tensor.to(target))
     timed = [model if _is_on(model, target) else copy.deepcopy(model).to(target) for model in models]
-    synchronise = torch.cuda.synchronize if target.type == "cuda" else None
+    synchronise = partial(torch.cuda.synchronize, target) if target.type == "cuda" else None
     with torch.inference_mode(), contextlib.ExitStack() as modes:
         for model in timed:
             modes.enter_context(evaluating(model))

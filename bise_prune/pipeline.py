@@ -123,8 +123,7 @@ def _frontier(session: Session) -> dict[str, Any]:
     for target in sorted(config.targets):
         output = config.output / f"sparsity-{target:g}"
         own = dataclasses.replace(config, targets=(), target_sparsity=target, output=output)
-        done = output / REPORT_FILE  # of a run that stopped later
-        record = json.loads(done.read_text()) if done.is_file() else _one(session, own, start)
+        record = _done(own) or _one(session, own, start)
         if world()[0] == 0:
             points.append({"target_sparsity": target, "folder": output.name, "report": record})
         if config.criterion == "learned" and config.masks is None:
@@ -134,6 +133,17 @@ def _frontier(session: Session) -> dict[str, Any]:
     frontier = {"schema_version": SCHEMA_VERSION, "frontier": points}
     write_json(config.output / FRONTIER_FILE, frontier)
     return frontier
+
+
+def _done(config: RunConfig) -> dict[str, Any] | None:
+    """The report of a point that was finished before the run stopped."""
+    path = config.output / REPORT_FILE
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    if record["config"] != json.loads(json.dumps(config.as_dict())):
+        raise ConfigError(f"{config.output} holds results of other settings; choose another folder with --output")
+    return record
 
 
 def _finished(
@@ -228,7 +238,12 @@ def _ranked(session: Session) -> MaskSet:
         return magnitude_masks(dense, example, placement)
     train = session.splits.train
     weights = sample_weights(
-        train.target, train.bias, session.num_classes, session.aligned, config.search.weighting, config.search.rho
+        train.target,
+        train.bias,
+        session.num_classes,
+        session.search_aligned,
+        config.search.weighting,
+        config.search.rho,
     ).to(session.device, torch.float32)
     return taylor_masks(copy.deepcopy(dense).to(session.device), session.train_loader(), placement, weights)
 
@@ -246,7 +261,7 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
             session.train_loader(),
             settings,
             session.val_loader(),
-            aligned=torch.arange(session.num_classes)[:, None] if session.pseudo is not None else None,
+            aligned=None if session.pseudo is None else session.search_aligned,
             start=start,
             on_epoch=lambda record, total: session.progress("search", record.epoch, total),
             state_path=config.output / STATE_FILE,
@@ -256,7 +271,11 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
 
 def _budget(config: RunConfig) -> Budget | None:
     """What a search is to meet, if there is a target."""
-    common: dict[str, Any] = {"weight": config.budget_weight, "layer_floor": config.layer_floor}
+    common: dict[str, Any] = {
+        "weight": config.budget_weight,
+        "layer_floor": config.layer_floor,
+        "joins": "intersection" if config.joins == "intersection" else "expand",
+    }
     if config.target_sparsity != "auto":
         return Budget(share=1 - float(config.target_sparsity), of="params", **common)
     if config.target_flops is not None:
@@ -332,9 +351,7 @@ def _as_searched(session: Session, dense: nn.Module, masks: MaskSet, example: An
     else:
         return None
     try:
-        result = prune(
-            dense, masks, example, joins=config.joins, round_to=config.round_to, round_fill=config.round_fill
-        )
+        result = prune(dense, masks, example, joins=config.joins)
     except DeadNetworkError:
         return None
     plan = result.plan
@@ -344,8 +361,13 @@ def _as_searched(session: Session, dense: nn.Module, masks: MaskSet, example: An
         reached = (plan.macs[0] - plan.macs[1]) / plan.macs[0]
     else:
         reached = 1 - time_ratio(dense, result.model, example)
-    if abs(reached - asked) > tolerance and config.round_to == 1:
+    if abs(reached - asked) > tolerance:
         return None
+    if config.round_to != 1:
+        result = prune(
+            dense, masks, example, joins=config.joins, round_to=config.round_to, round_fill=config.round_fill
+        )
+        plan = result.plan
     target = {"of": what, "asked": asked, "reached": reached, "by": "search"}
     return dataclasses.replace(result, plan=dataclasses.replace(plan, target=target))
 
@@ -360,7 +382,7 @@ def _finetuned(session: Session, pruned: PruningResult) -> FinetuneResult:
         loader,
         config.finetune,
         session.val_loader(),
-        aligned=torch.arange(session.num_classes)[:, None] if session.pseudo is not None else None,
+        aligned=None if session.pseudo is None else session.search_aligned,
         on_epoch=lambda record, total: session.progress("finetune", record.epoch, total),
     )
 
@@ -368,8 +390,7 @@ def _finetuned(session: Session, pruned: PruningResult) -> FinetuneResult:
 def _probes(session: Session, slim: nn.Module) -> dict[str, Any]:
     """What a linear head reads of the bias from the dense and the slim network, trained on the validation data."""
     val, (split, held_out) = session.splits.val, session.held_out
-    if val is None or not val.has_bias or not held_out.has_bias or split != "test":
-        raise ConfigError("--probe needs validation and test data with bias labels: the heads learn on the former")
+    assert val is not None  # checked before the search
     record: dict[str, Any] = {"trained_on": "val", "evaluated_on": split}
     for name, model in (("dense", session.dense), ("slim", slim)):
         on_device = copy.deepcopy(model).to(session.device)
@@ -382,7 +403,9 @@ def _curve(session: Session, masks: MaskSet) -> list[dict[str, Any]]:
     """Accuracy against sparsity over thresholds of the masks, on the validation data where there are any."""
     data = session.splits.val if session.splits.val is not None else session.held_out[1]
     loader = BatchLoader(data, max(session.config.batch_size, 256))
-    return curve_record(threshold_sweep(session.dense, masks, loader, session.aligned, session.example))
+    dense = copy.deepcopy(session.dense).to(session.device)
+    example = input_map(session.example, lambda tensor: tensor.to(session.device))
+    return curve_record(threshold_sweep(dense, masks, loader, session.search_aligned, example))
 
 
 def _device_name(device: torch.device) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from .data import BatchLoader, BiasedDataset, DataSplits, load_data
 from .data.batch import Input
 from .data.noise import noisy_bias_labels
 from .data.text import load_tokenizer
+from .distributed import share_object
 from .errors import ConfigError, DataError, PruningError
 from .evaluation import Evaluation, evaluate
 from .gates import gate_sites, least_open, sites_of
@@ -92,6 +94,11 @@ class Session:
             return "test", self.splits.test
         return ("val", self.splits.val) if self.splits.val is not None else ("train", self.splits.train)
 
+    @property
+    def search_aligned(self) -> Tensor:
+        """What "aligned" means to the search, shape (classes, K): with pseudo labels, to be classified correctly."""
+        return self.aligned if self.pseudo is None else torch.arange(self.num_classes)[:, None]
+
     def accuracy(self, model: nn.Module) -> Evaluation:
         """Of a model, on that split."""
         loader = BatchLoader(self.held_out[1], max(self.config.batch_size, 256))
@@ -137,6 +144,11 @@ def prepared(config: RunConfig, progress: Progress) -> Session:
             f"the training split has no bias labels ({splits.notes[-1]}); give some, or pass --unsupervised to find "
             "pseudo labels"
         )
+    if config.probe:
+        held_out = splits.test
+        labelled = all(data is not None and data.has_bias for data in (splits.val, held_out))
+        if not labelled or config.unsupervised:
+            raise ConfigError("--probe needs validation and test data with true bias labels: heads learn on the former")
     example = _example(dense, splits.train)
     train = splits.train
     aligned = torch.arange(num_classes)[:, None]
@@ -164,18 +176,18 @@ def prepared(config: RunConfig, progress: Progress) -> Session:
 def _identify(session: Session) -> PseudoLabels:
     """Pseudo bias labels for training and validation data, which take the place of whatever is there."""
     checkpoint, config, splits = session.checkpoint, session.config, session.splits
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.search.seed)
-        fresh = build_model(checkpoint.arch or "", session.num_classes, checkpoint.arguments).to(session.device)
     others = [] if splits.val is None else [splits.val]
-    pseudo = pseudo_bias_labels(
-        fresh,
-        splits.train,
-        *others,
-        epochs=config.identification_epochs,
-        batch_size=config.batch_size,
-        seed=config.search.seed,
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(config.search.seed)
+        pseudo = pseudo_bias_labels(
+            build_model(checkpoint.arch or "", session.num_classes, checkpoint.arguments).to(session.device),
+            splits.train,
+            *others,
+            epochs=config.identification_epochs,
+            batch_size=config.batch_size,
+            seed=config.search.seed,
+        )
+    pseudo = cast(PseudoLabels, share_object(pseudo))
     if not pseudo.num_conflicting:
         raise DataError(
             "no pseudo bias labels were found: the identification model classifies every training sample correctly; "
@@ -199,9 +211,12 @@ def check_environment(config: RunConfig) -> torch.device:
     """The device to use, once it is clear that it exists and that the output folder is free and can be written to."""
     device = _device(config.device)
     _check_output(config.output)
-    for target in config.targets:
-        _check_output(config.output / f"sparsity-{target:g}")
-    if config.resume and not list(config.output.rglob(STATE_FILE)):
+    folders = [config.output / f"sparsity-{target:g}" for target in config.targets]
+    for folder in folders:
+        if not (folder / REPORT_FILE).is_file():  # a point that is done is taken up
+            _check_output(folder)
+    stopped = any((folder / STATE_FILE).is_file() for folder in (config.output, *folders))
+    if config.resume and not stopped and not any((folder / REPORT_FILE).is_file() for folder in folders):
         raise ConfigError(
             f"nothing to resume: {config.output} holds no stopped search; leave --resume out to start one"
         )

@@ -71,6 +71,21 @@ def test_several_targets_give_a_frontier_that_resumes(wide, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("criterion", ["random", "magnitude", "taylor"])
+def test_a_rounded_target_is_met_before_it_is_rounded(wide, tmp_path):
+    record = run(wide, tmp_path / "out", "--target-sparsity", "0.6", "--round-to", "8")
+    assert record["sparsity"] > 0.45 and record["plan"]["rounding"]["multiple"] == 8
+
+
+def test_a_frontier_of_other_settings_is_not_taken_up(wide, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(wide, out, "--targets", "0.3")
+    (out / FRONTIER_FILE).unlink()
+    given = [wide / "net.pt", "--data", wide / "data", "--output", out, *FAST, "--targets", "0.3"]
+    capsys.readouterr()
+    assert "holds results of other settings" in fails(capsys, *given, "--mi-weight", "0.5", code=2)
+    assert cli.main([str(argument) for argument in (*given, "--resume")]) == 0
+
+
 def test_other_criteria_rank_without_a_search(wide, tmp_path, criterion):
     record = run(wide, tmp_path / "out", "--criterion", criterion, "--target-flops", "0.5")
     assert criterion in record["selection"]["rule"] and record["history"] == [] and "load" in record["timings"]
@@ -120,6 +135,7 @@ def test_settings_that_contradict_each_other_are_refused(project, tmp_path, caps
         (["--resume"], "nothing to resume"),
         (["--finetune", "-1"], "finetuning epochs = -1"),
         (["--layer-floor", "1"], "layer_floor = 1.0"),
+        (["--unsupervised", "--probe"], "--probe needs validation and test data with true bias labels"),
     ):
         line = fails(
             capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path / "o", *FAST, *extra, code=2

@@ -10,7 +10,7 @@ from torch import nn
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, evaluate, gate_sites, prune, search
 from bise_prune.data import BatchLoader, BiasedDataset
-from bise_prune.errors import ConfigError, DataError, ModelError
+from bise_prune.errors import BiseError, ConfigError, DataError, ModelError
 from bise_prune.mask_search import SearchInterrupted
 from bise_prune.mask_search.heads import BiasHeads, head_loss, train_heads
 from bise_prune.mask_search.mutual_information import JointPool, bias_information, information, joint_sums
@@ -368,8 +368,7 @@ def test_mask_gradients_are_those_of_the_plain_network():
     gates = run.gates.flat()
     gates.retain_grad()
     ((batch, resume),) = list(run._pass())
-    with resume:
-        logits, _ = run.forward(gates.split(run.gates.sizes), batch.input)
+    logits, _ = run.forward(gates.split(run.gates.sizes), batch.input, resume)
     F.cross_entropy(logits, batch.target).backward()
     ones = [torch.ones(site.num_channels, dtype=torch.float64, requires_grad=True) for site in run.gated.sites]
     with run.gated.gating(ones):
@@ -411,3 +410,66 @@ def test_a_finished_search_resumes_to_its_end(tmp_path):
     epochs = []
     again = search(model, biased_loader(), SearchConfig(**SHORT), state_path=path, on_epoch=lambda *a: epochs.append(a))
     assert not epochs and same(first.last, again.last)
+
+
+# -- less usual inputs ----------------------------------------------------------------------------------
+
+
+def test_batch_norms_behind_the_prefix_are_counted():
+    """A downsampling branch whose batch norm comes after gated ones, and is no part of the cached prefix's end."""
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    torch.manual_seed(0)
+    model, data = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=3).eval(), biased_data(n=40)
+    options = dict(anneal_every=1, min_temperature=0.6, head_epochs=1, placement="paper")
+    cached, plain = (search(model, BatchLoader(data, 20), SearchConfig(**options, cache_bytes=n)) for n in (2**30, 0))
+    assert all(torch.allclose(cached.last.logits[n], plain.last.logits[n], atol=1e-5) for n in plain.last.logits)
+
+
+def test_a_start_brings_its_batch_norms_along():
+    model, loader = network("simple_convnet"), biased_loader()
+    start = search(model, loader, SearchConfig(**SHORT, batchnorm="affine")).last
+    frozen = search(model, loader, SearchConfig(**SHORT, mask_lr=1e-12, batchnorm="affine"), start=start)
+    name = "blocks.0.1.weight"
+    assert torch.allclose(frozen.last.state[name], start.state[name], atol=1e-6)
+    assert not torch.allclose(start.state[name], model.state_dict()[name], atol=1e-6)
+
+
+def test_a_resumed_search_knows_its_validation_data(tmp_path):
+    model, path = network("mlp"), tmp_path / "state.pt"
+    val = biased_loader(n=60, rho=0.4, seed=3)
+    search(model, biased_loader(), SearchConfig(**SHORT), val, state_path=path)
+    other = BatchLoader(val.data.with_bias(2 - val.data.bias), 20)
+    with pytest.raises(BiseError, match="other settings, data or weights"):
+        search(model, biased_loader(), SearchConfig(**SHORT), other, state_path=path)
+
+
+def test_a_shuffling_loader_of_torch_resumes(tmp_path):
+    model, path, data = network("mlp"), tmp_path / "state.pt", biased_data()
+    rows = [{"input": data.inputs[i], "target": data.target[i], "bias": data.bias[i]} for i in range(len(data))]
+
+    def loader():
+        return torch.utils.data.DataLoader(rows, batch_size=20, shuffle=True)
+
+    asked = itertools.count(1)
+    with pytest.raises(SearchInterrupted):
+        search(model, loader(), SearchConfig(**SHORT), state_path=path, interrupted=lambda: next(asked) > 9)
+    assert len(search(model, loader(), SearchConfig(**SHORT), state_path=path).history) == 6
+
+
+def test_a_remainder_of_one_sample_joins_the_batch_before():
+    loader = BatchLoader(biased_data(n=101), 20, shuffle=True)
+    sizes = [len(rows) for rows in loader.rows()]
+    assert sizes == [20, 20, 20, 20, 21] and len(loader) == 5
+    search(network("simple_convnet"), loader, SearchConfig(**SHORT, batchnorm="statistics"))
+
+
+def test_inputs_that_do_not_fit_are_named():
+    data = biased_data()
+    with pytest.raises(DataError, match=r"inputs are torch\.float32, the model is torch\.float64"):
+        search(network("mlp").double(), BatchLoader(data, 20), SearchConfig(**SHORT))
+    raw = [{"input": data.inputs.to(torch.uint8), "target": data.target, "bias": data.bias}]
+    with pytest.raises(DataError, match=r"inputs are torch\.uint8"):
+        search(network("mlp"), raw, SearchConfig(**SHORT))
+    with pytest.raises(DataError, match="the validation data have 2 biases, the training data 1"):
+        search(network("mlp"), biased_loader(), SearchConfig(**SHORT), biased_loader(biases=2))

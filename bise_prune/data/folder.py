@@ -105,6 +105,9 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
         raise DataError(f"{path} has no column for {', '.join(missing)}; it has {', '.join(names) or 'none'}")
     if not rows:
         raise DataError(f"{path} has no rows")
+    ragged = [i for i, row in enumerate(rows, start=2) if None in row]
+    if ragged:
+        raise DataError(f"{path}: {len(ragged)} rows have more fields than the header, first in line {ragged[0]}")
     columns |= {name: name for name in _bias_columns(rows[0])}
     short = [i for i, row in enumerate(rows, start=2) if any(row[name] in (None, "") for name in columns.values())]
     if short:

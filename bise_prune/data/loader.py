@@ -104,7 +104,7 @@ class BatchLoader:
 
     Attributes:
         data: the data set.
-        batch_size: samples per batch; the last may have fewer.
+        batch_size: samples per batch; the last may have fewer, but a single one joins the batch before when shuffled.
         shuffle: whether to shuffle.
         seed: of the shuffling; pass n of equal seeds is equal.
         stratified: whether every batch gets its share of every subgroup, as evenly as whole samples allow.
@@ -124,7 +124,8 @@ class BatchLoader:
         self._pass = number
 
     def __len__(self) -> int:
-        return -(-len(self.data) // self.batch_size)
+        alone = self.shuffle and len(self.data) > 1 and len(self.data) % self.batch_size == 1 < self.batch_size
+        return -(-len(self.data) // self.batch_size) - alone
 
     def rows(self) -> Iterator[Tensor]:
         """The samples of each batch of one pass, by number."""
@@ -136,7 +137,10 @@ class BatchLoader:
         if self.stratified:
             order = _evenly(order, torch.cat([self.data.target[:, None], self.data.bias], 1).cpu(), generator)
         index, count = self.shard
-        for part in order.split(self.batch_size):
+        parts = list(order.split(self.batch_size))
+        if self.shuffle and len(parts) > 1 and len(parts[-1]) == 1:  # batch norms cannot train on one sample
+            parts[-2:] = [torch.cat(parts[-2:])]
+        for part in parts:
             yield part[index::count]
 
     def __iter__(self) -> Iterator[Batch]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..artifacts import MaskSet
 from ..config import SearchConfig
 from ..data.batch import Loader
+from ..distributed import summed
 from ..errors import BiseError
 from . import state
 from .result import EpochRecord, SearchResult
@@ -71,7 +73,8 @@ def search(
     stopped_early = False
 
     def stop_if_asked() -> None:
-        if interrupted is not None and interrupted():
+        # Processes stop after the same batch, whichever was asked first.
+        if interrupted is not None and bool(summed(torch.tensor(float(interrupted()), device=run.device))):
             if state_path is not None:
                 state.save(run, state_path)
             raise SearchInterrupted("interrupted; the same search takes up where it stopped")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ..artifacts import GateSite
 from ..channels import Joins
 from ..config import CostUnit
+from ..distributed import share_object
 from ..measurement import time_by_turns
 from ..tracing import Call, Trace
 
@@ -242,9 +244,9 @@ def _measured(call: Call, layer: nn.Module, shape: tuple[int, ...], device: torc
                 example = torch.randn(shape[0], width, *shape[2:])
             module.to(device).eval()
             runs.append(_timed(module, example.to(device)))
-    wait = torch.cuda.synchronize if device.type == "cuda" else None
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
     medians = [sorted(times)[_RUNS // 2] for times in time_by_turns(runs, _RUNS, wait, warm_up_s=0.0)]
-    return torch.tensor(medians, dtype=torch.float64).view(len(_WIDTHS), len(_WIDTHS))
+    return torch.tensor(share_object(medians), dtype=torch.float64).view(len(_WIDTHS), len(_WIDTHS))
 
 
 def _timed(module: nn.Module, example: Tensor) -> Callable[[], object]:

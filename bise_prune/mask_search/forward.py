@@ -16,15 +16,15 @@ class SearchForward(CapturedInputs):
     """While active, collects the bottleneck, and runs batch norms with fixed statistics as the affine maps they are.
 
     Torch's own batch norm keeps its input for the backward pass even where neither its weight nor its statistics get a
-    gradient; x * scale + shift keeps the scale alone.
+    gradient; x * scale + shift keeps the scale alone. Modes that count the network's calls must be entered after this
+    one, so that they see the batch norm and not what it is made of.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is batch_norm:
-            with torch._C.DisableTorchFunction():  # its calls are none of the network's, which other modes count
-                found = _affine(*args, **(kwargs or {}))
+            found = _affine(*args, **(kwargs or {}))
             if found is not None:
                 return found
         return super().__torch_function__(func, types, args, kwargs)
@@ -41,7 +41,7 @@ def _affine(
     eps: float = 1e-5,
 ) -> Tensor | None:
     """The batch norm of these arguments as an affine map; None if it learns or estimates anything."""
-    if training or running_mean is None or running_var is None or input.is_meta:
+    if training or running_mean is None or running_var is None:
         return None
     if any(tensor is not None and tensor.requires_grad for tensor in (weight, bias)):
         return None

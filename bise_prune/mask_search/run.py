@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..artifacts import MaskSet
 from ..config import SearchConfig
-from ..data.batch import Batch, Loader, as_batch, input_length, input_map
+from ..data.batch import Batch, Loader, as_batch, input_map
 from ..data.loader import BatchLoader
 from ..distributed import copied_from_first, gathered, summed, world
 from ..errors import BiseError, ConfigError, DataError, ModelError
 from ..evaluation import Evaluation, evaluate
-from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in
+from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in, with_learned_state
 from ..subgroups import aligned_values, is_aligned
 from ..tracing import logits_of, run, trace
 from .cost import GateCost
@@ -63,8 +63,13 @@ class SearchRun:
         if first is None:
             raise DataError("the training loader is empty")
         self.first = as_batch(first)
+        for tensor in [self.first.input] if isinstance(self.first.input, Tensor) else self.first.input.values():
+            if tensor.dtype == torch.uint8 or (tensor.is_floating_point() and tensor.dtype != self.dtype):
+                raise DataError(f"inputs are {tensor.dtype}, the model is {self.dtype}: convert one of them")
         example = input_map(self.first.input, lambda tensor: tensor[:2].to(self.device))
-        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = (
+            copy.deepcopy(model if start is None else with_learned_state(model, start)).eval().requires_grad_(False)
+        )
         if config.channels_last:
             frozen = frozen.to(memory_format=torch.channels_last)
         record = trace(frozen, example)
@@ -82,10 +87,12 @@ class SearchRun:
         self.norms = [module for module in frozen.modules() if isinstance(module, _BATCH_NORMS)]
         if config.batchnorm != "frozen" and not self.norms:
             raise ConfigError(f"batchnorm '{config.batchnorm}': the network has no batch norm")
-        self.cost = None if config.budget is None else GateCost(record, frozen, sites, config.budget.of)
+        budget = config.budget
+        self.cost = None if budget is None else GateCost(record, frozen, sites, budget.of, budget.joins)
         self.cost_at: tuple[Tensor, float, Tensor] | None = None
         self.prefix = None
-        if config.cache_bytes and config.batchnorm == "frozen" and isinstance(train_loader, BatchLoader):
+        cacheable = config.batchnorm == "frozen" and not config.compile and isinstance(train_loader, BatchLoader)
+        if config.cache_bytes and cacheable and isinstance(train_loader, BatchLoader):
             with self._precision():
                 self.prefix = cached_prefix(frozen, record, sites, train_loader, self.device, config.cache_bytes)
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
@@ -116,8 +123,8 @@ class SearchRun:
         self.aligned = aligned_values(target, bias, self.num_classes) if aligned is None else aligned.cpu()
         conflicting = (~is_aligned(target, bias, self.aligned)).sum(0)
         self.num_conflicting = tuple(conflicting.tolist())
-        places = torch.arange(1, len(target) + 1)
-        self.label_digest = (len(target), int(places @ target), [int(places @ column) for column in bias.unbind(1)])
+        in_order = isinstance(self.loader, BatchLoader)
+        self.label_digest = [_digest(torch.cat([target[:, None], bias], 1), in_order), self.aligned.tolist()]
         if not min(self.num_conflicting):
             raise DataError(
                 f"no bias-conflicting sample among {len(target)} for bias {self.num_conflicting.index(0)}: "
@@ -133,7 +140,13 @@ class SearchRun:
             batch = next(iter(self.val_loader), None)
             if batch is None:
                 raise DataError("the validation loader is empty")
-            self.has_validation_bias = as_batch(batch).bias.shape[1] > 0
+            columns = as_batch(batch).bias.shape[1]
+            if columns not in (0, bias.shape[1]):
+                raise DataError(f"the validation data have {columns} biases, the training data {bias.shape[1]}")
+            self.has_validation_bias = columns > 0
+            if isinstance(self.val_loader, BatchLoader):
+                val = self.val_loader.data
+                self.label_digest.append(_digest(torch.cat([val.target[:, None], val.bias], 1).cpu(), True))
         self.rule = resolve(config.select, self.val_loader is not None, self.has_validation_bias)
         trained: list[Tensor] = [self.gates.logits]
         if config.batchnorm == "affine":
@@ -169,7 +182,7 @@ class SearchRun:
                 features,
                 bias.to(self.device),
                 epochs=self.config.head_epochs,
-                batch_size=int(summed(torch.tensor(len(self.first.target)))),
+                batch_size=int(summed(torch.tensor(len(self.first.target), device=self.device))),
                 generator=self.generator,
             )
             copied_from_first(self.heads.parameters())
@@ -199,8 +212,7 @@ class SearchRun:
     def _step(self, batch: Batch, resume: contextlib.AbstractContextManager[Any]) -> None:
         gates = self.gates.flat()
         gates.retain_grad()
-        with resume:
-            logits, features = self.forward(gates.split(self.gates.sizes), batch.input)
+        logits, features = self.forward(gates.split(self.gates.sizes), batch.input, resume)
         aligned = is_aligned(batch.target, batch.bias, self.aligned)
         terms = bise_objective(
             logits,
@@ -231,14 +243,13 @@ class SearchRun:
         shares = [terms.total, terms.cross_entropy, terms.mutual_information, auxiliary, silent]
         self.sums += torch.stack([share.detach().double() for share in shares])
 
-    def _forward(self, gates: Sequence[Tensor], inputs: Any) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, gates: Sequence[Tensor], inputs: Any, resume: contextlib.AbstractContextManager[Any]
+    ) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and bottleneck features (N, d), in the masks' precision."""
-        with (
-            self._precision(),
-            SearchForward(self.gated.model, self.head_layer) as bottleneck,
-            self.gated.gating(gates),
-        ):
-            output = run(self.gated.model, inputs)
+        with self._precision(), SearchForward(self.gated.model, self.head_layer) as bottleneck:
+            with resume, self.gated.gating(gates):
+                output = run(self.gated.model, inputs)
         return logits_of(output).to(self.dtype), bottleneck.inputs.pop().flatten(1).to(self.dtype)
 
     @contextlib.contextmanager
@@ -441,20 +452,19 @@ class SearchRun:
         loader = self.loader
         with torch.no_grad():
             if isinstance(loader, BatchLoader):
-                in_order = dataclasses.replace(loader, shuffle=False, stratified=False)
-                numbers = list(in_order.rows())
+                rank, processes = world()
+                numbers = torch.arange(len(loader.data))[rank::processes].split(loader.batch_size)
                 cached, data = self.prefix, loader.data
                 for rows in numbers:
                     batch = data.batch(rows) if cached is None else Batch(cached.placeholder(len(rows)), rows, rows)
                     resume = contextlib.nullcontext() if cached is None else cached.replaying(rows)
-                    with resume:
-                        features.append(self._bottleneck(batch))
+                    features.append(self._bottleneck(batch, resume))
                 rows = torch.cat(numbers).to(self.device)
                 every, rows = gathered(torch.cat(features)), gathered(rows)
                 found = (every[rows.argsort()], data.target.cpu(), data.bias.cpu())
             else:
                 for batch, _ in self._pass():
-                    features.append(self._bottleneck(batch))
+                    features.append(self._bottleneck(batch, contextlib.nullcontext()))
                     targets.append(batch.target)
                     biases.append(batch.bias)
                 if not features:
@@ -465,8 +475,14 @@ class SearchRun:
             self.features_at = (state, found)
         return found
 
-    def _bottleneck(self, batch: Batch) -> Tensor:
-        if input_length(batch.input) == 0:
-            raise DataError("a process has no sample of a batch: use fewer processes, or larger batches")
+    def _bottleneck(self, batch: Batch, resume: contextlib.AbstractContextManager[Any]) -> Tensor:
         on_device = batch.input if self.prefix is not None else self._formatted(batch.to(self.device)).input
-        return self.forward(self.gates(), on_device)[1]
+        return self.forward(self.gates(), on_device, resume)[1]
+
+
+def _digest(labels: Tensor, in_order: bool) -> list[Any]:
+    """What tells label sets (N, columns) apart: a sum that knows the order, or the counts of distinct rows."""
+    if in_order:
+        return [len(labels), (torch.arange(1, len(labels) + 1) @ labels.cpu()).tolist()]
+    rows, counts = labels.unique(dim=0, return_counts=True)
+    return [rows.tolist(), counts.tolist()]

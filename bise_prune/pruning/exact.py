@@ -190,7 +190,8 @@ def _replayed(
     found = fingerprint(model)
     if plan.fingerprint and plan.fingerprint != found:
         raise PruningError(
-            f"the plan was made for other weights (fingerprint {plan.fingerprint[:12]}, this model has {found[:12]})"
+            f"the plan was made for other weights (fingerprint {plan.fingerprint[:12]}, this model has {found[:12]}); "
+            "if the search changed batch norms, prune by its masks, which hold them"
         )
     sites = matching_sites(record, model, MaskSet({name: mask.float() * 2 - 1 for name, mask in plan.keep.items()}))
     rounding = Rounding(multiple=plan.rounding.get("multiple", 1))  # re-opened channels are open in the plan
