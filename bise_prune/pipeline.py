@@ -141,7 +141,9 @@ def _done(config: RunConfig) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     record: dict[str, Any] = json.loads(path.read_text())
-    if record["config"] != json.loads(json.dumps(config.as_dict())):
+    settings = json.loads(json.dumps(config.as_dict()))
+    differing = {key for key, value in settings.items() if record["config"].get(key) != value}
+    if differing - ({"resume"} if record["config"]["search"] else {"resume", "search"}):
         raise ConfigError(f"{config.output} holds results of other settings; choose another folder with --output")
     return record
 
