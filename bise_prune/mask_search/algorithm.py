@@ -80,7 +80,7 @@ def search(
             raise SearchInterrupted("interrupted; the same search takes up where it stopped")
 
     run.train_heads_first()  # line 4
-    if run.history:  # of a search that was interrupted, perhaps after its end
+    if run.history and not run.done:  # of a search that was interrupted between epochs, perhaps after its end
         stopped_early = config.early_stop and run.is_settled(schedule[len(run.history) :])
     for epoch, temperature in enumerate(schedule, start=1):  # lines 5 to 15
         if stopped_early:
