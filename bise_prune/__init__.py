@@ -10,10 +10,11 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .artifacts import GateSite, Latency, MaskSet, Measurement, PruningPlan, Verification
-    from .config import RunConfig, SearchConfig
+    from .config import Budget, FinetuneConfig, RunConfig, SearchConfig
     from .errors import BiseError
     from .evaluation import evaluate
     from .export import export_onnx, export_program
+    from .finetuning import finetune
     from .gates import apply_masks, gate_sites
     from .importance import BISEImportance
     from .mask_search import SearchResult, search
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "artifacts": ("GateSite", "Latency", "MaskSet", "Measurement", "PruningPlan", "Verification"),
-    "config": ("RunConfig", "SearchConfig"),
+    "config": ("Budget", "FinetuneConfig", "RunConfig", "SearchConfig"),
     "errors": ("BiseError",),
     "evaluation": ("evaluate",),
     "export": ("export_onnx", "export_program"),
+    "finetuning": ("finetune",),
     "gates": ("apply_masks", "gate_sites"),
     "importance": ("BISEImportance",),
     "measurement": ("measure",),
@@ -43,6 +45,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BISEImportance",
     "BiseError",
+    "Budget",
+    "FinetuneConfig",
     "GateSite",
     "Latency",
     "MaskSet",
@@ -58,6 +62,7 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "export_program",
+    "finetune",
     "fuse_batchnorm",
     "gate_sites",
     "load_model",
