@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except ImportError as error:
         raise DataError("texts need the package transformers: pip install 'bise-prune[transformers]'") from error
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
         raise DataError(f"no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
 

@@ -66,7 +66,7 @@ def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> n
         ) from error
     try:
         settings = AutoConfig.for_model(**{**(config or {}), "num_labels": num_classes})
-        return AutoModelForSequenceClassification.from_config(settings)  # type: ignore[no-any-return,no-untyped-call]
+        return AutoModelForSequenceClassification.from_config(settings)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"no text classifier of this configuration: {str(error).splitlines()[0]}") from error
 
