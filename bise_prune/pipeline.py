@@ -378,7 +378,7 @@ def _finetuned(session: Session, pruned: PruningResult) -> FinetuneResult:
     """The slim network after some more training; its structure stays."""
     config = session.config
     assert config.finetune is not None
-    loader = BatchLoader(session.splits.train, config.batch_size, shuffle=True, seed=config.search.seed)
+    loader = dataclasses.replace(session.train_loader(), stratified=False)
     return finetune(
         copy.deepcopy(pruned.model).to(session.device),
         loader,

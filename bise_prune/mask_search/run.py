@@ -28,7 +28,7 @@ from .mutual_information import JointPool
 from .objective import bise_objective
 from .prefix import cached_prefix
 from .result import EpochRecord, SearchResult
-from .selection import LAST, RULES, Selected, resolve
+from .selection import LAST, NEED_BIAS, RULES, Selected, resolve
 from .stopping import none_can_flip
 from .weights import sample_weights
 
@@ -315,7 +315,7 @@ class SearchRun:
         flips = int(((self.before < 0) != (logits < 0)).sum())
         cost = None
         if self.cost is not None:
-            cost = float(self.cost([part.double() for part in (logits >= 0).cpu().split(self.gates.sizes)]))
+            cost = float(self.cost((logits >= 0).split(self.gates.sizes)))
         record = EpochRecord(
             epoch=epoch,
             temperature=temperature,
@@ -327,17 +327,16 @@ class SearchRun:
             mask_flips=flips,
             closed=int((logits < 0).sum()),
             cost=cost,
-            validation=self._validate(logits),
+            validation=self._validate(flips),
         )
         self.history.append(record)
         self._pick(record)
         return record
 
-    def _validate(self, logits: Tensor) -> Evaluation | None:
+    def _validate(self, flips: int) -> Evaluation | None:
         if self.val_loader is None:
             return None
-        same = bool(((self.before < 0) == (logits < 0)).all()) and self.config.batchnorm == "frozen"
-        if same and self.history:
+        if not flips and self.config.batchnorm == "frozen" and self.history:
             return self.history[-1].validation
         loader, (rank, processes) = self.val_loader, world()
         shared = isinstance(loader, BatchLoader) and processes > 1
@@ -353,7 +352,7 @@ class SearchRun:
         if budget is not None and (record.cost or 0.0) > budget.share + _WITHIN:
             return  # too large to be picked by its accuracy
         for rule, score in RULES.items():
-            if record.validation is None or (rule in ("best", "worst-group") and not self.has_validation_bias):
+            if record.validation is None or (rule in NEED_BIAS and not self.has_validation_bias):
                 continue
             value = score(record.validation)
             if rule not in self.picks or value >= (self.picks[rule][1] or 0.0):
@@ -448,7 +447,7 @@ class SearchRun:
             and torch.equal(self.features_at[0], state)
         ):
             return self.features_at[1]
-        features, targets, biases, numbers = [], [], [], []
+        features, targets, biases = [], [], []
         loader = self.loader
         with torch.no_grad():
             if isinstance(loader, BatchLoader):
