@@ -7,9 +7,9 @@ epochs, 50 epochs of the head), and pick "last". Literal: each epoch of the head
 set, the schedule runs to its end, gates are module hooks, weights are not stepped and keep requires_grad; "without
 weight gradients", for the first two seeds, they do not. Networks: SimpleConvNet as in the demo (scikit-learn digits,
 rho .95; masks are searched on 4,000 of the 10,000 images of 16x16), and the MLP of Multi-Color MNIST (vanilla trained
-for 20 epochs on 60,000 images, masks searched on 10,000 of them). One thread. The step times are medians for one
-batch of 100: a mask step against a vanilla training step, and the peak of the memory allocated during it, one process
-each.
+for 20 epochs on 60,000 images, masks searched on 10,000 of them). One thread. The step times are
+medians for a batch as each network is trained with (100; MLP 256): a mask step against a vanilla training step, and the
+peak of the memory allocated during it, one process each.
 Writes benchmarks/records/search_speed.json.
 """
 
@@ -47,7 +47,7 @@ from bise_prune.training import train_vanilla
 
 SETTINGS: dict[str, Any] = {"placement": "paper"}
 SAMPLES = {"simple_convnet": 4000, "mlp": 10_000}
-STEPS = (("simple_convnet", 14), ("resnet18", 32), ("mlp", 28))
+STEPS = (("simple_convnet", 14, 100), ("resnet18", 32, 100), ("mlp", 28, 256))  # size, batch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", choices=("simple_convnet", "mlp"), default=["simple_convnet", "mlp"])
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the vanilla networks")
     parser.add_argument("--output", type=Path, default=RECORDS / "search_speed.json")
-    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--step", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     if arguments.step:
-        print(json.dumps(one_step(arguments.step[0], int(arguments.step[1]), arguments.step[2])))
+        print(json.dumps(one_step(arguments.step[0], *map(int, arguments.step[1:3]), arguments.step[3])))
         return 0
     record = base_record(arguments.seeds, (__doc__ or "").split("Protocol: ")[1].split("Writes")[0].strip(), "cpu")
     record["settings"] = SETTINGS
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for place, seed in enumerate(arguments.seeds)
         ]
         record[network] = {key: summary([run[key] for run in runs if key in run]) for key in runs[0]}
-    record["steps"] = {f"{name} {size}x{size}": step_ratios(name, size) for name, size in STEPS}
+    record["steps"] = {f"{name} {size}x{size}": step_ratios(name, size, n) for name, size, n in STEPS}
     record["peak_memory_bytes"] = peak_memory_bytes()
     write_json(arguments.output, record)
     show(record, arguments.networks)
@@ -219,11 +219,11 @@ def literal(
 # -- one step ---------------------------------------------------------------------------------------
 
 
-def step_ratios(name: str, size: int) -> dict[str, float]:
+def step_ratios(name: str, size: int, n: int) -> dict[str, float]:
     """A mask step against a vanilla step of the same network and batch, each in a process of its own."""
     times, memory = {}, {}
     for kind in ("vanilla", "mask"):
-        command = [sys.executable, __file__, "--data-root", ".", "--step", name, str(size), kind]
+        command = [sys.executable, __file__, "--data-root", ".", "--step", name, str(size), str(n), kind]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         times[kind], memory[kind] = json.loads(done.stdout.splitlines()[-1])
     return {
@@ -233,13 +233,14 @@ def step_ratios(name: str, size: int) -> dict[str, float]:
         "vanilla_kept_bytes": memory["vanilla"],
         "mask_kept_bytes": memory["mask"],
         "memory_ratio": memory["mask"] / memory["vanilla"],
+        "batch": n,
     }
 
 
-def one_step(name: str, size: int, kind: str) -> tuple[float, int]:
+def one_step(name: str, size: int, n: int, kind: str) -> tuple[float, int]:
     """Median seconds of a step, and the bytes that it needs at its peak beyond the weights and the batch."""
     torch.manual_seed(0)
-    model, n = build_model(name, 10), 100
+    model = build_model(name, 10)
     labels = torch.arange(n)
     data = BiasedDataset(torch.randn(n, 3, size, size), labels % 10, (labels // 3 % 10)[:, None])
     batch = data.batch(labels)
@@ -260,7 +261,7 @@ def one_step(name: str, size: int, kind: str) -> tuple[float, int]:
 
     step()
     times = []
-    for _ in range(7):
+    for _ in range(15):
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
