@@ -256,8 +256,8 @@ def one_step(name: str, size: int, n: int, kind: str) -> tuple[float, int]:
         run = SearchRun(model.eval(), BatchLoader(data, n), SearchConfig(head_epochs=1), None, None, None)
 
         def step() -> None:
-            for prepared, resume in run._pass():
-                run._step(prepared, resume)
+            for part in run._pass():
+                run._step(*run._on_device(part))
 
     step()
     times = []

@@ -109,7 +109,8 @@ class SearchConfig:
         compile: whether the network is compiled by torch.compile; needs a C++ or CUDA tool chain.
         early_stop: whether to stop once no mask can move any more, by a bound on the gradients to come
             (:func:`bise_prune.mask_search.stopping.none_can_flip`).
-        cache_bytes: the largest cache of activations in front of the first gate, which are computed once; 0 = none.
+        cache_bytes: the largest of each thing that is kept to be computed once: activations in front of the first gate,
+            features for the heads, per-sample gradients while no mask flips; 0 = nothing.
         seed: seed of the head's initialisation and of its batches.
     """
 

@@ -238,7 +238,11 @@ class GatedModel(nn.Module):
             return self.model(*args, **kwargs)
 
     def gating(self, values: Sequence[Tensor]) -> TorchFunctionMode:
-        """The mode under which the network runs with the given values of its gates, one tensor per site."""
+        """The mode under which the network runs with the given values of its gates.
+
+        Args:
+            values: one tensor per site, of shape (channels,), or (N, channels) to give each sample its own.
+        """
         table: dict[tuple[str, int], tuple[Tensor, int]] = {
             (call.kind, call.index): (value, call.dim)
             for site, value in zip(self.sites, values, strict=True)
@@ -270,7 +274,9 @@ class _Gating(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         shape = [1] * output.ndim
         shape[dim] = -1
-        return output * gate.view(shape)
+        if gate.ndim == 2:
+            shape[0] = len(gate)
+        return output * gate.reshape(shape)
 
 
 class CapturedInputs(TorchFunctionMode):
@@ -292,6 +298,10 @@ class CapturedInputs(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is nn.functional.linear and (args[1] if len(args) > 1 else kwargs["weight"]) is self.weight:
             self.inputs.append(args[0] if args else kwargs["input"])
+        return self.outcome(func, args, kwargs)
+
+    def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a call returns."""
         return func(*args, **kwargs)
 
 

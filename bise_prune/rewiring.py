@@ -6,18 +6,16 @@ pass runs; calls are recognised by name and position in it, as in tracing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .channels import Edit, Regather
 from .errors import ModelError
 from .normalisation import normalise_open
-from .tracing import function_name, is_counted, replace_tensors, tensors_in
+from .tracing import CallCounter, replace_tensors, tensors_in
 
 _STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # torchvision's, timm's and transformers'
 
@@ -63,25 +61,21 @@ class RewiredModel(nn.Module):
         return self
 
 
-class _Rewire(TorchFunctionMode):
+class _Rewire(CallCounter):
     def __init__(self, table: Mapping[tuple[str, int], nn.Module]) -> None:
         super().__init__()
         self.table = table
-        self.counts: Counter[str] = Counter()
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    def called(
+        self,
+        key: tuple[str, int],
+        counted: bool,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        name = function_name(func)
-        if name == "iter":
-            return iter(self.__torch_function__(torch.unbind, types, args))
-        count = self.counts[name]
-        counted = is_counted(tensors_in([*args, *(kwargs or {}).values()]))
-        self.counts[name] = count + counted
-        rewiring = self.table.get((name, count)) if counted else None
-        if rewiring is None:
-            return func(*args, **(kwargs or {}))
-        return rewiring(func, args, dict(kwargs or {}))
+        rewiring = self.table.get(key) if counted else None
+        return func(*args, **kwargs) if rewiring is None else rewiring(func, args, kwargs)
 
 
 class _Rewiring(nn.Module):

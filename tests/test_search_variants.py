@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from cases import NETWORKS, biased_data, biased_loader, images, network, random_masks, torchvision_network
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, evaluate, gate_sites, prune, search
+from bise_prune.config import Budget
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import BiseError, ConfigError, DataError, ModelError
-from bise_prune.mask_search import SearchInterrupted
+from bise_prune.mask_search import SearchInterrupted, closed
 from bise_prune.mask_search.heads import BiasHeads, head_loss, train_heads
 from bise_prune.mask_search.mutual_information import JointPool, bias_information, information, joint_sums
 from bise_prune.mask_search.prefix import cached_prefix
@@ -121,6 +124,119 @@ def _double(data):
     return BiasedDataset(data.inputs.double(), data.target, data.bias)
 
 
+# -- closed channels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer, shape", [
+    (nn.Conv2d(9, 7, 3, stride=2, padding=1, dilation=2), (4, 9, 11, 11)),
+    (nn.Conv2d(9, 7, (3, 1), padding=(1, 0), bias=False), (4, 9, 6, 5)),
+    (nn.Conv1d(9, 7, 5), (4, 9, 12)),
+    (nn.Conv3d(9, 7, 3, stride=(1, 2, 1)), (2, 9, 5, 6, 5)),
+    (nn.Linear(9, 7), (4, 9)),
+    (nn.Linear(9, 7, bias=False), (2, 3, 9)),
+])  # fmt: skip
+def test_closed_channels_are_left_out_of_both_directions(layer, shape, monkeypatch):
+    monkeypatch.setattr(closed, "_LEAST_MACS", 0)
+    layer = layer.double().requires_grad_(False)
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    dim = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
+    x.index_fill_(dim, torch.tensor([0, 4, 8]), 0.0)
+    x[0].zero_()  # a sample that says nothing of the channels
+    out = torch.tensor([1.0, 0, 1, 1, 0, 0, 1], dtype=torch.float64)
+    weight = torch.randn(layer(x).shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight = weight * out.view([-1 if d == dim % weight.ndim else 1 for d in range(weight.ndim)])
+    plain, spared = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = layer(plain)
+    shapes = []
+    with _Counted(shapes), _Sparing():
+        found = layer(spared)
+        (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(spared.grad, plain.grad, rtol=0, atol=1e-12)
+    assert any(6 in shape for shape in shapes) and any(4 in shape for shape in shapes)  # open inputs, open outputs
+
+
+class _Sparing(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = closed.sparing(func, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if found is None else found
+
+
+class _Counted(TorchDispatchMode):
+    """Notes the shapes of weights that convolutions and products really read."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes = shapes
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in ("convolution", "mm", "linear")):
+            self.shapes += [tuple(a.shape) for a in args if isinstance(a, torch.Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_layer_whose_channels_are_all_closed_is_computed_none_the_less(monkeypatch):
+    monkeypatch.setattr(closed, "_LEAST_MACS", 0)
+    layer = nn.Conv2d(4, 5, 3, padding=1).requires_grad_(False)
+    x = torch.zeros(2, 4, 6, 6, requires_grad=True)
+    with _Sparing():
+        found = layer(x)
+        (found * 0).sum().backward()
+    assert torch.equal(found, layer(x)) and torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("name", ["simple_convnet", "resnet", "mlp"])
+def test_a_search_that_spares_closed_channels_finds_the_same(name, monkeypatch):
+    model = network(name).double()
+    loader = BatchLoader(_double(biased_data(n=60)), 20, shuffle=True)
+    plain = search(model, loader, SearchConfig(**SHORT))
+    monkeypatch.setattr(closed, "_LEAST_MACS", 0)
+    loader = BatchLoader(_double(biased_data(n=60)), 20, shuffle=True)
+    spared = search(model, loader, SearchConfig(**SHORT))
+    assert plain.last.num_closed
+    for site, logits in plain.last.logits.items():
+        assert torch.allclose(spared.last.logits[site], logits, rtol=0, atol=1e-9)
+
+
+# -- while no mask flips -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"mi_pool": 30}, {"mi_weight": 0.0}, {"budget": Budget(share=0.6)}])
+def test_a_network_that_stands_still_is_run_once_per_sample(options, monkeypatch):
+    model = network("simple_convnet").double()
+    options = dict(anneal_every=6, min_temperature=0.02, head_epochs=2, mask_lr=0.1, early_stop=False, **options)
+    forward, epoch = SearchRun._forward, SearchRun.mask_epoch
+
+    def run(remember):
+        samples = []
+
+        def counted(self, gates, inputs, resume):
+            samples.append(len(inputs))
+            return forward(self, gates, inputs, resume)
+
+        def forgetful(self, *arguments):
+            self.can_remember = remember
+            return epoch(self, *arguments)
+
+        monkeypatch.setattr(SearchRun, "_forward", counted)
+        monkeypatch.setattr(SearchRun, "mask_epoch", forgetful)
+        loader = BatchLoader(_double(biased_data(n=120, rho=0.9)), 20, shuffle=True)
+        return search(model, loader, SearchConfig(**options)), sum(samples)
+
+    (kept, few), (anew, many) = run(True), run(False)
+    still = [not record.mask_flips for record in anew.history]
+    spared = sum(now and before and earlier for earlier, before, now in zip(still, still[1:], still[2:], strict=False))
+    conflicting = 20  # at most, and the information needs them in every epoch
+    assert spared > 3 and many - few >= (120 - conflicting) * spared - conflicting * sum(still)
+    for site, logits in anew.last.logits.items():
+        assert torch.allclose(kept.last.logits[site], logits, rtol=0, atol=1e-9)
+    for mine, other in zip(kept.history, anew.history, strict=True):
+        assert (mine.mask_flips, mine.closed) == (other.mask_flips, other.closed)
+        for name in ("objective", "cross_entropy", "mutual_information", "head_cross_entropy", "silent_share"):
+            assert getattr(mine, name) == pytest.approx(getattr(other, name), abs=1e-9), name
+
+
 # -- early stop --------------------------------------------------------------------------------------
 
 
@@ -140,6 +256,20 @@ def test_stopping_early_changes_no_mask(seed):
         first, second = early.picks[rule].masks.keep, late.picks[rule].masks.keep
         assert all(torch.equal(first[site], second[site]) for site in first), rule
     assert early.history == late.history[: len(early.history)]
+
+
+def test_a_mask_that_flips_and_comes_back_does_not_stand_still():
+    config = SearchConfig(**SHORT, mask_lr=1e-9, initial_logit=1.0)
+    run = SearchRun(network("simple_convnet"), BatchLoader(biased_data(), 20), config, None, None, None)
+
+    def disturb():
+        with torch.no_grad():
+            run.gates.logits[0] = -1.0 if run.done == 2 else 1.0
+
+    assert run.mask_epoch(1, 1.0, disturb).mask_flips == 1
+    assert bool((run.gates.logits > 0).all()) and not run.is_settled([1e-3])
+    assert run.mask_epoch(2, 1.0, lambda: None).mask_flips == 0
+    assert run.is_settled([1e-3])
 
 
 def test_the_bound_stops_only_what_stands():
@@ -367,7 +497,8 @@ def test_mask_gradients_are_those_of_the_plain_network():
     run = SearchRun(model, BatchLoader(data, 20), SearchConfig(head_epochs=1, mi_weight=0.0), None, None, None)
     gates = run.gates.flat()
     gates.retain_grad()
-    ((batch, resume),) = list(run._pass())
+    (rows,) = run._pass()
+    batch, resume = run._on_device(rows)
     logits, _ = run.forward(gates.split(run.gates.sizes), batch.input, resume)
     F.cross_entropy(logits, batch.target).backward()
     ones = [torch.ones(site.num_channels, dtype=torch.float64, requires_grad=True) for site in run.gated.sites]
@@ -381,7 +512,9 @@ def test_mask_gradients_are_those_of_the_plain_network():
 
 
 @pytest.mark.parametrize("after", [1, 4, 7, 13, 17, 30])
-@pytest.mark.parametrize("options", [{}, {"batchnorm": "affine"}, {"mi_pool": 50}])
+@pytest.mark.parametrize(
+    "options", [{}, {"batchnorm": "affine"}, {"mi_pool": 50}, {"initial_logit": 1.0, "early_stop": False}]
+)
 def test_a_search_stopped_after_any_batch_resumes_to_the_same_bits(tmp_path, after, options):
     model, val = network("simple_convnet"), biased_loader(n=60, rho=0.4, seed=3)
     config = SearchConfig(**SHORT, **options)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from ..gates import CapturedInputs
+from .closed import sparing
 
 
 class SearchForward(CapturedInputs):
@@ -18,16 +19,25 @@ class SearchForward(CapturedInputs):
     Torch's own batch norm keeps its input for the backward pass even where neither its weight nor its statistics get a
     gradient; x * scale + shift keeps the scale alone. Modes that count the network's calls must be entered after this
     one, so that they see the batch norm and not what it is made of.
+
+    Args:
+        model: the network.
+        layer: name of its head.
+        sparing: whether convolutions and linear layers are to spare the work on closed channels.
     """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __init__(self, model: nn.Module, layer: str, sparing: bool) -> None:
+        super().__init__(model, layer)
+        self.sparing = sparing
+
+    def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a call returns."""
+        found = None
         if func is batch_norm:
-            found = _affine(*args, **(kwargs or {}))
-            if found is not None:
-                return found
-        return super().__torch_function__(func, types, args, kwargs)
+            found = _affine(*args, **kwargs)
+        elif self.sparing:
+            found = sparing(func, args, kwargs)
+        return super().outcome(func, args, kwargs) if found is None else found
 
 
 def _affine(

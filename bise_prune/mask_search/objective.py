@@ -60,20 +60,42 @@ def bise_objective(
         mi_weight: gamma.
         pool: joint distributions of past batches to estimate the information with.
     """
-    conflicting_NK = ~aligned_NK
+    loss = reweighted_cross_entropy(logits_NC, target_N, weights_N)
+    return objective_of(loss, len(target_N), head_logits_NB, bias_NK, ~aligned_NK, mi_weight, pool)
+
+
+def objective_of(
+    loss: Tensor,
+    batch_size: int,
+    head_logits_NB: Sequence[Tensor],
+    bias_NK: Tensor,
+    conflicting_NK: Tensor,
+    mi_weight: float,
+    pool: JointPool | None = None,
+) -> Objective:
+    """:func:`bise_objective` where the cross-entropy is known already.
+
+    Args:
+        loss: L_r, the mean over the batch.
+        batch_size: its samples, of which the bias-conflicting ones suffice in what follows.
+        head_logits_NB: output of the auxiliary heads, one tensor (N, B_k) per bias.
+        bias_NK: bias labels, shape (N, K).
+        conflicting_NK: which samples are bias-conflicting, bool, shape (N, K).
+        mi_weight: gamma.
+        pool: as there.
+    """
     joints = [
         joint_sums(torch.softmax(logits, 1), bias_NK[:, k], conflicting_NK[:, k])
         for k, logits in enumerate(head_logits_NB)
     ]
-    counts = torch.cat([conflicting_NK.sum(0), conflicting_NK.new_tensor([len(target_N)], dtype=torch.long)])
+    counts = torch.cat([conflicting_NK.sum(0), conflicting_NK.new_tensor([batch_size], dtype=torch.long)])
     if world()[1] > 1:
-        counts, *others = _summed([counts.to(logits_NC.dtype), *(joint.detach() for joint in joints)])
+        counts, *others = _summed([counts.to(loss.dtype), *(joint.detach() for joint in joints)])
         joints = [joint + (total - joint.detach()) for joint, total in zip(joints, others, strict=True)]
     *conflicting, num_samples = counts.unbind()
-    loss = reweighted_cross_entropy(logits_NC, target_N, weights_N)
     if world()[1] > 1:
-        loss = torch.nan_to_num(loss) * len(target_N) / num_samples  # no sample, no loss
-    total_information = logits_NC.new_zeros(())
+        loss = torch.nan_to_num(loss) * batch_size / num_samples  # no sample, no loss
+    total_information = loss.new_zeros(())
     for k, (joint, count) in enumerate(zip(joints, conflicting, strict=True)):
         if pool is not None:
             joint, conflicting[k] = pool.add(k, joint, count)

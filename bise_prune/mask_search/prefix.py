@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ..artifacts import GateSite
 from ..data.batch import Input, input_length, input_map
 from ..data.loader import BatchLoader
-from ..tracing import Call, Trace, function_name, is_counted, logits_of, replace_tensors, run, tensors_in
+from ..tracing import Call, CallCounter, Trace, logits_of, replace_tensors, run, tensors_in
 
 _LEAST_SHARE = 0.05  # of the network's multiply-accumulates, below which a cache does not pay
 
@@ -153,31 +152,7 @@ def _agrees(cache: CachedPrefix, model: nn.Module, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-class _Counting(TorchFunctionMode):
-    """Knows the key of each call: its function's name and how many counted calls of that name came before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = function_name(func)
-        if name == "iter":
-            return iter(self.__torch_function__(torch.unbind, types, args))
-        if not is_counted(tensors_in([*args, *(kwargs or {}).values()])):
-            return func(*args, **(kwargs or {}))
-        key = (name, self.counts[name])
-        self.counts[name] += 1
-        return self.outcome(key, partial(func, *args, **(kwargs or {})))
-
-    def outcome(self, key: Key, call: Callable[[], Any]) -> Any:
-        """What a call returns."""
-        raise NotImplementedError
-
-
-class _Record(_Counting):
+class _Record(CallCounter):
     """Keeps the outputs of some calls."""
 
     def __init__(self, keys: set[Key]) -> None:
@@ -185,26 +160,32 @@ class _Record(_Counting):
         self.keys = keys
         self.outputs: dict[Key, Any] = {}
 
-    def outcome(self, key: Key, call: Callable[[], Any]) -> Any:
-        output = call()
-        if key in self.keys:
+    def called(
+        self, key: Key, counted: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        output = func(*args, **kwargs)
+        if counted and key in self.keys:
             self.outputs[key] = output
         return output
 
 
-class _Replay(_Counting):
+class _Replay(CallCounter):
     """Returns stored outputs, or placeholders, without calling the functions."""
 
     def __init__(self, cache: CachedPrefix, rows: Tensor) -> None:
         super().__init__()
         self.cache, self.rows = cache, rows
 
-    def outcome(self, key: Key, call: Callable[[], Any]) -> Any:
-        if key in self.cache.outputs:
+    def called(
+        self, key: Key, counted: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if counted and key in self.cache.outputs:
             stored = self.cache.outputs[key]
             rows = self.rows.to(stored.tensors[0].device)
             return replace_tensors(stored.structure, lambda place: stored.tensors[place.position][rows], _Place)
-        return replace_tensors(self.cache.skipped[key], self._resized) if key in self.cache.skipped else call()
+        if counted and key in self.cache.skipped:
+            return replace_tensors(self.cache.skipped[key], self._resized)
+        return func(*args, **kwargs)
 
     def _resized(self, tensor: Tensor) -> Tensor:
         if tensor.ndim and len(tensor) == self.cache.batch_size:

@@ -24,7 +24,7 @@ class EpochRecord:
         mutual_information: its mutual information, summed over the biases.
         silent_share: share of (batch, bias) pairs with at most one conflicting sample, where the information is 0.
         head_cross_entropy: loss of the auxiliary heads, summed over the biases.
-        mask_flips: channels that opened or closed during the epoch.
+        mask_flips: channels that opened or closed during the epoch, also those that came back.
         closed: closed channels at its end.
         cost: of the gated network at its end, as a share of the dense one's, if there is a budget.
         validation: accuracies of the masked network at its end; None without validation data.

@@ -6,14 +6,15 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ..artifacts import MaskSet
 from ..config import SearchConfig
-from ..data.batch import Batch, Loader, as_batch, input_map
+from ..data.batch import Batch, Loader, as_batch, input_length, input_map
 from ..data.loader import BatchLoader
 from ..distributed import copied_from_first, gathered, summed, world
 from ..errors import BiseError, ConfigError, DataError, ModelError
@@ -24,8 +25,9 @@ from ..tracing import logits_of, run, trace
 from .cost import GateCost
 from .forward import SearchForward
 from .heads import BiasHeads, head_loss, train_heads
+from .memory import StillNetwork
 from .mutual_information import JointPool
-from .objective import bise_objective
+from .objective import Objective, bise_objective, objective_of
 from .prefix import cached_prefix
 from .result import EpochRecord, SearchResult
 from .selection import LAST, NEED_BIAS, RULES, Selected, resolve
@@ -35,6 +37,7 @@ from .weights import sample_weights
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _EXHAUSTED = "the training loader yields nothing on its second pass: give a loader, not an iterator"
 _WITHIN = 0.01  # of the budget
+_NOTHING_CACHED = contextlib.nullcontext()
 _SUMS = ("objective", "cross_entropy", "mutual_information", "head_cross_entropy")
 
 
@@ -95,6 +98,7 @@ class SearchRun:
         if config.cache_bytes and cacheable and isinstance(train_loader, BatchLoader):
             with self._precision():
                 self.prefix = cached_prefix(frozen, record, sites, train_loader, self.device, config.cache_bytes)
+        self.sparing = self.device.type == "cpu" and not config.compile  # a GPU would wait to be told what is zero
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
         self.generator = torch.Generator().manual_seed(config.seed)
         self.passes, self.done, self.sums = 0, 0, torch.zeros(len(_SUMS) + 1, dtype=torch.float64)
@@ -103,13 +107,31 @@ class SearchRun:
         self.heads_trained = False
         self.features_at: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
         self.pushes = torch.zeros(2, len(self.gates.logits), device=self.device)
-        self.before = self.gates.logits.detach().clone()
+        self.closed_before = self._closed()
+        self.flipped = torch.zeros_like(self.closed_before)
         self.steps = 0
         self.pool = JointPool(config.mi_pool) if config.mi_pool else None
         features, target, bias = self._features()
-        self._prepare_labels(features.shape[1], target, bias, aligned)
+        self.num_features = features.shape[1]
+        self._prepare_labels(target, bias, aligned)
+        self.still: StillNetwork | None = None
+        batch_first = all(
+            call.kind != "layer_norm"
+            and record.values[record.gated_call(call.index, call.kind).outputs[0]].shape[0] == input_length(example)
+            for site in sites
+            for call in site.calls
+        )
+        needed = len(target) * (self.num_features + len(self.gates.logits)) * self.gates.logits.element_size()
+        self.can_remember = (
+            config.batchnorm == "frozen"
+            and not config.compile
+            and isinstance(train_loader, BatchLoader)
+            and processes == 1
+            and batch_first
+            and needed <= config.cache_bytes
+        )
 
-    def _prepare_labels(self, num_features: int, target: Tensor, bias: Tensor, aligned: Tensor | None) -> None:
+    def _prepare_labels(self, target: Tensor, bias: Tensor, aligned: Tensor | None) -> None:
         config = self.config
         if not bias.shape[1]:
             raise DataError("the training data have no bias labels: give some, or find pseudo labels for them first")
@@ -134,7 +156,9 @@ class SearchRun:
         self.weights = weights.to(self.device, self.dtype)
         self.aligned = self.aligned.to(self.device)
         num_bias_classes = [max(2, int(column.max()) + 1) for column in bias.unbind(1)]
-        self.heads = BiasHeads(num_features, num_bias_classes, self.generator, self.dtype).to(self.device)  # line 3
+        self.heads = BiasHeads(self.num_features, num_bias_classes, self.generator, self.dtype).to(
+            self.device
+        )  # line 3
         self.has_validation_bias = False
         if self.val_loader is not None:
             batch = next(iter(self.val_loader), None)
@@ -194,13 +218,19 @@ class SearchRun:
         if self.done == 0:
             self.sums = torch.zeros(len(_SUMS) + 1, dtype=torch.float64, device=self.device)
             self.pushes = torch.zeros_like(self.pushes)
-            self.before = self.gates.logits.detach().clone()
+            self.closed_before = self._closed()
+            self.flipped = torch.zeros_like(self.closed_before)
         for norm in self.norms:
             norm.train(self.config.batchnorm != "frozen")
-        for number, (batch, resume) in enumerate(self._pass()):
+        standing = self.can_remember and bool(self.history) and not self.history[-1].mask_flips
+        self.still = (self.still or self.new_memory()) if standing else None
+        for number, part in enumerate(self._pass()):
             if number < self.done:
                 continue  # of an epoch that was interrupted
-            self._step(batch, resume)
+            if self.still is not None and isinstance(part, Tensor):
+                self._step_from_memory(self.still, part)
+            else:
+                self._step(*self._on_device(part))
             self.done = number + 1
             after_batch()
         self.gated.eval()
@@ -227,6 +257,52 @@ class SearchRun:
         auxiliary = head_loss(self.heads(features.detach()), batch.bias)
         if world()[1] > 1:
             auxiliary = torch.nan_to_num(auxiliary) * len(batch.target) / terms.num_samples
+        self._descend(gates, terms, auxiliary)
+
+    def _step_from_memory(self, still: StillNetwork, rows: Tensor) -> None:
+        """:meth:`_step` for a network that stood still in the last epoch: it runs where something is not known yet."""
+        gates = self.gates.flat()
+        gates.retain_grad()
+        missing = still.missing(rows, self._closed())
+        if len(missing):
+            self._remember(still, missing)
+        target, bias = self._labels(rows)
+        conflicting = ~is_aligned(target, bias, self.aligned)
+        features = still.features[rows]
+        some = conflicting.any(1).nonzero().flatten()
+        seen = features[some]
+        informative = self.config.mi_weight and (int(conflicting.sum(0).max()) > 1 or self.pool is not None)
+        if informative and len(some):
+            batch, resume = self._on_device(rows[some.to(rows.device)])
+            _, seen = self.forward(gates.split(self.gates.sizes), batch.input, resume)
+        terms = objective_of(
+            still.cross_entropy(rows, gates),
+            len(rows),
+            self.heads.judge(seen),
+            bias[some],
+            conflicting[some],
+            self.config.mi_weight,
+            self.pool,
+        )
+        self._descend(gates, terms, head_loss(self.heads(features), bias))
+
+    def _remember(self, still: StillNetwork, rows: Tensor) -> None:
+        batch, resume = self._on_device(rows)
+        gates = self.gates.flat().detach().expand(len(rows), -1).clone().requires_grad_()
+        logits, features = self.forward(gates.split(self.gates.sizes, 1), batch.input, resume)
+        losses = cross_entropy(logits, batch.target, reduction="none") * self.weights(batch.target, batch.bias)
+        (slopes,) = torch.autograd.grad(losses.sum(), gates)
+        still.note(rows, losses.detach(), slopes, features)
+
+    def new_memory(self) -> StillNetwork:
+        """One that nothing is noted in."""
+        assert isinstance(self.loader, BatchLoader)
+        return StillNetwork(
+            len(self.loader.data), self.num_features, len(self.gates.logits), self.gates.logits.detach()
+        )
+
+    def _descend(self, gates: Tensor, terms: Objective, auxiliary: Tensor) -> None:
+        """A step of the masks down J, and one of the heads down their own loss."""
         total = terms.total + auxiliary
         if self.cost is not None:
             total = total + self._over_budget(gates)
@@ -237,17 +313,22 @@ class SearchRun:
         self.optimizer.step()
         if self.config.budget is not None:
             self._keep_floor(self.config.budget.layer_floor)
-        push = gates.grad * torch.where(self.gates.logits.detach() < 0, -1.0, 1.0)
+        closed = self._closed()
+        self.flipped |= closed != self.closed_before
+        push = gates.grad * torch.where(closed, -1.0, 1.0)
         self.pushes += torch.stack([push, push.clamp(min=0)])
         silent = (terms.num_conflicting <= 1).double().mean()
         shares = [terms.total, terms.cross_entropy, terms.mutual_information, auxiliary, silent]
         self.sums += torch.stack([share.detach().double() for share in shares])
 
+    def _closed(self) -> Tensor:
+        return self.gates.logits.detach() < 0
+
     def _forward(
         self, gates: Sequence[Tensor], inputs: Any, resume: contextlib.AbstractContextManager[Any]
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and bottleneck features (N, d), in the masks' precision."""
-        with self._precision(), SearchForward(self.gated.model, self.head_layer) as bottleneck:
+        with self._precision(), SearchForward(self.gated.model, self.head_layer, self.sparing) as bottleneck:
             with resume, self.gated.gating(gates):
                 output = run(self.gated.model, inputs)
         return logits_of(output).to(self.dtype), bottleneck.inputs.pop().flatten(1).to(self.dtype)
@@ -311,11 +392,8 @@ class SearchRun:
         means = (parts / self.steps).tolist()
         if not all(abs(value) < float("inf") for value in means):
             raise BiseError(f"the loss is {means[0]} in epoch {epoch}: check the inputs for NaN, or lower mask_lr")
-        logits = self.gates.logits.detach()
-        flips = int(((self.before < 0) != (logits < 0)).sum())
-        cost = None
-        if self.cost is not None:
-            cost = float(self.cost((logits >= 0).split(self.gates.sizes)))
+        flips, closed = int(self.flipped.sum()), self._closed()
+        cost = None if self.cost is None else float(self.cost((~closed).split(self.gates.sizes)))
         record = EpochRecord(
             epoch=epoch,
             temperature=temperature,
@@ -325,7 +403,7 @@ class SearchRun:
             silent_share=means[4],
             head_cross_entropy=means[3],
             mask_flips=flips,
-            closed=int((logits < 0).sum()),
+            closed=int(closed.sum()),
             cost=cost,
             validation=self._validate(flips),
         )
@@ -409,21 +487,28 @@ class SearchRun:
 
     # -- data --------------------------------------------------------------------------------------
 
-    def _pass(self) -> Iterator[tuple[Batch, contextlib.AbstractContextManager[Any]]]:
-        """The batches of one pass, on the device, each with the mode under which the network is to run on it."""
+    def _pass(self) -> Iterator[Tensor | Batch]:
+        """The batches of one pass: the numbers of their samples where those are known, or what the loader yields."""
         set_epoch = getattr(self.loader, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(self.passes)
         self.passes += 1
-        if self.prefix is None or not isinstance(self.loader, BatchLoader):
-            for raw in self.loader:
-                yield self._formatted(as_batch(raw).to(self.device)), contextlib.nullcontext()
-            return
-        data = self.loader.data
-        for rows in self.loader.rows():
-            batch = Batch(self.prefix.placeholder(len(rows)), data.target[rows], data.bias[rows])
-            labels = batch.target.to(self.device), batch.bias.to(self.device)
-            yield Batch(batch.input, *labels), self.prefix.replaying(rows)
+        if isinstance(self.loader, BatchLoader):
+            yield from self.loader.rows()
+        else:
+            yield from map(as_batch, self.loader)
+
+    def _on_device(self, part: Tensor | Batch) -> tuple[Batch, contextlib.AbstractContextManager[Any]]:
+        """A batch on the device, with the mode under which the network is to run on it."""
+        if isinstance(part, Tensor) and self.prefix is not None:
+            return Batch(self.prefix.placeholder(len(part)), *self._labels(part)), self.prefix.replaying(part)
+        if isinstance(part, Tensor):
+            part = cast(BatchLoader, self.loader).data.batch(part)
+        return self._formatted(part.to(self.device)), _NOTHING_CACHED
+
+    def _labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        data = cast(BatchLoader, self.loader).data
+        return data.target[rows].to(self.device), data.bias[rows].to(self.device)
 
     def _formatted(self, batch: Batch) -> Batch:
         if not self.config.channels_last:
@@ -440,7 +525,7 @@ class SearchRun:
         Samples come in the data set's order where it is known, in the loader's otherwise. As long as no mask flips,
         they are computed once.
         """
-        state = (self.gates.logits.detach() >= 0).cpu()
+        state = self._closed().cpu()
         if (
             self.features_at is not None
             and self.config.batchnorm == "frozen"
@@ -453,19 +538,15 @@ class SearchRun:
             if isinstance(loader, BatchLoader):
                 rank, processes = world()
                 numbers = torch.arange(len(loader.data))[rank::processes].split(loader.batch_size)
-                cached, data = self.prefix, loader.data
-                for rows in numbers:
-                    batch = data.batch(rows) if cached is None else Batch(cached.placeholder(len(rows)), rows, rows)
-                    resume = contextlib.nullcontext() if cached is None else cached.replaying(rows)
-                    features.append(self._bottleneck(batch, resume))
+                features = [self._bottleneck(rows) for rows in numbers]
                 rows = torch.cat(numbers).to(self.device)
                 every, rows = gathered(torch.cat(features)), gathered(rows)
-                found = (every[rows.argsort()], data.target.cpu(), data.bias.cpu())
+                found = (every[rows.argsort()], loader.data.target.cpu(), loader.data.bias.cpu())
             else:
-                for batch, _ in self._pass():
-                    features.append(self._bottleneck(batch, contextlib.nullcontext()))
-                    targets.append(batch.target)
-                    biases.append(batch.bias)
+                for batch in map(as_batch, self._pass()):
+                    features.append(self._bottleneck(batch))
+                    targets.append(batch.target.to(self.device))
+                    biases.append(batch.bias.to(self.device))
                 if not features:
                     raise DataError(_EXHAUSTED)
                 parts = [gathered(torch.cat(part)) for part in (features, targets, biases)]
@@ -474,9 +555,9 @@ class SearchRun:
             self.features_at = (state, found)
         return found
 
-    def _bottleneck(self, batch: Batch, resume: contextlib.AbstractContextManager[Any]) -> Tensor:
-        on_device = batch.input if self.prefix is not None else self._formatted(batch.to(self.device)).input
-        return self.forward(self.gates(), on_device, resume)[1]
+    def _bottleneck(self, part: Tensor | Batch) -> Tensor:
+        batch, resume = self._on_device(part)
+        return self.forward(self.gates(), batch.input, resume)[1]
 
 
 def _digest(labels: Tensor, in_order: bool) -> list[Any]:

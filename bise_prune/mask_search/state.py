@@ -43,8 +43,10 @@ def save(run: SearchRun, path: Path) -> None:
         "steps": run.steps,
         "sums": run.sums,
         "pushes": run.pushes,
-        "before": run.before,
+        "closed_before": run.closed_before,
+        "flipped": run.flipped,
         "picks": run.picks,
+        "still": None if run.still is None else run.still.state_dict(),
         "pool": None if run.pool is None else (run.pool.sums, run.pool.counts),
         "history": [dataclasses.asdict(record) for record in run.history],
     }
@@ -74,12 +76,15 @@ def load(run: SearchRun, path: Path) -> None:
     run.generator.set_state(state["generator"])
     run.passes, run.done, run.steps = state["passes"], state["done"], state["steps"]
     run.sums, run.pushes = state["sums"].to(run.device), state["pushes"].to(run.device)
-    run.before = state["before"].to(run.device)
+    run.closed_before, run.flipped = state["closed_before"].to(run.device), state["flipped"].to(run.device)
     run.picks = state["picks"]
     if run.pool is not None:
         sums, counts = state["pool"]
         run.pool.sums = {k: tensor.to(run.device) for k, tensor in sums.items()}
         run.pool.counts = {k: tensor.to(run.device) for k, tensor in counts.items()}
+    if state["still"] is not None:
+        run.still = run.new_memory()
+        run.still.load_state_dict(state["still"])
     run.history = [_restored(values) for values in state["history"]]
     run.heads_trained = True
 

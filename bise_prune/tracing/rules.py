@@ -1,0 +1,376 @@
+"""What each torch function does with channels, by its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functions import NONLINEARITIES, replace_tensors, tensors_in
+from .record import Call, Nonlinearity, Slot, Trace, Value
+
+_ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
+    "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow", "erf",
+    "sin", "cos", "clamp", "clamp_min", "clamp_max", "reciprocal", "threshold", "hardshrink", "softshrink",
+    "to", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout",
+    "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
+}  # fmt: skip
+_CHANNELWISE = {
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "adaptive_max_pool3d", "interpolate", "upsample",
+}  # fmt: skip
+_REDUCTIONS = {"mean", "sum", "amax", "amin"}
+_MOVEMENTS = {
+    "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim",
+    "moveaxis", "swapaxes", "swapdims", "chunk", "split", "tensor_split", "split_with_sizes", "unbind", "getitem",
+    "narrow", "select", "expand", "expand_as", "repeat", "roll", "flip", "cat", "stack", "channel_shuffle",
+    "repeat_interleave", "contiguous", "clone", "detach",
+}  # fmt: skip
+_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+_TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+_SAME_SHAPE_NORMS = {"layer_norm", "group_norm", "rms_norm", "local_response_norm"}
+
+# Why a call is opaque where that is nothing to tell of: it follows from another one, or has no channels.
+CONSEQUENCE, INTEGERS = "a tensor of unknown channels", "works on integers"
+
+
+class ChannelRules:
+    """Finds out what calls do with channels.
+
+    Args:
+        trace: the record so far; it is completed.
+        owner: id of a parameter or buffer -> the module that it belongs to and its name there; None for shared ones.
+    """
+
+    def __init__(self, trace: Trace, owner: Mapping[int, tuple[str, str] | None]) -> None:
+        self.trace, self.owner = trace, owner
+        self.nonlinearities = 0  # seen so far
+
+    def apply(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]) -> None:
+        """Complete the record of a call that has run.
+
+        Args:
+            call: the call, its operands and outputs known.
+            tensors: among its arguments, in order.
+            shapes: of those, before the call.
+            outputs: its results.
+        """
+        name = call.function
+        if not outputs:
+            _opaque(call, f"{name} hands it to Python")
+            return
+        pools = name in _REDUCTIONS or ("adaptive" in name and all(size in (1, None) for size in _pooled_to(call)))
+        for value in outputs:
+            read = [self.trace.values[operand].full for operand in call.operands if operand is not None]
+            value.full = (any(read) and not pools) or name in ("interpolate", "upsample")
+        self._apply_rule(call, tensors, shapes, outputs)
+        if name in NONLINEARITIES:
+            self._at_nonlinearity(call, outputs[0])
+
+    def _apply_rule(
+        self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]
+    ) -> None:
+        name, first = call.function, self._read(call, 0)
+        if not any(tensor.is_floating_point() for tensor in tensors):
+            _opaque(call, f"{name} {INTEGERS}")
+        elif name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear":
+            self._mixing(call, tensors, shapes, outputs[0])
+        elif name == "batch_norm" or name == "instance_norm":
+            self._normalise(call, tensors, first, outputs[0])
+        elif name == "prelu":
+            self._prelu(call, tensors, first, outputs[0])
+        elif name in _ELEMENTWISE:
+            self._elementwise(call, tensors, shapes, outputs[0])
+        elif name in _MOVEMENTS:
+            self._movement(call, tensors, shapes, outputs)
+        elif name in _CHANNELWISE or name in _REDUCTIONS or name == "pad":
+            self._channelwise(call, first, outputs[0])
+        else:
+            _opaque(call, f"{name} is not understood")
+            same = name in _SAME_SHAPE_NORMS or name in ("setitem", "normalize", "softmax")
+            if same and first is not None and first.compact is not None:
+                outputs[0].compact, outputs[0].layer = first.compact, first.layer
+                if name in _SAME_SHAPE_NORMS:
+                    call.why = f"{name} computes with all its channels at once"
+
+    def _read(self, call: Call, position: int) -> Value | None:
+        operand = call.operands[position] if len(call.operands) > position else None
+        return self.trace.values[operand] if operand is not None else None
+
+    def _constant(self, tensor: Tensor, call: Call, position: int, compact: tuple[int, ...] | None) -> Value:
+        """A value for a parameter, buffer or foreign tensor that a call computes with."""
+        owner = self.owner.get(id(tensor))
+        value = Value(len(self.trace.values), tuple(tensor.shape), compact, full=False, readers=[call.index])
+        if owner is not None:
+            value.layer, value.parameter = owner[0], f"{owner[0]}.{owner[1]}"
+        self.trace.values.append(value)
+        call.operands = tuple(value.index if k == position else o for k, o in enumerate(call.operands))
+        return value
+
+    def _mixing(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
+        inputs, spatial = self._read(call, 0), _CONVOLUTIONS.get(call.function, _TRANSPOSED.get(call.function, 0))
+        dim = 1 if spatial else len(shapes[0]) - 1
+        call.transposed = call.function in _TRANSPOSED
+        slot = call.argument(1, "weight")
+        if isinstance(slot, Slot):
+            place = shapes[0] if call.transposed else output.shape
+            call.macs = math.prod(place) // place[dim] * tensors[slot.position].numel()
+        if spatial and len(shapes[0]) != spatial + 2:
+            _opaque(call, "it runs on an unbatched input")
+            return
+        output.compact = tuple(size if d == dim else 1 for d, size in enumerate(output.shape))
+        layer = self._owned(call, tensors, ("weight", "bias"), (1, 2))
+        if layer is None:
+            _opaque(call, f"the weights of {call.function} are no module's own parameters")
+            return
+        call.whole = inputs is None or inputs.compact != along(shapes[0], dim)
+        call.layer, output.layer, call.kind = layer, layer, "mixing"
+        if spatial:
+            call.groups = call.argument(6, "groups", 1)
+            padding = call.argument(4, "padding", 0)
+            call.padded = bool(padding == "same" or (padding != "valid" and any(_as_tuple(padding))))
+            if call.transposed:
+                call.padded = True  # overlapping kernels: the sum of weights differs from place to place
+        if call.groups > 1 and call.groups == shapes[0][1] == output.shape[1] and inputs is not None and not call.whole:
+            call.kind = "channelwise"
+            call.maps[0, 0] = torch.arange(inputs.num_channels)
+
+    def _owned(
+        self, call: Call, tensors: list[Tensor], names: tuple[str, ...], positions: tuple[int, ...]
+    ) -> str | None:
+        """The module whose own parameters, under the same names, a call computes with; None if there is none."""
+        found = set()
+        for name, position in zip(names, positions, strict=True):
+            slot = call.argument(position, name)
+            if isinstance(slot, Slot):
+                owner = self.owner.get(id(tensors[slot.position]))
+                found.add(owner[0] if owner is not None and owner[1] == name else None)
+        (layer,) = found if len(found) == 1 else (None,)
+        return layer
+
+    def _normalise(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
+        names = ("running_mean", "running_var", "weight", "bias")
+        if not any(isinstance(call.argument(p, n), Slot) for p, n in enumerate(names, 1)):
+            call.layer = None
+        else:
+            call.layer = self._owned(call, tensors, names, (1, 2, 3, 4))
+            if call.layer is None:
+                _opaque(call, "the parameters of a batch norm are no module's own")
+                return
+        if first is None or first.compact is None or first.compact != along(first.shape, 1):
+            if first is not None:
+                output.compact, output.layer = first.compact, first.layer
+            _opaque(call, "it normalises another dimension than the channels'")
+            return
+        self._same_channels(call, first, output)
+
+    def _same_channels(self, call: Call, first: Value, output: Value) -> None:
+        call.kind = "channelwise"
+        output.compact, output.layer = first.compact, first.layer
+        call.maps[0, 0] = torch.arange(first.num_channels)
+
+    def _prelu(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
+        slot = call.argument(1, "weight")
+        owner = self.owner.get(id(tensors[slot.position])) if isinstance(slot, Slot) else None
+        if first is None or first.compact is None or owner is None:
+            _opaque(call, "the slopes of prelu are no module's own parameters")
+            return
+        if tensors[slot.position].numel() > 1 and first.compact != along(first.shape, 1):
+            _opaque(call, "prelu's slopes lie along another dimension than the channels")
+            return
+        call.layer = owner[0]
+        self._same_channels(call, first, output)
+
+    def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:
+        name = call.function
+        if first is None or first.compact is None:
+            _opaque(call, f"{name} reads {CONSEQUENCE}")
+            return
+        compact = list(first.compact)
+        if name in _REDUCTIONS:
+            dims = call.argument(1, "dim")
+            given = [] if dims is None else [dim % len(compact) for dim in _as_tuple(dims)]
+            if not given or any(compact[dim] > 1 for dim in given):
+                _opaque(call, f"{name} runs over the channels")
+                return
+            if len(output.shape) < len(first.shape):
+                compact = [size for dim, size in enumerate(compact) if dim not in given]
+            call.padded = name == "sum"  # a constant times the number of places
+        elif name == "pad":
+            amounts, mode = call.argument(1, "pad"), call.argument(2, "mode", "constant")
+            touched = [len(compact) - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
+            if mode == "constant" and call.argument(3, "value"):
+                _opaque(call, "pad surrounds the channels with a value other than zero")
+                return
+            if any(compact[dim] > 1 for dim in touched):
+                self._pad_channels(call, first, output)
+                return
+            call.padded = mode == "constant"
+        elif any(size > 1 for size in compact[2:]) or len(compact) != len(output.shape):
+            _opaque(call, f"{name} runs over the channels")
+            return
+        elif "avg_pool" in name and "adaptive" not in name:
+            call.padded = any(_as_tuple(call.argument(3, "padding", 0))) or bool(call.argument(6, "divisor_override"))
+        output.compact, output.layer, call.kind = tuple(compact), first.layer, "channelwise"
+        call.maps[0, 0] = torch.arange(first.num_channels)
+
+    def _pad_channels(self, call: Call, first: Value, output: Value) -> None:
+        """Channels of zeros before and after, as in the shortcuts of CIFAR's ResNets."""
+        beside = [[size for d, size in enumerate(value.shape) if d != first.dim] for value in (first, output)]
+        if first.dim is None or call.argument(2, "mode", "constant") != "constant" or beside[0] != beside[1]:
+            _opaque(call, "pad adds channels in a way that is not understood")
+            return
+        numbers = torch.arange(1, first.num_channels + 1).view(first.compact or ()).expand(first.shape)
+        ids = _compressed(nn.functional.pad(numbers, call.argument(1, "pad")))
+        output.compact, call.kind = tuple(ids.shape), "movement"
+        call.maps[0, 0] = ids.reshape(-1) - 1
+
+    def _elementwise(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
+        known = [(k, value) for k in range(len(tensors)) if (value := self._read(call, k)) is not None]
+        structured = [value for _, value in known if value.compact is not None]
+        ndim = len(output.shape)
+        if not structured or any(len(shape) > ndim for shape in shapes):
+            _opaque(call, f"{call.function} reads {CONSEQUENCE}")
+            return
+        compacts = [_aligned(value.compact or (), ndim) for value in structured]
+        compact = tuple(max(sizes) for sizes in zip(*compacts, strict=True))
+        numbers = {}
+        for k, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
+            value, aligned = self._read(call, k), _aligned(shape, ndim)
+            if value is None:  # a parameter, a buffer or a tensor made on the spot
+                part = tuple(size if compact[d] > 1 else 1 for d, size in enumerate(aligned))
+                own = part[ndim - len(shape) :]
+                if any(size > 1 for size in part) and self.owner.get(id(tensor)) is None:
+                    output.compact, output.layer = compact, structured[0].layer
+                    _opaque(call, f"{call.function} reads a tensor made on the spot")
+                    return
+                value = self._constant(tensor, call, k, own)
+            elif value.compact is None:
+                if any(aligned[d] > 1 for d in range(ndim) if compact[d] > 1):
+                    output.compact, output.layer = compact, structured[0].layer
+                    _opaque(call, f"{call.function} reads {CONSEQUENCE}")
+                    return
+                value.compact = (1,) * len(shape)
+            numbers[k] = torch.arange(value.num_channels).view(_aligned(value.compact or (), ndim))
+        for _, value in known:
+            theirs = _aligned(value.compact or (), ndim)
+            if any(
+                mine > 1 and size == 1 and _aligned(value.shape, ndim)[d] > 1
+                for d, (size, mine) in enumerate(zip(theirs, compact, strict=True))
+            ):
+                output.compact, output.layer = compact, structured[0].layer
+                _opaque(call, f"{call.function} joins tensors whose channels lie along different dimensions")
+                return
+        output.compact, call.kind = compact, "elementwise"
+        layers = [value.layer for value in structured if value.num_channels == output.num_channels]
+        output.layer = layers[0] if layers else None
+        for k, ids in numbers.items():
+            call.maps[k, 0] = ids.expand(compact).reshape(-1)
+
+    def _movement(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]) -> None:
+        places: list[Tensor] = []
+        sources: list[tuple[int, int, Value] | None] = []
+        start = 0
+        for k, tensor in enumerate(tensors):
+            value = self._read(call, k)
+            if value is None and not tensor.is_floating_point():
+                sources.append(None)  # an index
+                places.append(tensor)
+                continue
+            if value is None:
+                value = self._constant(tensor, call, k, tuple(shapes[k]))
+            if value.compact is None:
+                _opaque(call, f"{call.function} moves {CONSEQUENCE}")
+                return
+            ids = torch.arange(value.num_channels).view(value.compact) + start
+            places.append(ids.expand(shapes[k]))
+            sources.append((k, start, value))
+            start += value.num_channels
+        if call.function in ("cat", "stack") and not self._lies_along(call, sources, outputs[0]):
+            return
+        args, kwargs = replace_tensors((call.args, call.kwargs), lambda slot: places[slot.position], Slot)
+        try:
+            result = call.run(*args, **kwargs)
+        except RuntimeError:  # a view of numbers that lie in memory otherwise than the data did
+            args, kwargs = replace_tensors((args, kwargs), Tensor.contiguous)
+            result = call.run(*args, **kwargs)
+        moved = list(tensors_in([result]))
+        call.kind = "movement"
+        for o, (ids, output) in enumerate(zip(moved, outputs, strict=True)):
+            ids = _compressed(ids)
+            output.compact = tuple(ids.shape)
+            flat = ids.reshape(-1)
+            for k, first, value in filter(None, sources):
+                inside = (flat >= first) & (flat < first + value.num_channels)
+                call.maps[k, o] = torch.where(inside, flat - first, -1)
+            whole = [value for _, _, value in filter(None, sources)]
+            if len(whole) == 1 and output.num_channels == whole[0].num_channels:
+                output.layer = whole[0].layer
+
+    def _lies_along(self, call: Call, sources: list[Any], output: Value) -> bool:
+        """Whether a concatenation runs along the channels; along another dimension it joins like an addition."""
+        values = [value for _, _, value in filter(None, sources)]
+        ndim = len(output.shape)
+        dim = call.argument(1, "dim", 0) % ndim
+        compacts = [value.compact for value in values]
+        if call.function == "stack":
+            compacts = [(*compact[:dim], 1, *compact[dim:]) for compact in compacts]
+        others = [tuple(size for d, size in enumerate(compact) if d != dim) for compact in compacts]
+        if all(size == 1 for other in others for size in other):
+            return True
+        if len(set(compacts)) == 1 and compacts[0][dim] == 1:  # e.g. a class token before the patches
+            output.compact, output.layer, call.kind = compacts[0], None, "elementwise"
+            for k, _, value in filter(None, sources):
+                call.maps[k, 0] = torch.arange(value.num_channels)
+            return False
+        _opaque(call, f"{call.function} joins tensors whose channels lie along different dimensions")
+        return False
+
+    def _at_nonlinearity(self, call: Call, output: Value) -> None:
+        if output.dim is None:
+            # Unknown channels: first for images and vectors, last for token sequences.
+            ndim = len(output.shape)
+            dim = ndim - 1 if ndim == 3 else min(1, ndim - 1)
+            if output.compact is None or output.num_channels > 1:
+                why = f"{call.function} reads {CONSEQUENCE}"
+                _opaque(call, why)
+                output.compact = along(output.shape, dim)
+        else:
+            dim = output.dim
+        index, size = self.nonlinearities - 1, output.shape[dim]
+        layer = output.layer if output.num_channels == size else None
+        self.trace.nonlinearities.append(Nonlinearity(index, call.function, dim, size, layer, call.index))
+
+
+def _opaque(call: Call, why: str) -> None:
+    call.kind, call.why, call.layer, call.maps = "opaque", why, None, {}
+
+
+def _pooled_to(call: Call) -> tuple[Any, ...]:
+    return _as_tuple(call.argument(1, "output_size"))
+
+
+def along(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    """The compact shape of a tensor whose channels lie along one dimension."""
+    return tuple(size if d == dim else 1 for d, size in enumerate(shape))
+
+
+def _aligned(sizes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    return (1,) * (ndim - len(sizes)) + tuple(sizes)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _compressed(ids: Tensor) -> Tensor:
+    """Entry numbers with every dimension of one channel cut to size 1."""
+    for dim in range(ids.ndim):
+        first = ids.narrow(dim, 0, 1)
+        if ids.shape[dim] == 1 or ids.stride(dim) == 0 or bool((ids == first).all()):
+            ids = first
+    return ids

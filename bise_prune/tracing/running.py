@@ -1,0 +1,79 @@
+"""Calling a model, whatever it takes and returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .functions import tensors_in
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """Call ``model`` with a tensor, a tuple of positional or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+class ByPosition(nn.Module):
+    """A model that takes its keyword arguments by position, and returns its logits alone.
+
+    Args:
+        model: the model.
+        names: of its keyword arguments, in order; None for a model that takes positional ones anyway.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits."""
+        if self.names is None:
+            return logits_of(self.model(*inputs))
+        return logits_of(self.model(**dict(zip(self.names, inputs, strict=True))))
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output: a tensor, an object or mapping with ``logits``, or the first of a tuple.
+
+    Raises:
+        ModelError: there are none.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    else:
+        output = getattr(output, "logits", output)
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise ModelError(f"the model's output holds no logits: got {type(output).__name__}, expected a tensor")
+    return output
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """Every tensor that a model returns, the logits first."""
+    logits = logits_of(output)
+    if not isinstance(output, (Tensor, Mapping, list, tuple)):
+        names = [f.name for f in dataclasses.fields(output)] if dataclasses.is_dataclass(output) else vars(output)
+        output = [getattr(output, name) for name in names]
+    return [logits, *(tensor for tensor in tensors_in([output]) if tensor is not logits)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; each module's own mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

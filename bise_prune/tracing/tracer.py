@@ -1,0 +1,182 @@
+"""The tracer: a mode that watches a forward pass and writes the record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functions import NONLINEARITIES, CallCounter, replace_tensors, tensors_in
+from .record import Call, Slot, Trace, Value
+from .rules import ChannelRules, along
+from .running import Inputs, evaluating, logits_of, output_tensors, run
+
+# What Python may ask of a tensor without reading its entries.
+_METADATA = {
+    "size", "dim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "element_size", "data_ptr",
+    "is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_same_size", "is_shared", "is_pinned",
+    "get_device", "type", "dense_dim", "sparse_dim", "requires_grad", "register_hook", "is_inference", "is_conj",
+    "is_neg", "has_names", "reduce_ex", "deepcopy", "hash", "result_type", "can_cast",
+}  # fmt: skip
+_PROPERTIES = {
+    value.__get__
+    for value in vars(torch._C.TensorBase).values()
+    if hasattr(value, "__get__") and hasattr(value, "__set__")
+}
+_SHAPE: Any = vars(torch._C.TensorBase)["shape"]
+
+
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+    """Watch one forward pass of ``model`` in eval mode; the model is not changed.
+
+    Args:
+        model: any network that runs in Python.
+        example_inputs: its input(s), batch first.
+    """
+    tracer = _Tracer(model)
+    with evaluating(model), torch.no_grad():
+        inputs = tracer.enter(example_inputs)
+        with tracer, _noting_modules(model, tracer.modules):
+            output = run(model, inputs)
+    tracer.leave(output)
+    tracer.trace.unused = _unused(model, tracer.users)
+    return tracer.trace
+
+
+def _unused(model: nn.Module, used: Iterable[str]) -> list[str]:
+    busy = {name[:i] for name in used for i, letter in enumerate(name) if letter == "."}
+    idle: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in idle)
+        if name and name not in busy and not inside and next(module.parameters(), None) is not None:
+            idle.append(name)
+    return idle
+
+
+@contextmanager
+def _noting_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
+    """Keep the names of the modules that are running, the innermost last, in ``path``."""
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+        handles.append(module.register_forward_hook(lambda *_: _drop_last(path), always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _drop_last(path: list[str]) -> None:
+    path.pop()
+
+
+class _Tracer(CallCounter):
+    """Writes calls and values down, and has the rules applied; ``trace`` is the result."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self.token = object()  # marks of an earlier trace may still be on tensors that the model keeps
+        self.modules: list[str] = []
+        self.users: dict[str, set[int]] = {}  # parameter name -> calls that read it
+        self.owner: dict[int, tuple[str, str] | None] = {}
+        for name, module in model.named_modules():
+            for leaf, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                # A tensor that several modules share belongs to none: their layers are not followed.
+                self.owner[id(tensor)] = None if id(tensor) in self.owner else (name, leaf)
+        self.rules = ChannelRules(self.trace, self.owner)
+
+    def enter(self, inputs: Inputs) -> Any:
+        def enter_one(tensor: Tensor) -> Tensor:
+            fresh = tensor.detach().clone()
+            value = self._value(fresh)
+            self.trace.inputs.append(value.index)
+            if fresh.is_floating_point() and fresh.ndim >= 2:  # never thinned, so that any numbering would do
+                value.compact = along(value.shape, 2 if fresh.ndim == 3 else 1)
+            return fresh
+
+        return replace_tensors(dict(inputs) if isinstance(inputs, Mapping) else inputs, enter_one)
+
+    def leave(self, output: Any) -> None:
+        marks = [self._mark(tensor) for tensor in output_tensors(output)]
+        self.trace.outputs = [value for value in dict.fromkeys(marks) if value is not None]
+        self.trace.logits = self._mark(logits_of(output))
+        self.trace.totals = dict(self.counts)
+        own: dict[int, set[str]] = {}
+        for call in self.trace.calls:
+            if call.layer is not None:
+                own[call.index] = {call.layer}
+        for constant in self.trace.values:
+            if constant.parameter is not None:
+                own.setdefault(constant.readers[0], set()).add(constant.parameter)
+        for name, users in self.users.items():
+            for index in users:
+                if not {name, name.rpartition(".")[0]} & own.get(index, set()):
+                    what = self.trace.calls[index].function if index >= 0 else "a function of weights alone"
+                    self.trace.rigid.setdefault(name, f"'{name}' is read by {what}")
+        for call in self.trace.calls:
+            call.whole |= call.kind == "mixing" and call.layer in self.trace.frozen
+
+    def called(
+        self,
+        key: tuple[str, int],
+        counted: bool,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        name, count = key
+        self.rules.nonlinearities += name in NONLINEARITIES  # those of constants (position tables) count, too
+        tensors = list(tensors_in([*args, *kwargs.values()]))
+        operands = tuple(self._operand(tensor) for tensor in tensors)
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        output = func(*args, **kwargs)
+        results = list(tensors_in([output]))
+        if name == "setitem" and tensors:  # changes its first argument in place and returns nothing
+            results = tensors[:1]
+        traced = any(operand is not None for operand in operands)
+        if not results and (name in _METADATA or func in _PROPERTIES):
+            if name == "size" or func == _SHAPE.__get__:
+                for operand in operands:
+                    if operand is not None:
+                        self.trace.values[operand].measured = True
+            return output
+        for tensor in tensors:
+            if (owner := self.owner.get(id(tensor))) is not None:
+                self.users.setdefault(f"{owner[0]}.{owner[1]}", set()).add(len(self.trace.calls) if traced else -1)
+        if not traced:
+            return output
+        positions = iter(range(len(tensors)))
+        slots = replace_tensors((args, kwargs), lambda _: Slot(next(positions)))
+        call = Call(len(self.trace.calls), name, count, "opaque", func, slots[0], slots[1], operands)
+        self.trace.calls.append(call)
+        for operand in operands:
+            if operand is not None:
+                self.trace.values[operand].readers.append(call.index)
+        values = [self._value(result, call) for result in results]
+        call.outputs = tuple(value.index for value in values)
+        self.rules.apply(call, tensors, shapes, values)
+        call.module = self.modules[-1] if self.modules else ""
+        if call.kind == "opaque" and call.module:
+            call.why = f"in '{call.module}', {call.why}"
+        return output
+
+    # -- values ------------------------------------------------------------------------------------
+
+    def _value(self, tensor: Tensor, call: Call | None = None) -> Value:
+        value = Value(len(self.trace.values), tuple(tensor.shape), call=call.index if call else None)
+        self.trace.values.append(value)
+        tensor._bise_value = (self.token, value.index)  # type: ignore[attr-defined]
+        return value
+
+    def _operand(self, tensor: Tensor) -> int | None:
+        """The value that a tensor is; None for weights, and for tensors that no traced value went into."""
+        return None if id(tensor) in self.owner else self._mark(tensor)
+
+    def _mark(self, tensor: Tensor) -> int | None:
+        token, index = getattr(tensor, "_bise_value", (None, None))
+        return index if token is self.token else None
