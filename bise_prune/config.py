@@ -52,6 +52,7 @@ class Budget:
         share: of the dense network's cost that may stay, in (0, 1).
         of: what is counted.
         weight: lambda, > 0.
+        descent: part of the schedule over which the budget comes down from the whole network to ``share``, in [0, 1).
         layer_floor: share of each mask's channels, those of highest m, that stay open whatever they cost, so that no
             layer is emptied on the way; one at least.
         joins: the lowering that is counted where gates disagree; see :func:`bise_prune.prune`.
@@ -60,6 +61,7 @@ class Budget:
     share: float
     of: CostUnit = "flops"
     weight: float = 20.0
+    descent: float = 0.0
     layer_floor: float = 0.05
     joins: Literal["intersection", "expand"] = "expand"
 
@@ -68,6 +70,7 @@ class Budget:
         _require(0 < self.share < 1, "budget share", self.share, "a number in (0, 1)")
         _require(self.of in COST_UNITS, "budget of", self.of, f"one of {', '.join(COST_UNITS)}")
         _require(self.weight > 0, "budget weight", self.weight, "a number > 0")
+        _require(0 <= self.descent < 1, "budget descent", self.descent, "a number in [0, 1)")
         _require(0 <= self.layer_floor < 1, "budget layer_floor", self.layer_floor, "a number in [0, 1)")
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .artifacts import GateCall, GateSite, MaskSet
 from .channels import lay_out
 from .config import PLACEMENTS, Placement
 from .errors import ConfigError, ModelError
 from .normalisation import normalise_open
-from .tracing import NONLINEARITIES, Call, Inputs, Nonlinearity, Trace, function_name, trace
+from .tracing import NONLINEARITIES, Call, FunctionMode, Inputs, Nonlinearity, Trace, function_name, trace
 
 
 def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> list[GateSite]:
@@ -237,7 +236,7 @@ class GatedModel(nn.Module):
         with self.gating(self.gates()):
             return self.model(*args, **kwargs)
 
-    def gating(self, values: Sequence[Tensor]) -> TorchFunctionMode:
+    def gating(self, values: Sequence[Tensor]) -> FunctionMode:
         """The mode under which the network runs with the given values of its gates.
 
         Args:
@@ -251,27 +250,25 @@ class GatedModel(nn.Module):
         return _Gating(table)
 
 
-class _Gating(TorchFunctionMode):
+class _Gating(FunctionMode):
     def __init__(self, values: Mapping[tuple[str, int], tuple[Tensor, int]]) -> None:
         super().__init__()
         self.values = values
         self.counts = {"nonlinearity": 0, "linear": 0, "layer_norm": 0}
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = function_name(func)
         kind = "nonlinearity" if name in NONLINEARITIES else name
         if kind not in self.counts:
-            return func(*args, **(kwargs or {}))
+            return self.passed_on(func, args, kwargs)
         index = self.counts[kind]
         self.counts[kind] = index + 1
         if (kind, index) not in self.values:
-            return func(*args, **(kwargs or {}))
+            return self.passed_on(func, args, kwargs)
         gate, dim = self.values[kind, index]
         if kind == "layer_norm":
-            return normalise_open(gate, *args, **(kwargs or {}))
-        output = func(*args, **(kwargs or {}))
+            return normalise_open(gate, *args, **kwargs)
+        output = self.passed_on(func, args, kwargs)
         shape = [1] * output.ndim
         shape[dim] = -1
         if gate.ndim == 2:
@@ -279,7 +276,7 @@ class _Gating(TorchFunctionMode):
         return output * gate.reshape(shape)
 
 
-class CapturedInputs(TorchFunctionMode):
+class CapturedInputs(FunctionMode):
     """While active, collects what a linear layer reads: with the head's name, the bottleneck (the paper's z).
 
     Args:
@@ -292,17 +289,11 @@ class CapturedInputs(TorchFunctionMode):
         self.weight = model.get_submodule(layer).weight
         self.inputs: list[Tensor] = []
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call returns."""
         if func is nn.functional.linear and (args[1] if len(args) > 1 else kwargs["weight"]) is self.weight:
             self.inputs.append(args[0] if args else kwargs["input"])
-        return self.outcome(func, args, kwargs)
-
-    def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What a call returns."""
-        return func(*args, **kwargs)
+        return self.passed_on(func, args, kwargs)
 
 
 def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:

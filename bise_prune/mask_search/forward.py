@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ class SearchForward(CapturedInputs):
 
     Torch's own batch norm keeps its input for the backward pass even where neither its weight nor its statistics get a
     gradient; x * scale + shift keeps the scale alone. Modes that count the network's calls must be entered after this
-    one, so that they see the batch norm and not what it is made of.
+    one, or this one stand behind them, so that they see the batch norm and not what it is made of.
 
     Args:
         model: the network.
@@ -30,14 +30,14 @@ class SearchForward(CapturedInputs):
         super().__init__(model, layer)
         self.sparing = sparing
 
-    def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def passed_on(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call returns."""
         found = None
         if func is batch_norm:
             found = _affine(*args, **kwargs)
         elif self.sparing:
             found = sparing(func, args, kwargs)
-        return super().outcome(func, args, kwargs) if found is None else found
+        return super().passed_on(func, args, kwargs) if found is None else found
 
 
 def _affine(

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..artifacts import GateSite
 from ..data.batch import Input, input_length, input_map
 from ..data.loader import BatchLoader
-from ..tracing import Call, CallCounter, Trace, logits_of, replace_tensors, run, tensors_in
+from ..tracing import Call, CallCounter, FunctionMode, Trace, logits_of, replace_tensors, run, tensors_in
 
 _LEAST_SHARE = 0.05  # of the network's multiply-accumulates, below which a cache does not pay
 
@@ -38,7 +37,7 @@ class CachedPrefix:
         """An input of ``size`` samples that holds no data."""
         return input_map(self.example, lambda tensor: tensor.new_empty((size, *tensor.shape[1:]), device="meta"))
 
-    def replaying(self, rows: Tensor) -> TorchFunctionMode:
+    def replaying(self, rows: Tensor) -> FunctionMode:
         """The mode under which the network takes up its pass over the samples ``rows`` where the cache ends."""
         return _Replay(self, rows)
 
@@ -163,7 +162,7 @@ class _Record(CallCounter):
     def called(
         self, key: Key, counted: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        output = func(*args, **kwargs)
+        output = self.passed_on(func, args, kwargs)
         if counted and key in self.keys:
             self.outputs[key] = output
         return output
@@ -185,7 +184,7 @@ class _Replay(CallCounter):
             return replace_tensors(stored.structure, lambda place: stored.tensors[place.position][rows], _Place)
         if counted and key in self.cache.skipped:
             return replace_tensors(self.cache.skipped[key], self._resized)
-        return func(*args, **kwargs)
+        return self.passed_on(func, args, kwargs)
 
     def _resized(self, tensor: Tensor) -> Tensor:
         if tensor.ndim and len(tensor) == self.cache.batch_size:

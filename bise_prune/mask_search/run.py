@@ -21,7 +21,7 @@ from ..errors import BiseError, ConfigError, DataError, ModelError
 from ..evaluation import Evaluation, evaluate
 from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in, with_learned_state
 from ..subgroups import aligned_values, is_aligned
-from ..tracing import logits_of, run, trace
+from ..tracing import FunctionMode, logits_of, run, trace
 from .cost import GateCost
 from .forward import SearchForward
 from .heads import BiasHeads, head_loss, train_heads
@@ -30,6 +30,7 @@ from .mutual_information import JointPool
 from .objective import Objective, bise_objective, objective_of
 from .prefix import cached_prefix
 from .result import EpochRecord, SearchResult
+from .schedule import temperatures
 from .selection import LAST, NEED_BIAS, RULES, Selected, resolve
 from .stopping import none_can_flip
 from .weights import sample_weights
@@ -37,7 +38,6 @@ from .weights import sample_weights
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _EXHAUSTED = "the training loader yields nothing on its second pass: give a loader, not an iterator"
 _WITHIN = 0.01  # of the budget
-_NOTHING_CACHED = contextlib.nullcontext()
 _SUMS = ("objective", "cross_entropy", "mutual_information", "head_cross_entropy")
 
 
@@ -93,6 +93,8 @@ class SearchRun:
         budget = config.budget
         self.cost = None if budget is None else GateCost(record, frozen, sites, budget.of, budget.joins)
         self.cost_at: tuple[Tensor, float, Tensor] | None = None
+        self.limit = 1.0  # of the cost, at present
+        self.num_epochs = len(temperatures(config.anneal_every, config.anneal_factor, config.min_temperature))
         self.prefix = None
         cacheable = config.batchnorm == "frozen" and not config.compile and isinstance(train_loader, BatchLoader)
         if config.cache_bytes and cacheable and isinstance(train_loader, BatchLoader):
@@ -215,6 +217,7 @@ class SearchRun:
     def mask_epoch(self, epoch: int, temperature: float, after_batch: Callable[[], None]) -> EpochRecord:
         """Lines 7 to 10: one pass over the training set; per batch a step of the masks and one of the heads."""
         self.gates.temperature = temperature
+        self.limit = self._limit(epoch)
         if self.done == 0:
             self.sums = torch.zeros(len(_SUMS) + 1, dtype=torch.float64, device=self.device)
             self.pushes = torch.zeros_like(self.pushes)
@@ -239,7 +242,7 @@ class SearchRun:
         self.steps, self.done = self.done, 0
         return self._record(epoch, temperature)
 
-    def _step(self, batch: Batch, resume: contextlib.AbstractContextManager[Any]) -> None:
+    def _step(self, batch: Batch, resume: FunctionMode | None) -> None:
         gates = self.gates.flat()
         gates.retain_grad()
         logits, features = self.forward(gates.split(self.gates.sizes), batch.input, resume)
@@ -324,13 +327,15 @@ class SearchRun:
     def _closed(self) -> Tensor:
         return self.gates.logits.detach() < 0
 
-    def _forward(
-        self, gates: Sequence[Tensor], inputs: Any, resume: contextlib.AbstractContextManager[Any]
-    ) -> tuple[Tensor, Tensor]:
+    def _forward(self, gates: Sequence[Tensor], inputs: Any, resume: FunctionMode | None) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and bottleneck features (N, d), in the masks' precision."""
-        with self._precision(), SearchForward(self.gated.model, self.head_layer, self.sparing) as bottleneck:
-            with resume, self.gated.gating(gates):
-                output = run(self.gated.model, inputs)
+        bottleneck = SearchForward(self.gated.model, self.head_layer, self.sparing)
+        gating = self.gated.gating(gates)
+        gating.behind = resume or bottleneck
+        if resume is not None:
+            resume.behind = bottleneck
+        with self._precision(), gating:
+            output = run(self.gated.model, inputs)
         return logits_of(output).to(self.dtype), bottleneck.inputs.pop().flatten(1).to(self.dtype)
 
     @contextlib.contextmanager
@@ -358,6 +363,14 @@ class SearchRun:
             gradient.copy_(flat[: gradient.numel()].view_as(gradient))
             flat = flat[gradient.numel() :]
 
+    def _limit(self, epoch: int) -> float:
+        """What the network may cost in an epoch, as a share: the budget, or on the way down to it."""
+        budget = self.config.budget
+        if budget is None:
+            return 1.0
+        way = min(1.0, (epoch - 1) / (budget.descent * self.num_epochs)) if budget.descent else 1.0
+        return budget.share + (1 - budget.share) * (1 - way)
+
     def _over_budget(self, gates: Tensor) -> Tensor:
         """The term lambda relu(cost(gates) - budget); the cost is computed anew only where a mask has flipped."""
         assert self.cost is not None and self.config.budget is not None
@@ -368,7 +381,7 @@ class SearchRun:
             (slope,) = torch.autograd.grad(cost, leaf)
             self.cost_at = (state, float(cost.detach()), slope.to(gates))
         _, value, slope = self.cost_at
-        excess = value - self.config.budget.share
+        excess = value - self.limit
         if excess <= 0:
             return gates.new_zeros(())
         share = 1 / world()[1]  # the gradients are summed over the processes
@@ -454,6 +467,8 @@ class SearchRun:
             cost = self.history[-1].cost
             if cost is not None and cost > self.config.budget.share + _WITHIN:
                 return False
+            if self._limit(len(self.history) + 1) > self.config.budget.share:
+                return False
         return none_can_flip(
             self.gates.logits,
             self.optimizer.state.get(self.gates.logits, {}).get("momentum_buffer"),
@@ -498,13 +513,13 @@ class SearchRun:
         else:
             yield from map(as_batch, self.loader)
 
-    def _on_device(self, part: Tensor | Batch) -> tuple[Batch, contextlib.AbstractContextManager[Any]]:
+    def _on_device(self, part: Tensor | Batch) -> tuple[Batch, FunctionMode | None]:
         """A batch on the device, with the mode under which the network is to run on it."""
         if isinstance(part, Tensor) and self.prefix is not None:
             return Batch(self.prefix.placeholder(len(part)), *self._labels(part)), self.prefix.replaying(part)
         if isinstance(part, Tensor):
             part = cast(BatchLoader, self.loader).data.batch(part)
-        return self._formatted(part.to(self.device)), _NOTHING_CACHED
+        return self._formatted(part.to(self.device)), None
 
     def _labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         data = cast(BatchLoader, self.loader).data

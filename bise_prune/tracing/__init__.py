@@ -7,14 +7,14 @@ that only move data are run a second time on the channels' numbers, so that one 
 the like. A function without a rule is *opaque*: it reads everything, and nothing is known of what it returns.
 """
 
-from .functions import NONLINEARITIES, CallCounter, function_name, replace_tensors, tensors_in
+from .functions import NONLINEARITIES, CallCounter, FunctionMode, function_name, replace_tensors, tensors_in
 from .record import Call, Nonlinearity, Slot, Trace, Value
 from .rules import CONSEQUENCE, INTEGERS
 from .running import ByPosition, Inputs, evaluating, logits_of, output_tensors, run
 from .tracer import trace
 
 __all__ = [
-    "CONSEQUENCE", "INTEGERS", "NONLINEARITIES", "ByPosition", "Call", "CallCounter", "Inputs", "Nonlinearity", "Slot",
-    "Trace", "Value", "evaluating", "function_name", "logits_of", "output_tensors", "replace_tensors", "run",
-    "tensors_in", "trace",
+    "CONSEQUENCE", "INTEGERS", "NONLINEARITIES", "ByPosition", "Call", "CallCounter", "FunctionMode", "Inputs",
+    "Nonlinearity", "Slot", "Trace", "Value", "evaluating", "function_name", "logits_of", "output_tensors",
+    "replace_tensors", "run", "tensors_in", "trace",
 ]  # fmt: skip

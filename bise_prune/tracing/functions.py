@@ -55,20 +55,41 @@ def replace_tensors(value: Any, replacement: Callable[[Any], Any], kind: type = 
     return value
 
 
-class CallCounter(TorchFunctionMode):
+class FunctionMode(TorchFunctionMode):
+    """Sees the torch functions that are called while it is active, and decides what they return.
+
+    Modes that are entered one within the other are dispatched to one by one, and the outer ones see what the inner ones
+    compute. A mode *behind* another one is not entered: it gets what that one passes on, and nothing else.
+    """
+
+    behind: FunctionMode | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return self.outcome(func, args, dict(kwargs or {}))
+
+    def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call returns."""
+        raise NotImplementedError
+
+    def passed_on(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the mode behind makes of a call, or the function itself."""
+        return func(*args, **kwargs) if self.behind is None else self.behind.outcome(func, args, kwargs)
+
+
+class CallCounter(FunctionMode):
     """Sees each torch function with its key: its name, and how many counted calls of that name came before."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
+    def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call returns."""
         name = function_name(func)
         if name == "iter":
-            return iter(self.__torch_function__(torch.unbind, types, args))
+            return iter(self.outcome(torch.unbind, args, kwargs))
         key = name, self.counts[name]
         # In training mode, batch norms count their batches in integers: that is no call of the network.
         counted = any(tensor.is_floating_point() and tensor.ndim for tensor in tensors_in([*args, *kwargs.values()]))
