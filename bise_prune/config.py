@@ -52,7 +52,8 @@ class Budget:
         share: of the dense network's cost that may stay, in (0, 1).
         of: what is counted.
         weight: lambda, > 0.
-        descent: part of the schedule over which the budget comes down from the whole network to ``share``, in [0, 1).
+        descent: part of the schedule over which the budget comes down from the whole network to ``share``, in [0, 1);
+            0 for searches that start from masks near it.
         layer_floor: share of each mask's channels, those of highest m, that stay open whatever they cost, so that no
             layer is emptied on the way; one at least.
         joins: the lowering that is counted where gates disagree; see :func:`bise_prune.prune`.
@@ -61,7 +62,7 @@ class Budget:
     share: float
     of: CostUnit = "flops"
     weight: float = 20.0
-    descent: float = 0.0
+    descent: float = 0.5
     layer_floor: float = 0.05
     joins: Literal["intersection", "expand"] = "expand"
 

@@ -256,7 +256,7 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
     config.output.mkdir(parents=True, exist_ok=True)
     settings = config.search
     if settings.budget is None:
-        settings = dataclasses.replace(settings, budget=_budget(config))
+        settings = dataclasses.replace(settings, budget=_budget(config, start))
     with _stop_requests() as interrupted:
         return search(
             copy.deepcopy(session.dense).to(session.device),
@@ -271,10 +271,11 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
         )
 
 
-def _budget(config: RunConfig) -> Budget | None:
+def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
     """What a search is to meet, if there is a target."""
     common: dict[str, Any] = {
         "weight": config.budget_weight,
+        **({} if start is None else {"descent": 0.0}),  # it comes from the masks of a larger budget
         "layer_floor": config.layer_floor,
         "joins": "intersection" if config.joins == "intersection" else "expand",
     }
