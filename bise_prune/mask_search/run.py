@@ -100,7 +100,8 @@ class SearchRun:
         if config.cache_bytes and cacheable and isinstance(train_loader, BatchLoader):
             with self._precision():
                 self.prefix = cached_prefix(frozen, record, sites, train_loader, self.device, config.cache_bytes)
-        self.sparing = self.device.type == "cpu" and not config.compile  # a GPU would wait to be told what is zero
+        # A GPU would wait to be told what is zero; autocast knows nothing of the layers that spare it.
+        self.sparing = self.device.type == "cpu" and not config.compile and config.precision == "float32"
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
         self.generator = torch.Generator().manual_seed(config.seed)
         self.passes, self.done, self.sums = 0, 0, torch.zeros(len(_SUMS) + 1, dtype=torch.float64)
