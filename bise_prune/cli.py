@@ -78,12 +78,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--demo", action="store_true", help="train and debias the embedded example")
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what was understood and a time estimate, stop"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     group = parser.add_argument_group("input")
     group.add_argument(
         "--data", metavar="PATH", help="folder with metadata.csv, CSV file of texts, or NAME:DIR, e.g. biased_mnist:DIR"
     )
-    group.add_argument("--arch", metavar="NAME", help="architecture, if the checkpoint does not tell it")
+    group.add_argument(
+        "--arch", metavar="NAME",
+        help="architecture, if the checkpoint does not tell it: torchvision:NAME, timm:NAME, hf:FOLDER or "
+        "package.module:factory, with arguments as in NAME(key=value)",
+    )  # fmt: skip
+    group.add_argument(
+        "--trust-pickle", action="store_true", help="unpickle whatever is in the checkpoint, which can run any code"
+    )
+    group.add_argument(
+        "--mean", metavar="X,...", type=_numbers, help="of the images' channels, on the [0, 1] scale "
+        "(default: the checkpoint's, or ImageNet's)",
+    )  # fmt: skip
+    group.add_argument("--std", metavar="X,...", type=_numbers, help="likewise")
+    group.add_argument(
+        "--size", metavar="N[,N]", type=_size, help="height and width to resize images to (default: the checkpoint's, "
+        "or the images' own)",
+    )  # fmt: skip
     group.add_argument("--masks", metavar="FILE", type=Path, help="prune by these masks instead of searching")
     group.add_argument("--plan", metavar="FILE", type=Path, help="carry out the plan of an earlier run again")
     group = parser.add_argument_group("result")
@@ -120,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-fuse", dest="fuse", action="store_false", help="keep batch norms in slim.onnx and slim.pt2"
     )
     group.add_argument(
-        "--targets", metavar="FRACTIONS", type=_fractions, default=(),
+        "--targets", metavar="FRACTIONS", type=_numbers, default=(),
         help="several target sparsities, e.g. 0.3,0.5,0.7: one result each, from shared work",
     )  # fmt: skip
     group.add_argument(
@@ -158,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         "--weighting", choices=WEIGHTINGS, default="auto", help="sample weights of the cross-entropy (default: auto)"
     )
     group.add_argument(
-        "--rho", metavar="SHARES", type=_fractions, default=None, help="nominal share of aligned samples per bias"
+        "--rho", metavar="SHARES", type=_numbers, default=None, help="nominal share of aligned samples per bias"
     )
     group.add_argument(
         "--batchnorm", choices=BATCHNORMS, default="frozen", help="what of batch norms follows (default: frozen)"
@@ -206,7 +225,16 @@ def _auto_or(kind: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
     return parse
 
 
-def _fractions(text: str) -> tuple[float, ...]:
+def _size(text: str) -> tuple[int, ...]:
+    """Height and width, or one number for both."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 224 or 224,160") from error
+    return numbers * 2 if len(numbers) == 1 else numbers
+
+
+def _numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between them."""
     try:
         return tuple(float(part) for part in text.split(","))
@@ -255,6 +283,13 @@ def _run(arguments: argparse.Namespace) -> int:
         finetune=finetune,
         **{field.name: given[field.name] for field in fields(RunConfig) if field.name in _PLAIN},
     )
+    if arguments.dry_run:
+        with _Display() as display:
+            from .preview import preview
+
+            understood = preview(config, display.progress)
+        _show_preview(understood, arguments.json)
+        return 0
     with _Display() as display:
         from .pipeline import run
 
@@ -272,7 +307,8 @@ _DEMO = ("output", "seed", "device", "json")
 _PLAIN = (
     "data", "target_sparsity", "target_flops", "target_latency", "targets", "layer_floor", "criterion", "joins",
     "round_to", "round_fill", "fuse", "arch", "masks", "plan", "unsupervised", "identification_epochs", "bias_noise",
-    "stratified", "budget_weight", "sweep", "probe", "resume", "device", "batch_size",
+    "stratified", "budget_weight", "sweep", "probe", "resume", "device", "batch_size", "trust_pickle", "mean", "std",
+    "size",
 )  # fmt: skip
 
 
@@ -280,6 +316,17 @@ def _beside(checkpoint: Path) -> Path:
     """Where results go if nothing is said."""
     place = checkpoint.resolve() if checkpoint.is_dir() else checkpoint
     return place.with_name(f"{place.name if checkpoint.is_dir() else place.stem}-slim")
+
+
+def _show_preview(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record))
+        return
+    from rich.console import Console
+
+    from .preview import preview_tables
+
+    Console().print(preview_tables(record))
 
 
 def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:

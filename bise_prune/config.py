@@ -237,7 +237,11 @@ class RunConfig:
         output: folder for the results; it must not hold other results.
         data: data specification (see :func:`bise_prune.data.load_data`); None = what the checkpoint names.
         target_sparsity: "auto" (what the search closed) or the share of parameters to remove, in (0, 1).
-        arch: architecture; None = what the checkpoint names or its weights tell.
+        arch: architecture, as in :func:`bise_prune.load_model`; None = what the checkpoint names or its weights tell.
+        trust_pickle: unpickle whatever is in the checkpoint, which can run any code.
+        mean: per channel, on the [0, 1] scale, to normalise images of a folder with; None = what the checkpoint says.
+        std: per channel, likewise.
+        size: (height, width) to resize images of a folder to, likewise.
         target_flops: share of the FLOPs that may stay, in (0, 1), instead of a target sparsity.
         target_latency: share of the latency that may stay, in (0, 1), instead; measured on ``device``.
         joins: lowering where gates disagree; see :func:`bise_prune.prune`.
@@ -286,6 +290,10 @@ class RunConfig:
     probe: bool = False
     resume: bool = False
     arch: str | None = None
+    trust_pickle: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, ...] | None = None
     masks: Path | None = None
     plan: Path | None = None
     device: str = "auto"
@@ -307,6 +315,15 @@ class RunConfig:
         if self.criterion != "learned" and (not any(given) or self.masks or self.plan):
             raise ConfigError(f"criterion '{self.criterion}' only ranks: give a target with it, and no masks or plan")
         _require(0 <= self.layer_floor < 1, "layer_floor", self.layer_floor, "a number in [0, 1)")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ConfigError(f"mean {self.mean} and std {self.std} belong together: give both, one number per channel")
+        for name in ("mean", "std"):
+            _require(
+                len(getattr(self, name) or (0,) * 3) == 3, name, getattr(self, name), "three numbers, e.g. .5,.5,.5"
+            )
+        _require(all(value > 0 for value in self.std or ()), "std", self.std, "numbers > 0")
+        good = self.size is None or (len(self.size) == 2 and min(self.size) >= 1)
+        _require(good, "size", self.size, "height and width, integers >= 1")
         _require(0 <= self.bias_noise <= 1, "bias_noise", self.bias_noise, "a number in [0, 1]")
         _require(
             self.identification_epochs >= 1, "identification_epochs", self.identification_epochs, "an integer >= 1"

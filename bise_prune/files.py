@@ -1,9 +1,10 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and modules in the current folder."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +44,14 @@ def write_json(path: Path, record: Any) -> None:
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+@contextmanager
+def importing_from_here() -> Iterator[None]:
+    """Modules in the current folder can be imported, as they could by the script that a user ran there."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

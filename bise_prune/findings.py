@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,6 +156,16 @@ def warnings_of(
         notes.append("no validation split: the masks are the last epoch's")
     if splits.test is None:
         notes.append("no test split: the accuracies above are on data that masks were learned or selected on")
+    if isinstance(splits.train.inputs, torch.Tensor) and "mean" not in session.checkpoint.preprocessing:
+        if Path(session.specification).is_dir():
+            mean, std = (
+                ", ".join(f"{value:g}" for value in values) for values in (splits.train.mean, splits.train.std)
+            )
+            notes.append(
+                f"the checkpoint does not say how its inputs were normalised: mean {mean} and std {std} (ImageNet's) "
+                "are assumed; give --mean and --std if they differ"
+            )
+    notes += session.checkpoint.notes
     if masks.num_closed in (0, masks.num_channels):
         notes.append(f"the masks are all {'open' if not masks.num_closed else 'closed'}")
     if found is not None and found.history[-1].silent_share > 0.5:

@@ -176,6 +176,8 @@ def _finished(
             "source_sha256": session.checkpoint.sha256,
             "plan_fingerprint": pruned.plan.fingerprint,
             "producer": "bise-prune",
+            "preprocessing": json.dumps(preprocessing_record(session.splits.train)),
+            "classes": json.dumps(list(session.splits.classes)),
         }
         config.output.mkdir(parents=True, exist_ok=True)
         onnx_check = export_onnx(fused[1], config.output / "slim.onnx", example, metadata=metadata)
@@ -221,6 +223,7 @@ def _finished(
         "history": [epoch_record(epoch) for epoch in found.history] if found else [],
         "warnings": warnings_of(session, found, masks, dense_accuracy, slim_accuracy) + missed_target(pruned.plan),
         "data": {"specification": portable(session.specification), "notes": list(session.splits.notes)},
+        "checkpoint": {"arch": session.checkpoint.arch, "notes": list(session.checkpoint.notes)},
         "config": {**config.as_dict(), **({} if found else {"search": None})},
         "environment": environment_record(_device_name(session.device)) | {"flops_convention": FLOPS_CONVENTION},
         "timings": session.timings,

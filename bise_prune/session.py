@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from .evaluation import Evaluation, evaluate
 from .gates import gate_sites, least_open, sites_of
 from .identification import PseudoLabels, pseudo_bias_labels, with_pseudo_labels
 from .models import build_model
+from .models.pretrained import published_preprocessing
 from .pruning.plan import TOLERANCE, Planner
 from .slim import model_of
 from .subgroups import aligned_values, is_aligned
@@ -122,17 +123,24 @@ class Session:
         return data.to(self.device)
 
 
-def prepared(config: RunConfig, progress: Progress) -> Session:
-    """Everything read and checked before any long work, pseudo bias labels found if there are no others."""
+def prepared(config: RunConfig, progress: Progress, dry: bool = False) -> Session:
+    """Everything read and checked before any long work, pseudo bias labels found if there are no others.
+
+    Args:
+        config: the run.
+        progress: called as stages go on.
+        dry: whether only to look: pseudo labels are not found then.
+    """
     device = check_environment(config)
     progress("load", 0, 0)
     began = time.perf_counter()
-    checkpoint = load_checkpoint(config.checkpoint)
+    checkpoint = load_checkpoint(config.checkpoint, config.trust_pickle)
     specification = _data_specification(config, checkpoint)
     dense, checkpoint = model_of(checkpoint, config.checkpoint, config.arch)
     if checkpoint.slim is not None:
         raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
     tokenizer = load_tokenizer(config.checkpoint) if config.checkpoint.is_dir() else None
+    checkpoint = dataclasses.replace(checkpoint, preprocessing=_preprocessing(config, checkpoint))
     splits = load_data(specification, checkpoint.preprocessing, tokenizer)
     num_classes = checkpoint.num_classes or 0
     known = splits.train.has_bias and not config.unsupervised
@@ -167,20 +175,29 @@ def prepared(config: RunConfig, progress: Progress) -> Session:
         noisy = train.with_bias(noisy_bias_labels(train.bias, config.bias_noise, generator))
         note = f"{config.bias_noise:.0%} of the training set's bias labels were replaced by wrong ones"
         session.splits = dataclasses.replace(splits, train=noisy, notes=[*splits.notes, note])
-    if learns and config.unsupervised:
+    if learns and config.unsupervised and not dry:
         with session.stage("identify"):
             session.pseudo = _identify(session)
     return session
 
 
+def _preprocessing(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the settings say, or else the checkpoint, or else those who published its weights."""
+    given = {"mean": config.mean, "std": config.std, "size": config.size}
+    known = published_preprocessing(checkpoint.arch, checkpoint.sha256, checkpoint.module)
+    return {**known, **checkpoint.preprocessing, **{name: value for name, value in given.items() if value is not None}}
+
+
 def _identify(session: Session) -> PseudoLabels:
     """Pseudo bias labels for training and validation data, which take the place of whatever is there."""
     checkpoint, config, splits = session.checkpoint, session.config, session.splits
+    if checkpoint.arch is None:
+        raise ConfigError("--unsupervised trains a network of the same architecture: name it with --arch")
     others = [] if splits.val is None else [splits.val]
     with torch.random.fork_rng():
         torch.manual_seed(config.search.seed)
         pseudo = pseudo_bias_labels(
-            build_model(checkpoint.arch or "", session.num_classes, checkpoint.arguments).to(session.device),
+            build_model(checkpoint.arch, session.num_classes, checkpoint.arguments).to(session.device),
             splits.train,
             *others,
             epochs=config.identification_epochs,
@@ -288,7 +305,7 @@ def _example(model: nn.Module, data: BiasedDataset) -> Input:
     try:
         with torch.no_grad():
             logits_of(run(model, example))
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         what = f"of shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"named {', '.join(example)}"
         raise DataError(f"the model does not take inputs {what}: {reason}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,42 +12,86 @@ from torch import Tensor, nn
 
 from .artifacts import PruningPlan
 from .channels import Edit
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import PREFIXES, Checkpoint, load_checkpoint, save_checkpoint
 from .errors import CheckpointError
-from .models import build_model, identify_architecture
+from .models import build_model, identify_architecture, is_factory, parse_architecture
 from .pruning.surgery import declare_widths
 from .rewiring import RewiredModel
 
+# Arguments with which constructors load or download weights: never on a file's say-so.
+_FETCHING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir")
 
-def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, Checkpoint]:
+
+def load_model(path: str | Path, arch: str | None = None, trust_pickle: bool = False) -> tuple[nn.Module, Checkpoint]:
     """A network in eval mode from a checkpoint, dense or slim, with the checkpoint completed by what was found out.
 
     Args:
         path: the weight file.
-        arch: architecture; None = what the file names, or what its weights tell.
+        arch: architecture; None = what the file names, or what its weights tell. ``torchvision:NAME``, ``timm:NAME``,
+            ``hf:FOLDER`` or ``package.module:factory``, with arguments as in ``NAME(key=value)``.
+        trust_pickle: whether to unpickle whatever is in the file, which can run any code.
 
     Raises:
         CheckpointError: the file is unfit, or its weights do not fit the architecture.
     """
-    return model_of(load_checkpoint(Path(path)), Path(path), arch)
+    return model_of(load_checkpoint(Path(path), trust_pickle), Path(path), arch)
 
 
 def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tuple[nn.Module, Checkpoint]:
     """:func:`load_model` for a checkpoint already read."""
-    name = arch or checkpoint.arch
-    num_classes = checkpoint.num_classes
-    if name is None:
+    name, num_classes, arguments = checkpoint.arch, checkpoint.num_classes, dict(checkpoint.arguments)
+    if arch is not None:
+        name, given = parse_architecture(arch)
+        arguments = {**(arguments if name == checkpoint.arch else {}), **given}
+        num_classes = arguments.get("num_classes", num_classes)
+    elif name is not None:
+        if is_factory(name):
+            raise CheckpointError(f"{path} is built by the code '{name}', which is not run unasked: pass --arch {name}")
+        if fetching := [key for key in arguments if key in _FETCHING or key.startswith("pretrained")]:
+            raise CheckpointError(f"{path} wants '{fetching[0]}' for its network, which would fetch other files")
+    elif checkpoint.module is not None:
+        return _whole(checkpoint.module, checkpoint, path)
+    else:
         name, num_classes = identify_architecture(checkpoint.state, path.stem)
-    arguments = checkpoint.arguments if arch in (None, checkpoint.arch) else {}
     if num_classes is None:
-        last = list(build_model(name, 2, arguments).state_dict())[-1]
-        num_classes = len(checkpoint.state[last]) if last in checkpoint.state else 2
+        num_classes = _num_classes(build_model(name, 2, arguments), checkpoint)
     model = build_model(name, num_classes, arguments)
     if checkpoint.slim is not None:
         model = _slimmed(model, checkpoint, path, name)
     else:
-        _load(model, dict(checkpoint.state), path, name)
-    return model.eval(), dataclasses.replace(checkpoint, arch=name, num_classes=num_classes)
+        _load(model, checkpoint.state, path, name)
+    return model.eval(), dataclasses.replace(checkpoint, arch=name, num_classes=num_classes, arguments=arguments)
+
+
+def _whole(module: nn.Module, checkpoint: Checkpoint, path: Path) -> tuple[nn.Module, Checkpoint]:
+    """A module that came whole; with the name of its architecture, if it is built exactly like one of torchvision's."""
+    try:
+        name, num_classes = identify_architecture(checkpoint.state, path.stem)
+        if repr(build_model(name, num_classes)) == repr(module):
+            return module.eval(), dataclasses.replace(checkpoint, arch=name, num_classes=num_classes)
+    except CheckpointError:
+        pass
+    linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise CheckpointError(f"{path} holds a module without a linear layer, so without a classifier's head")
+    return module.eval(), dataclasses.replace(checkpoint, num_classes=linear[-1].out_features)
+
+
+def _num_classes(like: nn.Module, checkpoint: Checkpoint) -> int:
+    """The rows of the last weight, by the order of a network of the architecture: files may have another one."""
+    expected = [(name, tensor) for name, tensor in like.state_dict().items() if tensor.ndim]
+    found = _named_as(like.state_dict(), checkpoint.state).get(expected[-1][0]) if expected else None
+    return 2 if found is None or not found.ndim else len(found)
+
+
+def _named_as(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``state`` with the prefix that its network itself has, where it was taken for that of a wrapper."""
+    if state.keys() == expected.keys():
+        return state
+    for prefix in [*PREFIXES, *map("".join, itertools.product(PREFIXES, PREFIXES))]:
+        if {prefix + key for key in state} == expected.keys():
+            return {prefix + key: tensor for key, tensor in state.items()}
+    return state
 
 
 def load_slim(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -130,8 +175,9 @@ def _slimmed(model: nn.Module, checkpoint: Checkpoint, path: Path, arch: str) ->
     return slim
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path, arch: str) -> None:
     expected = model.state_dict()
+    state = _named_as(expected, state)
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     shapes = [

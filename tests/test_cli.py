@@ -113,7 +113,57 @@ def test_the_slim_files_agree(done):
     record = json.loads((project / "out" / "report.json").read_text())
     assert sum(parameter.numel() for parameter in slim.parameters()) == record["slim"]["params"]
     assert checkpoint.preprocessing["mean"] == [0.5] * 3 and checkpoint.preprocessing["size"] == [8, 8]
-    assert session.get_modelmeta().custom_metadata_map["source_sha256"] == load_model(project / "net.pt")[1].sha256
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["source_sha256"] == load_model(project / "net.pt")[1].sha256
+    assert json.loads(metadata["preprocessing"]) == checkpoint.preprocessing
+    assert json.loads(metadata["classes"]) == ["0", "1", "2"]
+
+
+def test_preprocessing_is_given_known_or_assumed(project, tmp_path, capsys):
+    state = load_model(project / "net.pt")[0].state_dict()
+    torch.save(state, tmp_path / "bare.pt")
+    arch = f"simple_convnet(kernel_size=3,widths={ARCHITECTURE['widths']},strides={ARCHITECTURE['strides']})"
+    common = [tmp_path / "bare.pt", "--data", project / "data", "--arch", arch, *FAST, "--json"]
+
+    def report(name, *more):
+        assert cli.main([str(argument) for argument in (*common, "--output", tmp_path / name, *more)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assumed = report("assumed")
+    assert any("mean 0.485, 0.456, 0.406 and std 0.229" in warning for warning in assumed["warnings"])
+    given = report("given", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--size", "16")
+    assert not any("normalised" in warning for warning in given["warnings"])
+    about = load_model(tmp_path / "given" / "slim.safetensors")[1]
+    assert (about.preprocessing["mean"], about.preprocessing["size"]) == ([0.5] * 3, [16, 16])
+    for flags, message in (
+        (["--mean", "0.5"], "belong together"),
+        (["--mean", "0.5,x", "--std", "1"], "is no list of numbers"),
+        (["--mean", "0.5,0.5,0.5", "--std", "0,1,1"], "std"),
+        (["--size", "0"], "size"),
+        (["--size", "a"], "is no size such as 224"),
+    ):
+        assert message in fails(capsys, *common[:-1], "--output", tmp_path / "none", *flags, code=2)
+
+
+def test_a_dry_run_tells_what_was_understood_and_writes_nothing(project, tmp_path, capsys):
+    common = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "none", "--dry-run", *FAST]
+    before = sorted(path.name for path in project.iterdir())
+    assert cli.main([str(argument) for argument in (*common, "--json")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["data"]["samples"] == {"train": 90, "val": 45, "test": 45}
+    (bias,) = record["biases"]
+    counts, weights = torch.tensor(bias["counts"]), torch.tensor(bias["mean_weights"])
+    assert int(counts.sum()) == 90 and bias["aligned"] == [0, 1, 2]
+    assert bias["num_conflicting"] == 90 - int(counts.diagonal().sum())
+    assert torch.allclose(weights, 90 / (9 * counts.clamp(min=1).double()).float(), atol=1e-5)  # B.8
+    assert [gate["channels"] for gate in record["gates"]] == ARCHITECTURE["widths"]
+    assert record["estimate"]["epochs"] == 10 and 0 < record["estimate"]["seconds"] < 60
+    assert cli.main([str(argument) for argument in common]) == 0
+    shown = capsys.readouterr().out
+    assert "What was understood" in shown and "2 masks over 14 channels" in shown and "b = 2" in shown
+    assert not (tmp_path / "none").exists() and sorted(path.name for path in project.iterdir()) == before
+    torch.save({"a": 1}, tmp_path / "bad.pt")
+    assert "holds no state dict" in fails(capsys, tmp_path / "bad.pt", "--dry-run", "--data", project / "data")
 
 
 def test_saved_masks_are_pruned_again_without_a_search(done, tmp_path, capsys):
@@ -220,7 +270,7 @@ def test_the_literal_command_without_data(project, capsys, monkeypatch):
         (["net.pt", "--data", "data", "--masks", "none"], 1, "no mask file at none"),
         (["net.pt", "--data", "data", "--target-sparsity", "0.995"], 1, "cannot be reached .* the most is 0."),
         (["net.pt", "--data", "data", "--output", "net.pt"], 2, "is a file; choose a folder"),
-        (["data/0.png", "--data", "data"], 1, "no checkpoint that torch can read"),
+        (["data/0.png", "--data", "data"], 1, "is no checkpoint: neither safetensors nor"),
     ],
 )
 def test_mistakes_are_one_line(project, capsys, monkeypatch, arguments, code, message):

@@ -21,7 +21,7 @@ RANKS = {
     "pruning": 6, "finetuning": 6, "probe": 6, "ffw": 6,
     "export": 7, "slim": 7, "sweep": 7,
     "report": 8, "session": 8,
-    "findings": 9,
+    "findings": 9, "preview": 9,
     "pipeline": 10,
     "demo": 11,
     "cli": 12,

@@ -21,9 +21,7 @@ from bise_prune.report import side_by_side
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = models.parser(__doc__).parse_args(argv)
-    return models.guarded(
-        lambda: report(models.load(arguments.checkpoints, arguments.arch, arguments.shape), arguments.json)
-    )
+    return models.guarded(lambda: report(models.load(arguments), arguments.json))
 
 
 def report(loaded: Sequence[models.LoadedModel], as_json: bool) -> int:

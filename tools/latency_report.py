@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(arguments: Any) -> int:
     _check_devices(arguments.runtimes, arguments.devices)
     torch.set_num_threads(arguments.threads)
-    loaded = models.load(arguments.checkpoints, arguments.arch, arguments.shape)
+    loaded = models.load(arguments)
     records = []
     with tempfile.TemporaryDirectory() as folder:
         fused = [fuse_batchnorm(item.model, item.example) for item in loaded]

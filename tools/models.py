@@ -31,20 +31,20 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="dense or slim weights")
     result.add_argument("--arch", help="architecture of checkpoints that do not tell it")
+    result.add_argument("--trust-pickle", action="store_true", help="unpickle whatever is in the checkpoints")
     result.add_argument("--shape", type=_shape, help="one sample's shape, e.g. 3,224,224 (default: the checkpoint's)")
     result.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return result
 
 
-def load(
-    paths: Sequence[Path], arch: str | None, shape: Sequence[int] | None, batch_size: int = 1
-) -> list[LoadedModel]:
-    """Read models and check that they take their inputs."""
+def load(arguments: argparse.Namespace) -> list[LoadedModel]:
+    """Read the models that a tool's arguments name, and check that they take their inputs."""
+    paths, arch = arguments.checkpoints, arguments.arch
     loaded = []
     for path, name in zip(paths, short_names(paths), strict=True):
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, arguments.trust_pickle)
         model, checkpoint = model_of(checkpoint, path, arch if checkpoint.arch is None else None)
-        example = example_input(checkpoint, shape, batch_size)
+        example = example_input(checkpoint, arguments.shape)
         try:
             with torch.no_grad():
                 logits_of(model(example))

@@ -64,8 +64,6 @@ def load_folder(root: Path, preprocessing: Mapping[str, Any]) -> DataSplits:
     mean = tuple(preprocessing.get("mean", (0.485, 0.456, 0.406)))
     std = tuple(preprocessing.get("std", (0.229, 0.224, 0.225)))
     notes = [f"folder {root.name}: {len(rows)} images of {images.shape[2]}x{images.shape[3]}"]
-    if "mean" not in preprocessing:
-        notes.append("the checkpoint does not say how its inputs were normalised; ImageNet's mean and std are assumed")
     if not columns_of_bias:
         notes.append(f"no column of bias labels among {', '.join(rows[0])}")
 

@@ -1,5 +1,9 @@
 """Architectures by name: the paper's networks and torchvision's classifiers."""
 
-from .registry import build_model, identify_architecture, known_architectures
+from .names import is_factory, parse_architecture
+from .registry import build_model, identify_architecture, known_architectures, torchvision_classifiers
 
-__all__ = ["build_model", "identify_architecture", "known_architectures"]
+__all__ = [
+    "build_model", "identify_architecture", "is_factory", "known_architectures", "parse_architecture",
+    "torchvision_classifiers",
+]  # fmt: skip

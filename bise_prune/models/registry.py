@@ -3,57 +3,111 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib
+import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import BiseError, CheckpointError, ConfigError
+from ..files import importing_from_here
 from .mlp import MLP
+from .names import TIMM, is_factory
 from .simple_convnet import SimpleConvNet
 
+_CODE_IN_CONFIG = ("auto_map", "attn_implementation", "experts_implementation")  # which name code to fetch
 _OWN: dict[str, Callable[..., nn.Module]] = {"simple_convnet": SimpleConvNet, "mlp": MLP}
-_TORCHVISION = "torchvision:"
 
 
 def known_architectures() -> list[str]:
-    """Names that :func:`build_model` accepts; torchvision's may also be written ``torchvision:NAME``."""
+    """Names that :func:`build_model` accepts bare; torchvision's may also be written ``torchvision:NAME``."""
+    return [*_OWN, *torchvision_classifiers()]
+
+
+def torchvision_classifiers() -> list[str]:
+    """Names of torchvision's classifiers of images."""
     import torchvision
 
-    return [*_OWN, *torchvision.models.list_models(module=torchvision.models)]
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def build_model(arch: str, num_classes: int, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """An untrained network.
 
     Args:
-        arch: its name.
-        num_classes: outputs of its head.
+        arch: its name: one of :func:`known_architectures`, ``torchvision:NAME``, ``timm:NAME``, "transformers" (with
+            the argument "config"), or ``package.module:factory``, which is imported and called.
+        num_classes: outputs of its head; a factory gets it if it has a parameter of this name.
         arguments: further keyword arguments of its constructor.
 
     Raises:
         ConfigError: an unknown name, or arguments it does not take.
     """
-    if arch == "transformers":
-        return _transformer(num_classes, **(arguments or {}))
-    name = arch.removeprefix(_TORCHVISION)
-    known = known_architectures()
-    if name not in known or (name in _OWN and arch != name):
-        near = difflib.get_close_matches(name, known, n=3)
-        raise ConfigError(f"unknown architecture '{arch}'" + (f": did you mean {', '.join(near)}?" if near else ""))
     arguments = dict(arguments or {})
+    num_classes = arguments.pop("num_classes", num_classes)
+    prefix, _, rest = arch.rpartition(":")
     try:
-        if name in _OWN:
-            return _OWN[name](num_classes, **arguments)
+        if arch == "transformers":
+            return _transformer(num_classes, **arguments)
+        if is_factory(arch):
+            return _made_by_factory(prefix, rest, num_classes, arguments)
+        if prefix == TIMM:
+            return _from_timm(rest, num_classes, arguments)
+        known = torchvision_classifiers() if prefix else known_architectures()
+        if rest not in known:
+            raise _unknown(arch, rest, known)
+        if rest in _OWN:
+            return _OWN[rest](num_classes, **arguments)
         import torchvision
 
-        if name in ("googlenet", "inception_v3"):
+        if rest in ("googlenet", "inception_v3"):
             arguments = {"aux_logits": False, "init_weights": False, **arguments}
-        return torchvision.models.get_model(name, num_classes=num_classes, **arguments)  # type: ignore[no-any-return]
+        return torchvision.models.get_model(rest, num_classes=num_classes, **arguments)  # type: ignore[no-any-return]
     except TypeError as error:
         raise ConfigError(f"architecture '{arch}' does not take {arguments}: {error}") from error
+    except BiseError:
+        raise
+    except Exception as error:  # whatever somebody else's constructor may raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"architecture '{arch}' with {num_classes} classes cannot be built: {reason}") from error
+
+
+def _unknown(arch: str, name: str, known: Sequence[str]) -> ConfigError:
+    near = difflib.get_close_matches(name, known, n=3)
+    return ConfigError(f"unknown architecture '{arch}'" + (f": did you mean {', '.join(near)}?" if near else ""))
+
+
+def _from_timm(name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f"'{TIMM}:{name}' needs the package timm: pip install timm") from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise _unknown(f"{TIMM}:{name}", name, timm.list_models())
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
+
+
+def _made_by_factory(place: str, name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:
+    """What a user's own function or class returns; modules are also looked for in the current folder."""
+    what = f"--arch {place}:{name}"
+    try:
+        with importing_from_here():
+            factory = getattr(importlib.import_module(place), name, None)
+    except ImportError as error:
+        raise ConfigError(f"{what}: cannot import '{place}' ({error})") from error
+    if not callable(factory):
+        raise ConfigError(f"{what}: '{place}' has no function or class '{name}'")
+    parameters = inspect.signature(factory).parameters.values()
+    takes = any(p.name == "num_classes" or p.kind == p.VAR_KEYWORD for p in parameters)
+    model = factory(**({"num_classes": num_classes} if takes else {}), **arguments)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{what} returned {type(model).__name__}, not an nn.Module")
+    return model
 
 
 def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> nn.Module:
@@ -65,8 +119,11 @@ def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> n
             "this network needs the package transformers: pip install 'bise-prune[transformers]'"
         ) from error
     try:
-        settings = AutoConfig.for_model(**{**(config or {}), "num_labels": num_classes})
-        return AutoModelForSequenceClassification.from_config(settings)  # type: ignore[no-any-return]
+        plain = {key: value for key, value in (config or {}).items() if key not in _CODE_IN_CONFIG}
+        settings = AutoConfig.for_model(**{**plain, "num_labels": num_classes})
+        return AutoModelForSequenceClassification.from_config(  # type: ignore[no-any-return]
+            settings, trust_remote_code=False
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"no text classifier of this configuration: {str(error).splitlines()[0]}") from error
 
@@ -83,23 +140,16 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
     """
     if not state:
         raise CheckpointError("the checkpoint holds no weights")
-    import torchvision
-
-    names = torchvision.models.list_models(module=torchvision.models)
+    names = torchvision_classifiers()
     names.sort(key=lambda name: (name not in hint, -len(name) if name in hint else 0, not name.startswith("resnet")))
     shapes = {key: tensor.shape for key, tensor in state.items()}
     fitting = []
     for name in names:
-        if name.startswith("regnet"):  # their constructors do not run on the meta device
+        keys = _tensor_names(name)
+        if shapes.keys() != set(keys) or not shapes[keys[-1]]:
             continue
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            keys = list(build_model(name, 2).state_dict())
-            if shapes.keys() != set(keys) or not shapes[keys[-1]]:
-                continue
-            num_classes = shapes[keys[-1]][0]
-            candidate = build_model(name, num_classes)
-        if {key: tensor.shape for key, tensor in candidate.state_dict().items()} == shapes:
+        num_classes = shapes[keys[-1]][0]
+        if {key: tensor.shape for key, tensor in _empty(name, num_classes).state_dict().items()} == shapes:
             if name in hint or name.startswith("resnet"):
                 return name, num_classes
             fitting.append((name, num_classes))
@@ -107,7 +157,31 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
         found = (
             f"several fit ({', '.join(name for name, _ in fitting)})"
             if fitting
-            else "no torchvision classifier fits (RegNets are not tried)"
+            else f"no torchvision classifier fits (the first tensor is '{next(iter(shapes))}')"
         )
         raise CheckpointError(f"cannot tell the architecture from the weights: {found}; name it with --arch")
     return fitting[0]
+
+
+@functools.cache
+def _tensor_names(name: str) -> tuple[str, ...]:
+    return tuple(_empty(name, 2).state_dict())
+
+
+def _empty(name: str, num_classes: int) -> nn.Module:
+    """A network of torchvision whose weights take no memory."""
+    with _WithoutMemory(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build_model(name, num_classes)
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Lets modules make their weights on the meta device; what constructors compute with is real."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)

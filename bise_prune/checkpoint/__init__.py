@@ -1,0 +1,6 @@
+"""Weight files of any kind, read without running the code in them, and written whole."""
+
+from .files import FORMAT, TRANSFORMER, Checkpoint, load_checkpoint, save_checkpoint
+from .unwrapping import PREFIXES
+
+__all__ = ["FORMAT", "PREFIXES", "TRANSFORMER", "Checkpoint", "load_checkpoint", "save_checkpoint"]

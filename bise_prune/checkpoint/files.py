@@ -1,0 +1,232 @@
+"""Weight files: read without running any code in them, written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..files import atomic_path
+from .kinds import kind_of
+from .pickles import read_torch
+from .unwrapping import network_in
+
+FORMAT = "bise-prune model"
+TRANSFORMER = "transformers"  # the architecture of every Hugging Face classifier: its configuration tells the rest
+_TRANSFORMER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, and what their file says of the network.
+
+    Attributes:
+        state: the state dict.
+        sha256: of the file.
+        arch: architecture, if the file names it; with the number of classes and further arguments.
+        num_classes: outputs of the head, if the file tells.
+        arguments: further constructor arguments.
+        data: data specification of the training set, if the file names it.
+        preprocessing: ``mean`` and ``std`` per channel on a [0, 1] scale and ``size`` (height, width), if known.
+        classes: class names, if known.
+        slim: for a pruned network, how its forward pass differs from the dense one's; None for a dense network.
+        plan: for a pruned network, its plan.
+        module: the network itself, where the file holds it whole; its weights are ``state``.
+        notes: what was taken for granted in reading the file.
+    """
+
+    state: Mapping[str, Tensor]
+    sha256: str = ""
+    arch: str | None = None
+    num_classes: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    slim: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
+    module: nn.Module | None = None
+    notes: tuple[str, ...] = ()
+
+    def description(self) -> dict[str, Any]:
+        """All but the weights, as JSON values."""
+        return {
+            "format": FORMAT,
+            "arch": self.arch,
+            "num_classes": self.num_classes,
+            "arguments": dict(self.arguments),
+            "data": self.data,
+            "preprocessing": dict(self.preprocessing),
+            "classes": list(self.classes),
+            "slim": None if self.slim is None else dict(self.slim),
+            "plan": None if self.plan is None else dict(self.plan),
+        }
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write weights and description: as safetensors, or in torch's format if ``path`` ends in .pt or .pth."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.state.items()}
+    with atomic_path(Path(path)) as temporary:
+        if path.suffix in (".pt", ".pth"):
+            torch.save({"bise_prune": json.dumps(checkpoint.description()), "state_dict": state}, temporary)
+        else:
+            save_file(state, temporary, metadata={"bise_prune": json.dumps(checkpoint.description())})
+
+
+def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
+    """Read a weight file, whatever a training script may have left.
+
+    That is safetensors (also in parts, by their index), a state dict, a training checkpoint that nests one, or a
+    pickled module of torch's, torchvision's or timm's classes; prefixes of wrappers are taken off. A folder is that of
+    a Hugging Face classifier: ``config.json`` beside ``model.safetensors``, its index, or ``pytorch_model.bin``.
+
+    Args:
+        path: the file or folder.
+        trust_pickle: unpickle whatever is in the file, which can run any code; also read TorchScript and exported
+            programs, whose loaders do not promise to run none.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, unsafe, or holds no weights.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_transformer(path, trust_pickle)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    kind = kind_of(path)
+    if kind == "safetensors":
+        state, text = _read_safetensors(path)
+        state = state if text is not None else network_in(state, path)[0]
+        return _checkpoint(path, Checkpoint(state, _sha256([path])), text)
+    if kind == "sharded safetensors":
+        return _read_shards(path)
+    if kind == "TorchScript" or kind == "exported program":
+        content: Any = _read_program(path, kind, trust_pickle)
+    else:
+        content = read_torch(path, kind, trust_pickle)
+    if isinstance(content, dict) and isinstance(content.get("bise_prune"), str):  # a file of this package
+        own = content.get("state_dict")
+        if not isinstance(own, dict) or not all(isinstance(value, Tensor) for value in own.values()):
+            raise CheckpointError(f"{path}: its weights are damaged")
+        found = Checkpoint(own, _sha256([path]))
+        return _checkpoint(path, found, content["bise_prune"])
+    state, module, notes = network_in(content, path)
+    return Checkpoint(state, _sha256([path]), module=module, notes=notes)
+
+
+def _sha256(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _load_transformer(folder: Path, trust_pickle: bool) -> Checkpoint:
+    weights = next((f for name in _TRANSFORMER_FILES if (f := folder / name).is_file()), None)
+    if weights is None or not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a folder without config.json and model.safetensors: expected a Hugging Face classifier's"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+        num_classes = len(names) or int(config.get("num_labels") or 2)
+    except (AttributeError, TypeError, UnicodeDecodeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is damaged: {error}") from error
+    found = load_checkpoint(weights, trust_pickle)
+    return replace(
+        found,
+        arch=TRANSFORMER,
+        num_classes=num_classes,
+        arguments={"config": {key: value for key, value in config.items() if not key.startswith("_")}},
+        classes=tuple(names[number] for number in sorted(names)),
+    )
+
+
+def _checkpoint(path: Path, found: Checkpoint, text: str | None) -> Checkpoint:
+    """``found`` with the description that the file has of it, if any."""
+    if text is None:
+        return found
+    try:
+        about = json.loads(text)
+        if not isinstance(about, dict) or not isinstance(about["arch"], str | None):
+            raise TypeError("it is no description of a network")
+        if not isinstance(about["num_classes"], int | None) or (about["num_classes"] or 1) < 1:
+            raise TypeError(f"num_classes is {about['num_classes']!r}")
+        if not all(isinstance(about.get(key, {}), dict) for key in ("arguments", "preprocessing")):
+            raise TypeError("arguments and preprocessing are no mappings")
+        slim, plan = about.get("slim"), about.get("plan")
+        return replace(
+            found,
+            arch=about["arch"],
+            num_classes=about["num_classes"],
+            arguments=about.get("arguments", {}),
+            data=about.get("data"),
+            preprocessing=about.get("preprocessing", {}),
+            classes=tuple(about.get("classes", ())),
+            slim=None if slim is None else dict(slim),
+            plan=None if plan is None else dict(plan),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") == "bise-prune masks":
+                raise CheckpointError(f"{path} holds masks, not a network; pass it with --masks")
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+    return state, metadata.get("bise_prune")
+
+
+def _read_shards(path: Path) -> Checkpoint:
+    """All files that an index of safetensors names; they lie beside it."""
+    table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    names = sorted({str(name) for name in table.values()})
+    foreign = [name for name in names if Path(name).name != name]
+    if foreign:
+        raise CheckpointError(f"{path} names files in other folders ({foreign[0]}); parts must lie beside their index")
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of the {len(names)} files that {path} names are missing: {', '.join(missing[:3])}"
+        )
+    state: dict[str, Tensor] = {}
+    for name in names:
+        state.update(_read_safetensors(path.parent / name)[0])
+    absent = [key for key in table if key not in state]
+    if absent:
+        raise CheckpointError(f"{path}: {len(absent)} tensors are in none of its files, first of all '{absent[0]}'")
+    return Checkpoint(network_in(state, path)[0], _sha256([path, *(path.parent / name for name in names)]))
+
+
+def _read_program(path: Path, kind: str, trust_pickle: bool) -> Mapping[str, Tensor]:
+    """The weights of a TorchScript or exported program; its code is of no use here."""
+    if not trust_pickle:
+        raise CheckpointError(
+            f"{path} is {'a TorchScript' if kind == 'TorchScript' else 'an exported'} program; a state dict is needed: "
+            "torch.save(model.state_dict(), ...). Or pass --trust-pickle to take the weights out of it, if you trust "
+            "whoever made it: its loader may run code"
+        )
+    try:
+        if kind == "TorchScript":
+            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        return dict(torch.export.load(path).state_dict)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read as {kind}: {reason}") from error

@@ -1,0 +1,60 @@
+"""Architectures as users write them.
+
+``NAME``, ``torchvision:NAME``, ``timm:NAME``, ``hf:PATH`` or ``package.module:factory``. Each may be
+followed by arguments of its constructor, ``NAME(key=value, ...)``.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+TORCHVISION, TIMM, HUGGING_FACE = "torchvision", "timm", "hf"
+
+
+def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments in what a user wrote.
+
+    Raises:
+        ConfigError: it is not of that form, or ``hf:PATH`` has no configuration.
+
+    >>> parse_architecture("timm:resnet18(drop_rate=0.1)")
+    ('timm:resnet18', {'drop_rate': 0.1})
+    """
+    name, bracket, inside = text.strip().partition("(")
+    arguments: dict[str, Any] = {}
+    if bracket:
+        try:
+            call = ast.parse(f"f({inside}", mode="eval").body
+            if not isinstance(call, ast.Call) or call.args:
+                raise ValueError("arguments are key=value")
+            arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+            json.dumps(arguments)  # they are to be written into files
+        except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+            raise ConfigError(f"'{text}' is no architecture: write NAME(key=value, ...) with plain values") from error
+    prefix, _, rest = name.partition(":")
+    if ":" in name and not (prefix and rest):
+        raise ConfigError(f"'{text}' is no architecture: something is missing beside the colon")
+    if prefix == HUGGING_FACE:
+        return "transformers", {"config": {**_configuration(Path(rest)), **arguments}}
+    return name, arguments
+
+
+def is_factory(name: str) -> bool:
+    """Whether a name is that of a function in someone's own code."""
+    return ":" in name and name.partition(":")[0] not in (TORCHVISION, TIMM, HUGGING_FACE)
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json" if folder.is_dir() else folder
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or "model_type" not in config:
+            raise ValueError("it has no model_type")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"no Hugging Face configuration at {path}: {error}") from error
+    return {key: value for key, value in config.items() if not key.startswith("_")}
