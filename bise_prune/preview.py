@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from .artifacts import GateSite
 from .config import RunConfig, portable
 from .gates import GatedModel, gate_sites
 from .mask_search.schedule import temperatures
 from .mask_search.weights import sample_weights
 from .session import Progress, Session, given_masks, prepared
 from .subgroups import count_subgroups, is_aligned
-from .tracing import logits_of
+from .tracing import logits_of, run
 
 _MOST_CELLS = 30  # of a table of subgroups that is still read
 
@@ -34,6 +36,7 @@ def preview(config: RunConfig, progress: Progress | None = None) -> dict[str, An
     """
     session = prepared(config, progress or (lambda stage, done, total: None), dry=True)
     checkpoint, splits = session.checkpoint, session.splits
+    sites = gate_sites(session.dense, session.example, config.search.placement)
     sizes = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
         "checkpoint": {
@@ -53,13 +56,9 @@ def preview(config: RunConfig, progress: Progress | None = None) -> dict[str, An
             "notes": list(splits.notes),
         },
         "biases": _biases(session),
-        "gates": [{"name": s.name, "channels": s.num_channels} for s in _sites(session)],
-        "estimate": _estimate(session),
+        "gates": [{"name": s.name, "channels": s.num_channels} for s in sites],
+        "estimate": _estimate(session, sites),
     }
-
-
-def _sites(session: Session) -> list[Any]:
-    return gate_sites(session.dense, session.example, session.config.search.placement)
 
 
 def _biases(session: Session) -> list[dict[str, Any]]:
@@ -88,7 +87,7 @@ def _biases(session: Session) -> list[dict[str, Any]]:
     return found
 
 
-def _estimate(session: Session) -> dict[str, Any]:
+def _estimate(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     """How long the search may take: a step timed, times the steps of the whole schedule."""
     config = session.config
     if given_masks(config)[0] is not None or config.criterion != "learned":
@@ -97,14 +96,14 @@ def _estimate(session: Session) -> dict[str, Any]:
     epochs = len(temperatures(settings.anneal_every, settings.anneal_factor, settings.min_temperature))
     loader = session.train_loader()
     model = copy.deepcopy(session.dense).to(session.device).requires_grad_(False)
-    gated = GatedModel(model, _sites(session), torch.nn.Identity())
+    gated = GatedModel(model, sites, torch.nn.Identity())
     inputs = next(iter(loader)).to(session.device).input
     spent = []
     for _ in range(3):
-        ones = [torch.ones(site.num_channels, device=session.device, requires_grad=True) for site in gated.sites]
+        ones = [torch.ones(site.num_channels, device=session.device, requires_grad=True) for site in sites]
         start = time.perf_counter()
         with gated.gating(ones):
-            output = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+            output = run(model, inputs)
         logits_of(output).float().logsumexp(1).sum().backward()
         if session.device.type == "cuda":
             torch.cuda.synchronize(session.device)

@@ -109,7 +109,7 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
         return _checkpoint(path, Checkpoint(state, _sha256([path])), text)
     if kind == "sharded safetensors":
         return _read_shards(path)
-    if kind == "TorchScript" or kind == "exported program":
+    if kind in ("TorchScript", "exported program"):
         content: Any = _read_program(path, kind, trust_pickle)
     else:
         content = read_torch(path, kind, trust_pickle)
