@@ -89,7 +89,7 @@ def _from_timm(name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Mod
         raise ConfigError(f"'{TIMM}:{name}' needs the package timm: pip install timm") from error
     if not timm.is_model(name.partition(".")[0]):
         raise _unknown(f"{TIMM}:{name}", name, timm.list_models())
-    return timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)  # type: ignore[no-any-return]
 
 
 def _made_by_factory(place: str, name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:
