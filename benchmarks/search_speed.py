@@ -261,7 +261,7 @@ def one_step(name: str, size: int, n: int, kind: str) -> tuple[float, int]:
 
         def step() -> None:
             for part in run._pass():
-                run._step(*run._on_device(part))
+                run._step(part)
 
     step()
     times = []

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from .data.batch import Loader, as_batch
 from .errors import ConfigError, DataError
 from .gates import CapturedInputs, head_name
-from .mask_search.heads import BiasHeads, head_loss
+from .mask_search.heads import BiasHeads
 from .mask_search.mutual_information import bias_information
 from .tracing import logits_of, trace
 
@@ -87,9 +87,8 @@ def ffw(
     gates = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in weights.items()}
     classes = max(int(as_batch(raw).bias.max()) for raw in train_loader) + 1
     width = int(frozen.get_submodule(classifier).in_features)  # type: ignore[arg-type]
-    heads = BiasHeads(width, [max(2, classes)], torch.Generator().manual_seed(seed), dtype).to(device)
+    heads = BiasHeads(width, [max(2, classes)], torch.Generator().manual_seed(seed), dtype, device)
     gate_optimizer = torch.optim.Adam(gates.values(), lr=lr, weight_decay=weight_decay)
-    head_optimizer = torch.optim.SGD(heads.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     history: list[float] = []
     temperature, lowest, stalled = 1.0, float("inf"), 0
     while temperature >= min_temperature and len(history) < max_epochs:
@@ -102,13 +101,12 @@ def ffw(
             with CapturedInputs(frozen, classifier) as bottleneck:
                 logits = logits_of(functional_call(frozen, gated, inputs, keywords))
             features = bottleneck.inputs.pop().flatten(1)
-            information = bias_information(torch.softmax(heads.judge(features)[0], 1), batch.bias[:, 0])
+            information = bias_information(torch.softmax(heads(features)[0], 1), batch.bias[:, 0])
             loss = cross_entropy(logits, batch.target) + mi_weight * information
             gate_optimizer.zero_grad()
-            head_optimizer.zero_grad()
-            (loss + head_loss(heads(features.detach()), batch.bias)).backward()
+            loss.backward()
             gate_optimizer.step()
-            head_optimizer.step()
+            heads.step(features, batch.bias)
             total += information.detach()
             batches += 1
         history.append(float(total) / batches)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .data.batch import Loader, as_batch
 from .errors import DataError
 from .gates import CapturedInputs, head_name
-from .mask_search.heads import BiasHeads, train_heads
+from .mask_search.heads import BiasHeads
 from .tracing import run, trace
 
 
@@ -62,9 +62,11 @@ def probe_bias(
     test_features, test_bias = _features(model, test_loader)
     generator = torch.Generator().manual_seed(seed)
     sizes = [max(2, int(torch.cat([a, b]).max()) + 1) for a, b in zip(bias.unbind(1), test_bias.unbind(1), strict=True)]
-    heads = BiasHeads(features.shape[1], sizes, generator, features.dtype).to(features.device)
-    optimizer = torch.optim.SGD(heads.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    train_heads(heads, optimizer, features, bias, epochs=epochs, batch_size=batch_size, generator=generator)
+    heads = BiasHeads(
+        features.shape[1], sizes, generator, features.dtype, features.device,
+        lr=lr, momentum=momentum, weight_decay=weight_decay,
+    )  # fmt: skip
+    heads.train(features, bias, epochs=epochs, batch_size=batch_size, generator=generator)
     with torch.no_grad():
         hits = [
             float((logits.argmax(1) == test_bias[:, k]).double().mean())

@@ -15,7 +15,7 @@ from bise_prune.config import Budget
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import BiseError, ConfigError, DataError, ModelError
 from bise_prune.mask_search import SearchInterrupted, closed
-from bise_prune.mask_search.heads import BiasHeads, head_loss, train_heads
+from bise_prune.mask_search.heads import BiasHeads
 from bise_prune.mask_search.mutual_information import JointPool, bias_information, information, joint_sums
 from bise_prune.mask_search.prefix import cached_prefix
 from bise_prune.mask_search.run import SearchRun
@@ -34,28 +34,38 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_heads_are_trained_as_autograd_and_sgd_would(momentum):
+@pytest.mark.parametrize("classes", [[3, 3], [4], [2, 5, 2]])
+def test_heads_are_trained_as_autograd_and_sgd_would(momentum, classes):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(50, 6, generator=generator, dtype=torch.float64)
-    bias = torch.randint(0, 3, (50, 2), generator=generator)
-    ours, theirs = (BiasHeads(6, [3, 3], torch.Generator().manual_seed(1), torch.float64) for _ in range(2))
-    optimizers = [
-        torch.optim.SGD(heads.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-2) for heads in (ours, theirs)
-    ]
+    bias = torch.stack([torch.randint(0, size, (50,), generator=generator) for size in classes], 1)
+    settings = dict(lr=0.1, momentum=momentum, weight_decay=1e-2)
+    ours = BiasHeads(6, classes, torch.Generator().manual_seed(1), torch.float64, **settings)
+    weights = [part.clone().requires_grad_() for part in ours.state.matrix.split(classes)]
+    optimizer = torch.optim.SGD(weights, **settings)
+
+    def theirs(rows):
+        inputs = torch.cat([features[rows], torch.ones(len(rows), 1, dtype=torch.float64)], 1)
+        losses = [F.cross_entropy(inputs @ part.T, bias[rows, k]) for k, part in enumerate(weights)]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+        return sum(losses).detach()
+
     for phase in range(2):  # the second takes the momentum up
-        order = torch.Generator().manual_seed(phase)
-        train_heads(ours, optimizers[0], features, bias, epochs=3, batch_size=20, generator=order)
+        ours.train(features, bias, epochs=3, batch_size=20, generator=torch.Generator().manual_seed(phase))
         order = torch.Generator().manual_seed(phase)
         for _ in range(3):
             for rows in torch.randperm(50, generator=order).split(20):
-                optimizers[1].zero_grad()
-                head_loss(theirs(features[rows]), bias[rows]).backward()
-                optimizers[1].step()
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+                theirs(rows)
+    for rows in torch.arange(50).split(15):
+        before = ours.state
+        assert torch.allclose(ours.step(features[rows], bias[rows]), theirs(rows), rtol=0, atol=1e-12)
+        assert ours.state is not before and not torch.equal(ours.state.matrix, before.matrix)
+    assert torch.allclose(ours.state.matrix, torch.cat(weights), rtol=0, atol=1e-12)
+    logits = [features @ part[:, :-1].T + part[:, -1] for part in weights]
+    for mine, other in zip(ours(features), logits, strict=True):
         assert torch.allclose(mine, other, rtol=0, atol=1e-12)
-        if momentum:
-            velocities = [o.state[p]["momentum_buffer"] for o, p in zip(optimizers, (mine, other), strict=True)]
-            assert torch.allclose(*velocities, rtol=0, atol=1e-12)
 
 
 # -- the cached prefix ------------------------------------------------------------------------------
@@ -499,9 +509,8 @@ def test_mask_gradients_are_those_of_the_plain_network():
     gates = run.gates.flat()
     gates.retain_grad()
     (rows,) = run._pass()
-    batch, resume = run._on_device(rows)
-    logits, _ = run.forward(gates.split(run.gates.sizes), batch.input, resume)
-    F.cross_entropy(logits, batch.target).backward()
+    logits, _ = run.forward(gates.split(run.gates.sizes), *run._inputs(rows))
+    F.cross_entropy(logits, run._labels(rows).target).backward()
     ones = [torch.ones(site.num_channels, dtype=torch.float64, requires_grad=True) for site in run.gated.sites]
     with run.gated.gating(ones):
         plain = model(data.inputs)
@@ -512,19 +521,21 @@ def test_mask_gradients_are_those_of_the_plain_network():
 # -- interruption ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [1, 4, 7, 13, 17, 30])
+@pytest.mark.parametrize("moment", [0.0, 0.15, 0.3, 0.55, 0.75, 0.95])
 @pytest.mark.parametrize(
     "options", [{}, {"batchnorm": "affine"}, {"mi_pool": 50}, {"initial_logit": 1.0, "early_stop": False}]
 )
-def test_a_search_stopped_after_any_batch_resumes_to_the_same_bits(tmp_path, after, options):
+def test_a_search_stopped_after_any_batch_resumes_to_the_same_bits(tmp_path, moment, options):
     model, val = network("simple_convnet"), biased_loader(n=60, rho=0.4, seed=3)
     config = SearchConfig(**SHORT, **options)
 
     def loader():
         return BatchLoader(biased_data(), 20, shuffle=True, seed=4)
 
-    whole = search(model, loader(), config, val)
-    asked = itertools.count(1)
+    questions = itertools.count()
+    whole = search(model, loader(), config, val, interrupted=lambda: next(questions) < 0)
+    after = int(moment * next(questions))
+    asked = itertools.count()
     path = tmp_path / "state.pt"
     with pytest.raises(SearchInterrupted, match="takes up where it stopped"):
         search(model, loader(), config, val, state_path=path, interrupted=lambda: next(asked) >= after)

@@ -95,7 +95,7 @@ class BiasedDataset:
         return self.inputs if isinstance(self.inputs, Tensor) else dict(self.inputs)
 
     def _at(self, rows: Tensor) -> Input:
-        return input_map(self._inputs, lambda tensor: tensor[rows.to(tensor.device)])
+        return input_map(self._inputs, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
 
 @dataclass

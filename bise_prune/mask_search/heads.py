@@ -1,109 +1,137 @@
 """The auxiliary heads C_aux: linear classifiers that try to read the biases off the bottleneck (BISE, Sec. 3.4)."""
 
+# Shape suffixes: N samples, D features, K biases, B classes of a bias, S classes of all biases.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, one_hot
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ..distributed import copied_from_first, summed
 
 
-class BiasHeads(nn.Module):
-    """One linear head per bias on the same bottleneck features.
+class HeadsState(NamedTuple):
+    """What training changes.
+
+    Attributes:
+        matrix: weights of all heads one below the other, their additive biases in the last column, shape (S, D + 1).
+        velocity: SGD's momentum, of the same shape.
+    """
+
+    matrix: Tensor
+    velocity: Tensor
+
+
+class BiasHeads:
+    """One linear head per bias on the same bottleneck features, trained by SGD.
+
+    A head is one linear layer under a cross-entropy, whose gradient is written down instead of derived: (softmax -
+    onehot)^T z / N; all heads are one matrix, so that a step is one product each way.
 
     Args:
         num_features: width of the bottleneck.
         num_bias_classes: |B_k| per bias.
         generator: source of the initial weights (uniform in +-1/sqrt(features), as nn.Linear's).
         dtype: precision.
+        device: where they are.
+        lr: of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
+
+    Attributes:
+        state: the weights, and the momentum; a step replaces it and leaves the former one as it was.
     """
 
     def __init__(
-        self, num_features: int, num_bias_classes: Sequence[int], generator: torch.Generator, dtype: torch.dtype
+        self,
+        num_features: int,
+        num_bias_classes: Sequence[int],
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
     ) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(num_features, classes, dtype=dtype) for classes in num_bias_classes)
+        self.sizes = list(num_bias_classes)
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         bound = num_features**-0.5
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.uniform_(-bound, bound, generator=generator)
+        parts = [
+            torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
+            for size in self.sizes
+            for shape in ((size, num_features), (size,))
+        ]
+        matrix = torch.cat([torch.cat(parts[::2]), torch.cat(parts[1::2])[:, None]], 1).to(device)
+        self.state = HeadsState(matrix, torch.zeros_like(matrix))
+        starts = torch.tensor([0, *self.sizes[:-1]]).cumsum(0)
+        self.starts = starts.to(device)
 
-    def forward(self, features: Tensor) -> list[Tensor]:
-        """Logits per bias, each of shape (N, |B_k|), from features of shape (N, d)."""
-        return [head(features) for head in self.heads]
+    def __call__(self, features_ND: Tensor) -> list[Tensor]:
+        """Logits per bias, each of shape (N, B), with gradients that reach the features but not the heads."""
+        matrix = self.state.matrix
+        return list(linear(features_ND, matrix[:, :-1], matrix[:, -1]).split(self.sizes, 1))
 
-    def judge(self, features: Tensor) -> list[Tensor]:
-        """:meth:`forward` with gradients that reach the features but not the heads."""
-        parameters = (head.parameters() for head in self.heads)
-        return [linear(features, weight.detach(), bias.detach()) for weight, bias in parameters]
+    def step(self, features_ND: Tensor, bias_NK: Tensor, num_samples: Tensor | None = None) -> Tensor:
+        """One step of SGD down L_CE(b_hat, b), summed over the biases.
 
+        Args:
+            features_ND: bottleneck features of a batch.
+            bias_NK: its bias labels, int64.
+            num_samples: samples of the whole batch where every process has a part of it.
 
-def head_loss(logits: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """L_CE(b_hat, b), summed over the biases; ``bias`` of shape (N, K)."""
-    return torch.stack([cross_entropy(values, bias[:, k]) for k, values in enumerate(logits)]).sum()
+        Returns:
+            The loss, a scalar: of a part, the part's share.
+        """
+        size = len(bias_NK) if num_samples is None else num_samples
+        onehot = self._onehot(bias_NK)
+        inputs = _with_one(features_ND.detach())
+        log_p = self._log_probabilities(inputs)
+        loss = -(log_p * onehot).sum() / size
+        gradient = log_p.exp_().sub_(onehot).T @ inputs / size
+        self._descend(gradient if num_samples is None else summed(gradient))
+        return loss
 
+    def train(
+        self, features_ND: Tensor, bias_NK: Tensor, *, epochs: int, batch_size: int, generator: torch.Generator
+    ) -> None:
+        """Train on fixed features (Algorithm 1, lines 4 and 13: the network and its masks stand still meanwhile).
 
-def train_heads(
-    heads: BiasHeads,
-    optimizer: torch.optim.SGD,
-    features: Tensor,
-    bias: Tensor,
-    *,
-    epochs: int,
-    batch_size: int,
-    generator: torch.Generator,
-) -> None:
-    """Train the heads on fixed features (Algorithm 1, lines 4 and 13: the network and its masks stand still meanwhile).
-
-    A head is one linear layer under a cross-entropy, whose gradient is written down instead of derived: (softmax -
-    onehot)^T x / N. Steps are SGD's with the optimiser's settings and momentum.
-
-    Args:
-        heads: changed in place.
-        optimizer: SGD, theirs among others; its momentum is taken up and left as a step of it would.
-        features: bottleneck features of the whole training set, shape (N, d).
-        bias: bias labels, shape (N, K).
-        epochs: E.
-        batch_size: samples per step.
-        generator: CPU generator that shuffles the samples.
-    """
-    solvers = [_LinearSGD(head, optimizer, bias[:, k]) for k, head in enumerate(heads.heads)]
-    inputs = torch.cat([features, features.new_ones(len(features), 1)], 1)
-    with torch.no_grad():
+        Args:
+            features_ND: bottleneck features of the whole training set.
+            bias_NK: its bias labels, int64.
+            epochs: E.
+            batch_size: samples per step.
+            generator: CPU generator that shuffles the samples.
+        """
+        inputs, onehot = _with_one(features_ND), self._onehot(bias_NK)
         for _ in range(epochs):
-            order = torch.randperm(len(features), generator=generator).to(features.device)
-            shuffled = inputs[order].split(batch_size)
-            for solver in solvers:
-                for x, onehot in zip(shuffled, solver.onehot[order].split(batch_size), strict=True):
-                    solver.step(x, onehot)
-        for solver in solvers:
-            solver.write_back()
+            order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+            shuffled = (tensor.index_select(0, order).split(batch_size) for tensor in (inputs, onehot))
+            for batch, truth in zip(*shuffled, strict=True):
+                self._descend(self._log_probabilities(batch).exp_().sub_(truth).T @ batch / len(batch))
+        copied_from_first(self.state)
+
+    def _onehot(self, bias_NK: Tensor) -> Tensor:
+        matrix = self.state.matrix
+        return torch.zeros_like(matrix[:, 0]).expand(len(bias_NK), -1).scatter(1, bias_NK + self.starts, 1)
+
+    def _log_probabilities(self, inputs: Tensor) -> Tensor:
+        logits_NS = inputs @ self.state.matrix.T
+        if len(set(self.sizes)) == 1:
+            return logits_NS.view(len(inputs), len(self.sizes), -1).log_softmax(2).flatten(1)
+        return torch.cat([part.log_softmax(1) for part in logits_NS.split(self.sizes, 1)], 1)
+
+    def _descend(self, gradient: Tensor) -> None:
+        matrix, velocity = self.state
+        gradient = torch.add(gradient, matrix, alpha=self.weight_decay)
+        velocity = torch.add(gradient, velocity, alpha=self.momentum)
+        self.state = HeadsState(torch.add(matrix, velocity, alpha=-self.lr), velocity)
 
 
-class _LinearSGD:
-    """SGD with momentum on one head, weight and additive bias in one matrix."""
-
-    def __init__(self, head: nn.Module, optimizer: torch.optim.SGD, bias: Tensor) -> None:
-        self.parameters, self.optimizer = list(head.parameters()), optimizer
-        group = next(g for g in optimizer.param_groups if any(p is self.parameters[0] for p in g["params"]))
-        self.lr, self.momentum, self.weight_decay = group["lr"], group["momentum"], group["weight_decay"]
-        weight, additive = (parameter.detach() for parameter in self.parameters)
-        self.matrix = torch.cat([weight, additive[:, None]], 1)
-        buffers = [optimizer.state.get(p, {}).get("momentum_buffer") for p in self.parameters]
-        parts = [torch.zeros_like(p) if b is None else b for p, b in zip(self.parameters, buffers, strict=True)]
-        self.velocity = torch.cat([parts[0], parts[1][:, None]], 1)
-        self.onehot = one_hot(bias, len(weight)).to(weight)
-
-    def step(self, x: Tensor, onehot: Tensor) -> None:
-        error = torch.softmax(x @ self.matrix.T, 1).sub_(onehot)
-        gradient = torch.addmm(self.matrix, error.T, x, beta=self.weight_decay, alpha=1 / len(x))
-        self.velocity.mul_(self.momentum).add_(gradient)
-        self.matrix.sub_(self.velocity, alpha=self.lr)
-
-    def write_back(self) -> None:
-        for parameter, matrix in zip(self.parameters, (self.matrix[:, :-1], self.matrix[:, -1]), strict=True):
-            parameter.copy_(matrix)
-        if self.momentum:
-            for parameter, velocity in zip(self.parameters, (self.velocity[:, :-1], self.velocity[:, -1]), strict=True):
-                self.optimizer.state[parameter]["momentum_buffer"] = velocity.clone()
+def _with_one(features: Tensor) -> Tensor:
+    return torch.cat([features, features.new_ones(len(features), 1)], 1)

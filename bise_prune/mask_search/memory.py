@@ -11,8 +11,8 @@ from torch import Tensor
 class StillNetwork:
     """Per sample: the reweighted cross-entropy, its gradient with respect to the gates, and the bottleneck.
 
-    All of it belongs to one state of the masks, and is forgotten with it. The information is not kept: it changes with
-    the heads and from batch to batch.
+    All of it belongs to one state of the masks. The information is not kept: it changes with the heads and from batch
+    to batch.
 
     Args:
         num_samples: N.
@@ -22,28 +22,19 @@ class StillNetwork:
     """
 
     def __init__(self, num_samples: int, num_features: int, num_gates: int, like: Tensor) -> None:
-        self.closed: Tensor | None = None
         self.known = torch.zeros(num_samples, dtype=torch.bool)
         self.losses = like.new_zeros(num_samples)
         self.slopes = like.new_zeros(num_samples, num_gates)
         self.features = like.new_zeros(num_samples, num_features)
 
-    def missing(self, rows: Tensor, closed: Tensor) -> Tensor:
-        """Those of ``rows`` of which nothing is known in this state of the masks (bool, True = closed)."""
-        if self.closed is None or not torch.equal(self.closed, closed):
-            self.closed = closed
-            self.known.fill_(False)
+    def missing(self, rows: Tensor) -> Tensor:
+        """Those of ``rows`` of which nothing is known yet."""
         return rows[~self.known[rows]]
 
     def note(self, rows: Tensor, losses: Tensor, slopes: Tensor, features: Tensor) -> None:
         """Keep what has been computed for ``rows``."""
         self.losses[rows], self.slopes[rows], self.features[rows] = losses, slopes, features.detach()
         self.known[rows] = True
-
-    def cross_entropy(self, rows: Tensor, gates: Tensor) -> Tensor:
-        """L_r of a batch, with its gradient with respect to the gates."""
-        slope = self.slopes[rows].mean(0)
-        return self.losses[rows].mean() + (slope * (gates - gates.detach())).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """All of it."""

@@ -1,6 +1,6 @@
 """The mutual information between true bias labels and what a head can read of them (BISE, Sec. 3.4, Eq. 5)."""
 
-# Shape suffixes: N samples, B bias classes.
+# Shape suffixes: N samples, B bias classes; functions other than bias_information take any dimensions in front of them.
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ def bias_information(probs_NB: Tensor, bias_N: Tensor) -> Tensor:
 
 def joint_sums(probs_NB: Tensor, bias_N: Tensor, counted_N: Tensor) -> Tensor:
     """N times the joint distribution of true and predicted bias over the samples that count (bool): shape (B, B)."""
-    classes = torch.arange(probs_NB.shape[1], device=bias_N.device)
-    onehot_NB = (bias_N[:, None] == classes) & counted_N[:, None]
-    return onehot_NB.to(probs_NB).T @ probs_NB
+    classes = torch.arange(probs_NB.shape[-1], device=bias_N.device)
+    onehot_NB = (bias_N[..., None] == classes) & counted_N[..., None]
+    return onehot_NB.to(probs_NB).mT @ probs_NB
 
 
 def information(sums_BB: Tensor, num_samples: Tensor) -> Tensor:
-    """I of a joint distribution given as sums over ``num_samples`` samples (a scalar tensor); 0 for one or none."""
-    joint_BB = sums_BB.clamp(min=_FLOOR) / num_samples.clamp(min=1)
-    product_BB = joint_BB.sum(1, keepdim=True) * joint_BB.sum(0, keepdim=True)
-    total = (joint_BB * (joint_BB / product_BB.clamp(min=_FLOOR)).log()).sum() / math.log(len(sums_BB))
+    """I of a joint distribution given as sums over ``num_samples`` samples; 0 for one or none."""
+    joint_BB = sums_BB.clamp(min=_FLOOR) / num_samples.clamp(min=1)[..., None, None]
+    product_BB = joint_BB.sum(-1, keepdim=True) * joint_BB.sum(-2, keepdim=True)
+    terms_BB = joint_BB * (joint_BB / product_BB.clamp(min=_FLOOR)).log()
+    total = terms_BB.sum((-2, -1)) / math.log(sums_BB.shape[-1])
     return torch.where(num_samples > 1, total, 0.0)
 
 
@@ -55,17 +56,17 @@ class JointPool:
         self.sums: dict[int, Tensor] = {}
         self.counts: dict[int, Tensor] = {}
 
-    def add(self, bias: int, sums_BB: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums and number of samples with the pool's, as :func:`information` takes them.
+    def add(self, key: int, sums_BB: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums and number of samples with the pool's, as :func:`information` takes them; the pool has one for each key.
 
         The value is the pool's; the gradient that of a batch that makes up the whole of it, so that the weight of the
         term against the cross-entropy stays.
         """
         count = num_samples.to(sums_BB)
-        past = self.counts.get(bias, torch.zeros_like(count))
+        past = self.counts.get(key, torch.zeros_like(count))
         kept = ((self.size - count).clamp(min=0) / past.clamp(min=1)).clamp(max=1)
         total = past * kept + count
-        pooled = self.sums.get(bias, torch.zeros_like(sums_BB)) * kept + sums_BB.detach()
-        self.sums[bias], self.counts[bias] = pooled, total
-        own = (sums_BB - sums_BB.detach()) * (total / count.clamp(min=1))
+        pooled = self.sums.get(key, torch.zeros_like(sums_BB)) * kept[..., None, None] + sums_BB.detach()
+        self.sums[key], self.counts[key] = pooled, total
+        own = (sums_BB - sums_BB.detach()) * (total / count.clamp(min=1))[..., None, None]
         return pooled + own, total

@@ -84,24 +84,29 @@ def objective_of(
         mi_weight: gamma.
         pool: as there.
     """
-    joints = [
-        joint_sums(torch.softmax(logits, 1), bias_NK[:, k], conflicting_NK[:, k])
-        for k, logits in enumerate(head_logits_NB)
-    ]
+    sizes = [logits.shape[1] for logits in head_logits_NB]
+    alike = [[k for k, size in enumerate(sizes) if size == each] for each in sorted(set(sizes))]
+    joints = []
+    for group in alike:  # biases with as many classes in one go
+        probs = torch.stack([head_logits_NB[k] for k in group]).softmax(2)
+        joints.append(joint_sums(probs, bias_NK.T[group], conflicting_NK.T[group]))
     counts = torch.cat([conflicting_NK.sum(0), conflicting_NK.new_tensor([batch_size], dtype=torch.long)])
     if world()[1] > 1:
         counts, *others = _summed([counts.to(loss.dtype), *(joint.detach() for joint in joints)])
         joints = [joint + (total - joint.detach()) for joint, total in zip(joints, others, strict=True)]
-    *conflicting, num_samples = counts.unbind()
+    conflicting, num_samples = counts[:-1], counts[-1]
     if world()[1] > 1:
         loss = torch.nan_to_num(loss) * batch_size / num_samples  # no sample, no loss
     total_information = loss.new_zeros(())
-    for k, (joint, count) in enumerate(zip(joints, conflicting, strict=True)):
+    pooled = conflicting.to(loss.dtype, copy=True)
+    for joint, group in zip(joints, alike, strict=True):
+        count = conflicting[group]
         if pool is not None:
-            joint, conflicting[k] = pool.add(k, joint, count)
-        total_information = total_information + information(joint, conflicting[k])
+            joint, count = pool.add(group[0], joint, count)
+            pooled[group] = count
+        total_information = total_information + information(joint, count).sum()
     total = loss + mi_weight * total_information
-    return Objective(total, loss, total_information, torch.stack(conflicting), num_samples)
+    return Objective(total, loss, total_information, pooled, num_samples)
 
 
 def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:

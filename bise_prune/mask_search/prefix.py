@@ -181,7 +181,9 @@ class _Replay(CallCounter):
         if counted and key in self.cache.outputs:
             stored = self.cache.outputs[key]
             rows = self.rows.to(stored.tensors[0].device)
-            return replace_tensors(stored.structure, lambda place: stored.tensors[place.position][rows], _Place)
+            return replace_tensors(
+                stored.structure, lambda place: stored.tensors[place.position].index_select(0, rows), _Place
+            )
         if counted and key in self.cache.skipped:
             return replace_tensors(self.cache.skipped[key], self._resized)
         return self.passed_on(func, args, kwargs)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from torch.nn.functional import cross_entropy
 
 from ..artifacts import MaskSet
 from ..config import SearchConfig
-from ..data.batch import Batch, Loader, as_batch, input_length, input_map
+from ..data.batch import Batch, Input, Loader, as_batch, input_length, input_map
 from ..data.loader import BatchLoader
-from ..distributed import copied_from_first, gathered, summed, world
+from ..distributed import gathered, summed, world
 from ..errors import BiseError, ConfigError, DataError, ModelError
 from ..evaluation import Evaluation, evaluate
 from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in, with_learned_state
@@ -24,10 +25,10 @@ from ..subgroups import aligned_values, is_aligned
 from ..tracing import FunctionMode, logits_of, run, trace
 from .cost import GateCost
 from .forward import SearchForward
-from .heads import BiasHeads, head_loss, train_heads
+from .heads import BiasHeads, HeadsState
 from .memory import StillNetwork
 from .mutual_information import JointPool
-from .objective import Objective, bise_objective, objective_of
+from .objective import Objective, objective_of, reweighted_cross_entropy
 from .prefix import cached_prefix
 from .result import EpochRecord, SearchResult
 from .schedule import temperatures
@@ -39,6 +40,29 @@ _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _EXHAUSTED = "the training loader yields nothing on its second pass: give a loader, not an iterator"
 _WITHIN = 0.01  # of the budget
 _SUMS = ("objective", "cross_entropy", "mutual_information", "head_cross_entropy")
+
+
+class _Labels(NamedTuple):
+    """Of N samples: y (N,), b (N, K), the weight r (N,), and which are bias-conflicting (N, K)."""
+
+    target: Tensor
+    bias: Tensor
+    weight: Tensor
+    conflicting: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Foreseen:
+    """A step as it will be if no mask flips before: terms of J, the heads' loss and their state after it, dJ/dgate."""
+
+    terms: Objective
+    auxiliary: Tensor
+    heads: HeadsState
+    slope: Tensor
+
+    def terms_at(self, gates: Tensor) -> Objective:
+        """The terms as a function of the gates."""
+        return self.terms._replace(total=self.terms.total.detach() + (self.slope * (gates - gates.detach())).sum())
 
 
 class SearchRun:
@@ -158,10 +182,12 @@ class SearchRun:
         weights = sample_weights(target, bias, self.num_classes, self.aligned, config.weighting, config.rho)
         self.weights = weights.to(self.device, self.dtype)
         self.aligned = self.aligned.to(self.device)
+        self.known_labels = self._judged(target.to(self.device), bias.to(self.device))  # in the loader's order
         num_bias_classes = [max(2, int(column.max()) + 1) for column in bias.unbind(1)]
-        self.heads = BiasHeads(self.num_features, num_bias_classes, self.generator, self.dtype).to(
-            self.device
-        )  # line 3
+        self.heads = BiasHeads(  # line 3
+            self.num_features, num_bias_classes, self.generator, self.dtype, self.device,
+            lr=config.head_lr, momentum=config.head_momentum, weight_decay=config.head_weight_decay,
+        )  # fmt: skip
         self.has_validation_bias = False
         if self.val_loader is not None:
             batch = next(iter(self.val_loader), None)
@@ -178,19 +204,9 @@ class SearchRun:
         trained: list[Tensor] = [self.gates.logits]
         if config.batchnorm == "affine":
             trained += [p.requires_grad_() for norm in self.norms for p in norm.parameters()]
-        masks = {
-            "params": trained,
-            "lr": config.mask_lr,
-            "momentum": config.mask_momentum,
-            "weight_decay": config.mask_weight_decay,
-        }
-        heads = {
-            "params": list(self.heads.parameters()),
-            "lr": config.head_lr,
-            "momentum": config.head_momentum,
-            "weight_decay": config.head_weight_decay,
-        }
-        self.optimizer = torch.optim.SGD([masks, heads])
+        self.optimizer = torch.optim.SGD(
+            trained, lr=config.mask_lr, momentum=config.mask_momentum, weight_decay=config.mask_weight_decay
+        )
 
     # -- Algorithm 1 -------------------------------------------------------------------------------
 
@@ -203,16 +219,13 @@ class SearchRun:
         """Train the heads for E epochs on the masked network's features, computed once: nothing else moves."""
         if self.config.head_epochs:
             features, _, bias = self._features()
-            train_heads(
-                self.heads,
-                self.optimizer,
+            self.heads.train(
                 features,
                 bias.to(self.device),
                 epochs=self.config.head_epochs,
                 batch_size=int(summed(torch.tensor(len(self.first.target), device=self.device))),
                 generator=self.generator,
             )
-            copied_from_first(self.heads.parameters())
         self.heads_trained = True
 
     def mask_epoch(self, epoch: int, temperature: float, after_batch: Callable[[], None]) -> EpochRecord:
@@ -228,14 +241,13 @@ class SearchRun:
             norm.train(self.config.batchnorm != "frozen")
         standing = self.can_remember and bool(self.history) and not self.history[-1].mask_flips
         self.still = (self.still or self.new_memory()) if standing else None
-        for number, part in enumerate(self._pass()):
-            if number < self.done:
-                continue  # of an epoch that was interrupted
-            if self.still is not None and isinstance(part, Tensor):
-                self._step_from_memory(self.still, part)
-            else:
-                self._step(*self._on_device(part))
-            self.done = number + 1
+        # Of an epoch that was interrupted, the rest.
+        parts: Iterator[Tensor | Batch] = itertools.islice(self._pass(), self.done, None)
+        if self.still is not None and not self.flipped.any():
+            parts = self._stand_still(self.still, cast(list[Tensor], list(parts)), after_batch)
+        for part in parts:
+            self._step(part)
+            self.done += 1
             after_batch()
         self.gated.eval()
         if not self.done:
@@ -243,58 +255,99 @@ class SearchRun:
         self.steps, self.done = self.done, 0
         return self._record(epoch, temperature)
 
-    def _step(self, batch: Batch, resume: FunctionMode | None) -> None:
+    def _step(self, part: Tensor | Batch) -> None:
         gates = self.gates.flat()
         gates.retain_grad()
-        logits, features = self.forward(gates.split(self.gates.sizes), batch.input, resume)
-        aligned = is_aligned(batch.target, batch.bias, self.aligned)
-        terms = bise_objective(
-            logits,
-            batch.target,
-            self.weights(batch.target, batch.bias),
-            self.heads.judge(features),  # the information's gradient stops at the heads' weights
-            batch.bias,
-            aligned,
+        logits, features = self.forward(gates.split(self.gates.sizes), *self._inputs(part))
+        labels = self._labels(part)
+        terms = objective_of(
+            reweighted_cross_entropy(logits, labels.target, labels.weight),
+            len(labels.target),
+            self.heads(features),  # the information's gradient stops at the heads' weights
+            labels.bias,
+            labels.conflicting,
             self.config.mi_weight,
             self.pool,
         )
-        auxiliary = head_loss(self.heads(features.detach()), batch.bias)
-        if world()[1] > 1:
-            auxiliary = torch.nan_to_num(auxiliary) * len(batch.target) / terms.num_samples
+        auxiliary = self.heads.step(features, labels.bias, terms.num_samples if world()[1] > 1 else None)
         self._descend(gates, terms, auxiliary)
 
-    def _step_from_memory(self, still: StillNetwork, rows: Tensor) -> None:
-        """:meth:`_step` for a network that stood still in the last epoch: it runs where something is not known yet."""
-        gates = self.gates.flat()
-        gates.retain_grad()
-        missing = still.missing(rows, self._closed())
-        if len(missing):
-            self._remember(still, missing)
-        target, bias = self._labels(rows)
-        conflicting = ~is_aligned(target, bias, self.aligned)
-        features = still.features[rows]
-        some = conflicting.any(1).nonzero().flatten()
-        seen = features[some]
-        informative = self.config.mi_weight and (int(conflicting.sum(0).max()) > 1 or self.pool is not None)
-        if informative and len(some):
-            batch, resume = self._on_device(rows[some.to(rows.device)])
-            _, seen = self.forward(gates.split(self.gates.sizes), batch.input, resume)
-        terms = objective_of(
-            still.cross_entropy(rows, gates),
-            len(rows),
-            self.heads.judge(seen),
-            bias[some],
-            conflicting[some],
-            self.config.mi_weight,
-            self.pool,
-        )
-        self._descend(gates, terms, head_loss(self.heads(features), bias))
+    def _stand_still(
+        self, still: StillNetwork, parts: list[Tensor], after_steps: Callable[[], None]
+    ) -> Iterator[Tensor | Batch]:
+        """Steps on the batches ``parts`` for as long as no mask flips, several at a time; returns the batches left.
+
+        While the network stands still, the gradients of several batches come from one pass over their conflicting
+        samples, each batch against the heads as they will be by then.
+        """
+        taken = 0
+        while taken < len(parts) and not self.flipped.any():
+            group = self._group(parts[taken:])
+            for step in self._foresee(still, group):
+                self.heads.state = step.heads
+                gates = self.gates.flat()
+                gates.retain_grad()
+                self._descend(gates, step.terms_at(gates), step.auxiliary)
+                taken += 1
+                self.done += 1
+                if self.flipped.any():
+                    break
+            after_steps()
+        return iter(parts[taken:])
+
+    def _group(self, parts: list[Tensor]) -> list[Tensor]:
+        """As many of the batches as have a batch's worth of conflicting samples among them, and one at least."""
+        if self.pool is not None:
+            return parts[:1]  # the pool grows from batch to batch
+        room, group = len(parts[0]), list[Tensor]()
+        for rows in parts:
+            room -= int(self.known_labels.conflicting[rows].any(1).sum())
+            if group and room < 0:
+                break
+            group.append(rows)
+        return group
+
+    def _foresee(self, still: StillNetwork, group: list[Tensor]) -> list[_Foreseen]:
+        """What the steps on these batches are, if no mask flips before their turn."""
+        for rows in group:
+            missing = still.missing(rows)
+            if len(missing):
+                self._remember(still, missing)
+        rows, sizes = torch.cat(group), [len(part) for part in group]
+        rows_there = rows.to(self.device)
+        labels = self._labels(rows)
+        some = labels.conflicting.any(1)
+        where = torch.arange(len(group)).repeat_interleave(torch.tensor(sizes))[some.cpu()]
+        gates = self.gates.flat().detach().expand(len(group), -1).clone().requires_grad_()
+        seen = rows[some.to(rows.device)]
+        if len(seen) and self.config.mi_weight:
+            own = gates[where.to(gates.device)].split(self.gates.sizes, 1)
+            features = self.forward(own, *self._inputs(seen))[1]
+        else:
+            features = still.features[seen]
+        counts = where.bincount(minlength=len(group)).tolist()
+        bias, conflicting = labels.bias[some].split(counts), labels.conflicting[some].split(counts)
+        everything, all_biases = still.features.index_select(0, rows_there).split(sizes), labels.bias.split(sizes)
+        losses = still.losses[rows_there].split(sizes)
+        steps, information = [], gates.new_zeros(())
+        for k, part in enumerate(features.split(counts)):
+            loss = losses[k].mean()
+            terms = objective_of(
+                loss, sizes[k], self.heads(part), bias[k], conflicting[k], self.config.mi_weight, self.pool
+            )
+            auxiliary = self.heads.step(everything[k], all_biases[k])
+            information = information + terms.mutual_information
+            steps.append((terms, auxiliary, self.heads.state))
+        slopes = torch.stack([still.slopes.index_select(0, part).mean(0) for part in rows_there.split(sizes)])
+        if information.requires_grad:
+            slopes += self.config.mi_weight * torch.autograd.grad(information, gates)[0]
+        return [_Foreseen(*step, slope) for step, slope in zip(steps, slopes, strict=True)]
 
     def _remember(self, still: StillNetwork, rows: Tensor) -> None:
-        batch, resume = self._on_device(rows)
+        labels = self._labels(rows)
         gates = self.gates.flat().detach().expand(len(rows), -1).clone().requires_grad_()
-        logits, features = self.forward(gates.split(self.gates.sizes, 1), batch.input, resume)
-        losses = cross_entropy(logits, batch.target, reduction="none") * self.weights(batch.target, batch.bias)
+        logits, features = self.forward(gates.split(self.gates.sizes, 1), *self._inputs(rows))
+        losses = cross_entropy(logits, labels.target, reduction="none") * labels.weight
         (slopes,) = torch.autograd.grad(losses.sum(), gates)
         still.note(rows, losses.detach(), slopes, features)
 
@@ -306,8 +359,8 @@ class SearchRun:
         )
 
     def _descend(self, gates: Tensor, terms: Objective, auxiliary: Tensor) -> None:
-        """A step of the masks down J, and one of the heads down their own loss."""
-        total = terms.total + auxiliary
+        """A step of the masks down J; the heads have made theirs."""
+        total = terms.total
         if self.cost is not None:
             total = total + self._over_budget(gates)
         self.optimizer.zero_grad()
@@ -321,9 +374,15 @@ class SearchRun:
         self.flipped |= closed != self.closed_before
         push = gates.grad * torch.where(closed, -1.0, 1.0)
         self.pushes += torch.stack([push, push.clamp(min=0)])
-        silent = (terms.num_conflicting <= 1).double().mean()
-        shares = [terms.total, terms.cross_entropy, terms.mutual_information, auxiliary, silent]
-        self.sums += torch.stack([share.detach().double() for share in shares])
+        silent = (terms.num_conflicting <= 1).to(self.dtype).mean()
+        shares = [
+            terms.total.detach(),
+            terms.cross_entropy.detach(),
+            terms.mutual_information.detach(),
+            auxiliary,
+            silent,
+        ]
+        self.sums += torch.stack(shares)
 
     def _closed(self) -> Tensor:
         return self.gates.logits.detach() < 0
@@ -514,26 +573,32 @@ class SearchRun:
         else:
             yield from map(as_batch, self.loader)
 
-    def _on_device(self, part: Tensor | Batch) -> tuple[Batch, FunctionMode | None]:
-        """A batch on the device, with the mode under which the network is to run on it."""
-        if isinstance(part, Tensor) and self.prefix is not None:
-            return Batch(self.prefix.placeholder(len(part)), *self._labels(part)), self.prefix.replaying(part)
+    def _inputs(self, part: Tensor | Batch) -> tuple[Input, FunctionMode | None]:
+        """A batch's input on the device, and the mode under which the network is to run on it."""
+        if isinstance(part, Batch):
+            return self._formatted(part.to(self.device).input), None
+        if self.prefix is not None:
+            return self.prefix.placeholder(len(part)), self.prefix.replaying(part)
+        return self._formatted(cast(BatchLoader, self.loader).data.batch(part).to(self.device).input), None
+
+    def _labels(self, part: Tensor | Batch) -> _Labels:
+        """A batch's labels on the device."""
         if isinstance(part, Tensor):
-            part = cast(BatchLoader, self.loader).data.batch(part)
-        return self._formatted(part.to(self.device)), None
+            rows = part.to(self.device)
+            return _Labels(*(tensor.index_select(0, rows) for tensor in self.known_labels))
+        return self._judged(part.target.to(self.device), part.bias.to(self.device))
 
-    def _labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        data = cast(BatchLoader, self.loader).data
-        return data.target[rows].to(self.device), data.bias[rows].to(self.device)
+    def _judged(self, target: Tensor, bias: Tensor) -> _Labels:
+        return _Labels(target, bias, self.weights(target, bias), ~is_aligned(target, bias, self.aligned))
 
-    def _formatted(self, batch: Batch) -> Batch:
+    def _formatted(self, inputs: Input) -> Input:
         if not self.config.channels_last:
-            return batch
+            return inputs
 
         def formatted(tensor: Tensor) -> Tensor:
             return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-        return batch._replace(input=input_map(batch.input, formatted))
+        return input_map(inputs, formatted)
 
     def _features(self) -> tuple[Tensor, Tensor, Tensor]:
         """Bottleneck features under the present masks on the device, with targets and biases on the CPU.
@@ -572,8 +637,7 @@ class SearchRun:
         return found
 
     def _bottleneck(self, part: Tensor | Batch) -> Tensor:
-        batch, resume = self._on_device(part)
-        return self.forward(self.gates(), batch.input, resume)[1]
+        return self.forward(self.gates(), *self._inputs(part))[1]
 
 
 def _digest(labels: Tensor, in_order: bool) -> list[Any]:

@@ -13,6 +13,7 @@ from ..distributed import world
 from ..errors import BiseError
 from ..evaluation import Evaluation, SubgroupAccuracy
 from ..files import atomic_path
+from .heads import HeadsState
 from .result import EpochRecord
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def save(run: SearchRun, path: Path) -> None:
     state = {
         "fingerprint": fingerprint(run),
         "learned": run.learned(),
-        "heads": run.heads.state_dict(),
+        "heads": tuple(run.heads.state),
         "optimizer": run.optimizer.state_dict(),
         "generator": run.generator.get_state(),
         "passes": run.passes - (run.done > 0),
@@ -71,7 +72,7 @@ def load(run: SearchRun, path: Path) -> None:
     with torch.no_grad():
         run.gates.logits.copy_(learned.pop("logits"))
     run.gated.model.load_state_dict(learned, strict=False)
-    run.heads.load_state_dict(state["heads"])
+    run.heads.state = HeadsState(*(tensor.to(run.device) for tensor in state["heads"]))
     run.optimizer.load_state_dict(state["optimizer"])
     run.generator.set_state(state["generator"])
     run.passes, run.done, run.steps = state["passes"], state["done"], state["steps"]
