@@ -260,8 +260,8 @@ def one_step(name: str, size: int, n: int, kind: str) -> tuple[float, int]:
         run = SearchRun(model.eval(), BatchLoader(data, n), SearchConfig(head_epochs=1), None, None, None)
 
         def step() -> None:
-            for part in run._pass():
-                run._step(part)
+            for part, inputs in run._ready(run._pass()):
+                run._step(part, inputs)
 
     step()
     times = []

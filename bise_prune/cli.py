@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,6 +27,7 @@ from .config import (
     SearchConfig,
 )
 from .errors import BiseError, ConfigError
+from .settings import FINETUNE, SETTINGS, read_settings, run_config
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ examples:
   bise-prune resnet18.pt --data waterbirds/ --target-flops 0.33 --finetune 50 --output third/
   bise-prune resnet18.pt --data waterbirds/ --targets 0.3,0.5,0.7 --output frontier/
   bise-prune minilm/ --data comments.csv --output slim/
+  bise-prune --config settings.toml --output slim/
   torchrun --nproc-per-node 4 -m bise_prune resnet18.pt --data waterbirds/ --output slim/
 """
 
@@ -53,11 +55,14 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is returned."""
     try:
-        arguments = _parser().parse_args(argv)
-        return _run(arguments)
+        return _run(_parsed(sys.argv[1:] if argv is None else argv))
     except BiseError as error:
         print(f"bise-prune: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"bise-prune: error: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("bise-prune: interrupted; the same command takes the search up where it stopped", file=sys.stderr)
         return 130
@@ -69,146 +74,221 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn a biased classifier into a smaller, less biased one, without retraining it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
+        allow_abbrev=False,
     )
     parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=Path,
-        help="weights: a state dict, a file of this package, or a Hugging Face classifier's folder",
-    )
+        "checkpoint", nargs="?", type=Path,
+        help="trained classifier: .pt, .pth, .safetensors, .pt2, or a folder of a Hugging Face model",
+    )  # fmt: skip
     parser.add_argument("--demo", action="store_true", help="train and debias the embedded example")
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path,
+        help="settings from a .toml or .yaml file, by the names of the options below; the command line comes first",
+    )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what was understood and a time estimate, stop"
     )
+    parser.add_argument("--resume", action="store_true", help="go on with a stopped search; an error if there is none")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
-    group = parser.add_argument_group("input")
-    group.add_argument(
-        "--data", metavar="PATH", help="folder with metadata.csv, CSV file of texts, or NAME:DIR, e.g. biased_mnist:DIR"
-    )
-    group.add_argument(
-        "--arch", metavar="NAME",
-        help="architecture, if the checkpoint does not tell it: torchvision:NAME, timm:NAME, hf:FOLDER or "
-        "package.module:factory, with arguments as in NAME(key=value)",
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--print-completion", metavar="SHELL", choices=("bash", "zsh", "tcsh"), help="print a completion script: bash, "
+        "zsh or tcsh",
     )  # fmt: skip
-    group.add_argument(
-        "--trust-pickle", action="store_true", help="unpickle whatever is in the checkpoint, which can run any code"
-    )
-    group.add_argument(
-        "--mean", metavar="X,...", type=_numbers, help="of the images' channels, on the [0, 1] scale "
-        "(default: the checkpoint's, or ImageNet's)",
+
+    group = _Options(parser, "checkpoint", RunConfig)
+    group.add(
+        "--arch", "architecture, if the checkpoint does not tell it: torchvision:NAME, timm:NAME, hf:FOLDER or "
+        "package.module:factory, with arguments as in NAME(key=value)", metavar="NAME",
     )  # fmt: skip
-    group.add_argument("--std", metavar="X,...", type=_numbers, help="likewise")
-    group.add_argument(
-        "--size", metavar="N[,N]", type=_size, help="height and width to resize images to (default: the checkpoint's, "
-        "or the images' own)",
+    group.switch("--trust-pickle", "unpickle whatever is in the checkpoint, which can run any code")
+    group.add("--masks", "prune by these masks instead of searching", metavar="FILE", type=Path)
+    group.add("--plan", "carry out the plan of an earlier run again", metavar="FILE", type=Path)
+
+    group = _Options(parser, "data", RunConfig)
+    group.add(
+        "--data", "folder of images, CSV file of images or texts, parquet, or NAME:DIR, e.g. biased_mnist:DIR",
+        metavar="PATH",
     )  # fmt: skip
-    group.add_argument("--masks", metavar="FILE", type=Path, help="prune by these masks instead of searching")
-    group.add_argument("--plan", metavar="FILE", type=Path, help="carry out the plan of an earlier run again")
-    group = parser.add_argument_group("result")
-    group.add_argument("--output", metavar="DIR", type=Path, help="folder for the results (default: CHECKPOINT-slim)")
-    group.add_argument(
-        "--target-sparsity",
-        metavar="auto|FRACTION",
-        type=_auto_or(float, "a number in (0, 1)"),
-        default="auto",
-        help="auto: what the search closes; a number: the share of parameters to remove (default: auto)",
-    )
-    group.add_argument(
-        "--target-flops", metavar="FRACTION", type=float, help="the share of the FLOPs that may stay, instead"
-    )
-    group.add_argument(
-        "--target-latency",
-        metavar="FRACTION",
-        type=float,
-        help="the share of the measured latency that may stay, instead",
-    )
-    group.add_argument(
-        "--joins", choices=JOINS, default="auto",
-        help="where gates disagree: keep what any has open, or put zeros back; auto: the faster one (default: auto)",
+    group.add("--label-column", "of the class labels in a table (default: found by its name)", metavar="NAME")
+    group.add(
+        "--bias-column", "of bias labels, likewise; several times for several biases", metavar="NAME", action="append",
+        dest="bias_columns",
     )  # fmt: skip
-    group.add_argument(
-        "--round-to", metavar="auto|N", type=_auto_or(int, "an integer >= 1"), default=1,
-        help="round kept channels up to a multiple; auto: 16 on a CPU, 8 on a GPU (default: 1)",
+    group.add("--split-column", "of train, val and test, likewise", metavar="NAME")
+    group.add("--file-column", "of the images' files, likewise", metavar="NAME")
+    group.add("--text-column", "of the texts, likewise", metavar="NAME")
+    group.switch("--skip-bad", "go on without images that cannot be read, and report them")
+    group.add(
+        "--mean", "of the images' channels, on the [0, 1] scale (default: the checkpoint's, or ImageNet's)",
+        metavar="X,...", type=_numbers,
     )  # fmt: skip
-    group.add_argument(
-        "--round-fill", choices=ROUND_FILLS, default="zero",
-        help="fill up with zeros, or with the best closed channels, opened again (default: zero)",
+    group.add("--std", "likewise", metavar="X,...", type=_numbers)
+    group.add(
+        "--size", "height and width to resize images to (default: the checkpoint's, or the images' own)",
+        metavar="N[,N]", type=_size,
     )  # fmt: skip
-    group.add_argument(
-        "--no-fuse", dest="fuse", action="store_false", help="keep batch norms in slim.onnx and slim.pt2"
-    )
-    group.add_argument(
-        "--targets", metavar="FRACTIONS", type=_numbers, default=(),
-        help="several target sparsities, e.g. 0.3,0.5,0.7: one result each, from shared work",
+
+    group = _Options(parser, "result", RunConfig)
+    group.add("--output", "folder for the results (default: CHECKPOINT-slim)", metavar="DIR", type=Path)
+    group.add(
+        "--target-sparsity", "auto: what the search closes; a number: the share of parameters to remove",
+        metavar="auto|FRACTION", type=_auto_or(float, "a number in (0, 1)"),
     )  # fmt: skip
-    group.add_argument(
-        "--layer-floor", metavar="X", type=float, default=0.05,
-        help="the share of every layer that ranking to a target leaves open (default: 0.05)",
+    group.add("--target-flops", "the share of the FLOPs that may stay, instead", metavar="FRACTION", type=float)
+    group.add(
+        "--target-latency", "the share of the measured latency that may stay, instead", metavar="FRACTION", type=float
+    )
+    group.add(
+        "--targets", "several target sparsities, e.g. 0.3,0.5,0.7: one result each, from shared work",
+        metavar="FRACTIONS", type=_numbers,
     )  # fmt: skip
-    group.add_argument(
-        "--criterion", choices=CRITERIA, default="learned",
-        help="what decides: learned masks, or for comparison another score (default: learned)",
+    group.add("--layer-floor", "the share of every layer that a target leaves open", metavar="X", type=float)
+    group.add(
+        "--joins", "where gates disagree: keep what any has open, or put zeros back; auto: the faster one",
+        choices=JOINS,
     )  # fmt: skip
-    group.add_argument("--sweep", action="store_true", help="report accuracy against sparsity over thresholds")
-    group.add_argument("--probe", action="store_true", help="report what a linear head reads of the bias")
-    group.add_argument("--resume", action="store_true", help="go on with a stopped search; an error if there is none")
-    group = parser.add_argument_group("search")
-    group.add_argument("--placement", choices=PLACEMENTS, default="tied", help="who shares a mask (default: tied)")
-    group.add_argument(
-        "--select", choices=SELECTS, default="auto",
-        help="which epoch's masks: by validation accuracy with bias labels (best, worst-group), without (accuracy, "
-        "worst-class), or the last; auto: the first that the data allow (default: auto)",
+    group.add(
+        "--round-to", "round kept channels up to a multiple; auto: 16 on a CPU, 8 on a GPU", metavar="auto|N",
+        type=_auto_or(int, "an integer >= 1"),
     )  # fmt: skip
-    for flag, kind, default, text in (
-        ("--anneal-every", int, 10, "epochs between temperature cuts"),
-        ("--anneal-factor", float, 0.5, "factor of a temperature cut"),
-        ("--min-temperature", float, 1e-3, "temperature below which the search ends"),
-        ("--head-epochs", int, 50, "epochs of the auxiliary head"),
-        ("--mi-weight", float, 1.0, "weight of the mutual information"),
-        ("--mi-pool", int, 0, "samples of past batches to estimate the information with"),
-        ("--initial-logit", float, 0.0, "mask logits before the first step"),
-        ("--mask-lr", float, 0.01, "learning rate of the masks"),
-        ("--budget-weight", float, 20.0, "weight of what exceeds a target during the search"),
-    ):
-        metavar = "N" if kind is int else "X"
-        group.add_argument(flag, metavar=metavar, type=kind, default=default, help=f"{text} (default: {default:g})")
-    group.add_argument(
-        "--weighting", choices=WEIGHTINGS, default="auto", help="sample weights of the cross-entropy (default: auto)"
+    group.add("--round-fill", "fill up with zeros, or with the best closed channels, opened again", choices=ROUND_FILLS)
+    group.switch("--fuse", "fold batch norms into their layers in slim.onnx and slim.pt2")
+    group.add("--criterion", "what decides: learned masks, or for comparison another score", choices=CRITERIA)
+    group.switch("--sweep", "report accuracy against sparsity over thresholds")
+    group.switch("--probe", "report what a linear head reads of the bias")
+
+    group = _Options(parser, "search", SearchConfig)
+    group.add("--placement", "who shares a mask", choices=PLACEMENTS)
+    group.add(
+        "--select", "which epoch's masks: by validation accuracy with bias labels (best, worst-group), without "
+        "(accuracy, worst-class), or the last; auto: the first that the data allow", choices=SELECTS,
+    )  # fmt: skip
+    group.number("--anneal-every", "epochs between temperature cuts")
+    group.number("--anneal-factor", "factor of a temperature cut")
+    group.number("--min-temperature", "temperature below which the search ends")
+    group.number("--initial-logit", "mask logits before the first step")
+    group.number("--mi-weight", "weight of the mutual information")
+    group.number("--mi-pool", "samples of past batches to estimate the information with")
+    for what, name in (("mask", "of the masks"), ("head", "of the auxiliary head")):
+        group.number(f"--{what}-lr", f"learning rate {name}")
+        group.number(f"--{what}-momentum", f"momentum {name}")
+        group.number(f"--{what}-weight-decay", f"weight decay {name}")
+    group.number("--head-epochs", "epochs of the auxiliary head before the search and after each cut")
+    group.add("--weighting", "sample weights of the cross-entropy", choices=WEIGHTINGS)
+    group.add("--rho", "nominal share of aligned samples per bias", metavar="SHARES", type=_numbers)
+    group.add("--batchnorm", "what of batch norms follows", choices=BATCHNORMS)
+    group.add("--seed", "of everything that is drawn", metavar="N", type=int)
+    group.switch("--early-stop", "end the search once no mask can move any more")
+    group = group.also(RunConfig)
+    group.number("--batch-size", "samples per batch")
+    group.switch("--stratified", "give every batch its share of every subgroup")
+    group.number("--budget-weight", "weight of what exceeds a target during the search")
+    group.number("--budget-descent", "part of the schedule over which a target's budget comes down")
+
+    group = _Options(parser, "bias labels", RunConfig)
+    group.switch("--unsupervised", "find pseudo bias labels, even if there are bias labels")
+    group.number("--identification-epochs", "of the model that finds them")
+    group.number("--bias-noise", "share of bias labels to make wrong")
+
+    group = _Options(parser, "finetuning of the slim network", FinetuneConfig)
+    group.group.add_argument(
+        "--finetune", metavar="EPOCHS", type=int, default=0, help="with the search's sample weights (default: 0)"
     )
-    group.add_argument(
-        "--rho", metavar="SHARES", type=_numbers, default=None, help="nominal share of aligned samples per bias"
-    )
-    group.add_argument(
-        "--batchnorm", choices=BATCHNORMS, default="frozen", help="what of batch norms follows (default: frozen)"
-    )
-    group.add_argument("--stratified", action="store_true", help="give every batch its share of every subgroup")
-    group.add_argument("--batch-size", metavar="N", type=int, default=100, help="samples per batch (default: 100)")
-    group = parser.add_argument_group("bias labels")
-    group.add_argument(
-        "--unsupervised", action="store_true", help="find pseudo bias labels, even if there are bias labels"
-    )
-    group.add_argument(
-        "--identification-epochs", metavar="N", type=int, default=1, help="of the model that finds them (default: 1)"
-    )
-    group.add_argument(
-        "--bias-noise", metavar="X", type=float, default=0.0, help="share of bias labels to make wrong (default: 0)"
-    )
-    group = parser.add_argument_group("finetuning of the slim network")
-    group.add_argument("--finetune", metavar="EPOCHS", type=int, default=0, help="with the search's sample weights")
-    group.add_argument("--finetune-lr", metavar="X", type=float, default=1e-3, help="default: 0.001")
-    group.add_argument("--finetune-optimizer", choices=OPTIMIZERS, default="sgd", help="default: sgd")
-    group.add_argument("--finetune-schedule", choices=SCHEDULES, default="constant", help="default: constant")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the search (default: float32)")
-    group.add_argument("--channels-last", action="store_true", help="run the search with channels last")
-    group.add_argument("--compile", action="store_true", help="compile the network for the search")
-    group.add_argument(
-        "--no-early-stop", dest="early_stop", action="store_false", help="search on when no mask can move any more"
-    )
-    group.add_argument("--seed", type=int, default=0, help="default: 0")
+    group.number("--finetune-lr", "learning rate")
+    group.number("--finetune-momentum", "of SGD")
+    group.number("--finetune-weight-decay", "of the optimiser")
+    group.add("--finetune-optimizer", "which", choices=OPTIMIZERS)
+    group.add("--finetune-schedule", "of the learning rate", choices=SCHEDULES)
+    for flag, options in (("weighting", {"choices": WEIGHTINGS}), ("select", {"choices": SELECTS}),
+                          ("rho", {"metavar": "SHARES", "type": _numbers})):  # fmt: skip
+        group.group.add_argument(f"--finetune-{flag}", help=f"default: as --{flag}", **options)
+
+    group = _Options(parser, "machine", RunConfig)
+    group.add("--device", "auto, cpu, cuda or cuda:N", metavar="DEVICE")
+    group.number("--workers", "threads that prepare batches ahead of the search")
+    group = group.also(SearchConfig)
+    group.add("--precision", "of the search", choices=PRECISIONS)
+    group.switch("--channels-last", "run the search with channels last")
+    group.switch("--compile", "compile the network for the search")
+    group.switch("--cuda-graphs", "compile it and replay it as CUDA graphs")
+    group.number("--cache-bytes", "the most that is kept of each thing to be computed once")
     return parser
+
+
+class _Options:
+    """A group of options whose defaults are those of a configuration's fields of the same names."""
+
+    def __init__(self, parser: argparse.ArgumentParser, title: str, config: type) -> None:
+        self.group = parser.add_argument_group(title)
+        self.config = config
+
+    def also(self, config: type) -> _Options:
+        """The same group, for fields of another configuration."""
+        self.config = config
+        return self
+
+    def add(self, flag: str, text: str, **options: Any) -> None:
+        """An option with a value."""
+        default = self._default(options.get("dest", flag))
+        known = default not in (None, ()) and not isinstance(default, bool)
+        self.group.add_argument(
+            flag, default=default, help=f"{text} (default: {default})" if known else text, **options
+        )
+
+    def number(self, flag: str, text: str) -> None:
+        """An option that is a number, of its default's type."""
+        kind = type(self._default(flag))
+        self.add(flag, text, metavar="N" if kind is int else "X", type=kind)
+
+    def switch(self, flag: str, text: str) -> None:
+        """An option that is on or off, for ``--flag`` and ``--no-flag``."""
+        default = self._default(flag)
+        state = "on" if default else "off"
+        self.group.add_argument(
+            flag, action=argparse.BooleanOptionalAction, default=default, help=f"{text} (default: {state})"
+        )
+
+    def _default(self, flag: str) -> Any:
+        name = flag.lstrip("-").replace("-", "_")
+        if self.config is FinetuneConfig:
+            name = FINETUNE[name]
+        (found,) = (field for field in fields(self.config) if field.name == name)
+        return None if found.default is MISSING else found.default
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's arguments over those of the file that it names, if it names one."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.config is None:
+        return arguments
+    values = read_settings(arguments.config)
+    checkpoint = values.pop("checkpoint", None)
+    if arguments.bias_columns is not None:
+        values.pop("bias_columns", None)  # the command line's take their place
+    tokens = [token for name, value in values.items() for token in _tokens(name, value)]
+    try:
+        parser.parse_args(tokens)
+    except ConfigError as error:
+        raise ConfigError(f"{arguments.config}: {error}") from error
+    arguments = parser.parse_args([*tokens, *argv])
+    if arguments.checkpoint is None and checkpoint is not None:
+        arguments.checkpoint = Path(str(checkpoint))
+    return arguments
+
+
+def _tokens(name: str, value: Any) -> list[str]:
+    """A setting of a file as the command line has it."""
+    if name == "bias_columns":
+        values = value if isinstance(value, list) else [value]
+        return [f"--bias-column={column}" for column in values]
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, list):
+        return [f"{flag}={','.join(map(str, value))}"] if value else []
+    return [f"{flag}={value}"]
 
 
 def _auto_or(kind: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
@@ -243,6 +323,9 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.print_completion is not None:
+        _print_completion(arguments.print_completion)
+        return 0
     if arguments.demo == (arguments.checkpoint is not None):
         raise ConfigError("give either a checkpoint or --demo; see bise-prune --help")
     if arguments.demo:
@@ -263,26 +346,9 @@ def _run(arguments: argparse.Namespace) -> int:
     is_folder = (arguments.checkpoint / "config.json").is_file()
     if not arguments.checkpoint.is_file() and not is_folder:  # before torch is imported
         raise BiseError(f"no checkpoint at {arguments.checkpoint}")
-    given = vars(arguments)
-    settings = {field.name: given[field.name] for field in fields(SearchConfig) if field.name in given}
-    finetune = None
-    if arguments.finetune:
-        finetune = FinetuneConfig(
-            epochs=arguments.finetune,
-            lr=arguments.finetune_lr,
-            optimizer=arguments.finetune_optimizer,
-            schedule=arguments.finetune_schedule,
-            weighting=arguments.weighting,
-            rho=arguments.rho,
-            select=arguments.select,
-        )
-    config = RunConfig(
-        checkpoint=arguments.checkpoint,
-        output=arguments.output or _beside(arguments.checkpoint),
-        search=SearchConfig(**settings),
-        finetune=finetune,
-        **{field.name: given[field.name] for field in fields(RunConfig) if field.name in _PLAIN},
-    )
+    given = {name: value for name, value in vars(arguments).items() if name in SETTINGS or name == "resume"}
+    given["bias_columns"] = None if given["bias_columns"] is None else tuple(given["bias_columns"])
+    config = run_config({**given, "output": arguments.output or _beside(arguments.checkpoint)})
     if arguments.dry_run:
         with _Display() as display:
             from .preview import preview
@@ -304,12 +370,18 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 _DEMO = ("output", "seed", "device", "json")
-_PLAIN = (
-    "data", "target_sparsity", "target_flops", "target_latency", "targets", "layer_floor", "criterion", "joins",
-    "round_to", "round_fill", "fuse", "arch", "masks", "plan", "unsupervised", "identification_epochs", "bias_noise",
-    "stratified", "budget_weight", "sweep", "probe", "resume", "device", "batch_size", "trust_pickle", "mean", "std",
-    "size",
-)  # fmt: skip
+
+
+def _print_completion(shell: str) -> None:
+    try:
+        import shtab
+    except ImportError as error:
+        raise ConfigError("completion scripts need the package shtab: pip install 'bise-prune[completion]'") from error
+    parser = _parser()
+    for action in parser._actions:
+        if action.type is Path or action.dest == "data":
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, shell=shell))
 
 
 def _beside(checkpoint: Path) -> Path:

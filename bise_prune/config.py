@@ -111,6 +111,7 @@ class SearchConfig:
         precision: of the network's forward and backward passes; mask logits, heads and losses stay as they are.
         channels_last: whether image networks run on tensors with channels last.
         compile: whether the network is compiled by torch.compile; needs a C++ or CUDA tool chain.
+        cuda_graphs: whether it is compiled and replayed as CUDA graphs, which spares small networks their launches.
         early_stop: whether to stop once no mask can move any more, by a bound on the gradients to come
             (:func:`bise_prune.mask_search.stopping.none_can_flip`).
         cache_bytes: the largest of each thing that is kept to be computed once: activations in front of the first gate,
@@ -140,6 +141,7 @@ class SearchConfig:
     precision: Precision = "float32"
     channels_last: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     early_stop: bool = True
     cache_bytes: int = 2**31
     seed: int = 0
@@ -242,6 +244,13 @@ class RunConfig:
         mean: per channel, on the [0, 1] scale, to normalise images of a folder with; None = what the checkpoint says.
         std: per channel, likewise.
         size: (height, width) to resize images of a folder to, likewise.
+        label_column: of the class labels in a table of the user's; None = found among the usual names, as are the next.
+        bias_columns: one per bias.
+        split_column: train, val or test.
+        file_column: of the images' files.
+        text_column: of the texts.
+        skip_bad: go on without images that cannot be read.
+        workers: threads that prepare batches ahead of the search; 0 = none.
         target_flops: share of the FLOPs that may stay, in (0, 1), instead of a target sparsity.
         target_latency: share of the latency that may stay, in (0, 1), instead; measured on ``device``.
         joins: lowering where gates disagree; see :func:`bise_prune.prune`.
@@ -257,6 +266,7 @@ class RunConfig:
         stratified: whether every batch of the search gets its share of every subgroup.
         finetune: finetuning of the slim network; None = none.
         budget_weight: lambda, where a search is to meet a target; see :class:`Budget`.
+        budget_descent: part of the schedule over which the budget comes down, likewise.
         sweep: whether to report the curve of accuracy against sparsity (App. J).
         probe: whether to report what a linear head reads of the bias, trained on the validation data (App. M).
         resume: whether there must be a stopped search to take up; one that is there is taken up anyway.
@@ -286,6 +296,7 @@ class RunConfig:
     stratified: bool = False
     finetune: FinetuneConfig | None = None
     budget_weight: float = 20.0
+    budget_descent: float = 0.5
     sweep: bool = False
     probe: bool = False
     resume: bool = False
@@ -294,6 +305,13 @@ class RunConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: tuple[int, ...] | None = None
+    label_column: str | None = None
+    bias_columns: tuple[str, ...] | None = None
+    split_column: str | None = None
+    file_column: str | None = None
+    text_column: str | None = None
+    skip_bad: bool = False
+    workers: int = 1
     masks: Path | None = None
     plan: Path | None = None
     device: str = "auto"
@@ -335,6 +353,9 @@ class RunConfig:
         if self.round_to != "auto":
             Rounding(multiple=self.round_to, fill=self.round_fill)
         _require(self.round_fill in ROUND_FILLS, "round_fill", self.round_fill, f"one of {', '.join(ROUND_FILLS)}")
+        _require(self.workers >= 0, "workers", self.workers, "an integer >= 0")
+        _require(self.budget_weight > 0, "budget_weight", self.budget_weight, "a number > 0")
+        _require(0 <= self.budget_descent < 1, "budget_descent", self.budget_descent, "a number in [0, 1)")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer >= 1")
         _require(self.device.split(":")[0] in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda[:N]")
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and modules in the current folder."""
+"""Files written whole or not at all, folders that one process has, and modules in the current folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import BiseError
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from .errors import BiseError, ConfigError
+
+_LOCK = ".bise-prune.lock"
+_TEMPORARY = ".bise-prune-"
 
 
 @contextmanager
@@ -24,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=path.suffix, dir=path.parent)
     except OSError as error:
         raise BiseError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
     os.close(handle)
@@ -33,8 +39,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
-        raise BiseError(f"cannot write {path}: {error.strerror or error}") from error
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch's and safetensors' writers have errors of their own
+        reason = getattr(error, "strerror", None) or "it could not be written whole"
+        raise BiseError(f"cannot write {path}: {reason}; is there room on the disk?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,6 +55,38 @@ def write_json(path: Path, record: Any) -> None:
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make ``folder``, and keep other processes that ask for it out.
+
+    Temporary files that a killed process has left are removed, and at the end the folder, if it is new and empty.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    existed = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"another run is writing to {folder}: wait for its end, or choose another folder with --output"
+        ) from error
+    except OSError as error:
+        raise BiseError(f"cannot write to {folder}: {error.strerror or error}; choose another with --output") from error
+    try:
+        for stale in folder.glob(f"{_TEMPORARY}*"):
+            stale.unlink(missing_ok=True)
+        yield
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+        lock.release()
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager

@@ -135,6 +135,12 @@ def _empty_subgroups(train: BiasedDataset) -> int:
     return len(cells[:, 0].unique()) * len(cells[:, 1].unique()) - len(cells.unique(dim=0))
 
 
+def _single_subgroups(train: BiasedDataset) -> int:
+    """Cells (y, b) with one sample."""
+    _, counts = torch.stack([train.target, train.bias[:, 0]], 1).unique(dim=0, return_counts=True)
+    return int((counts == 1).sum())
+
+
 def warnings_of(
     session: Session, found: SearchResult | None, masks: MaskSet, dense: Evaluation, slim: Evaluation
 ) -> list[str]:
@@ -149,6 +155,14 @@ def warnings_of(
         conflicting = (~is_aligned(splits.train.target, splits.train.bias, aligned)).sum(0).tolist()
     if conflicting and min(conflicting) < _FEW_SAMPLES * len(splits.train.target.unique()):
         notes.append(f"only {min(conflicting)} bias-conflicting training samples to learn from")
+    single = _single_subgroups(splits.train) if conflicting else 0
+    if single:
+        notes.append(f"{single} subgroups have one training sample each, whose weight is the largest there is")
+    unused = session.num_classes - len(splits.train.target.unique())
+    if unused:
+        notes.append(
+            f"the model has {session.num_classes} classes, of which {unused} do not occur in the training data"
+        )
     empty = _empty_subgroups(splits.train) if conflicting else 0
     if empty:
         notes.append(f"{empty} subgroups have no training sample; they were weighted as if they had one")
@@ -157,7 +171,7 @@ def warnings_of(
     if splits.test is None:
         notes.append("no test split: the accuracies above are on data that masks were learned or selected on")
     if isinstance(splits.train.inputs, torch.Tensor) and "mean" not in session.checkpoint.preprocessing:
-        if Path(session.specification).is_dir():
+        if Path(session.specification).exists():
             mean, std = (
                 ", ".join(f"{value:g}" for value in values) for values in (splits.train.mean, splits.train.std)
             )

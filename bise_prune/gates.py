@@ -158,8 +158,13 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (logits,) = ctx.saved_tensors
-        probability = torch.sigmoid(logits / ctx.temperature)
-        return grad_outputs[0] * probability * (1 - probability) / ctx.temperature, None
+        return grad_outputs[0] * step_slope(logits, ctx.temperature), None
+
+
+def step_slope(logits: Tensor, temperature: float) -> Tensor:
+    """What stands for the derivative of :func:`step_gate`: sigma'(m / tau) / tau."""
+    probability = torch.sigmoid(logits / temperature)
+    return probability * (1 - probability) / temperature
 
 
 def step_gate(logits: Tensor, temperature: float) -> Tensor:

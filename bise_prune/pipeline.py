@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from .data.batch import input_map
 from .distributed import processes, share_object, world
 from .errors import BiseError, ConfigError
 from .export import export_onnx, export_program, flush_denormals
-from .files import write_json
+from .files import locked, write_json
 from .findings import (
     aligned_record,
     curve_record,
@@ -47,6 +47,7 @@ from .pruning.exact import time_ratio
 from .pruning.plan import LATENCY_TOLERANCE, TOLERANCE, DeadNetworkError
 from .report import SCHEMA_VERSION, environment_record, evaluation_record, model_record
 from .session import (
+    CONFIG_FILE,
     FRONTIER_FILE,
     MASK_FILE,
     PLAN_FILE,
@@ -54,9 +55,11 @@ from .session import (
     STATE_FILE,
     Progress,
     Session,
+    check_output,
     given_masks,
     prepared,
 )
+from .settings import write_settings
 from .slim import save_slim
 from .sweep import threshold_sweep
 
@@ -75,9 +78,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     """
     with processes(config.device):
         session = prepared(config, progress or (lambda stage, done, total: None))
-        if not config.targets:
-            return _one(session, config)
-        return _frontier(session)
+        with locked(config.output) if world()[0] == 0 else nullcontext():
+            check_output(config)  # once more, now that no other run can write there
+            return _frontier(session) if config.targets else _one(session, session.config)
 
 
 def _one(session: Session, config: RunConfig, start: MaskSet | None = None) -> dict[str, Any]:
@@ -228,6 +231,7 @@ def _finished(
         "environment": environment_record(_device_name(session.device)) | {"flops_convention": FLOPS_CONVENTION},
         "timings": session.timings,
     }
+    write_settings(config.output / CONFIG_FILE, config)
     write_json(config.output / REPORT_FILE, record)
     (config.output / STATE_FILE).unlink(missing_ok=True)
     return record
@@ -278,7 +282,8 @@ def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
     """What a search is to meet, if there is a target."""
     common: dict[str, Any] = {
         "weight": config.budget_weight,
-        **({} if start is None else {"descent": 0.0}),  # it comes from the masks of a larger budget
+        # Masks to start from are those of a larger budget.
+        "descent": config.budget_descent if start is None else 0.0,
         "layer_floor": config.layer_floor,
         "joins": "intersection" if config.joins == "intersection" else "expand",
     }

@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .config import RunConfig
 from .data import BatchLoader, BiasedDataset, DataSplits, load_data
 from .data.batch import Input
+from .data.columns import Columns
 from .data.noise import noisy_bias_labels
 from .data.text import load_tokenizer
 from .distributed import share_object
@@ -42,6 +43,7 @@ MASK_FILE = "masks.safetensors"
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
 FRONTIER_FILE = "frontier.json"
+CONFIG_FILE = "config.toml"
 _RESULTS = (REPORT_FILE, MASK_FILE, PLAN_FILE, "slim.safetensors", "slim.onnx", "slim.pt2", FRONTIER_FILE)
 
 
@@ -102,19 +104,28 @@ class Session:
 
     def accuracy(self, model: nn.Module) -> Evaluation:
         """Of a model, on that split."""
-        loader = BatchLoader(self.held_out[1], max(self.config.batch_size, 256))
+        loader = BatchLoader(self.held_out[1], max(self.config.batch_size, 256), workers=self.config.workers)
         return evaluate(copy.deepcopy(model).to(self.device), loader, self.aligned)
 
     def train_loader(self) -> BatchLoader:
         """The training set in shuffled batches."""
         config = self.config
         data = self._near(self.splits.train)
-        return BatchLoader(data, config.batch_size, shuffle=True, seed=config.search.seed, stratified=config.stratified)
+        return BatchLoader(
+            data,
+            config.batch_size,
+            shuffle=True,
+            seed=config.search.seed,
+            stratified=config.stratified,
+            workers=config.workers,
+            pin_memory=self.device.type == "cuda",
+        )
 
     def val_loader(self) -> BatchLoader | None:
         """The validation set in batches."""
         val = self.splits.val
-        return None if val is None else BatchLoader(self._near(val), max(self.config.batch_size, 256))
+        size = max(self.config.batch_size, 256)
+        return None if val is None else BatchLoader(self._near(val), size, workers=self.config.workers)
 
     def _near(self, data: BiasedDataset) -> BiasedDataset:
         """The data on the GPU that searches on them, if they leave it three quarters of its free memory."""
@@ -141,7 +152,20 @@ def prepared(config: RunConfig, progress: Progress, dry: bool = False) -> Sessio
         raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
     tokenizer = load_tokenizer(config.checkpoint) if config.checkpoint.is_dir() else None
     checkpoint = dataclasses.replace(checkpoint, preprocessing=_preprocessing(config, checkpoint))
-    splits = load_data(specification, checkpoint.preprocessing, tokenizer)
+    splits = load_data(
+        specification,
+        checkpoint.preprocessing,
+        tokenizer,
+        columns=Columns(
+            config.label_column, config.bias_columns, config.split_column, config.file_column, config.text_column
+        ),
+        classes=checkpoint.classes,
+        skip_bad=config.skip_bad,
+    )
+    if splits.without_bias and not config.unsupervised:
+        config = dataclasses.replace(config, unsupervised=True)
+        note = "the data have no place for bias labels: pseudo labels are found, as by --unsupervised"
+        splits = dataclasses.replace(splits, notes=[*splits.notes, note])
     num_classes = checkpoint.num_classes or 0
     known = splits.train.has_bias and not config.unsupervised
     _check_data(splits, num_classes, known)
@@ -227,17 +251,27 @@ def given_masks(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | None]:
 def check_environment(config: RunConfig) -> torch.device:
     """The device to use, once it is clear that it exists and that the output folder is free and can be written to."""
     device = _device(config.device)
-    _check_output(config.output)
-    folders = [config.output / f"sparsity-{target:g}" for target in config.targets]
-    for folder in folders:
-        if not (folder / REPORT_FILE).is_file():  # a point that is done is taken up
-            _check_output(folder)
+    folders = check_output(config)
     stopped = any((folder / STATE_FILE).is_file() for folder in (config.output, *folders))
     if config.resume and not stopped and not any((folder / REPORT_FILE).is_file() for folder in folders):
         raise ConfigError(
             f"nothing to resume: {config.output} holds no stopped search; leave --resume out to start one"
         )
     return device
+
+
+def check_output(config: RunConfig) -> list[Path]:
+    """The folders of a frontier's points, once it is clear that no result is written over.
+
+    Raises:
+        ConfigError: there is one, or a folder cannot be written to.
+    """
+    _check_output(config.output, config.resume)
+    folders = [config.output / f"sparsity-{target:g}" for target in config.targets]
+    for folder in folders:
+        if not (folder / REPORT_FILE).is_file():  # a point that is done is taken up
+            _check_output(folder, config.resume)
+    return folders
 
 
 def _device(name: str) -> torch.device:
@@ -251,12 +285,12 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; choose a folder")
     present = [name for name in _RESULTS if (output / name).exists()]
-    if (output / STATE_FILE).exists() and REPORT_FILE not in present:
-        present = []  # of a run that stopped on its way
+    if (output / STATE_FILE).exists() and (resume or REPORT_FILE not in present):
+        present = []  # of a run that stopped on its way, at the latest between its report and its end
     if present:
         raise ConfigError(f"output folder {output} holds results already ({present[0]}); choose another with --output")
     probe = output

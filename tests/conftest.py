@@ -1,7 +1,12 @@
 from pathlib import Path
 
+import os
+
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other cores have tests of their own
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -76,7 +76,7 @@ def test_one_command_leaves_a_verified_slim_model(done):
     project, result = done
     out = project / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "masks.safetensors", "plan.json", "report.json", "slim.onnx", "slim.pt2", "slim.safetensors",
+        "config.toml", "masks.safetensors", "plan.json", "report.json", "slim.onnx", "slim.pt2", "slim.safetensors",
     ]  # fmt: skip
     record = json.loads((out / "report.json").read_text())
     assert json.loads(result.stdout) == record
@@ -256,14 +256,14 @@ def test_the_literal_command_without_data(project, capsys, monkeypatch):
         (["--demo", "--masks", "m"], 2, "--demo has settings of its own; it does not take --masks"),
         (["--demo", "--output", "/proc/nowhere"], 2, "cannot write to /proc/nowhere"),
         (["net.pt", "--seed", "17000000000000"], 2, "seed = 17000000000000 is out of range"),
-        (["net.pt", "--data", "x" * 5000], 1, "no folder at"),
+        (["net.pt", "--data", "x" * 5000], 1, "no folder or file at"),
         ([], 2, "give either a checkpoint or --demo"),
         (["net.pt", "--demo"], 2, "give either a checkpoint or --demo"),
         (["net.pt", "--sparsity", "0.5"], 2, "unrecognized arguments: --sparsity 0.5"),
         (["net.pt", "--target-sparsity", "most"], 2, "neither 'auto' nor a number"),
         (["net.pt", "--target-sparsity", "1.5"], 2, "target_sparsity = 1.5 is out of range"),
         (["net.pt", "--anneal-every", "0"], 2, "anneal_every = 0 is out of range"),
-        (["net.pt", "--data", "nowhere"], 1, "no folder at 'nowhere'"),
+        (["net.pt", "--data", "nowhere"], 1, "no folder or file at 'nowhere'"),
         (["net.pt", "--data", "data", "--device", "tpu"], 2, "device = 'tpu' is out of range"),
         (["net.pt", "--data", "data", "--arch", "resnet81"], 2, "did you mean resnet18"),
         (["net.pt", "--data", "data", "--arch", "resnet18"], 1, "do not fit 'resnet18'"),

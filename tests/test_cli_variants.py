@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,7 +173,8 @@ def test_a_run_that_is_stopped_resumes_to_the_same_bits(project, tmp_path, undis
     _, errors = started.communicate(timeout=60)
     if number != signal.SIGKILL:
         assert started.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
-    assert {path.name for path in output.iterdir()} <= {STATE_FILE, "masks.safetensors"} or os.name == "nt"
+    left = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    assert left <= {STATE_FILE, "masks.safetensors"}
     resumed = subprocess.run(command(project, output, "--resume"), capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     whole, again = (MaskSet.load(folder / "masks.safetensors") for folder in (undisturbed, output))
@@ -181,6 +183,64 @@ def test_a_run_that_is_stopped_resumes_to_the_same_bits(project, tmp_path, undis
     assert first["history"] == second["history"] and first["selection"] == second["selection"]
     assert first["slim"]["groups"] == second["slim"]["groups"]
     assert not (output / STATE_FILE).exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path, undisturbed):
+    moments = random.Random(1)
+    began = time.monotonic()
+    assert _forked(command(project, tmp_path / "timing")[3:], 600.0) == 0
+    duration = time.monotonic() - began
+    whole = _lasting(json.loads((undisturbed / "report.json").read_text()))
+    killed = 0
+    for number in range(20):
+        output = tmp_path / f"out-{number}"
+        killed += _forked(command(project, output)[3:], moments.random() * duration) == -signal.SIGKILL
+        for path in output.iterdir() if output.is_dir() else []:
+            if path.suffix == ".json":
+                json.loads(path.read_text())  # whole, whatever it is
+        resume = ["--resume"] if (output / STATE_FILE).exists() else []
+        if resume or not (output / "report.json").exists():
+            assert cli.main([*command(project, output)[3:], *resume]) == 0
+        assert _lasting(json.loads((output / "report.json").read_text())) == whole
+        assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
+        mine, theirs = (MaskSet.load(folder / "masks.safetensors") for folder in (output, undisturbed))
+        assert all(torch.equal(mine.logits[name], theirs.logits[name]) for name in theirs.logits)
+    assert killed >= 10
+
+
+def _forked(arguments, seconds):
+    """Run the command in a copy of this process, which is killed after so many seconds; its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            with Path(os.devnull).open("w") as nowhere:
+                sys.stdout = sys.stderr = nowhere
+                code = cli.main(arguments)
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _lasting(record):
+    """What of a report does not depend on the clock, or on where it was written."""
+    record = json.loads(json.dumps(record))
+    for key in ("timings", "environment"):
+        del record[key]
+    for model in ("dense", "slim"):
+        del record[model]["latency_ms"], record[model]["latency"]
+    for key in ("output", "resume"):
+        record["config"].pop(key, None)
+    del record["plan"]["costs_ms"]
+    return record
 
 
 # -- texts -------------------------------------------------------------------------------------------

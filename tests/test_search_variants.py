@@ -509,7 +509,8 @@ def test_mask_gradients_are_those_of_the_plain_network():
     gates = run.gates.flat()
     gates.retain_grad()
     (rows,) = run._pass()
-    logits, _ = run.forward(gates.split(run.gates.sizes), *run._inputs(rows))
+    ((_, inputs),) = run._ready([rows])
+    logits, _ = run.forward(gates.split(run.gates.sizes), *inputs)
     F.cross_entropy(logits, run._labels(rows).target).backward()
     ones = [torch.ones(site.num_channels, dtype=torch.float64, requires_grad=True) for site in run.gated.sites]
     with run.gated.gating(ones):

@@ -15,6 +15,7 @@ PACKAGE = Path(bise_prune.__file__).parent
 RANKS = {
     "version": 0, "errors": 0, "config": 1, "files": 1, "distributed": 1,
     "artifacts": 2, "checkpoint": 2, "models": 2, "data": 2, "subgroups": 2, "tracing": 2,
+    "settings": 2,
     "evaluation": 3, "graph": 3, "verification": 3, "training": 3, "measurement": 3, "channels": 3, "normalisation": 3,
     "gates": 4, "rewiring": 4, "identification": 4,
     "mask_search": 5, "importance": 5, "criteria": 5,

@@ -58,7 +58,7 @@ def test_texts_are_read_and_tokenised(tmp_path, name):
     assert (splits.val.target.tolist(), splits.val.bias.tolist()) == ([1], [[0]])
     assert (splits.test.target.tolist(), splits.test.bias.tolist()) == ([0], [[1]])
     assert splits.classes == ["0", "1"]
-    assert splits.notes == [f"{name}: 4 texts; columns text 'text', label 'label', bias 'bias'"]
+    assert splits.notes == [f"{name}: 4 texts; columns: text 'text', label 'label', bias 'bias', split 'split'"]
 
 
 def test_other_columns_names_and_split_values_are_understood(tmp_path):
@@ -73,9 +73,9 @@ def test_other_columns_names_and_split_values_are_understood(tmp_path):
 
 def test_columns_can_be_named_and_biases_be_several_or_none(tmp_path):
     rows = [("no", "x y", 1, 0, 2, "train"), ("no", "z", 0, 1, 0, "test")]
-    path = write(tmp_path / "data.csv", ("text", "body", "label", "good", "place", "fold"), rows)
+    path = write(tmp_path / "data.csv", ("text", "body", "label", "good", "site", "fold"), rows)
     named = {"text_column": "body", "label_column": "good", "split_column": "fold"}
-    splits = load_text(path, Words(), **named, bias_columns=["label", "place"])
+    splits = load_text(path, Words(), **named, bias_columns=["label", "site"])
     assert splits.train.inputs["input_ids"].tolist() == [[1, 11, 11, 2]]
     assert (splits.train.target.tolist(), splits.train.bias.tolist()) == ([0], [[1, 2]])
     none = load_text(path, Words(), **named)
@@ -235,7 +235,7 @@ def test_named_columns_are_checked(tmp_path):
 
 def test_unreadable_files(tmp_path):
     path = tmp_path / "data.csv"
-    with pytest.raises(DataError, match=r"no file at .*data\.csv; expected a CSV file with columns for text and label"):
+    with pytest.raises(DataError, match=r"no file at .*data\.csv; expected a CSV file with a header"):
         load_text(path, Words())
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"no column text .*it has none"):

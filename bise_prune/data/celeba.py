@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .folder import decode_images
+from .images import decode_images
 from .loader import BiasedDataset, DataSplits
 
 TARGET = "Blond_Hair"

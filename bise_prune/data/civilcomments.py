@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ..errors import DataError
-from .folder import stop_at_problems
+from .columns import read_scores, read_splits
 from .loader import DataSplits
-from .table import read_table
-from .text import Tokenizer, assemble, read_scores, read_splits, read_texts, shared_texts
+from .table import read_table, stop_at_problems
+from .text import Tokenizer, assemble, read_texts, shared_texts
 
 IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
 _FILE = "all_data_with_identities.csv"

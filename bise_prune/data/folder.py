@@ -1,178 +1,176 @@
-"""A folder of images with a ``metadata.csv``: label, bias, split and file per row."""
+"""A user's images with their labels, in any of the layouts in use."""
 
 from __future__ import annotations
 
-import csv
-import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from ..errors import DataError
-from .loader import BiasedDataset, DataSplits
+from .arrays import is_array_folder, load_arrays
+from .columns import SPLITS, Chosen, Columns, read_labels, read_splits
+from .images import Listing, splits_of
+from .loader import DataSplits
+from .table import Table, read_header, read_table
 
-# Column names in use, in order of preference.
-COLUMNS = {
-    "label": ("label", "y", "target"),
-    "bias": ("bias", "b", "a", "place", "spurious", "attribute"),
-    "split": ("split",),
-    "file": ("file", "filename", "img_filename", "file_name", "path"),
-}
-LARGEST_LABEL = 99_999  # a guard against identifiers taken for labels
-SPLIT_VALUES = {"0": "train", "1": "val", "2": "test", "train": "train", "val": "val", "valid": "val", "test": "test"}
+_METADATA = "metadata.csv"
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+_ALIGNED, _CONFLICTING = "align", "conflict"
+LAYOUTS = (
+    "a metadata.csv (label, bias, split, file), train/, val/ and test/ with one each, images.npy with attrs.npy, "
+    "align/ and conflict/ folders, parquet files, or a folder of images per class"
+)
 
 
-def load_folder(root: Path, preprocessing: Mapping[str, Any]) -> DataSplits:
-    """Read ``root/metadata.csv`` and its images.
+def load_folder(
+    root: Path,
+    preprocessing: Mapping[str, Any],
+    columns: Columns | None = None,
+    classes: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> DataSplits:
+    """Read a folder of images in the layout that it has.
 
-    Columns: label, split (train, val, test or 0, 1, 2), file (relative to ``root``) and bias: common other names are
-    understood. Several biases are columns "bias_..."; without a column they are unknown. Labels are integers from 0, or
-    names, which are numbered in alphabetical order. All rows and files are checked, and every image decoded once into
-    a temporary file-backed array, before anything else happens.
+    - ``metadata.csv``, or a single CSV file of another name: a row per image with the columns label, split (train, val,
+      test or 0, 1, 2), file (relative to the folder) and bias: common other names are understood. Several biases are
+      columns "bias_..."; without a column they are unknown. Labels are integers from 0, or names. The file may also lie
+      in each of the folders ``train``, ``val`` and ``test``, and then needs no split.
+    - ``images.npy`` and ``attrs.npy``, see :func:`bise_prune.data.arrays.load_arrays`.
+    - ``align`` and ``conflict`` folders: label and bias are the last two fields of a file's name, between "_";
+      validation and test images lie in ``valid`` and ``test`` there or one folder further up.
+    - a folder per class, perhaps below ``train``, ``val`` and ``test``: no bias labels.
+
+    All rows and files are checked, and every image decoded once into a temporary file-backed array, before anything
+    else happens. What is not split is split at random (see :func:`bise_prune.data.images.splits_of`).
 
     Args:
-        root: the folder.
-        preprocessing: ``mean`` and ``std`` per channel (ImageNet's if missing) and ``size`` (height, width) to
-            resize to (the images' own if missing; they must then agree).
+        root: the folder, or a CSV file in it.
+        preprocessing: see :func:`bise_prune.data.images.splits_of`, as are the rest.
+        columns: names of columns, for metadata.
+        classes: of the checkpoint, which number the names of classes; alphabetical if there are none.
+        skip_bad: whether to go on without images that cannot be read.
 
     Raises:
         DataError: everything wrong with the folder, the first ten problems by name.
     """
-    rows, columns = _read_rows(root / "metadata.csv")
-    problems: list[str] = []
-    splits = [SPLIT_VALUES.get(row[columns["split"]].strip().lower()) for row in rows]
-    unknown = sorted({row[columns["split"]] for row, split in zip(rows, splits, strict=True) if split is None})
-    if unknown:
-        problems.append(f"unknown split values {', '.join(map(repr, unknown[:10]))}; use train, val, test or 0, 1, 2")
-    labels, classes = encode_labels([row[columns["label"]] for row in rows], "label", problems)
-    columns_of_bias = [encode_labels([row[name] for row in rows], name, problems)[0] for name in _bias_columns(rows[0])]
-    files = [root / row[columns["file"]] for row in rows]
-    repeated = len(files) - len(set(files))
-    if repeated:
-        problems.append(f"{repeated} files are listed more than once")
-    if "train" not in splits and not unknown:
-        problems.append("no row of the training split")
-    stop_at_problems(root, problems)
-    biases = torch.stack(columns_of_bias, 1) if columns_of_bias else torch.zeros(len(rows), 0, dtype=torch.long)
-    images = decode_images(root, files, preprocessing.get("size"))
-    mean = tuple(preprocessing.get("mean", (0.485, 0.456, 0.406)))
-    std = tuple(preprocessing.get("std", (0.229, 0.224, 0.225)))
-    notes = [f"folder {root.name}: {len(rows)} images of {images.shape[2]}x{images.shape[3]}"]
-    if not columns_of_bias:
-        notes.append(f"no column of bias labels among {', '.join(rows[0])}")
-
-    def part(split: str) -> BiasedDataset | None:
-        chosen = torch.tensor([i for i, value in enumerate(splits) if value == split], dtype=torch.long)
-        if not len(chosen):
-            return None
-        # Splits that are contiguous stay views of the file-backed array.
-        first, last = int(chosen[0]), int(chosen[-1])
-        inputs = images[first : last + 1] if last - first + 1 == len(chosen) else images[chosen]
-        return BiasedDataset(inputs, labels[chosen], biases[chosen], mean, std)
-
-    train = part("train")
-    assert train is not None
-    return DataSplits(train, part("val"), part("test"), classes, notes)
+    columns = columns or Columns()
+    if root.is_file():
+        listing = _from_tables(root.parent, [(root, "")], columns, classes)
+    elif (root / _METADATA).is_file():
+        listing = _from_tables(root, [(root / _METADATA, "")], columns, classes)
+    elif tables := [(folder / _METADATA, part) for folder, part in _parts(root) if (folder / _METADATA).is_file()]:
+        listing = _from_tables(root, tables, columns, classes)
+    elif is_array_folder(root):
+        return load_arrays(root, preprocessing, columns)
+    elif (root / _ALIGNED).is_dir() and (root / _CONFLICTING).is_dir():
+        listing = _from_names(root, classes)
+    elif len(found := sorted(root.glob("*.csv"))) == 1:
+        listing = _from_tables(root, [(found[0], "")], columns, classes)
+    else:
+        listing = _from_classes(root, classes)
+    return splits_of(listing, preprocessing, skip_bad)
 
 
-def _read_rows(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or [])
-            rows = list(reader)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"no metadata.csv in {path.parent}; it needs the columns label, bias, split and file"
-        ) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    columns = {
-        wanted: next((name for name in aliases if name in names), "")
-        for wanted, aliases in COLUMNS.items()
-        if wanted != "bias"
-    }
-    missing = [wanted for wanted, name in columns.items() if not name]
-    if missing:
-        raise DataError(f"{path} has no column for {', '.join(missing)}; it has {', '.join(names) or 'none'}")
-    if not rows:
-        raise DataError(f"{path} has no rows")
-    ragged = [i for i, row in enumerate(rows, start=2) if None in row]
-    if ragged:
-        raise DataError(f"{path}: {len(ragged)} rows have more fields than the header, first in line {ragged[0]}")
-    columns |= {name: name for name in _bias_columns(rows[0])}
-    short = [i for i, row in enumerate(rows, start=2) if any(row[name] in (None, "") for name in columns.values())]
-    if short:
-        raise DataError(f"{path}: {len(short)} rows lack a value, first in line {short[0]}")
-    return rows, columns
+def _parts(root: Path) -> Iterator[tuple[Path, str]]:
+    """The folders below ``root`` that are named like a split, and which they are."""
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and not folder.name.isdigit() and folder.name.lower() in SPLITS:
+            yield folder, SPLITS[folder.name.lower()]
 
 
-def _bias_columns(row: Mapping[str, str]) -> list[str]:
-    """The columns of bias labels: every one called "bias..." where there are several, else one by its usual names."""
-    several = [name for name in row if name == "bias" or name.startswith("bias_")]
-    return several or [name for name in (next((n for n in COLUMNS["bias"] if n in row), None),) if name]
+def _images(folder: Path) -> list[Path]:
+    """All image files below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
 
 
-def encode_labels(values: Sequence[str], what: str, problems: list[str]) -> tuple[Tensor, list[str]]:
-    """Labels (N,) int64 and their names; integers stand for themselves, names are numbered in alphabetical order.
-
-    Args:
-        values: as they are written.
-        what: their column.
-        problems: gets a sentence for each thing that is wrong.
-    """
-    try:
-        numbers = [int(value) for value in values]
-    except ValueError:
-        names = sorted(set(values))
-        lookup = {name: i for i, name in enumerate(names)}
-        return torch.tensor([lookup[value] for value in values]), names
-    if min(numbers) < 0 or max(numbers) > LARGEST_LABEL:
-        wrong = min(numbers) if min(numbers) < 0 else max(numbers)
-        problems.append(f"{what} values must be names or integers from 0 to {LARGEST_LABEL}, found {wrong}")
-        return torch.zeros(len(numbers), dtype=torch.long), []
-    return torch.tensor(numbers), [str(i) for i in range(max(numbers) + 1)]
-
-
-def decode_images(root: Path, files: Sequence[Path], size: Sequence[int] | None) -> Tensor:
-    """All images as (N, 3, H, W) uint8, in a temporary file of their own that vanishes with the tensor."""
-    try:
-        with Image.open(files[0]) as first:
-            shape = tuple(size) if size is not None else (first.height, first.width)
-    except (OSError, ValueError, UnidentifiedImageError):
-        shape = tuple(size) if size is not None else (1, 1)  # the first file is reported below with the others
-    with tempfile.TemporaryFile() as file:
-        array = np.memmap(file, np.uint8, "w+", shape=(len(files), 3, *shape))
-
-    def read(i: int) -> str | None:
-        try:
-            with Image.open(files[i]) as image:
-                if size is None and (image.height, image.width) != shape:
-                    return f"{files[i].name} is {image.height}x{image.width}, the first image {shape[0]}x{shape[1]}"
-                rgb = image.convert("RGB")
-                if size is not None and rgb.size != (shape[1], shape[0]):
-                    rgb = rgb.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-                array[i] = np.asarray(rgb).transpose(2, 0, 1)
-        except FileNotFoundError:
-            return f"{files[i].name} is missing"
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{files[i].name} is unreadable ({type(error).__name__})"
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        problems = [problem for problem in pool.map(read, range(len(files))) if problem]
-    stop_at_problems(root, problems)
-    return torch.from_numpy(array)
+def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Columns, classes: Sequence[str]) -> Listing:
+    """What one or several CSV files list."""
+    path = tables[0][0]
+    chosen = columns.chosen(read_header(path), path, "file")
+    whole, files, fixed = Table(path, [], {name: [] for name in chosen.names}), list[Path](), list[str]()
+    for path, part in tables:
+        table = read_table(path, chosen.names)
+        whole.lines += [f"{line} of {path.parent.name}/{path.name}" if part else line for line in table.lines]
+        for name, values in whole.columns.items():
+            values += table.columns[name]
+        whole.problems += table.problems
+        files += [path.parent / name for name in table.columns[chosen.content]]
+        fixed += [part] * len(table.lines)
+    labels = read_labels(whole, chosen, classes)
+    parts = fixed if fixed[0] else read_splits(whole, chosen.split) if chosen.split else []
+    whole.report(
+        f"without a value in '{chosen.content}'", [i for i, n in enumerate(whole.columns[chosen.content]) if not n]
+    )
+    seen: dict[Path, int] = {}
+    again = [i for i, file in enumerate(files) if seen.setdefault(file, i) != i]
+    whole.report("list a file that another row lists, too", again, chosen.content)
+    apart = sum(bool(parts) and parts[i] != parts[seen[files[i]]] for i in again)
+    if apart:
+        whole.problems.append(f"{apart} of these files are in more than one split")
+    if fixed[0] and "train" not in fixed:
+        whole.problems.append("no row of the training split")
+    names = [name or "a row without a file" for name in whole.columns[chosen.content]]
+    notes = [f"columns: {chosen}", *labels.notes]
+    if not chosen.biases:
+        notes.append(f"no column of bias labels among {', '.join(read_header(path))}")
+    return Listing(root, files, names, labels.target, labels.bias, parts, labels.classes, notes, whole.problems)
 
 
-def stop_at_problems(root: Path, problems: Sequence[str]) -> None:
-    """Raise a DataError that names the first ten problems, if there are any."""
-    if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(f"data in {root}: {'; '.join(problems[:10])}{more}")
+def _from_names(root: Path, classes: Sequence[str]) -> Listing:
+    """Files named ..._LABEL_BIAS in align/, conflict/, and valid/ and test/ there or above."""
+    files = [(path, "train") for name in (_ALIGNED, _CONFLICTING) for path in _images(root / name)]
+    places = {part: folder for parent in (root.parent, root) for folder, part in _parts(parent) if part != "train"}
+    files += [(path, part) for part, folder in places.items() for path in _images(folder)]
+    table = Table(root, [str(path.relative_to(root.parent)) for path, _ in files], {"label": [], "bias": []})
+    unnamed = []
+    for path, _ in files:
+        fields = path.stem.split("_")
+        fit = len(fields) > 2 and fields[-1].isdigit() and fields[-2].isdigit()
+        unnamed += [] if fit else [path.name]
+        table.columns["label"].append(fields[-2] if fit else "0")
+        table.columns["bias"].append(fields[-1] if fit else "0")
+    if unnamed:
+        table.problems.append(
+            f"{len(unnamed)} files are not named ID_LABEL_BIAS with numbers for both, first {', '.join(unnamed[:10])}"
+        )
+    if not files:
+        raise DataError(f"no images in {root / _ALIGNED} and {root / _CONFLICTING}")
+    labels = read_labels(table, Chosen("file", "label", ("bias",), None), classes)
+    notes = ["label and bias are the last two fields of the files' names"]
+    return Listing(
+        root, [path for path, _ in files], table.lines, labels.target, labels.bias, [part for _, part in files],
+        labels.classes, notes, table.problems,
+    )  # fmt: skip
+
+
+def _from_classes(root: Path, classes: Sequence[str]) -> Listing:
+    """A folder per class, perhaps below train/, val/ and test/."""
+    places = list(_parts(root)) or [(root, "")]
+    files = [
+        (path, folder.name, part)
+        for place, part in places
+        for folder in sorted(place.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+        for path in _images(folder)
+    ]
+    if not files:
+        raise DataError(f"no data in {root}: expected {LAYOUTS}")
+    found = sorted({name for _, name, _ in files})
+    numbered = {name: i for i, name in enumerate(classes or found)}
+    foreign = [name for name in found if name not in numbered]
+    problems = []
+    if foreign:
+        problems.append(
+            f"folders {', '.join(foreign[:10])} are no classes of the checkpoint ({', '.join(classes[:10])})"
+        )
+    parts = [part for _, _, part in files] if places[0][1] else []
+    if parts and "train" not in parts:
+        problems.append("no image of the training split")
+    target = torch.tensor([numbered.get(name, 0) for _, name, _ in files])
+    return Listing(
+        root, [path for path, _, _ in files], [str(path.relative_to(root)) for path, _, _ in files], target,
+        torch.zeros(len(files), 0, dtype=torch.long), parts, list(classes or found),
+        ["a folder per class, so no bias labels"], problems, without_bias=True,
+    )  # fmt: skip

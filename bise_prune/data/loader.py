@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -109,6 +111,8 @@ class BatchLoader:
         seed: of the shuffling; pass n of equal seeds is equal.
         stratified: whether every batch gets its share of every subgroup, as evenly as whole samples allow.
         shard: (i, n) = of each batch the i-th of n parts, for n processes that share the work.
+        workers: threads that gather and normalise the next batches meanwhile; 0 = none.
+        pin_memory: whether they put them where a GPU can fetch them while it computes.
     """
 
     data: BiasedDataset
@@ -117,6 +121,8 @@ class BatchLoader:
     seed: int = 0
     stratified: bool = False
     shard: tuple[int, int] = (0, 1)
+    workers: int = 0
+    pin_memory: bool = False
     _pass: int = 0
 
     def set_epoch(self, number: int) -> None:
@@ -144,7 +150,30 @@ class BatchLoader:
             yield part[index::count]
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self.data.batch, self.rows())
+        return (batch for _, batch in self.prepared(self.rows()))
+
+    def prepared(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Batch]]:
+        """Each of some batches' sample numbers with the batch, which is made ahead of its turn."""
+        if not self.workers:
+            for rows in parts:
+                yield rows, self._ready(rows)
+            return
+        waiting: deque[tuple[Tensor, Future[Batch]]] = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            for rows in parts:
+                waiting.append((rows, pool.submit(self._ready, rows)))
+                if len(waiting) > self.workers:
+                    first, batch = waiting.popleft()
+                    yield first, batch.result()
+            for first, batch in waiting:
+                yield first, batch.result()
+
+    def _ready(self, rows: Tensor) -> Batch:
+        batch = self.data.batch(rows)
+        if not self.pin_memory:
+            return batch
+        pinned = input_map(batch.input, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+        return batch._replace(input=pinned)
 
 
 def _evenly(order: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -167,6 +196,7 @@ class DataSplits:
         test: to report on; None if there is none.
         classes: class names, if known.
         notes: what a reader of the results should know of the data.
+        without_bias: whether the data have no place for bias labels, so that none were forgotten.
     """
 
     train: BiasedDataset
@@ -174,3 +204,4 @@ class DataSplits:
     test: BiasedDataset | None = None
     classes: Sequence[str] = field(default=())
     notes: Sequence[str] = field(default=())
+    without_bias: bool = False

@@ -1,10 +1,10 @@
-"""A data set by its specification: a folder, a CSV file of texts, or ``NAME[:PATH][,key=value...]``."""
+"""A data set by its specification: a folder, a file, or ``NAME[:PATH][,key=value...]``."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from ..errors import ConfigError, DataError
 from .biased_mnist import load_biased_mnist
 from .celeba import load_celeba
 from .civilcomments import load_civilcomments
+from .columns import ALIASES, Columns
 from .corrupted_cifar10 import load_corrupted_cifar10
 from .digits import load_digits_demo
-from .folder import load_folder
+from .folder import LAYOUTS, load_folder
+from .huggingface import is_saved_dataset, load_huggingface
 from .loader import DataSplits
 from .multi_color_mnist import load_multi_color_mnist
+from .table import read_header
 from .text import Tokenizer, load_text
 
 _NAMED: dict[str, Callable[..., DataSplits]] = {
@@ -29,21 +32,31 @@ _NAMED: dict[str, Callable[..., DataSplits]] = {
     "text": load_text,
 }
 _SOURCES = {"biased_mnist": "MNIST", "multi_color_mnist": "MNIST", "corrupted_cifar10": "CIFAR-10", "celeba": "CelebA"}
-_GIVEN = ("root", "path", "tokenizer")  # what is no option
+_GIVEN = ("root", "path", "tokenizer", "classes")  # what is no option
 
 
 def load_data(
-    specification: str, preprocessing: Mapping[str, Any] | None = None, tokenizer: Tokenizer | None = None
+    specification: str,
+    preprocessing: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    columns: Columns | None = None,
+    classes: Sequence[str] = (),
+    skip_bad: bool = False,
 ) -> DataSplits:
     """Load a data set.
 
     Args:
-        specification: a folder with ``metadata.csv`` (see :func:`bise_prune.data.folder.load_folder`), a ``.csv`` or
-            ``.csv.gz`` file of texts (see :func:`bise_prune.data.text.load_text`), or one of "digits",
+        specification: a folder of images or a CSV file of them (see :func:`bise_prune.data.folder.load_folder`),
+            a ``.csv`` or ``.csv.gz`` file of texts (see :func:`bise_prune.data.text.load_text`), parquet files or what
+            Hugging Face's ``save_to_disk`` has written (see :mod:`bise_prune.data.huggingface`); or one of "digits",
             "biased_mnist:ROOT", "multi_color_mnist:ROOT", "corrupted_cifar10:ROOT", "celeba:ROOT",
             "civilcomments:ROOT", "text:FILE", with options such as ",rho=0.95,seed=1"; lists are written "a+b".
-        preprocessing: ``mean``, ``std`` and ``size`` for a folder's images.
+        preprocessing: ``mean``, ``std`` and ``size`` for images.
         tokenizer: for texts.
+        columns: names of columns, where they are not the usual ones.
+        classes: of the checkpoint, which number names of classes; alphabetical if there are none.
+        skip_bad: whether to go on without images that cannot be read.
 
     Raises:
         DataError: there is no such folder, or it is unfit.
@@ -52,19 +65,48 @@ def load_data(
     >>> len(load_data("digits,samples=1000,seed=3").train)
     1000
     """
-    if specification.endswith((".csv", ".csv.gz")) and not specification.startswith("text:"):
-        specification = f"text:{specification}"
+    columns = columns or Columns()
+    name = specification.partition(",")[0].partition(":")[0]
+    if name in _NAMED:
+        if columns != Columns() and name != "text":
+            raise ConfigError(f"data set '{name}' has no columns to name")
+        return _load_named(specification, tokenizer, columns)
+    path = Path(specification)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # a name that no file system takes
+        is_folder = is_file = False
+    if not is_folder and not is_file:
+        known = ", ".join(f"'{known}'" for known in _NAMED)
+        raise DataError(f"no folder or file at '{specification}', and no data set of that name (known: {known})")
+    try:
+        if is_saved_dataset(path):
+            return load_huggingface(path, preprocessing or {}, tokenizer, columns, classes, skip_bad)
+        if is_folder or _lists_files(path, columns, tokenizer is not None):
+            return load_folder(path, preprocessing or {}, columns, classes, skip_bad)
+    except PermissionError as error:
+        raise DataError(f"cannot read {error.filename or specification}: {error.strerror}") from error
+    if not specification.endswith((".csv", ".csv.gz")):
+        raise DataError(f"{specification} is neither a CSV file nor a parquet file, nor a folder with {LAYOUTS}")
+    return _load_named(f"text:{specification}", tokenizer, columns, classes)
+
+
+def _lists_files(path: Path, columns: Columns, has_tokenizer: bool) -> bool:
+    """Whether a CSV file is of images: it has a column of files, and no texts or nothing to read them with."""
+    if not path.name.endswith((".csv", ".csv.gz")):
+        return False
+    names = {name.strip().lower() for name in read_header(path)}
+    texts = columns.text is not None or names.intersection(ALIASES["text"])
+    files = columns.file is not None or names.intersection(ALIASES["file"])
+    return bool(files) and not (texts and has_tokenizer)
+
+
+def _load_named(
+    specification: str, tokenizer: Tokenizer | None, columns: Columns, classes: Sequence[str] = ()
+) -> DataSplits:
+    """A data set of one of our names."""
     head, *options = specification.split(",")
     name, _, root = head.partition(":")
-    if name not in _NAMED:
-        try:
-            is_folder = Path(specification).is_dir()
-        except (OSError, ValueError):  # a name that no file system takes
-            is_folder = False
-        if not is_folder:
-            known = ", ".join(f"'{known}'" for known in _NAMED)
-            raise DataError(f"no folder at '{specification}', and no data set of that name (known: {known})")
-        return load_folder(Path(specification), preprocessing or {})
     loader = _NAMED[name]
     parameters = inspect.signature(loader).parameters
     arguments: dict[str, Any] = {}
@@ -81,6 +123,10 @@ def load_data(
                 "the checkpoint"
             )
         arguments["tokenizer"] = tokenizer
+    if name == "text":
+        named = {"text": columns.text, "label": columns.label, "split": columns.split}
+        arguments |= {f"{key}_column": value for key, value in named.items()}
+        arguments |= {"bias_columns": columns.bias, "classes": classes}
     for option in options:
         key, _, value = option.partition("=")
         if key not in parameters or key in _GIVEN:

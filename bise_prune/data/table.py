@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
-from .folder import stop_at_problems
 
 
 @dataclass
@@ -19,24 +18,31 @@ class Table:
 
     Attributes:
         path: the file.
-        lines: line number at which each row starts, from 1.
+        lines: where each row starts: its line number, from 1, and the file where there are several.
         columns: a string per row, by column.
         problems: one sentence each.
     """
 
     path: Path
-    lines: list[int]
+    lines: list[str]
     columns: dict[str, list[str]]
     problems: list[str] = field(default_factory=list)
 
     def report(self, what: str, rows: Sequence[int], column: str | None = None) -> None:
         """Add a problem of ``rows``, if there are any; with what stands in ``column``, if given."""
         if rows:
-            where = [str(self.lines[i]) for i in rows[:10]]
+            where = [self.lines[i] for i in rows[:10]]
             if column is not None:
                 values = [self.columns[column][i][:40] for i in rows[:10]]
                 where = [f"{line} ({value!r})" for line, value in zip(where, values, strict=True)]
             self.problems.append(_counted(what, where, len(rows)))
+
+
+def stop_at_problems(where: object, problems: Sequence[str]) -> None:
+    """Raise a DataError that names the first ten problems, if there are any."""
+    if problems:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataError(f"data in {where}: {'; '.join(problems[:10])}{more}")
 
 
 def _counted(what: str, where: Sequence[str], count: int) -> str:
@@ -60,7 +66,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield line, fields
                 line = reader.line_num + 1
     except FileNotFoundError as error:
-        raise DataError(f"no file at {path}; expected a CSV file with columns for text and label") from error
+        raise DataError(f"no file at {path}; expected a CSV file with a header") from error
     except csv.Error as error:
         raise DataError(f"cannot read {path}: the row that starts in line {line}: {error}") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -94,7 +100,7 @@ def read_table(path: Path, names: Sequence[str]) -> Table:
         if len(fields) != len(header):
             ragged.append(line)
             continue
-        table.lines.append(line)
+        table.lines.append(str(line))
         for name, place in places.items():
             table.columns[name].append(fields[place])
     if ragged:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,19 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .folder import LARGEST_LABEL, SPLIT_VALUES, encode_labels, stop_at_problems
+from .columns import PARTS, Chosen, Columns, random_split, read_labels, read_splits
 from .loader import BiasedDataset, DataSplits
-from .table import Table, read_header, read_table
+from .table import Table, read_header, read_table, stop_at_problems
 
-# Column names in use, in order of preference; case does not matter.
-COLUMNS = {
-    "text": ("text", "comment_text", "sentence", "content", "tweet", "comment"),
-    "label": ("label", "y", "target", "toxic", "toxicity", "hateful", "class"),
-    "bias": ("bias", "b", "a", "identity_any", "identity", "spurious", "attribute"),
-    "split": ("split",),
-}
-_SPLIT_NAMES = {**SPLIT_VALUES, "validation": "val", "dev": "val"}
-_PARTS = ("train", "val", "test")
 _CHUNK = 1024  # texts per call of the tokenizer
 
 
@@ -63,6 +53,7 @@ def load_text(
     split_column: str | None = None,
     max_length: int = 220,
     seed: int = 0,
+    classes: Sequence[str] = (),
 ) -> DataSplits:
     """Read a CSV file of texts, and tokenise them once.
 
@@ -76,10 +67,11 @@ def load_text(
         tokenizer: called on lists of texts.
         text_column: of the texts; found among the usual names if None, as are the next three.
         label_column: of the class labels.
-        bias_columns: one per bias, may be empty; if None, at most one column is found.
+        bias_columns: one per bias, may be empty; if None, all called "bias_...", or one of another usual name.
         split_column: train, val or test, or 0, 1, 2.
         max_length: tokens per text, at least 3; what comes after them is cut off.
         seed: of the random split.
+        classes: of the checkpoint, which number names of classes; alphabetical if there are none.
 
     Returns:
         Splits with ``inputs`` of ``input_ids`` and ``attention_mask``, both (N, L), int64, L the longest text's length.
@@ -88,71 +80,52 @@ def load_text(
         DataError: everything wrong with the file: how many rows and which, the first ten by line number.
         ConfigError: ``max_length`` is out of range.
     """
-    names = read_header(path)
-    text, label, biases, split = _choose(path, names, text_column, label_column, bias_columns, split_column)
-    table = read_table(path, [text, label, *biases, *([split] if split else [])])
-    texts = read_texts(table, text)
-    target, classes, notes = _read_labels(table, label)
-    columns = []
-    for name in biases:
-        values, meanings, remarks = _read_labels(table, name)
-        columns.append(values)
-        notes += remarks
-        if not remarks and meanings != [str(i) for i in range(len(meanings))]:
-            notes.append(f"bias '{name}': " + ", ".join(f"{i} = {meaning}" for i, meaning in enumerate(meanings)))
-    bias = torch.stack(columns, 1) if columns else torch.zeros((len(texts), 0), dtype=torch.long)
-    parts = read_splits(table, split) if split else []
-    stop_at_problems(path, table.problems)
-    if split:
-        notes += shared_texts(texts, parts)
+    columns = Columns(label_column, bias_columns, split_column, text=text_column)
+    chosen = columns.chosen(read_header(path), path, "text")
+    table = read_table(path, chosen.names)
+    return text_splits(table, chosen, tokenizer, [], classes=classes, max_length=max_length, seed=seed)
+
+
+def text_splits(
+    table: Table,
+    chosen: Chosen,
+    tokenizer: Tokenizer,
+    parts: Sequence[str],
+    *,
+    classes: Sequence[str] = (),
+    max_length: int = 220,
+    seed: int = 0,
+) -> DataSplits:
+    """:func:`load_text` for a table already read.
+
+    Args:
+        table: with the chosen columns.
+        chosen: which they are.
+        tokenizer: called on lists of texts.
+        parts: train, val or test per row where something else than a column says so.
+        classes: of the checkpoint.
+        max_length: as there.
+        seed: as there.
+    """
+    texts = read_texts(table, chosen.content)
+    labels = read_labels(table, chosen, classes)
+    if not parts and chosen.split:
+        parts = read_splits(table, chosen.split)
+    stop_at_problems(table.path, table.problems)
+    if parts:
+        notes = shared_texts(texts, parts)
     else:
-        parts = _split(texts, torch.cat([target[:, None], bias], 1), seed)
-        notes.append(
+        keys = [_key(text) for text in texts]
+        parts = random_split(keys, torch.cat([labels.target[:, None], labels.bias], 1), seed)
+        notes = [
             f"a random split of 70 % train, 10 % val, 20 % test, stratified by label and bias, seed {seed}; texts that "
             "are equal up to case and spacing are in the same split"
-        )
-    used = [f"text '{text}'", f"label '{label}'", *(f"bias '{name}'" for name in biases)]
-    notes = [f"{path.name}: {len(texts)} texts; columns {', '.join(used)}", *notes]
-    if not biases:
+        ]
+    first = f"{table.path.name}: {len(texts)} texts; columns: text '{chosen.content}', {chosen}"
+    notes = [first, *labels.notes, *notes]
+    if not chosen.biases:
         notes.append("no bias labels")
-    return assemble(texts, tokenizer, max_length, target, bias, parts, classes, notes)
-
-
-# -- columns --------------------------------------------------------------------------------------
-
-
-def _choose(
-    path: Path,
-    names: Sequence[str],
-    text: str | None,
-    label: str | None,
-    biases: Sequence[str] | None,
-    split: str | None,
-) -> tuple[str, str, list[str], str | None]:
-    """The columns of text, label, biases and split: as given, or the first usual name that is not given away."""
-    given = [name for name in (text, label, *(biases or ()), split) if name is not None]
-    twice = sorted({name for name in given if given.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: column {', '.join(map(repr, twice))} is given for more than one purpose")
-    free = {name.strip().lower(): name for name in reversed(names) if name not in given}
-
-    def find(what: str) -> str | None:
-        return next((free[alias] for alias in COLUMNS[what] if alias in free), None)
-
-    text, label, split = text or find("text"), label or find("label"), split or find("split")
-    if biases is None:
-        biases = [name for name in (find("bias"),) if name is not None]
-    missing = [f"'{name}'" for name in given if name not in names]
-    missing += [f"{what} ({', '.join(COLUMNS[what])})" for what, name in (("text", text), ("label", label)) if not name]
-    if missing or text is None or label is None:
-        raise DataError(
-            f"{path} has no column {', no column '.join(missing)}; it has {', '.join(names) or 'none'}: name them with "
-            "text_column, label_column, bias_columns and split_column"
-        )
-    return text, label, list(biases), split
-
-
-# -- values ---------------------------------------------------------------------------------------
+    return assemble(texts, tokenizer, max_length, labels.target, labels.bias, parts, labels.classes, notes)
 
 
 def read_texts(table: Table, column: str) -> list[str]:
@@ -160,63 +133,6 @@ def read_texts(table: Table, column: str) -> list[str]:
     texts = table.columns[column]
     table.report(f"without text in '{column}'", [i for i, text in enumerate(texts) if not text.strip()])
     return texts
-
-
-def read_splits(table: Table, column: str) -> list[str]:
-    """Train, val or test per row; other values ("") and a missing training split are reported."""
-    parts = [_SPLIT_NAMES.get(value.strip().lower(), "") for value in table.columns[column]]
-    unknown = [i for i, part in enumerate(parts) if not part]
-    table.report(f"with an unknown '{column}' (use train, val, test or 0, 1, 2)", unknown, column)
-    if not unknown and "train" not in parts:
-        table.problems.append("no row of the training split")
-    return parts
-
-
-def read_scores(table: Table, column: str, blank: float = math.nan) -> Tensor:
-    """Whether each score is at least .5: (N,), int64. What is not in [0, 1] is reported; empty ones are ``blank``."""
-    scores = [_number(value) if value.strip() else blank for value in table.columns[column]]
-    wrong = [i for i, score in enumerate(scores) if not 0 <= score <= 1]
-    table.report(f"whose score '{column}' is not in [0, 1]", wrong, column)
-    return (torch.tensor(scores, dtype=torch.double) >= 0.5).long()
-
-
-def _read_labels(table: Table, column: str) -> tuple[Tensor, list[str], list[str]]:
-    """Labels (N,) int64, what they mean, and notes; after problems, zeros."""
-    values = [value.strip() for value in table.columns[column]]
-    numbers = [_number(value) for value in values]
-    empty = [i for i, value in enumerate(values) if value.lower() in ("", "nan")]
-    named = sorted({i for i, number in enumerate(numbers) if math.isnan(number)} - set(empty))
-    numeric = [i for i, number in enumerate(numbers) if not math.isnan(number)]
-    table.report(f"without a value in '{column}'", empty)
-    if named and numeric:
-        if len(named) <= len(numeric):
-            table.report(f"whose '{column}' is a name among numbers", named, column)
-        else:
-            table.report(f"whose '{column}' is a number among names", numeric, column)
-    elif not all(numbers[i].is_integer() for i in numeric):
-        wrong = [i for i in numeric if not 0 <= numbers[i] <= 1]
-        table.report(f"whose '{column}', a score since it has fractions, is not in [0, 1]", wrong, column)
-        scores = torch.tensor(numbers, dtype=torch.double)
-        note = f"'{column}' holds scores: 0.5 and above are read as 1"
-        return (scores >= 0.5).long(), [f"{column} < 0.5", f"{column} >= 0.5"], [note]
-    else:
-        wrong = [i for i in numeric if not 0 <= numbers[i] <= LARGEST_LABEL]
-        table.report(f"whose '{column}' is neither a name nor an integer from 0 to {LARGEST_LABEL}", wrong, column)
-        if not empty and not wrong:
-            plain = [str(int(number)) for number in numbers] if numeric else values
-            return *encode_labels(plain, column, table.problems), []
-    return torch.zeros(len(values), dtype=torch.long), [], []
-
-
-def _number(value: str) -> float:
-    """A value as a number, NaN if it is none."""
-    try:
-        return float(value)
-    except ValueError:
-        return math.nan
-
-
-# -- splits ---------------------------------------------------------------------------------------
 
 
 def _key(text: str) -> str:
@@ -231,23 +147,6 @@ def shared_texts(texts: Sequence[str], parts: Sequence[str]) -> list[str]:
         places.setdefault(_key(text), set()).add(part)
     shared = sum(len(found) > 1 for found in places.values())
     return [f"{shared} texts, up to case and spacing, are in more than one split"] if shared else []
-
-
-def _split(texts: Sequence[str], cells: Tensor, seed: int) -> list[str]:
-    """Train, val or test per row, 7:1:2 in every cell (row of ``cells``); a text goes with its first occurrence."""
-    first: dict[str, int] = {}
-    leader = [first.setdefault(_key(text), i) for i, text in enumerate(texts)]
-    leaders = torch.tensor(list(first.values()))
-    _, cell = cells[leaders].unique(dim=0, return_inverse=True)
-    generator = torch.Generator().manual_seed(seed)
-    chosen: dict[int, str] = {}
-    for value in range(int(cell.max()) + 1):
-        rows = leaders[cell == value]
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        ends = [(7 * len(rows) + 5) // 10, (8 * len(rows) + 5) // 10]
-        for part, members in zip(_PARTS, rows.tensor_split(ends), strict=True):
-            chosen.update(dict.fromkeys(members.tolist(), part))
-    return [chosen[i] for i in leader]
 
 
 # -- tokens ---------------------------------------------------------------------------------------
@@ -322,7 +221,7 @@ def assemble(
         notes = [*notes, f"{full} of {len(texts)} texts fill {max_length} tokens; what may come after is cut off"]
     whole = BiasedDataset(inputs, target, bias)
     found = {}
-    for part in _PARTS:
+    for part in PARTS:
         rows = torch.tensor([i for i, value in enumerate(parts) if value == part], dtype=torch.long)
         found[part] = whole.subset(rows) if len(rows) else None
     train = found["train"]

@@ -92,8 +92,8 @@ class BiasHeads:
         inputs = _with_one(features_ND.detach())
         log_p = self._log_probabilities(inputs)
         loss = -(log_p * onehot).sum() / size
-        gradient = log_p.exp_().sub_(onehot).T @ inputs / size
-        self._descend(gradient if num_samples is None else summed(gradient))
+        gradient = log_p.exp_().sub_(onehot).T @ inputs
+        self._descend((gradient if num_samples is None else summed(gradient)).div_(size))
         return loss
 
     def train(
@@ -113,7 +113,7 @@ class BiasHeads:
             order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
             shuffled = (tensor.index_select(0, order).split(batch_size) for tensor in (inputs, onehot))
             for batch, truth in zip(*shuffled, strict=True):
-                self._descend(self._log_probabilities(batch).exp_().sub_(truth).T @ batch / len(batch))
+                self._descend((self._log_probabilities(batch).exp_().sub_(truth).T @ batch).div_(len(batch)))
         copied_from_first(self.state)
 
     def _onehot(self, bias_NK: Tensor) -> Tensor:
@@ -127,9 +127,9 @@ class BiasHeads:
         return torch.cat([part.log_softmax(1) for part in logits_NS.split(self.sizes, 1)], 1)
 
     def _descend(self, gradient: Tensor) -> None:
+        """A step of SGD; ``gradient`` is used up."""
         matrix, velocity = self.state
-        gradient = torch.add(gradient, matrix, alpha=self.weight_decay)
-        velocity = torch.add(gradient, velocity, alpha=self.momentum)
+        velocity = gradient.add_(matrix, alpha=self.weight_decay).add_(velocity, alpha=self.momentum)
         self.state = HeadsState(torch.add(matrix, velocity, alpha=-self.lr), velocity)
 
 

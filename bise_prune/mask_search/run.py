@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,7 +20,7 @@ from ..data.loader import BatchLoader
 from ..distributed import gathered, summed, world
 from ..errors import BiseError, ConfigError, DataError, ModelError
 from ..evaluation import Evaluation, evaluate
-from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in, with_learned_state
+from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in, step_slope, with_learned_state
 from ..subgroups import aligned_values, is_aligned
 from ..tracing import FunctionMode, logits_of, run, trace
 from .cost import GateCost
@@ -42,6 +42,9 @@ _WITHIN = 0.01  # of the budget
 _SUMS = ("objective", "cross_entropy", "mutual_information", "head_cross_entropy")
 
 
+_Inputs = tuple[Input, FunctionMode | None]
+
+
 class _Labels(NamedTuple):
     """Of N samples: y (N,), b (N, K), the weight r (N,), and which are bias-conflicting (N, K)."""
 
@@ -59,10 +62,6 @@ class _Foreseen:
     auxiliary: Tensor
     heads: HeadsState
     slope: Tensor
-
-    def terms_at(self, gates: Tensor) -> Objective:
-        """The terms as a function of the gates."""
-        return self.terms._replace(total=self.terms.total.detach() + (self.slope * (gates - gates.detach())).sum())
 
 
 class SearchRun:
@@ -120,13 +119,14 @@ class SearchRun:
         self.limit = 1.0  # of the cost, at present
         self.num_epochs = len(temperatures(config.anneal_every, config.anneal_factor, config.min_temperature))
         self.prefix = None
-        cacheable = config.batchnorm == "frozen" and not config.compile and isinstance(train_loader, BatchLoader)
+        compiled = config.compile or config.cuda_graphs
+        cacheable = config.batchnorm == "frozen" and not compiled and isinstance(train_loader, BatchLoader)
         if config.cache_bytes and cacheable and isinstance(train_loader, BatchLoader):
             with self._precision():
                 self.prefix = cached_prefix(frozen, record, sites, train_loader, self.device, config.cache_bytes)
         # A GPU would wait to be told what is zero; autocast knows nothing of the layers that spare it.
-        self.sparing = self.device.type == "cpu" and not config.compile and config.precision == "float32"
-        self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
+        self.sparing = self.device.type == "cpu" and not compiled and config.precision == "float32"
+        self.forward = self._compiled() if compiled else self._forward
         self.generator = torch.Generator().manual_seed(config.seed)
         self.passes, self.done, self.sums = 0, 0, torch.zeros(len(_SUMS) + 1, dtype=torch.float64)
         self.history: list[EpochRecord] = []
@@ -151,7 +151,7 @@ class SearchRun:
         needed = len(target) * (self.num_features + len(self.gates.logits)) * self.gates.logits.element_size()
         self.can_remember = (
             config.batchnorm == "frozen"
-            and not config.compile
+            and not compiled
             and isinstance(train_loader, BatchLoader)
             and processes == 1
             and batch_first
@@ -245,8 +245,8 @@ class SearchRun:
         parts: Iterator[Tensor | Batch] = itertools.islice(self._pass(), self.done, None)
         if self.still is not None and not self.flipped.any():
             parts = self._stand_still(self.still, cast(list[Tensor], list(parts)), after_batch)
-        for part in parts:
-            self._step(part)
+        for part, inputs in self._ready(parts):
+            self._step(part, inputs)
             self.done += 1
             after_batch()
         self.gated.eval()
@@ -255,10 +255,9 @@ class SearchRun:
         self.steps, self.done = self.done, 0
         return self._record(epoch, temperature)
 
-    def _step(self, part: Tensor | Batch) -> None:
-        gates = self.gates.flat()
-        gates.retain_grad()
-        logits, features = self.forward(gates.split(self.gates.sizes), *self._inputs(part))
+    def _step(self, part: Tensor | Batch, inputs: _Inputs) -> None:
+        gates = self.gates.flat().detach().requires_grad_()
+        logits, features = self.forward(gates.split(self.gates.sizes), *inputs)
         labels = self._labels(part)
         terms = objective_of(
             reweighted_cross_entropy(logits, labels.target, labels.weight),
@@ -270,7 +269,9 @@ class SearchRun:
             self.pool,
         )
         auxiliary = self.heads.step(features, labels.bias, terms.num_samples if world()[1] > 1 else None)
-        self._descend(gates, terms, auxiliary)
+        self.optimizer.zero_grad()
+        terms.total.backward()
+        self._descend(cast(Tensor, gates.grad), terms, auxiliary)
 
     def _stand_still(
         self, still: StillNetwork, parts: list[Tensor], after_steps: Callable[[], None]
@@ -285,9 +286,8 @@ class SearchRun:
             group = self._group(parts[taken:])
             for step in self._foresee(still, group):
                 self.heads.state = step.heads
-                gates = self.gates.flat()
-                gates.retain_grad()
-                self._descend(gates, step.terms_at(gates), step.auxiliary)
+                self.optimizer.zero_grad()
+                self._descend(step.slope, step.terms, step.auxiliary)
                 taken += 1
                 self.done += 1
                 if self.flipped.any():
@@ -358,31 +358,23 @@ class SearchRun:
             len(self.loader.data), self.num_features, len(self.gates.logits), self.gates.logits.detach()
         )
 
-    def _descend(self, gates: Tensor, terms: Objective, auxiliary: Tensor) -> None:
-        """A step of the masks down J; the heads have made theirs."""
-        total = terms.total
+    def _descend(self, slope: Tensor, terms: Objective, auxiliary: Tensor) -> None:
+        """A step of the masks down J, whose gradient with respect to the gates is ``slope``; the heads made theirs."""
         if self.cost is not None:
-            total = total + self._over_budget(gates)
-        self.optimizer.zero_grad()
-        total.backward()
-        assert gates.grad is not None
-        self._sum_gradients(gates.grad)
+            slope = slope + self._over_budget()
+        logits = self.gates.logits
+        logits.grad = slope * step_slope(logits.detach(), self.gates.temperature)
+        slope = self._sum_gradients(slope)
         self.optimizer.step()
         if self.config.budget is not None:
             self._keep_floor(self.config.budget.layer_floor)
         closed = self._closed()
         self.flipped |= closed != self.closed_before
-        push = gates.grad * torch.where(closed, -1.0, 1.0)
+        push = torch.where(closed, -slope, slope)
         self.pushes += torch.stack([push, push.clamp(min=0)])
         silent = (terms.num_conflicting <= 1).to(self.dtype).mean()
-        shares = [
-            terms.total.detach(),
-            terms.cross_entropy.detach(),
-            terms.mutual_information.detach(),
-            auxiliary,
-            silent,
-        ]
-        self.sums += torch.stack(shares)
+        shares = [terms.total, terms.cross_entropy, terms.mutual_information, auxiliary, silent]
+        self.sums += torch.stack([share.detach() for share in shares])
 
     def _closed(self) -> Tensor:
         return self.gates.logits.detach() < 0
@@ -397,6 +389,21 @@ class SearchRun:
         with self._precision(), gating:
             output = run(self.gated.model, inputs)
         return logits_of(output).to(self.dtype), bottleneck.inputs.pop().flatten(1).to(self.dtype)
+
+    def _compiled(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """:meth:`_forward`, compiled."""
+        if not self.config.cuda_graphs:
+            return torch.compile(self._forward, dynamic=False)
+        if self.device.type != "cuda":
+            raise ConfigError(f"cuda_graphs needs a CUDA device, the network is on {self.device}; use compile instead")
+        graphed = torch.compile(self._forward, dynamic=False, mode="reduce-overhead")
+
+        def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+            torch.compiler.cudagraph_mark_step_begin()
+            logits, features = graphed(*arguments)
+            return logits.clone(), features.clone()  # the next replay writes over them
+
+        return forward
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
@@ -414,14 +421,16 @@ class SearchRun:
             finally:
                 torch.set_float32_matmul_precision(before)
 
-    def _sum_gradients(self, gate_gradient: Tensor) -> None:
+    def _sum_gradients(self, slope: Tensor) -> Tensor:
+        """Sum the gradients over the processes, and that with respect to the gates, which is returned."""
         if world()[1] == 1:
-            return
+            return slope
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        flat = summed(torch.cat([gradient.flatten() for gradient in [*gradients, gate_gradient]]))
-        for gradient in [*gradients, gate_gradient]:
+        flat = summed(torch.cat([gradient.flatten() for gradient in [*gradients, slope]]))
+        for gradient in gradients:
             gradient.copy_(flat[: gradient.numel()].view_as(gradient))
             flat = flat[gradient.numel() :]
+        return flat
 
     def _limit(self, epoch: int) -> float:
         """What the network may cost in an epoch, as a share: the budget, or on the way down to it."""
@@ -431,21 +440,18 @@ class SearchRun:
         way = min(1.0, (epoch - 1) / (budget.descent * self.num_epochs)) if budget.descent else 1.0
         return budget.share + (1 - budget.share) * (1 - way)
 
-    def _over_budget(self, gates: Tensor) -> Tensor:
-        """The term lambda relu(cost(gates) - budget); the cost is computed anew only where a mask has flipped."""
+    def _over_budget(self) -> Tensor:
+        """The gradient of lambda relu(cost(gates) - budget); the cost is computed anew only after a flip."""
         assert self.cost is not None and self.config.budget is not None
-        state = gates.detach().cpu()
+        state = self.gates.flat().detach().cpu()
         if self.cost_at is None or not torch.equal(self.cost_at[0], state):
             leaf = state.double().requires_grad_()
             cost = self.cost(leaf.split(self.gates.sizes))
             (slope,) = torch.autograd.grad(cost, leaf)
-            self.cost_at = (state, float(cost.detach()), slope.to(gates))
+            self.cost_at = (state, float(cost.detach()), slope.to(self.gates.logits))
         _, value, slope = self.cost_at
-        excess = value - self.limit
-        if excess <= 0:
-            return gates.new_zeros(())
         share = 1 / world()[1]  # the gradients are summed over the processes
-        return self.config.budget.weight * share * (excess + (slope * (gates - gates.detach())).sum())
+        return slope * (self.config.budget.weight * share * (value > self.limit))
 
     @torch.no_grad()
     def _keep_floor(self, share: float) -> None:
@@ -573,13 +579,21 @@ class SearchRun:
         else:
             yield from map(as_batch, self.loader)
 
-    def _inputs(self, part: Tensor | Batch) -> tuple[Input, FunctionMode | None]:
+    def _ready(self, parts: Iterable[Tensor | Batch]) -> Iterator[tuple[Tensor | Batch, _Inputs]]:
+        """Batches, each with what the network is to run on; those of a ``BatchLoader`` are made ahead of their turn."""
+        if isinstance(self.loader, BatchLoader) and self.prefix is None:
+            for rows, batch in self.loader.prepared(cast(Iterable[Tensor], parts)):
+                yield rows, self._inputs(batch)
+        else:
+            for part in parts:
+                yield part, self._inputs(part)
+
+    def _inputs(self, part: Tensor | Batch) -> _Inputs:
         """A batch's input on the device, and the mode under which the network is to run on it."""
-        if isinstance(part, Batch):
-            return self._formatted(part.to(self.device).input), None
-        if self.prefix is not None:
+        if isinstance(part, Tensor) and self.prefix is not None:
             return self.prefix.placeholder(len(part)), self.prefix.replaying(part)
-        return self._formatted(cast(BatchLoader, self.loader).data.batch(part).to(self.device).input), None
+        batch = cast(BatchLoader, self.loader).data.batch(part) if isinstance(part, Tensor) else part
+        return self._formatted(batch.to(self.device).input), None
 
     def _labels(self, part: Tensor | Batch) -> _Labels:
         """A batch's labels on the device."""
@@ -619,13 +633,13 @@ class SearchRun:
             if isinstance(loader, BatchLoader):
                 rank, processes = world()
                 numbers = torch.arange(len(loader.data))[rank::processes].split(loader.batch_size)
-                features = [self._bottleneck(rows) for rows in numbers]
+                features = [self._bottleneck(inputs) for _, inputs in self._ready(numbers)]
                 rows = torch.cat(numbers).to(self.device)
                 every, rows = gathered(torch.cat(features)), gathered(rows)
                 found = (every[rows.argsort()], loader.data.target.cpu(), loader.data.bias.cpu())
             else:
                 for batch in map(as_batch, self._pass()):
-                    features.append(self._bottleneck(batch))
+                    features.append(self._bottleneck(self._inputs(batch)))
                     targets.append(batch.target.to(self.device))
                     biases.append(batch.bias.to(self.device))
                 if not features:
@@ -636,8 +650,8 @@ class SearchRun:
             self.features_at = (state, found)
         return found
 
-    def _bottleneck(self, part: Tensor | Batch) -> Tensor:
-        return self.forward(self.gates(), *self._inputs(part))[1]
+    def _bottleneck(self, inputs: _Inputs) -> Tensor:
+        return self.forward(self.gates(), *inputs)[1]
 
 
 def _digest(labels: Tensor, in_order: bool) -> list[Any]:

@@ -1,0 +1,146 @@
+"""Images and their attributes as two NumPy arrays, as LfF and DebiAN keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..errors import DataError
+from .columns import LARGEST_LABEL, PARTS, SPLITS, Columns, random_split
+from .images import MEAN, STD
+from .loader import BiasedDataset, DataSplits
+from .table import stop_at_problems
+
+_IMAGES, _ATTRIBUTES = "images.npy", "attrs.npy"
+_CHUNK = 1024  # images converted at a time
+
+
+def is_array_folder(root: Path) -> bool:
+    """Whether ``root``, or a folder below it that is named like a split, holds the two files."""
+    return bool(_places(root))
+
+
+def load_arrays(root: Path, preprocessing: Mapping[str, Any], columns: Columns | None = None) -> DataSplits:
+    """Read ``images.npy`` and ``attrs.npy``, in ``root`` or in folders ``train``, ``valid`` and ``test`` below it.
+
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W): uint8, which are read as value / 255 and normalised, or floating
+    point, which are fed as they are. Attributes are integers, (N, A): column 0 is the label and column 1 the bias,
+    unless ``columns`` names others by number.
+
+    Args:
+        root: the folder.
+        preprocessing: ``mean``, ``std`` and ``size`` (height, width; uint8 images are resized, bilinear).
+        columns: numbers of the columns of ``attrs.npy``.
+
+    Raises:
+        DataError: everything wrong with the arrays.
+    """
+    columns = columns or Columns()
+    problems: list[str] = []
+    read = [(_read(place, columns, preprocessing, problems), part) for place, part in _places(root).items()]
+    stop_at_problems(root, problems)
+    parts = [(data, part) for data, part in read if data is not None]
+    notes = [f"{root.name}: {sum(len(data) for data, _ in parts)} images from arrays"]
+    found: dict[str, BiasedDataset] = {part: data for data, part in parts if part}
+    if not found:
+        data = parts[0][0]
+        cells = torch.cat([data.target[:, None], data.bias], 1)
+        chosen = random_split(range(len(data)), cells, seed=0)
+        rows = {part: torch.tensor([i for i, p in enumerate(chosen) if p == part], dtype=torch.long) for part in PARTS}
+        found = {part: data.subset(some) for part, some in rows.items() if len(some)}
+        notes.append("a random split of 70 % train, 10 % val, 20 % test, stratified by label and bias, seed 0")
+    if "train" not in found:
+        raise DataError(f"data in {root}: no folder 'train' with {_IMAGES} and {_ATTRIBUTES}")
+    return DataSplits(found["train"], found.get("val"), found.get("test"), (), notes)
+
+
+def _places(root: Path) -> dict[Path, str]:
+    folders = [(root, "")] + [
+        (folder, SPLITS[folder.name.lower()])
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and folder.name.lower() in SPLITS
+    ]
+    found = {f: part for f, part in folders if (f / _IMAGES).is_file() and (f / _ATTRIBUTES).is_file()}
+    return {root: ""} if root in found else found
+
+
+def _read(place: Path, columns: Columns, preprocessing: Mapping[str, Any], problems: list[str]) -> BiasedDataset | None:
+    """One split; None after problems, which are added."""
+    arrays = {}
+    for name in (_IMAGES, _ATTRIBUTES):
+        try:
+            arrays[name] = np.load(place / name, mmap_mode="r" if name == _IMAGES else None, allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            objects = any(word in str(error) for word in ("pickle", "Python objects"))
+            reason = "it holds pickled objects" if objects else str(error).splitlines()[0]
+            problems.append(f"{place / name} cannot be read: {reason}")
+    if len(arrays) < 2:
+        return None
+    before = len(problems)
+    images, attributes = arrays[_IMAGES], arrays[_ATTRIBUTES]
+    attributes = attributes[:, None] if attributes.ndim == 1 else attributes
+    labels = _columns(place / _ATTRIBUTES, attributes, columns, problems)
+    if images.ndim not in (3, 4) or not (images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)):
+        problems.append(
+            f"{place / _IMAGES} is {images.dtype} of shape {images.shape}; expected uint8 or floats, (N, H, W), "
+            "(N, H, W, C) or (N, C, H, W)"
+        )
+    elif len(images) != len(attributes) or not len(images):
+        problems.append(f"{place}: {len(images)} images, but {len(attributes)} rows of attributes")
+    if len(problems) > before or labels is None:
+        return None
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3, 4):
+        images = images[..., :3].transpose(0, 3, 1, 2)
+    if np.issubdtype(images.dtype, np.floating):
+        inputs = torch.from_numpy(np.array(images, dtype=np.float32, order="C"))
+        finite = torch.isfinite(inputs.flatten(1)).all(1)
+        if not bool(finite.all()):
+            first = int((~finite).nonzero()[0])
+            problems.append(
+                f"{place / _IMAGES}: {int((~finite).sum())} images have NaN or infinity, first image {first}"
+            )
+            return None
+        return BiasedDataset(inputs, labels[0], labels[1])
+    inputs = _resized(images, preprocessing.get("size"))
+    mean, std = tuple(preprocessing.get("mean", MEAN)), tuple(preprocessing.get("std", STD))
+    return BiasedDataset(inputs, labels[0], labels[1], mean, std)
+
+
+def _columns(path: Path, attributes: np.ndarray, columns: Columns, problems: list[str]) -> tuple[Tensor, Tensor] | None:
+    """Labels (N,) and biases (N, K)."""
+    biases = columns.bias if columns.bias is not None else ([1] if attributes.shape[1:] > (1,) else [])
+    wanted = [0 if columns.label is None else columns.label, *biases]
+    if attributes.ndim != 2 or not np.issubdtype(attributes.dtype, np.integer):
+        problems.append(f"{path} is {attributes.dtype} of shape {attributes.shape}; expected integers, (N, attributes)")
+        return None
+    unknown = [str(w) for w in wanted if not str(w).isdigit() or int(w) >= attributes.shape[1]]
+    if unknown:
+        problems.append(f"{path} has columns 0 to {attributes.shape[1] - 1}, not {', '.join(unknown)}")
+        return None
+    values = torch.from_numpy(attributes[:, [int(w) for w in wanted]].astype(np.int64))
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= LARGEST_LABEL:
+        problems.append(
+            f"{path}: labels run from {int(values.min())} to {int(values.max())}, expected 0 to {LARGEST_LABEL}"
+        )
+        return None
+    return values[:, 0], values[:, 1:]
+
+
+def _resized(images: np.ndarray, size: Any) -> Tensor:
+    """uint8 images as (N, 3, H, W), gray ones with three equal channels."""
+    shape = tuple(images.shape[2:]) if size is None else (int(size[0]), int(size[1]))
+    found = torch.empty((len(images), 3, *shape), dtype=torch.uint8)
+    for start in range(0, len(images), _CHUNK):
+        part = torch.from_numpy(np.array(images[start : start + _CHUNK], order="C"))
+        if tuple(part.shape[2:]) != shape:
+            part = interpolate(part.float(), shape, mode="bilinear", antialias=True).round_().clamp_(0, 255).byte()
+        found[start : start + len(part)] = part
+    return found

@@ -1,0 +1,223 @@
+"""What the columns of a user's table mean, and their values as labels and splits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .table import Table
+
+# Column names in use, in order of preference; case does not matter.
+ALIASES = {
+    "text": ("text", "comment_text", "sentence", "content", "tweet", "comment"),
+    "file": ("file", "filename", "img_filename", "file_name", "path", "image"),
+    "label": ("label", "y", "target", "toxic", "toxicity", "hateful", "class"),
+    "bias": ("bias", "b", "a", "place", "identity_any", "identity", "spurious", "attribute"),
+    "split": ("split",),
+}
+SPLITS = {
+    "0": "train", "1": "val", "2": "test", "train": "train", "training": "train", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "test": "test",
+}  # fmt: skip
+PARTS = ("train", "val", "test")
+LARGEST_LABEL = 99_999  # a guard against identifiers taken for labels
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; what is None is found among the usual names.
+
+    Attributes:
+        label: of the class labels.
+        bias: one per bias; none at all if empty.
+        split: train, val or test.
+        file: of the images' files.
+        text: of the texts.
+    """
+
+    label: str | None = None
+    bias: Sequence[str] | None = None
+    split: str | None = None
+    file: str | None = None
+    text: str | None = None
+
+    def chosen(self, names: Sequence[str], where: object, content: str) -> Chosen:
+        """The columns to read from a table with these ``names``.
+
+        Args:
+            names: of all columns.
+            where: the table's file, for errors.
+            content: "file" or "text": which column must be there beside the label.
+
+        Raises:
+            DataError: a column is missing, or given for two purposes.
+        """
+        own = self.file if content == "file" else self.text
+        given = [name for name in (own, self.label, *(self.bias or ()), self.split) if name is not None]
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if twice:
+            raise DataError(f"{where}: column {', '.join(map(repr, twice))} is given for more than one purpose")
+        free = {name.strip().lower(): name for name in reversed(names) if name not in given}
+
+        def find(what: str) -> str | None:
+            return next((free[alias] for alias in ALIASES[what] if alias in free), None)
+
+        own, label, split = own or find(content), self.label or find("label"), self.split or find("split")
+        biases = self.bias
+        if biases is None:
+            several = [name for key, name in free.items() if key == "bias" or key.startswith("bias_")]
+            biases = sorted(several, key=list(names).index) or [name for name in (find("bias"),) if name is not None]
+        missing = [f"'{name}'" for name in given if name not in names]
+        missing += [
+            f"{what} ({', '.join(ALIASES[what])})" for what, name in ((content, own), ("label", label)) if not name
+        ]
+        if missing or own is None or label is None:
+            flags = f"--{content}-column, --label-column, --bias-column and --split-column"
+            raise DataError(
+                f"{where} has no column {', no column '.join(missing)}; it has {', '.join(names) or 'none'}: name them "
+                f"with {flags}"
+            )
+        return Chosen(own, label, tuple(biases), split)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns of a table: of files or texts, labels, biases, and splits if there is one."""
+
+    content: str
+    label: str
+    biases: tuple[str, ...]
+    split: str | None
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [self.content, self.label, *self.biases, *([self.split] if self.split else [])]
+
+    def __str__(self) -> str:
+        parts = [f"label '{self.label}'", *(f"bias '{name}'" for name in self.biases)]
+        return ", ".join(parts + ([f"split '{self.split}'"] if self.split else []))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a table says of its N samples; after problems (see ``Table.problems``), zeros.
+
+    Attributes:
+        target: class labels, (N,), int64.
+        bias: bias labels, (N, K), int64.
+        classes: class names.
+        notes: what was understood.
+    """
+
+    target: Tensor
+    bias: Tensor
+    classes: list[str]
+    notes: list[str]
+
+
+def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = ()) -> Labels:
+    """The label and bias columns of a table; problems are added to it.
+
+    Labels are integers from 0; or names, numbered in the order of ``classes``, or alphabetically if there are none; or
+    scores in [0, 1], of which .5 and above are 1.
+
+    Args:
+        table: as read.
+        chosen: its columns.
+        classes: of the checkpoint, if it names them.
+    """
+    target, found, notes = _read_column(table, chosen.label, classes)
+    columns = []
+    for name in chosen.biases:
+        values, meanings, remarks = _read_column(table, name)
+        columns.append(values)
+        notes += remarks
+        if not remarks and meanings != [str(i) for i in range(len(meanings))]:
+            notes.append(f"bias '{name}': " + ", ".join(f"{i} = {meaning}" for i, meaning in enumerate(meanings)))
+    bias = torch.stack(columns, 1) if columns else torch.zeros((len(target), 0), dtype=torch.long)
+    return Labels(target, bias, found, notes)
+
+
+def read_splits(table: Table, column: str) -> list[str]:
+    """Train, val or test per row; other values ("") and a missing training split are reported."""
+    parts = [SPLITS.get(value.strip().lower(), "") for value in table.columns[column]]
+    unknown = [i for i, part in enumerate(parts) if not part]
+    table.report(f"with an unknown '{column}' (use train, val, test or 0, 1, 2)", unknown, column)
+    if not unknown and "train" not in parts:
+        table.problems.append("no row of the training split")
+    return parts
+
+
+def read_scores(table: Table, column: str, blank: float = math.nan) -> Tensor:
+    """Whether each score is at least .5: (N,), int64. What is not in [0, 1] is reported; empty ones are ``blank``."""
+    scores = [_number(value) if value.strip() else blank for value in table.columns[column]]
+    wrong = [i for i, score in enumerate(scores) if not 0 <= score <= 1]
+    table.report(f"whose score '{column}' is not in [0, 1]", wrong, column)
+    return (torch.tensor(scores, dtype=torch.double) >= 0.5).long()
+
+
+def random_split(keys: Sequence[Hashable], cells: Tensor, seed: int) -> list[str]:
+    """Train, val or test per sample, 7:1:2 in every cell (row of ``cells``); equal keys go with their first one."""
+    first: dict[Hashable, int] = {}
+    leader = [first.setdefault(key, i) for i, key in enumerate(keys)]
+    leaders = torch.tensor(list(first.values()))
+    _, cell = cells[leaders].unique(dim=0, return_inverse=True)
+    generator = torch.Generator().manual_seed(seed)
+    chosen: dict[int, str] = {}
+    for value in range(int(cell.max()) + 1):
+        rows = leaders[cell == value]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        ends = [(7 * len(rows) + 5) // 10, (8 * len(rows) + 5) // 10]
+        for part, members in zip(PARTS, rows.tensor_split(ends), strict=True):
+            chosen.update(dict.fromkeys(members.tolist(), part))
+    return [chosen[i] for i in leader]
+
+
+def _read_column(table: Table, column: str, classes: Sequence[str] = ()) -> tuple[Tensor, list[str], list[str]]:
+    """Labels (N,) int64, what they mean, and notes; after problems, zeros."""
+    values = [value.strip() for value in table.columns[column]]
+    numbers = [_number(value) for value in values]
+    empty = [i for i, value in enumerate(values) if value.lower() in ("", "nan")]
+    named = sorted({i for i, number in enumerate(numbers) if math.isnan(number)} - set(empty))
+    numeric = [i for i, number in enumerate(numbers) if not math.isnan(number)]
+    table.report(f"without a value in '{column}'", empty)
+    if named and numeric:
+        if len(named) <= len(numeric):
+            table.report(f"whose '{column}' is a name among numbers", named, column)
+        else:
+            table.report(f"whose '{column}' is a number among names", numeric, column)
+    elif not all(numbers[i].is_integer() for i in numeric):
+        wrong = [i for i in numeric if not 0 <= numbers[i] <= 1]
+        table.report(f"whose '{column}', a score since it has fractions, is not in [0, 1]", wrong, column)
+        scores = torch.tensor(numbers, dtype=torch.double)
+        note = f"'{column}' holds scores: 0.5 and above are read as 1"
+        return (scores >= 0.5).long(), [f"{column} < 0.5", f"{column} >= 0.5"], [note]
+    elif named:
+        names = list(classes) or sorted({values[i] for i in named})
+        numbered = {name: i for i, name in enumerate(names)}
+        foreign = [i for i in named if values[i] not in numbered]
+        table.report(f"whose '{column}' is no class of the checkpoint ({', '.join(names[:10])})", foreign, column)
+        if not empty and not foreign:
+            return torch.tensor([numbered[value] for value in values]), names, []
+    else:
+        wrong = [i for i in numeric if not 0 <= numbers[i] <= LARGEST_LABEL]
+        table.report(f"whose '{column}' is neither a name nor an integer from 0 to {LARGEST_LABEL}", wrong, column)
+        if not empty and not wrong:
+            found = torch.tensor([int(number) for number in numbers])
+            count = int(found.max()) + 1
+            return found, list(classes) if len(classes) >= count else [str(i) for i in range(count)], []
+    return torch.zeros(len(values), dtype=torch.long), [], []
+
+
+def _number(value: str) -> float:
+    """A value as a number, NaN if it is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,163 @@
+"""Parquet files and data sets that the package ``datasets`` has saved: images or texts, with their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .columns import SPLITS, Columns, read_labels, read_splits
+from .images import Listing, splits_of
+from .loader import DataSplits
+from .table import Table
+from .text import Tokenizer, text_splits
+
+_SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
+_HINT = "pip install 'bise-prune[datasets]'"
+
+
+@dataclass
+class _Rows:
+    """Columns as Python values, the split of each row where it is known, and names of class labels by column."""
+
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether ``path`` is a parquet file, a folder of such files, or what ``save_to_disk`` has written."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    return any((path / name).is_file() for name in _SAVED) or any(path.glob("*.parquet"))
+
+
+def load_huggingface(
+    path: Path,
+    preprocessing: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    columns: Columns | None = None,
+    classes: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> DataSplits:
+    """Read rows with an image (a struct of bytes and path, or a path) or a text, a label and biases.
+
+    Splits are those of a saved ``DatasetDict``, the first word of parquet files' names (train-00000-of-00001), or a
+    column; without any, a random one.
+
+    Args:
+        path: a ``.parquet`` file, a folder of them, or a folder written by ``save_to_disk``.
+        preprocessing: of images.
+        tokenizer: of texts.
+        columns: names of columns.
+        classes: of the checkpoint.
+        skip_bad: whether to go on without images that cannot be read.
+
+    Raises:
+        DataError: a package is missing, or everything wrong with the data.
+    """
+    columns = columns or Columns()
+    saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
+    rows = _saved(path) if saved else _parquet(path)
+    texts = tokenizer is not None and columns.file is None
+    chosen = columns.chosen(list(rows.columns), path, "text" if texts else "file")
+    if not rows.columns[chosen.label]:
+        raise DataError(f"{path} has no rows")
+    count = len(rows.columns[chosen.label])
+    table = Table(path, [f"{i}" for i in range(1, count + 1)], {})
+    for name in chosen.names:
+        if name != chosen.content or texts:
+            names = rows.classes.get(name, [])
+            table.columns[name] = [_written(value, names) for value in rows.columns[name]]
+    parts = rows.parts if any(rows.parts) else read_splits(table, chosen.split) if chosen.split else []
+    if parts and "" not in parts and "train" not in parts and not table.problems:
+        table.problems.append("no row of the training split")
+    if texts:
+        assert tokenizer is not None
+        return text_splits(table, chosen, tokenizer, parts)
+    numbering = classes or rows.classes.get(chosen.label, ())
+    labels = read_labels(table, chosen, numbering)
+    sources, names = [], []
+    for i, value in enumerate(rows.columns[chosen.content]):
+        source, name = _source(value, path)
+        sources.append(source)
+        names.append(name or f"the image of row {i + 1}")
+    listing = Listing(
+        path, sources, names, labels.target, labels.bias, parts, labels.classes,
+        [f"columns: {chosen}", *labels.notes], table.problems,
+    )  # fmt: skip
+    return splits_of(listing, preprocessing, skip_bad)
+
+
+def _written(value: Any, names: Sequence[str]) -> str:
+    """A cell as a CSV file would have it; class labels by their names."""
+    if value is None:
+        return ""
+    if names and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _source(value: Any, path: Path) -> tuple[Path | bytes, str]:
+    """An image's file or bytes, and its name."""
+    folder = path if path.is_dir() else path.parent
+    if isinstance(value, Mapping):
+        name = str(value.get("path") or "")
+        return (value["bytes"], name) if value.get("bytes") else (folder / (name or "without an image"), name)
+    if isinstance(value, bytes):
+        return value, ""
+    return folder / str(value), str(value)
+
+
+def _parquet(path: Path) -> _Rows:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(f"{path}: parquet files need the package pyarrow: {_HINT}") from error
+    rows = _Rows()
+    for file in [path] if path.is_file() else sorted(path.glob("*.parquet")):
+        try:
+            table = pyarrow.parquet.read_table(file)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
+        word = file.stem.split("-")[0].lower()
+        _extend(rows, table.to_pydict(), "" if word.isdigit() else SPLITS.get(word, ""), table.num_rows, file)
+        meta = (table.schema.metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(meta).get("info", {}).get("features", {})
+        rows.classes |= {name: f["names"] for name, f in features.items() if isinstance(f, dict) and "names" in f}
+    return rows
+
+
+def _saved(path: Path) -> _Rows:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{path} was saved by the package datasets, which is needed to read it: {_HINT}") from error
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"cannot read {path}: {reason}") from error
+    rows = _Rows()
+    for part, data in found.items() if isinstance(found, dict) else [("", found)]:
+        if part and part not in SPLITS:
+            continue  # such as "unsupervised"
+        for name, feature in data.features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                rows.classes[name] = list(feature.names)
+            if isinstance(feature, datasets.Image):
+                data = data.cast_column(name, datasets.Image(decode=False))
+        _extend(rows, data.to_dict(), SPLITS.get(part, ""), len(data), path)
+    return rows
+
+
+def _extend(rows: _Rows, columns: Mapping[str, list[Any]], part: str, count: int, where: Path) -> None:
+    if rows.columns and set(rows.columns) != set(columns):
+        raise DataError(f"{where} has the columns {', '.join(columns)}, what was read before {', '.join(rows.columns)}")
+    for name, values in columns.items():
+        rows.columns.setdefault(name, []).extend(values)
+    rows.parts += [part] * count

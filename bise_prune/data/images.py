@@ -1,0 +1,291 @@
+"""Image files as one array: checked, decoded once, and sorted into splits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import DataError
+from .columns import PARTS, random_split
+from .loader import BiasedDataset, DataSplits
+from .table import stop_at_problems
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, where nothing else is known
+_ORIENTATION = 0x0112
+_REMARKS = {
+    "alpha": "images have an alpha channel, which was dropped",
+    "deep": "images have 16 bits per channel, which were scaled to 8",
+    "turned": "images carry an EXIF rotation and were turned upright",
+    "constant": "images have one colour throughout",
+}
+
+
+@dataclass
+class Listing:
+    """Images as somebody's folder lists them, with their labels.
+
+    Attributes:
+        root: the folder.
+        sources: per image its file, or what one holds.
+        names: per image a name for messages.
+        target: class labels, (N,), int64.
+        bias: bias labels, (N, K), int64; K = 0 where none are known.
+        parts: train, val or test per image; empty if nothing says which.
+        classes: class names.
+        notes: what was understood.
+        problems: what is wrong, one sentence each.
+        without_bias: whether this kind of folder has no place for bias labels.
+    """
+
+    root: Path
+    sources: Sequence[Path | bytes]
+    names: Sequence[str]
+    target: Tensor
+    bias: Tensor
+    parts: Sequence[str]
+    classes: Sequence[str] = ()
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    without_bias: bool = False
+
+
+def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool = False, seed: int = 0) -> DataSplits:
+    """Decode the images and sort them into splits.
+
+    Without a split per image, 70 % are for training, 10 % for validation and 20 % for testing, stratified by label and
+    bias labels; images of equal pixels stay together.
+
+    Args:
+        listing: which images.
+        preprocessing: ``mean`` and ``std`` per channel (ImageNet's if missing) and ``size`` (height, width) to resize
+            to (the images' own if missing; they must then agree).
+        skip_bad: whether to go on without the images that cannot be read.
+        seed: of the random split.
+
+    Raises:
+        DataError: everything wrong with the listing and its images, the first ten problems by name.
+    """
+    order = sorted(range(len(listing.parts)), key=lambda i: (*PARTS, "").index(listing.parts[i]))  # splits stay views
+    order = order or list(range(len(listing.sources)))
+    decoded = read_images(
+        listing.root,
+        [listing.sources[i] for i in order],
+        preprocessing.get("size"),
+        [listing.names[i] for i in order],
+        skip_bad,
+    )
+    problems = [*listing.problems, *decoded.problems]
+    stop_at_problems(listing.root, problems)
+    rows = torch.tensor([order[i] for i in decoded.rows], dtype=torch.long)
+    target, bias = listing.target[rows], listing.bias[rows]
+    notes = [*listing.notes, *decoded.notes]
+    if listing.parts:
+        parts = [listing.parts[i] for i in rows.tolist()]
+        shared = _in_several_splits(decoded.digests, parts)
+        if shared:
+            notes.append(f"{shared} different images are in more than one split, pixel by pixel")
+    else:
+        parts = random_split(decoded.digests, torch.cat([target[:, None], bias], 1), seed)
+        notes.append(
+            f"a random split of 70 % train, 10 % val, 20 % test, stratified by label and bias, seed {seed}; equal "
+            "images are in the same split"
+        )
+    if "train" not in parts:
+        raise DataError(f"data in {listing.root}: no image of the training split is left")
+    height, width = decoded.images.shape[2:]
+    notes.insert(0, f"{listing.root.name}: {len(rows)} images of {height}x{width}")
+    mean, std = tuple(preprocessing.get("mean", MEAN)), tuple(preprocessing.get("std", STD))
+    found = {}
+    for part in PARTS:
+        chosen = torch.tensor([i for i, value in enumerate(parts) if value == part], dtype=torch.long)
+        if not len(chosen):
+            continue
+        first, last = int(chosen[0]), int(chosen[-1])
+        whole = last - first + 1 == len(chosen)
+        inputs = decoded.images[first : last + 1] if whole else decoded.images[chosen]
+        found[part] = BiasedDataset(inputs, target[chosen], bias[chosen], mean, std)
+    return DataSplits(found["train"], found.get("val"), found.get("test"), listing.classes, notes, listing.without_bias)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images in one array.
+
+    Attributes:
+        images: (M, 3, H, W), uint8, in a temporary file of their own that vanishes with the tensor.
+        rows: which of the sources the M images are.
+        digests: per image, equal for equal pixels.
+        problems: of the other sources, unless they were to be skipped.
+        notes: what was done to the images.
+    """
+
+    images: Tensor
+    rows: Sequence[int]
+    digests: Sequence[bytes]
+    problems: Sequence[str]
+    notes: Sequence[str]
+
+
+def decode_images(root: Path, files: Sequence[Path], size: Sequence[int] | None) -> Tensor:
+    """All images of a folder as (N, 3, H, W), uint8.
+
+    Raises:
+        DataError: the first ten files that are missing or cannot be read.
+    """
+    decoded = read_images(root, files, size, [file.name for file in files])
+    stop_at_problems(root, decoded.problems)
+    return decoded.images
+
+
+def read_images(
+    root: Path,
+    sources: Sequence[Path | bytes],
+    size: Sequence[int] | None,
+    names: Sequence[str],
+    skip_bad: bool = False,
+) -> Decoded:
+    """Decode images: gray ones get three equal channels, alpha goes, 16 bits become 8, EXIF rotations are undone.
+
+    Args:
+        root: where they are, for messages.
+        sources: files, or what they hold.
+        size: height and width to resize to (bilinear); the images' own, which must agree, if None.
+        names: of the images, for messages.
+        skip_bad: whether what cannot be read is left out and counted, instead of being a problem.
+
+    Raises:
+        DataError: there is no room for the decoded images.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are problems here, not warnings
+        shape = (int(size[0]), int(size[1])) if size is not None else _common_shape(sources)
+        array = _file_backed(root, (len(sources), 3, *shape))
+
+        def read(i: int) -> tuple[str, set[str], bytes]:
+            try:
+                pixels, remarks = _pixels(sources[i], shape, resize=size is not None)
+            except FileNotFoundError:
+                return f"{names[i]} is missing", set(), b""
+            except _UnfitError as error:
+                return f"{names[i]} {error}", set(), b""
+            except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+                return f"{names[i]} is unreadable ({type(error).__name__})", set(), b""
+            array[i] = pixels
+            return "", remarks, hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+
+        with ThreadPoolExecutor() as pool:
+            results = list(pool.map(read, range(len(sources))))
+    problems = [problem for problem, _, _ in results if problem]
+    rows = [i for i, (problem, _, _) in enumerate(results) if not problem]
+    remarks = Counter(remark for _, found, _ in results for remark in found)
+    notes = [f"{remarks[remark]} {text}" for remark, text in _REMARKS.items() if remarks[remark]]
+    if rows and remarks["constant"] == len(rows):
+        problems.append("every image has one colour throughout, so there is nothing to see in them")
+    elif skip_bad and problems:
+        more = ", ..." if len(problems) > 10 else ""
+        notes.append(f"{len(problems)} images were left out: {'; '.join(problems[:10])}{more}")
+        problems = [] if rows else problems
+    for place, row in enumerate(rows):  # what was left out leaves no gaps
+        if place != row:
+            array[place] = array[row]
+    return Decoded(torch.from_numpy(array[: len(rows)]), rows, [results[i][2] for i in rows], problems, notes)
+
+
+class _UnfitError(Exception):
+    """An image that could be decoded, but not used."""
+
+
+def _pixels(source: Path | bytes, shape: tuple[int, int], resize: bool) -> tuple[np.ndarray, set[str]]:
+    """An image as (3, H, W), uint8, and what is to be remarked of it."""
+    remarks = set()
+    with _opened(source) as image:
+        if image.mode.startswith(("I", "F")):
+            if image.mode == "F":
+                raise _UnfitError("holds floating-point values, not colours")
+            deep = np.asarray(image, dtype=np.int64)
+            if deep.max(initial=0) > 65535 or deep.min(initial=0) < 0:
+                raise _UnfitError("holds values outside [0, 65535]")
+            if deep.max(initial=0) > 255 or image.mode != "I":
+                remarks.add("deep")
+                deep = deep // 257
+            upright: Image.Image = Image.fromarray(deep.astype(np.uint8))
+        else:
+            if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+                remarks.add("turned")
+            upright = ImageOps.exif_transpose(image)
+            if "A" in upright.getbands() or "transparency" in upright.info:
+                remarks.add("alpha")
+                upright = upright.convert("RGBA")
+        rgb = upright.convert("RGB")
+        if not resize and (rgb.height, rgb.width) != shape:
+            raise _UnfitError(
+                f"is {rgb.height}x{rgb.width}, the first image {shape[0]}x{shape[1]}: give a --size to resize to"
+            )
+        if rgb.size != shape[::-1]:
+            rgb = rgb.resize(shape[::-1], Image.Resampling.BILINEAR)
+    pixels = np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+    if (pixels == pixels[:, :1, :1]).all():
+        remarks.add("constant")
+    return pixels, remarks
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Image.DecompressionBombError:
+        raise _UnfitError("has so many pixels that it may be a decompression bomb") from None
+    except UnidentifiedImageError:
+        raise _UnfitError("is unreadable (no image format that is known)") from None
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        image.close()
+        raise _UnfitError(f"has {image.height}x{image.width} pixels, so many that it may be a decompression bomb")
+    return image
+
+
+def _common_shape(sources: Sequence[Path | bytes]) -> tuple[int, int]:
+    """Height and width of the first image that can be opened."""
+    for source in sources:
+        try:
+            with _opened(source) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                return (image.width, image.height) if turned else (image.height, image.width)
+        except (_UnfitError, OSError, ValueError, SyntaxError):
+            continue
+    return 1, 1  # all of them will be reported
+
+
+def _file_backed(root: Path, shape: tuple[int, ...]) -> np.ndarray:
+    needed = int(np.prod(shape, dtype=np.int64))
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"data in {root}: decoded, {shape[0]} images of {shape[2]}x{shape[3]} take {needed / 1e9:.1f} GB, but "
+            f"{folder} has {free / 1e9:.1f} GB left; set TMPDIR to another disk, or give a smaller --size"
+        )
+    try:
+        with tempfile.TemporaryFile() as file:
+            return np.memmap(file, np.uint8, "w+", shape=shape) if needed else np.zeros(shape, np.uint8)
+    except OSError as error:
+        raise DataError(f"data in {root}: no room in {folder} to decode images to: {error.strerror}") from error
+
+
+def _in_several_splits(digests: Sequence[bytes], parts: Sequence[str]) -> int:
+    places: dict[bytes, set[str]] = {}
+    for digest, part in zip(digests, parts, strict=True):
+        places.setdefault(digest, set()).add(part)
+    return sum(len(found) > 1 for found in places.values())
