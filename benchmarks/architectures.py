@@ -191,10 +191,11 @@ def markdown(record: dict[str, Any]) -> str:
     columns = (
         "Told = what the dense weights were taken for; where they were not, or not for one network alone, the "
         "architecture was named for the rest of the row. Seconds = loading a dense file, and all of pruning, saving "
-        "and loading, beside other work. Gone = the share of parameters that pruning removed; edited = function calls that it changed. "
-        "A slim file names its architecture, which the widths no longer tell. googlenet and inception_v3 have "
-        "auxiliary heads when torchvision builds them untrained, and none when it loads published weights. Settings "
-        "that leave no trace in the weights cannot be told, such as transform_input, which torchvision switches on for "
+        "and loading, beside other work. Gone = the share of parameters that pruning removed; edited = function "
+        "calls that it changed. A slim file names its architecture, which the widths no longer tell. googlenet and "
+        "inception_v3 have auxiliary heads when torchvision builds them untrained, and none when it loads published "
+        "weights. Settings that leave no trace in the weights cannot be told, such as transform_input, which "
+        "torchvision switches on for "
         "the published weights of these two."
     )
     lines = ["# Architectures told from the weights", "", "Written by `python benchmarks/architectures.py --markdown`"]

@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
-from .batch import Batch, Input, input_map
+from .batch import Batch, Input, as_batch, input_map
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,29 @@ class BiasedDataset:
                 f"{', '.join(map(str, sorted(sizes)))} inputs, {len(self.target)} targets and bias labels of shape "
                 f"{tuple(self.bias.shape)} do not belong together"
             )
+
+    @classmethod
+    def collected(cls, source: Iterable[Any] | Dataset[Any]) -> BiasedDataset:
+        """All samples of somebody's data set or loader in memory, so that what no mask changes is computed once.
+
+        Args:
+            source: a map-style ``Dataset`` whose samples have the fields ``input``, ``target`` and ``bias``, or any
+                iterable of batches of them.
+
+        Raises:
+            DataError: a field is missing, or there is no sample.
+        """
+        batches = DataLoader(source, 256) if isinstance(source, Dataset) else source
+        parts = [as_batch(raw) for raw in batches]
+        if not parts:
+            raise DataError("there is no sample to collect")
+        first = parts[0].input
+        inputs: Input
+        if isinstance(first, Tensor):
+            inputs = torch.cat([cast(Tensor, part.input) for part in parts])
+        else:
+            inputs = {name: torch.cat([cast(dict[str, Tensor], part.input)[name] for part in parts]) for name in first}
+        return cls(inputs, torch.cat([part.target for part in parts]), torch.cat([part.bias for part in parts]))
 
     def __len__(self) -> int:
         return len(self.target)
