@@ -4,12 +4,13 @@
     python benchmarks/architectures.py --names resnet18 "googlenet(aux_logits=False)"
     python benchmarks/architectures.py --markdown          docs/architectures.md from the record
 
-Protocol: each network has seven classes and random weights, norms and statistics, in float32 and at full size. Dense:
-the bare state dict is saved as weights.pt and loaded without naming the architecture. Slim: random masks close 40 % of
-the channels in the paper's placement, tensors of different widths are expanded, and the slim network, with the
-architecture that was told from the dense weights, is saved and loaded as safetensors. Error = largest logit difference
-to the network that was saved, two random images. Each network has a process of its own, on one thread; a slim half
-that takes more than two minutes is left out. Writes benchmarks/records/architectures.json.
+Protocol: each network has seven classes and random weights, in float32 and at full size; batch-norm statistics are
+those of two random images, for with random ones some networks hardly see their input. Dense: the bare state dict is
+saved as weights.pt and loaded without naming the architecture. Slim: random masks close 40 % of the channels in the
+paper's placement, tensors of different widths are expanded, and the slim network, with the architecture that was told
+from the dense weights, is saved and loaded as safetensors. Error = largest logit difference to the network that was
+saved, on the two images; spread = that between the images. Each network has a process of its own, on one thread; a
+slim half that takes more than two minutes is left out. Writes benchmarks/records/architectures.json.
 """
 
 from __future__ import annotations
@@ -122,8 +123,9 @@ def _dense(name: str, path: Path) -> tuple[dict[str, Any], nn.Module, Checkpoint
     size = 224 if arch.startswith(("vit", "maxvit")) else 96 if arch == "inception_v3" else 64
     images = torch.randn(2, 3, size, size)
     row: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters()), "image": size}
+    _settle(model.eval(), images)
     with torch.no_grad():
-        expected = model.eval()(images)
+        expected = model(images)
     torch.save(dict(model.state_dict()), path)  # not an OrderedDict with its modules' versions
     del model
     start = time.perf_counter()
@@ -138,6 +140,17 @@ def _dense(name: str, path: Path) -> tuple[dict[str, Any], nn.Module, Checkpoint
         loaded, found = load_model(path, name)
     row["seconds"] = time.perf_counter() - start
     return row | _difference(loaded, expected, images), loaded, found, images
+
+
+def _settle(model: nn.Module, images: Tensor) -> None:
+    """Batch-norm statistics of the images."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        model(images)
+    model.eval()
 
 
 def _slim(model: nn.Module, dense: Checkpoint, images: Tensor, path: Path) -> dict[str, Any]:
@@ -162,7 +175,7 @@ def _slim(model: nn.Module, dense: Checkpoint, images: Tensor, path: Path) -> di
 def _difference(model: nn.Module, expected: Tensor, images: Tensor) -> dict[str, float]:
     with torch.no_grad():
         error = (model(images) - expected).abs().max()
-    return {"max_abs_error": float(error), "max_abs_logit": float(expected.abs().max())}
+    return {"max_abs_error": float(error), "spread": float((expected[0] - expected[1]).abs().max())}
 
 
 def totals(rows: dict[str, Any]) -> dict[str, int]:
@@ -185,18 +198,17 @@ def markdown(record: dict[str, Any]) -> str:
         f"Of {count['networks']} networks, {count['told']} are told from their weights with the right number of "
         f"classes and give the very same logits, {count['ambiguous']} are ambiguous and {count['not told']} are not "
         f"told; {count['slim']} slim networks come back from their files with the very same logits, "
-        f"{count['slim left out']} were left out; {count['failed']} failures (commit {record['commit']}). "
+        f"{count['slim left out']} were left out; {count['failed']} failed (commit {record['commit']}). "
         f"The first look at all names takes {record['first_look_s']:.1f} s of a process and is not in the seconds."
     )
     columns = (
-        "Told = what the dense weights were taken for; where they were not, or not for one network alone, the "
-        "architecture was named for the rest of the row. Seconds = loading a dense file, and all of pruning, saving "
-        "and loading, beside other work. Gone = the share of parameters that pruning removed; edited = function "
-        "calls that it changed. A slim file names its architecture, which the widths no longer tell. googlenet and "
-        "inception_v3 have auxiliary heads when torchvision builds them untrained, and none when it loads published "
-        "weights. Settings that leave no trace in the weights cannot be told, such as transform_input, which "
-        "torchvision switches on for "
-        "the published weights of these two."
+        "Told = what the dense weights were taken for; where they were not, the architecture was named for the rest "
+        "of the row. Seconds = loading a dense file, and all of pruning, saving and loading, beside other work. Gone = "
+        "the share of parameters that pruning removed; edited = function calls that it changed. A slim file names its "
+        "architecture, which its widths no longer tell. googlenet and inception_v3 have auxiliary heads when "
+        "torchvision builds them untrained, and none when it loads published weights. Settings that leave no trace in "
+        "the weights cannot be told, such as transform_input, which torchvision switches on for the published weights "
+        "of these two."
     )
     lines = ["# Architectures told from the weights", "", "Written by `python benchmarks/architectures.py --markdown`"]
     lines[-1] += f" from [the record](../benchmarks/records/architectures.json), made by `{record['command']}`."
@@ -204,24 +216,27 @@ def markdown(record: dict[str, Any]) -> str:
         lines += ["", *textwrap.wrap(text, 120, break_on_hyphens=False)]
     lines += [
         "",
-        "| network | parameters, millions | told | error | seconds | slim: gone, % | edited | error | seconds |",
+        "| network | parameters, millions | told | spread | error | seconds | slim: gone, % | edited | spread",
     ]
-    lines += ["| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines[-1] += " | error | seconds |"
+    lines += ["| --- | ---: | --- |" + " ---: |" * 8]
     return "\n".join([*lines, *(_markdown_row(name, rows[name]) for name in sorted(rows))]) + "\n"
 
 
 def _markdown_row(name: str, row: dict[str, Any]) -> str:
     dense, slim = row["dense"], row.get("slim", {})
-    if "params" not in dense:
-        return f"| {name} | | {dense.get('failed') or dense['left_out']} | | | | | | |"
-    told = dense.get("not_told") or dense.get("told") or f"one of {', '.join(dense['candidates'])}"
-    cells = [f"{dense['params'] / 1e6:.1f}", told, f"{dense['max_abs_error']:.0e}", f"{dense['seconds']:.1f}"]
-    if "sparsity" in slim:
-        cells += [f"{slim['sparsity'] * 100:.1f}", str(slim["edited_calls"]), f"{slim['max_abs_error']:.0e}"]
-        cells.append(f"{slim['seconds']:.1f}")
-    else:
-        cells += [slim.get("failed") or slim.get("left_out", ""), "", "", ""]
-    return f"| {name} | {' | '.join(cells)} |"
+    told = dense.get("told") or "one of " * ("candidates" in dense) + ", ".join(dense.get("candidates", ["no"]))
+    cells = [f"{dense['params'] / 1e6:.1f}", told] if "params" in dense else ["", ""]
+    cells += _cells(dense)
+    cells += [f"{slim['sparsity'] * 100:.1f}", str(slim["edited_calls"])] if "sparsity" in slim else ["", ""]
+    return f"| {name} | {' | '.join([*cells, *_cells(slim)])} |"
+
+
+def _cells(half: dict[str, Any]) -> list[str]:
+    """Spread, error and seconds, or why there are none."""
+    if "seconds" not in half:
+        return ["", half.get("failed") or half.get("left_out", ""), ""]
+    return [f"{half['spread']:.2g}", f"{half['max_abs_error']:.0e}", f"{half['seconds']:.1f}"]
 
 
 if __name__ == "__main__":

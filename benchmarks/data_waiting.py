@@ -6,7 +6,7 @@ Protocol: JPEG files of 224 x 224 in a folder with metadata.csv, loaded as a run
 file-backed array), and steps of a search on torchvision's ResNet-18 in batches of 100, on one core, with the given
 numbers of threads that make batches ahead. Waiting is the time between asking for a batch and having it; its share is
 waiting / (waiting + stepping), over all steps but the first. The images are drawn from a seed, half noise, so that they
-compress and decode as photographs do (about 25 kB each).
+compress and decode as photographs do (about 19 kB each).
 Writes benchmarks/records/data_waiting.json.
 """
 

@@ -146,7 +146,7 @@ def warnings_of(
 ) -> list[str]:
     """What a reader of the results must know, in words."""
     splits = session.splits
-    notes = list(session.pseudo.warnings) if session.pseudo is not None else []
+    notes = [*splits.warnings, *(session.pseudo.warnings if session.pseudo is not None else ())]
     if session.pseudo is not None:
         notes.append("bias labels are pseudo labels: figures on subgroups of training and validation data rest on them")
     conflicting = []

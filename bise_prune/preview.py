@@ -54,6 +54,7 @@ def preview(config: RunConfig, progress: Progress | None = None) -> dict[str, An
             "classes": list(splits.classes),
             "input": list(session.example.shape[1:]) if isinstance(session.example, Tensor) else list(session.example),
             "notes": list(splits.notes),
+            "warnings": list(splits.warnings),
         },
         "biases": _biases(session),
         "gates": [{"name": s.name, "channels": s.num_channels} for s in sites],
@@ -139,6 +140,8 @@ def preview_tables(record: dict[str, Any]) -> Group:
         )
     for note in (*about["notes"], *data["notes"]):
         summary.add_row("note", note)
+    for warning in data["warnings"]:
+        summary.add_row("warning", warning)
     return Group(summary, *(_bias_table(k, bias, data["classes"]) for k, bias in enumerate(record["biases"])))
 
 

@@ -140,3 +140,11 @@ def test_text():
     for figures in rows.values():
         assert cell(figures["worst_group"]) in README
         assert max(figures.get("max_abs_error", {"values": [0]})["values"]) < 1e-9
+
+
+def test_data_waiting():
+    table = record("data_waiting")
+    shares = {workers: figures["share"] for workers, figures in table["waiting"].items()}
+    assert table["images"] == 10_000 and max(shares.values()) < 0.05
+    assert f"{shares['1'] * 100:.1f} %" in README and f"{shares['0'] * 100:.1f} %" in README
+    assert f"decoded once ({table['loading_seconds']:.0f} s" in README

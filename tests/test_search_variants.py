@@ -15,6 +15,7 @@ from bise_prune.config import Budget
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import BiseError, ConfigError, DataError, ModelError
 from bise_prune.mask_search import SearchInterrupted, closed
+from bise_prune.mask_search.forward import MaskedForward
 from bise_prune.mask_search.heads import BiasHeads
 from bise_prune.mask_search.mutual_information import JointPool, bias_information, information, joint_sums
 from bise_prune.mask_search.prefix import cached_prefix
@@ -216,7 +217,7 @@ def test_a_search_that_spares_closed_channels_finds_the_same(name, monkeypatch):
 def test_a_network_that_stands_still_is_run_once_per_sample(options, monkeypatch):
     model = network("simple_convnet").double()
     options = dict(anneal_every=6, min_temperature=0.02, head_epochs=2, mask_lr=0.1, early_stop=False, **options)
-    forward, epoch = SearchRun._forward, SearchRun.mask_epoch
+    forward, epoch = MaskedForward.plain, SearchRun.mask_epoch
 
     def run(remember):
         samples = []
@@ -229,7 +230,7 @@ def test_a_network_that_stands_still_is_run_once_per_sample(options, monkeypatch
             self.can_remember = remember
             return epoch(self, *arguments)
 
-        monkeypatch.setattr(SearchRun, "_forward", counted)
+        monkeypatch.setattr(MaskedForward, "plain", counted)
         monkeypatch.setattr(SearchRun, "mask_epoch", forgetful)
         loader = BatchLoader(_double(biased_data(n=120, rho=0.9)), 20, shuffle=True)
         return search(model, loader, SearchConfig(**options)), sum(samples)

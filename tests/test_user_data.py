@@ -111,7 +111,7 @@ def test_a_folder_per_class_has_no_bias_labels(tmp_path):
         shutil.copytree(tmp_path / "dog", tmp_path / "split" / part / "dog")
     found = load_data(str(tmp_path / "split"))
     assert len(found.train) == len(found.val) == 40 and found.test is None
-    assert "40 different images are in more than one split, pixel by pixel" in found.notes
+    assert "40 different images are in more than one split, pixel by pixel" in found.warnings
 
 
 def test_align_and_conflict_folders(tmp_path):
@@ -270,9 +270,10 @@ def test_modes_of_images_become_rgb(tmp_path):
     for note in (
         "1 images have an alpha channel, which was dropped",
         "1 images have 16 bits per channel, which were scaled to 8",
-        "1 images carry an EXIF rotation and were turned upright", "1 images have one colour throughout",
-    ):  # fmt: skip
+        "1 images carry an EXIF rotation and were turned upright",
+    ):
         assert note in found.notes
+    assert found.warnings == ["1 images have one colour throughout"]
 
 
 def _orientation(value):
@@ -302,7 +303,7 @@ def test_bad_images_are_named_or_skipped(tmp_path, monkeypatch):
     found = load_data(folder, skip_bad=True)
     assert reds(found.train) == [0, 1, 2, 3]
     assert found.train.target.tolist() == [1, 1, 1, 1] and found.train.bias[:, 0].tolist() == [0, 1, 0, 1]
-    assert any(note.startswith("5 images were left out: missing.png is missing; cut.jpg") for note in found.notes)
+    assert found.warnings[0].startswith("5 images were left out: missing.png is missing; cut.jpg")
     with pytest.raises(DataError, match=r"missing\.png is missing"):  # nothing would be left
         load_data(folder_of(tmp_path, "missing.png"), skip_bad=True)
 

@@ -77,7 +77,7 @@ def load_huggingface(
         table.problems.append("no row of the training split")
     if texts:
         assert tokenizer is not None
-        return text_splits(table, chosen, tokenizer, parts)
+        return text_splits(table, chosen, tokenizer, parts, classes=classes)
     numbering = classes or rows.classes.get(chosen.label, ())
     labels = read_labels(table, chosen, numbering)
     sources, names = [], []

@@ -26,12 +26,12 @@ from .table import stop_at_problems
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, where nothing else is known
 _ORIENTATION = 0x0112
-_REMARKS = {
+_NOTES = {
     "alpha": "images have an alpha channel, which was dropped",
     "deep": "images have 16 bits per channel, which were scaled to 8",
     "turned": "images carry an EXIF rotation and were turned upright",
-    "constant": "images have one colour throughout",
 }
+_WARNINGS = {"constant": "images have one colour throughout"}
 
 
 @dataclass
@@ -92,12 +92,12 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
     stop_at_problems(listing.root, problems)
     rows = torch.tensor([order[i] for i in decoded.rows], dtype=torch.long)
     target, bias = listing.target[rows], listing.bias[rows]
-    notes = [*listing.notes, *decoded.notes]
+    notes, doubts = [*listing.notes, *decoded.notes], list(decoded.warnings)
     if listing.parts:
         parts = [listing.parts[i] for i in rows.tolist()]
         shared = _in_several_splits(decoded.digests, parts)
         if shared:
-            notes.append(f"{shared} different images are in more than one split, pixel by pixel")
+            doubts.append(f"{shared} different images are in more than one split, pixel by pixel")
     else:
         parts = random_split(decoded.digests, torch.cat([target[:, None], bias], 1), seed)
         notes.append(
@@ -118,7 +118,9 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
         whole = last - first + 1 == len(chosen)
         inputs = decoded.images[first : last + 1] if whole else decoded.images[chosen]
         found[part] = BiasedDataset(inputs, target[chosen], bias[chosen], mean, std)
-    return DataSplits(found["train"], found.get("val"), found.get("test"), listing.classes, notes, listing.without_bias)
+    return DataSplits(
+        found["train"], found.get("val"), found.get("test"), listing.classes, notes, doubts, listing.without_bias
+    )
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class Decoded:
         digests: per image, equal for equal pixels.
         problems: of the other sources, unless they were to be skipped.
         notes: what was done to the images.
+        warnings: what is odd about them, or was left out.
     """
 
     images: Tensor
@@ -138,6 +141,7 @@ class Decoded:
     digests: Sequence[bytes]
     problems: Sequence[str]
     notes: Sequence[str]
+    warnings: Sequence[str]
 
 
 def decode_images(root: Path, files: Sequence[Path], size: Sequence[int] | None) -> Tensor:
@@ -192,17 +196,20 @@ def read_images(
     problems = [problem for problem, _, _ in results if problem]
     rows = [i for i, (problem, _, _) in enumerate(results) if not problem]
     remarks = Counter(remark for _, found, _ in results for remark in found)
-    notes = [f"{remarks[remark]} {text}" for remark, text in _REMARKS.items() if remarks[remark]]
+    notes, doubts = (
+        [f"{remarks[remark]} {text}" for remark, text in texts.items() if remarks[remark]]
+        for texts in (_NOTES, _WARNINGS)
+    )
     if rows and remarks["constant"] == len(rows):
         problems.append("every image has one colour throughout, so there is nothing to see in them")
     elif skip_bad and problems:
         more = ", ..." if len(problems) > 10 else ""
-        notes.append(f"{len(problems)} images were left out: {'; '.join(problems[:10])}{more}")
+        doubts.append(f"{len(problems)} images were left out: {'; '.join(problems[:10])}{more}")
         problems = [] if rows else problems
     for place, row in enumerate(rows):  # what was left out leaves no gaps
         if place != row:
             array[place] = array[row]
-    return Decoded(torch.from_numpy(array[: len(rows)]), rows, [results[i][2] for i in rows], problems, notes)
+    return Decoded(torch.from_numpy(array[: len(rows)]), rows, [results[i][2] for i in rows], problems, notes, doubts)
 
 
 class _UnfitError(Exception):

@@ -221,6 +221,7 @@ class DataSplits:
         test: to report on; None if there is none.
         classes: class names, if known.
         notes: what a reader of the results should know of the data.
+        warnings: what calls the results into question.
         without_bias: whether the data have no place for bias labels, so that none were forgotten.
     """
 
@@ -229,4 +230,5 @@ class DataSplits:
     test: BiasedDataset | None = None
     classes: Sequence[str] = field(default=())
     notes: Sequence[str] = field(default=())
+    warnings: Sequence[str] = field(default=())
     without_bias: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import itertools
@@ -22,9 +21,9 @@ from ..errors import BiseError, ConfigError, DataError, ModelError
 from ..evaluation import Evaluation, evaluate
 from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in, step_slope, with_learned_state
 from ..subgroups import aligned_values, is_aligned
-from ..tracing import FunctionMode, logits_of, run, trace
+from ..tracing import FunctionMode, trace
 from .cost import GateCost
-from .forward import SearchForward
+from .forward import MaskedForward
 from .heads import BiasHeads, HeadsState
 from .memory import StillNetwork
 from .mutual_information import JointPool
@@ -118,15 +117,12 @@ class SearchRun:
         self.cost_at: tuple[Tensor, float, Tensor] | None = None
         self.limit = 1.0  # of the cost, at present
         self.num_epochs = len(temperatures(config.anneal_every, config.anneal_factor, config.min_temperature))
+        self.forward = MaskedForward(self.gated, self.head_layer, config)
         self.prefix = None
-        compiled = config.compile or config.cuda_graphs
-        cacheable = config.batchnorm == "frozen" and not compiled and isinstance(train_loader, BatchLoader)
+        cacheable = config.batchnorm == "frozen" and not self.forward.compiled
         if config.cache_bytes and cacheable and isinstance(train_loader, BatchLoader):
-            with self._precision():
+            with self.forward.precision():
                 self.prefix = cached_prefix(frozen, record, sites, train_loader, self.device, config.cache_bytes)
-        # A GPU would wait to be told what is zero; autocast knows nothing of the layers that spare it.
-        self.sparing = self.device.type == "cpu" and not compiled and config.precision == "float32"
-        self.forward = self._compiled() if compiled else self._forward
         self.generator = torch.Generator().manual_seed(config.seed)
         self.passes, self.done, self.sums = 0, 0, torch.zeros(len(_SUMS) + 1, dtype=torch.float64)
         self.history: list[EpochRecord] = []
@@ -151,7 +147,7 @@ class SearchRun:
         needed = len(target) * (self.num_features + len(self.gates.logits)) * self.gates.logits.element_size()
         self.can_remember = (
             config.batchnorm == "frozen"
-            and not compiled
+            and not self.forward.compiled
             and isinstance(train_loader, BatchLoader)
             and processes == 1
             and batch_first
@@ -378,48 +374,6 @@ class SearchRun:
 
     def _closed(self) -> Tensor:
         return self.gates.logits.detach() < 0
-
-    def _forward(self, gates: Sequence[Tensor], inputs: Any, resume: FunctionMode | None) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) and bottleneck features (N, d), in the masks' precision."""
-        bottleneck = SearchForward(self.gated.model, self.head_layer, self.sparing)
-        gating = self.gated.gating(gates)
-        gating.behind = resume or bottleneck
-        if resume is not None:
-            resume.behind = bottleneck
-        with self._precision(), gating:
-            output = run(self.gated.model, inputs)
-        return logits_of(output).to(self.dtype), bottleneck.inputs.pop().flatten(1).to(self.dtype)
-
-    def _compiled(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """:meth:`_forward`, compiled."""
-        if not self.config.cuda_graphs:
-            return torch.compile(self._forward, dynamic=False)
-        if self.device.type != "cuda":
-            raise ConfigError(f"cuda_graphs needs a CUDA device, the network is on {self.device}; use compile instead")
-        graphed = torch.compile(self._forward, dynamic=False, mode="reduce-overhead")
-
-        def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-            torch.compiler.cudagraph_mark_step_begin()
-            logits, features = graphed(*arguments)
-            return logits.clone(), features.clone()  # the next replay writes over them
-
-        return forward
-
-    @contextlib.contextmanager
-    def _precision(self) -> Iterator[None]:
-        precision = self.config.precision
-        if precision == "float32":
-            yield
-        elif precision == "bfloat16":
-            with torch.autocast(self.device.type, torch.bfloat16):
-                yield
-        else:
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("high")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before)
 
     def _sum_gradients(self, slope: Tensor) -> Tensor:
         """Sum the gradients over the processes, and that with respect to the gates, which is returned."""
