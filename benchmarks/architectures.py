@@ -198,7 +198,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"Of {count['networks']} networks, {count['told']} are told from their weights with the right number of "
         f"classes and give the very same logits, {count['ambiguous']} are ambiguous and {count['not told']} are not "
         f"told; {count['slim']} slim networks come back from their files with the very same logits, "
-        f"{count['slim left out']} were left out; {count['failed']} failed (commit {record['commit']}). "
+        f"{count['slim left out']} left out; {count['failed']} failed (commit {record['commit']}). "
         f"The first look at all names takes {record['first_look_s']:.1f} s of a process and is not in the seconds."
     )
     columns = (
@@ -214,12 +214,9 @@ def markdown(record: dict[str, Any]) -> str:
     lines[-1] += f" from [the record](../benchmarks/records/architectures.json), made by `{record['command']}`."
     for text in (record["protocol"][0].upper() + record["protocol"][1:], columns, introduction):
         lines += ["", *textwrap.wrap(text, 120, break_on_hyphens=False)]
-    lines += [
-        "",
-        "| network | parameters, millions | told | spread | error | seconds | slim: gone, % | edited | spread",
-    ]
-    lines[-1] += " | error | seconds |"
-    lines += ["| --- | ---: | --- |" + " ---: |" * 8]
+    heads = ("network", "parameters, millions", "told", "spread", "error", "seconds")
+    heads += ("slim: gone, %", "edited", "spread", "error", "seconds")
+    lines += ["", f"| {' | '.join(heads)} |", "| --- | ---: | --- |" + " ---: |" * 8]
     return "\n".join([*lines, *(_markdown_row(name, rows[name]) for name in sorted(rows))]) + "\n"
 
 

@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bise-prune",
+        usage="bise-prune CHECKPOINT [--data PATH] [--target-sparsity auto|FRACTION] [--output DIR] [options]",
         description="Turn a biased classifier into a smaller, less biased one, without retraining it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--demo", action="store_true", help="train and debias the embedded example")
     parser.add_argument(
         "--config", metavar="FILE", type=Path,
-        help="settings from a .toml or .yaml file, by the names of the options below; the command line comes first",
+        help="settings from a .toml or .yaml file, by the names of the options below; the command line overrides it",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what was understood and a time estimate, stop"
@@ -193,7 +194,11 @@ def _parser() -> argparse.ArgumentParser:
 
     group = _Options(parser, "finetuning of the slim network", FinetuneConfig)
     group.group.add_argument(
-        "--finetune", metavar="EPOCHS", type=int, default=0, help="with the search's sample weights (default: 0)"
+        "--finetune",
+        metavar="EPOCHS",
+        type=int,
+        default=0,
+        help="train the slim network on, with the search's sample weights (default: 0)",
     )
     group.number("--finetune-lr", "learning rate")
     group.number("--finetune-momentum", "of SGD")

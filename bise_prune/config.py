@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -339,7 +340,8 @@ class RunConfig:
             _require(
                 len(getattr(self, name) or (0,) * 3) == 3, name, getattr(self, name), "three numbers, e.g. .5,.5,.5"
             )
-        _require(all(value > 0 for value in self.std or ()), "std", self.std, "numbers > 0")
+        _require(all(0 < value < math.inf for value in self.std or ()), "std", self.std, "numbers > 0")
+        _require(all(map(math.isfinite, self.mean or ())), "mean", self.mean, "finite numbers")
         good = self.size is None or (len(self.size) == 2 and min(self.size) >= 1)
         _require(good, "size", self.size, "height and width, integers >= 1")
         _require(0 <= self.bias_noise <= 1, "bias_noise", self.bias_noise, "a number in [0, 1]")

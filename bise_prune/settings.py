@@ -32,6 +32,9 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: a value is out of range, or contradicts another.
     """
+    unused = [key for key in FINETUNE if values.get(key) not in (None, _default_of(FINETUNE[key]))]
+    if unused and not values.get("finetune"):
+        raise ConfigError(f"{unused[0]} has no use without finetuning: give finetune, the number of epochs")
     search = SearchConfig(**{name: values[name] for name in SEARCH if name in values})
     finetune = None
     if values.get("finetune"):
@@ -41,6 +44,10 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return RunConfig(
         **{name: values[name] for name in (*RUN, "resume") if name in values}, search=search, finetune=finetune
     )
+
+
+def _default_of(name: str) -> Any:
+    return {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}[name]
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def write_settings(path: Path, config: RunConfig) -> None:
         lines
     )
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # of a path that is no text
 
 
 def _yaml(path: Path, text: str) -> Any:

@@ -98,7 +98,11 @@ def _read(place: Path, columns: Columns, preprocessing: Mapping[str, Any], probl
     if images.ndim == 3:
         images = images[..., None]
     if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3, 4):
-        images = images[..., :3].transpose(0, 3, 1, 2)
+        images = images.transpose(0, 3, 1, 2)
+    if images.shape[1] not in (1, 3, 4):
+        problems.append(f"{place / _IMAGES} of shape {arrays[_IMAGES].shape} has neither 1 nor 3 nor 4 channels")
+        return None
+    images = images[:, :3]
     if np.issubdtype(images.dtype, np.floating):
         inputs = torch.from_numpy(np.array(images, dtype=np.float32, order="C"))
         finite = torch.isfinite(inputs.flatten(1)).all(1)
@@ -116,14 +120,18 @@ def _read(place: Path, columns: Columns, preprocessing: Mapping[str, Any], probl
 
 def _columns(path: Path, attributes: np.ndarray, columns: Columns, problems: list[str]) -> tuple[Tensor, Tensor] | None:
     """Labels (N,) and biases (N, K)."""
-    biases = columns.bias if columns.bias is not None else ([1] if attributes.shape[1:] > (1,) else [])
-    wanted = [0 if columns.label is None else columns.label, *biases]
+    label = "0" if columns.label is None else columns.label
+    others = [place for place in ("1", "0") if place != label][:1] if attributes.shape[1:] > (1,) else []
+    wanted = [label, *(others if columns.bias is None else columns.bias)]
     if attributes.ndim != 2 or not np.issubdtype(attributes.dtype, np.integer):
         problems.append(f"{path} is {attributes.dtype} of shape {attributes.shape}; expected integers, (N, attributes)")
         return None
-    unknown = [str(w) for w in wanted if not str(w).isdigit() or int(w) >= attributes.shape[1]]
+    unknown = [w for w in wanted if not w.isdecimal() or int(w) >= attributes.shape[1]]
     if unknown:
         problems.append(f"{path} has columns 0 to {attributes.shape[1] - 1}, not {', '.join(unknown)}")
+        return None
+    if len({int(w) for w in wanted}) < len(wanted):
+        problems.append(f"{path}: a column is given for more than one purpose ({', '.join(wanted)})")
         return None
     values = torch.from_numpy(attributes[:, [int(w) for w in wanted]].astype(np.int64))
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= LARGEST_LABEL:

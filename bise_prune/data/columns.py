@@ -218,6 +218,6 @@ def _read_column(table: Table, column: str, classes: Sequence[str] = ()) -> tupl
 def _number(value: str) -> float:
     """A value as a number, NaN if it is none."""
     try:
-        return float(value)
+        return math.nan if "_" in value else float(value)  # Python would read 1_0 as ten
     except ValueError:
         return math.nan

@@ -80,6 +80,10 @@ def _parts(root: Path) -> Iterator[tuple[Path, str]]:
             yield folder, SPLITS[folder.name.lower()]
 
 
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
 def _images(folder: Path) -> list[Path]:
     """All image files below a folder, in order."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
@@ -147,13 +151,11 @@ def _from_names(root: Path, classes: Sequence[str]) -> Listing:
 
 def _from_classes(root: Path, classes: Sequence[str]) -> Listing:
     """A folder per class, perhaps below train/, val/ and test/."""
-    places = list(_parts(root)) or [(root, "")]
+    places = list(_parts(root))
+    if not places or len(places) < len(_subfolders(root)):  # a class may be called "train"
+        places = [(root, "")]
     files = [
-        (path, folder.name, part)
-        for place, part in places
-        for folder in sorted(place.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-        for path in _images(folder)
+        (path, folder.name, part) for place, part in places for folder in _subfolders(place) for path in _images(folder)
     ]
     if not files:
         raise DataError(f"no data in {root}: expected {LAYOUTS}")

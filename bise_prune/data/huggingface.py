@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,11 @@ _HINT = "pip install 'bise-prune[datasets]'"
 
 @dataclass
 class _Rows:
-    """Columns as Python values, the split of each row where it is known, and names of class labels by column."""
+    """Columns as Python values, the split of each row where it is known, files without one, names of class labels."""
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
+    unsplit: list[str] = field(default_factory=list)
     classes: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -68,18 +70,27 @@ def load_huggingface(
         raise DataError(f"{path} has no rows")
     count = len(rows.columns[chosen.label])
     table = Table(path, [f"{i}" for i in range(1, count + 1)], {})
+    names = rows.classes.get(chosen.label, [])
+    if names and set(names) == set(classes):  # in another order, perhaps
+        place = [classes.index(name) for name in names]
+        values = rows.columns[chosen.label]
+        rows.columns[chosen.label] = [place[v] if v in range(len(place)) else v for v in values]
+    elif names:
+        classes = names
     for name in chosen.names:
         if name != chosen.content or texts:
-            names = rows.classes.get(name, [])
-            table.columns[name] = [_written(value, names) for value in rows.columns[name]]
+            table.columns[name] = [_written(value) for value in rows.columns[name]]
     parts = rows.parts if any(rows.parts) else read_splits(table, chosen.split) if chosen.split else []
-    if parts and "" not in parts and "train" not in parts and not table.problems:
+    if rows.unsplit and any(rows.parts):
+        table.problems.append(f"{', '.join(rows.unsplit[:10])} do not say of which split they are, and other files do")
+    elif parts and "" not in parts and "train" not in parts and not table.problems:
         table.problems.append("no row of the training split")
     if texts:
         assert tokenizer is not None
         return text_splits(table, chosen, tokenizer, parts, classes=classes)
-    numbering = classes or rows.classes.get(chosen.label, ())
-    labels = read_labels(table, chosen, numbering)
+    labels = read_labels(table, chosen, classes)
+    meanings = [f"bias '{name}': {', '.join(f'{i} = {n}' for i, n in enumerate(rows.classes[name]))}"
+                for name in chosen.biases if name in rows.classes]  # fmt: skip
     sources, names = [], []
     for i, value in enumerate(rows.columns[chosen.content]):
         source, name = _source(value, path)
@@ -87,17 +98,15 @@ def load_huggingface(
         names.append(name or f"the image of row {i + 1}")
     listing = Listing(
         path, sources, names, labels.target, labels.bias, parts, labels.classes,
-        [f"columns: {chosen}", *labels.notes], table.problems,
+        [f"columns: {chosen}", *labels.notes, *meanings], table.problems,
     )  # fmt: skip
     return splits_of(listing, preprocessing, skip_bad)
 
 
-def _written(value: Any, names: Sequence[str]) -> str:
-    """A cell as a CSV file would have it; class labels by their names."""
+def _written(value: Any) -> str:
+    """A cell as a CSV file would have it."""
     if value is None:
         return ""
-    if names and isinstance(value, int) and 0 <= value < len(names):
-        return names[value]
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
@@ -124,8 +133,10 @@ def _parquet(path: Path) -> _Rows:
             table = pyarrow.parquet.read_table(file)
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
-        word = file.stem.split("-")[0].lower()
-        _extend(rows, table.to_pydict(), "" if word.isdigit() else SPLITS.get(word, ""), table.num_rows, file)
+        word = re.split(r"[-_.]", file.stem.lower())[0]
+        part = "" if word.isdigit() else SPLITS.get(word, "")
+        rows.unsplit += [] if part else [file.name]
+        _extend(rows, table.to_pydict(), part, table.num_rows, file)
         meta = (table.schema.metadata or {}).get(b"huggingface", b"{}")
         features = json.loads(meta).get("info", {}).get("features", {})
         rows.classes |= {name: f["names"] for name, f in features.items() if isinstance(f, dict) and "names" in f}

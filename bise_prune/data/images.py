@@ -185,7 +185,7 @@ def read_images(
             except FileNotFoundError:
                 return f"{names[i]} is missing", set(), b""
             except _UnfitError as error:
-                return f"{names[i]} {error}", set(), b""
+                return f"{names[i]} {error}", {"size"} if isinstance(error, _SizeError) else set(), b""
             except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
                 return f"{names[i]} is unreadable ({type(error).__name__})", set(), b""
             array[i] = pixels
@@ -202,7 +202,7 @@ def read_images(
     )
     if rows and remarks["constant"] == len(rows):
         problems.append("every image has one colour throughout, so there is nothing to see in them")
-    elif skip_bad and problems:
+    elif skip_bad and problems and not remarks["size"]:  # images of another size are not bad ones
         more = ", ..." if len(problems) > 10 else ""
         doubts.append(f"{len(problems)} images were left out: {'; '.join(problems[:10])}{more}")
         problems = [] if rows else problems
@@ -216,10 +216,17 @@ class _UnfitError(Exception):
     """An image that could be decoded, but not used."""
 
 
+class _SizeError(_UnfitError):
+    """An image of another size than the first."""
+
+
 def _pixels(source: Path | bytes, shape: tuple[int, int], resize: bool) -> tuple[np.ndarray, set[str]]:
     """An image as (3, H, W), uint8, and what is to be remarked of it."""
     remarks = set()
-    with _opened(source) as image:
+    with _opened(source) as opened:
+        if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
+            remarks.add("turned")
+        image = ImageOps.exif_transpose(opened)
         if image.mode.startswith(("I", "F")):
             if image.mode == "F":
                 raise _UnfitError("holds floating-point values, not colours")
@@ -231,15 +238,13 @@ def _pixels(source: Path | bytes, shape: tuple[int, int], resize: bool) -> tuple
                 deep = deep // 257
             upright: Image.Image = Image.fromarray(deep.astype(np.uint8))
         else:
-            if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
-                remarks.add("turned")
-            upright = ImageOps.exif_transpose(image)
+            upright = image
             if "A" in upright.getbands() or "transparency" in upright.info:
                 remarks.add("alpha")
                 upright = upright.convert("RGBA")
         rgb = upright.convert("RGB")
         if not resize and (rgb.height, rgb.width) != shape:
-            raise _UnfitError(
+            raise _SizeError(
                 f"is {rgb.height}x{rgb.width}, the first image {shape[0]}x{shape[1]}: give a --size to resize to"
             )
         if rgb.size != shape[::-1]:

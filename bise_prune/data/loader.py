@@ -169,7 +169,9 @@ class BatchLoader:
             order = _evenly(order, torch.cat([self.data.target[:, None], self.data.bias], 1).cpu(), generator)
         index, count = self.shard
         parts = list(order.split(self.batch_size))
-        if self.shuffle and len(parts) > 1 and len(parts[-1]) == 1:  # batch norms cannot train on one sample
+        if (
+            self.shuffle and len(parts) > 1 and len(parts[-1]) == 1 < self.batch_size
+        ):  # batch norms cannot train on one sample
             parts[-2:] = [torch.cat(parts[-2:])]
         for part in parts:
             yield part[index::count]

@@ -38,6 +38,7 @@ from .weights import sample_weights
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _EXHAUSTED = "the training loader yields nothing on its second pass: give a loader, not an iterator"
 _WITHIN = 0.01  # of the budget
+_AHEAD = 16  # batches at a time, at most, while the network stands still
 _SUMS = ("objective", "cross_entropy", "mutual_information", "head_cross_entropy")
 
 
@@ -292,11 +293,11 @@ class SearchRun:
         return iter(parts[taken:])
 
     def _group(self, parts: list[Tensor]) -> list[Tensor]:
-        """As many of the batches as have a batch's worth of conflicting samples among them, and one at least."""
+        """As many of the batches as have a batch's worth of conflicting samples among them, one to ``_AHEAD``."""
         if self.pool is not None:
             return parts[:1]  # the pool grows from batch to batch
         room, group = len(parts[0]), list[Tensor]()
-        for rows in parts:
+        for rows in parts[:_AHEAD]:
             room -= int(self.known_labels.conflicting[rows].any(1).sum())
             if group and room < 0:
                 break
