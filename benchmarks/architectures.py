@@ -32,7 +32,7 @@ from typing import Any
 import torch
 import torchvision
 from records import RECORDS, base_record
-from removal import random_masks, scramble, torchvision_names
+from removal import random_masks, scramble, settle, torchvision_names
 from torch import Tensor, nn
 
 from bise_prune import load_model, load_slim, prune, save_slim
@@ -43,7 +43,7 @@ from bise_prune.models import identify_architecture, parse_architecture
 
 CLASSES, SHARE = 7, 0.4
 LIMITS_S = {"dense": 600, "slim": 120}
-# Built with auxiliary heads by default, and without them where published weights are loaded.
+# Built with auxiliary heads by default; googlenet drops them where published weights are loaded.
 WITH_HEADS = ("googlenet", "inception_v3")
 PAGE = RECORDS.parents[1] / "docs" / "architectures.md"
 
@@ -123,7 +123,7 @@ def _dense(name: str, path: Path) -> tuple[dict[str, Any], nn.Module, Checkpoint
     size = 224 if arch.startswith(("vit", "maxvit")) else 96 if arch == "inception_v3" else 64
     images = torch.randn(2, 3, size, size)
     row: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters()), "image": size}
-    _settle(model.eval(), images)
+    settle(model, images)
     with torch.no_grad():
         expected = model(images)
     torch.save(dict(model.state_dict()), path)  # not an OrderedDict with its modules' versions
@@ -140,17 +140,6 @@ def _dense(name: str, path: Path) -> tuple[dict[str, Any], nn.Module, Checkpoint
         loaded, found = load_model(path, name)
     row["seconds"] = time.perf_counter() - start
     return row | _difference(loaded, expected, images), loaded, found, images
-
-
-def _settle(model: nn.Module, images: Tensor) -> None:
-    """Batch-norm statistics of the images."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
-    with torch.no_grad():
-        model(images)
-    model.eval()
 
 
 def _slim(model: nn.Module, dense: Checkpoint, images: Tensor, path: Path) -> dict[str, Any]:
@@ -203,12 +192,12 @@ def markdown(record: dict[str, Any]) -> str:
     )
     columns = (
         "Told = what the dense weights were taken for; where they were not, the architecture was named for the rest "
-        "of the row. Seconds = loading a dense file, and all of pruning, saving and loading, beside other work. Gone = "
-        "the share of parameters that pruning removed; edited = function calls that it changed. A slim file names its "
-        "architecture, which its widths no longer tell. googlenet and inception_v3 have auxiliary heads when "
-        "torchvision builds them untrained, and none when it loads published weights. Settings that leave no trace in "
-        "the weights cannot be told, such as transform_input, which torchvision switches on for the published weights "
-        "of these two."
+        "of the row. Seconds = loading a dense file, and all of pruning, saving and loading, beside other work. Gone "
+        "= the share of parameters that pruning removed; edited = function calls that it changed. A slim file names "
+        "its architecture, which its widths no longer tell. googlenet and inception_v3 have auxiliary heads when "
+        "torchvision builds them untrained, inception_v3 also when it loads published weights. Settings that leave "
+        "no trace in the weights cannot be told, such as transform_input, which torchvision switches on for the "
+        "published weights of these two."
     )
     lines = ["# Architectures told from the weights", "", "Written by `python benchmarks/architectures.py --markdown`"]
     lines[-1] += f" from [the record](../benchmarks/records/architectures.json), made by `{record['command']}`."

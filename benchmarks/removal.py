@@ -112,7 +112,7 @@ def network(family: str, name: str) -> tuple[nn.Module, Inputs, Inputs | None]:
         model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
         fixed = name.startswith(("vit", "maxvit"))
         large = sum(p.numel() for p in model.parameters()) >= LARGE
-        size = 224 if fixed else 96 if name.startswith("inception") else 32 if large else 64
+        size = 224 if fixed else 96 if name.startswith("inception") else 32 if large and name != "alexnet" else 64
     elif family == "timm":
         import timm
 
@@ -126,7 +126,9 @@ def network(family: str, name: str) -> tuple[nn.Module, Inputs, Inputs | None]:
     # In float64 from the start, so that nothing is rounded; the few largest in float32, for memory.
     dtype = torch.float64 if sum(p.numel() for p in model.parameters()) < GIANT else torch.float32
     other = None if fixed else torch.randn(2, 3, size + 32, size + 32, dtype=dtype)
-    return model.eval().to(dtype), torch.randn(max(BATCHES), 3, size, size, dtype=dtype), other
+    inputs = torch.randn(max(BATCHES), 3, size, size, dtype=dtype)
+    settle(model.to(dtype), inputs)
+    return model, inputs, other
 
 
 def hugging_face(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -168,6 +170,17 @@ def scramble(model: nn.Module) -> None:
                     parameter.uniform_(0.5, 1.5, generator=generator)
 
 
+def settle(model: nn.Module, images: torch.Tensor) -> None:
+    """Batch-norm statistics of the images, without which deep networks with random weights are blind to their input."""
+    for module in model.eval().modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+            module.train()
+    with torch.no_grad():
+        run(model, images)
+    model.eval()
+
+
 def random_masks(model: nn.Module, inputs: Inputs, placement: str, share: float) -> MaskSet:
     generator = torch.Generator().manual_seed(int(share * 100))
     logits = {}
@@ -182,7 +195,13 @@ def _row(family: str, name: str, with_onnx: bool) -> dict[str, Any]:
         model, inputs, other = network(family, name)
     except (ImportError, AttributeError, RuntimeError, ValueError) as error:
         return {"refused": f"cannot be built here: {str(error).splitlines()[0]}"}
-    row: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters()), "cases": {}, "kept": {}}
+    with torch.no_grad():
+        logits = logits_of(run(model, inputs))
+    # How far the logits of different inputs lie apart: what an error is to be seen against.
+    spread = float((logits.max(0).values - logits.min(0).values).max() / logits.abs().max())
+    row: dict[str, Any] = {
+        "params": sum(p.numel() for p in model.parameters()), "spread": spread, "cases": {}, "kept": {},
+    }  # fmt: skip
     last: nn.Module | None = None
     try:
         for placement in ("tied", "paper"):

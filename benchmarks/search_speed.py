@@ -1,6 +1,6 @@
 """The search against Algorithm 1 as it is written: wall time, and the accuracy that comes out.
 
-    python benchmarks/search_speed.py --data-root FOLDER_WITH_MNIST --seeds 0 1 2 3 4
+    python benchmarks/search_speed.py --data-root FOLDER_WITH_MNIST --networks mlp
 
 Protocol: both sides get the same vanilla network, data, seeds and the paper's settings (a temperature cut every 10
 epochs, 50 epochs of the head), and pick "last". Ours is timed before and after the literal one, and the mean counts.
@@ -10,7 +10,7 @@ Networks: SimpleConvNet as in the demo (scikit-learn digits, rho .95; masks are 
 of 16x16), and the MLP of Multi-Color MNIST (vanilla trained for 20 epochs on 60,000 images, masks searched on 10,000 of
 them). One thread. The step times are medians for a batch as each network is trained with (100; MLP 256): a mask step
 against a vanilla training step, and the peak of the memory allocated during it, one process each.
-Writes benchmarks/records/search_speed.json.
+Writes benchmarks/records/search_speed_NETWORKS.json.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--networks", nargs="+", choices=("simple_convnet", "mlp"), default=["simple_convnet", "mlp"])
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the vanilla networks")
-    parser.add_argument("--output", type=Path, default=RECORDS / "search_speed.json")
+    parser.add_argument("--output", type=Path, help="default: the record of these networks")
     parser.add_argument("--step", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record[network] = {key: summary([run[key] for run in runs if key in run]) for key in runs[0]}
     record["steps"] = {f"{name} {size}x{size}": step_ratios(name, size, n) for name, size, n in STEPS}
     record["peak_memory_bytes"] = peak_memory_bytes()
-    write_json(arguments.output, record)
+    write_json(arguments.output or RECORDS / f"search_speed_{'_'.join(arguments.networks)}.json", record)
     show(record, arguments.networks)
     print(json.dumps({name: record[name]["times_faster"]["median"] for name in arguments.networks}))
     return 0

@@ -272,6 +272,9 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     checkpoint = values.pop("checkpoint", None)
     if arguments.bias_columns is not None:
         values.pop("bias_columns", None)  # the command line's take their place
+    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_TARGETS, _ABSENT)))
+    if any(getattr(given, name) is not _ABSENT for name in _TARGETS):
+        values = {name: value for name, value in values.items() if name not in _TARGETS}  # likewise
     tokens = [token for name, value in values.items() for token in _tokens(name, value)]
     try:
         parser.parse_args(tokens)
@@ -281,6 +284,10 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.checkpoint is None and checkpoint is not None:
         arguments.checkpoint = Path(str(checkpoint))
     return arguments
+
+
+_TARGETS = ("target_sparsity", "target_flops", "target_latency", "targets", "plan")
+_ABSENT = object()
 
 
 def _tokens(name: str, value: Any) -> list[str]:

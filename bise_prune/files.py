@@ -59,9 +59,10 @@ def write_json(path: Path, record: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder``, and keep other processes that ask for it out.
+    """Make ``folder``, and keep other processes that ask for it out, until its work is done.
 
-    Temporary files that a killed process has left are removed, and at the end the folder, if it is new and empty.
+    The lock's file stays behind a failure that leaves something in the folder, see :func:`is_unfinished`; temporary
+    files of a killed process are removed, and a folder that is new and empty at the end.
 
     Raises:
         ConfigError: another process has it.
@@ -81,12 +82,22 @@ def locked(folder: Path) -> Iterator[None]:
         for stale in folder.glob(f"{_TEMPORARY}*"):
             stale.unlink(missing_ok=True)
         yield
-    finally:
+    except BaseException:
+        if all(path.name == _LOCK for path in folder.iterdir()):
+            (folder / _LOCK).unlink(missing_ok=True)
+        raise
+    else:
         (folder / _LOCK).unlink(missing_ok=True)
+    finally:
         lock.release()
         if not existed:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the work that ``folder`` was locked for was not done."""
+    return (folder / _LOCK).exists()
 
 
 @contextmanager

@@ -78,9 +78,17 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     """
     with processes(config.device):
         session = prepared(config, progress or (lambda stage, done, total: None))
-        with locked(config.output) if world()[0] == 0 else nullcontext():
+        if world()[0]:
+            return _all_of_it(session)
+        with locked(config.output):
             check_output(config)  # once more, now that no other run can write there
-            return _frontier(session) if config.targets else _one(session, session.config)
+            record = _all_of_it(session)
+            write_settings(config.output / CONFIG_FILE, session.config)
+            return record
+
+
+def _all_of_it(session: Session) -> dict[str, Any]:
+    return _frontier(session) if session.config.targets else _one(session, session.config)
 
 
 def _one(session: Session, config: RunConfig, start: MaskSet | None = None) -> dict[str, Any]:
@@ -126,7 +134,8 @@ def _frontier(session: Session) -> dict[str, Any]:
     for target in sorted(config.targets):
         output = config.output / f"sparsity-{target:g}"
         own = dataclasses.replace(config, targets=(), target_sparsity=target, output=output)
-        record = _done(own) or _one(session, own, start)
+        with locked(output) if world()[0] == 0 else nullcontext():
+            record = _done(session, own) or _one(session, own, start)
         if world()[0] == 0:
             points.append({"target_sparsity": target, "folder": output.name, "report": record})
         if config.criterion == "learned" and config.masks is None:
@@ -138,7 +147,7 @@ def _frontier(session: Session) -> dict[str, Any]:
     return frontier
 
 
-def _done(config: RunConfig) -> dict[str, Any] | None:
+def _done(session: Session, config: RunConfig) -> dict[str, Any] | None:
     """The report of a point that was finished before the run stopped."""
     path = config.output / REPORT_FILE
     if not path.is_file():
@@ -146,8 +155,14 @@ def _done(config: RunConfig) -> dict[str, Any] | None:
     record: dict[str, Any] = json.loads(path.read_text())
     settings = json.loads(json.dumps(config.as_dict()))
     differing = {key for key, value in settings.items() if record["config"].get(key) != value}
-    if differing - ({"resume"} if record["config"]["search"] else {"resume", "search"}):
-        raise ConfigError(f"{config.output} holds results of other settings; choose another folder with --output")
+    differing -= {"resume"} if record["config"]["search"] else {"resume", "search"}
+    sources = {"checkpoint": session.checkpoint.sha256, "data": session.splits.fingerprint}
+    differing |= {name for name, digest in sources.items() if record["sources"][name] != digest}
+    if differing:
+        raise ConfigError(
+            f"{config.output} holds results of another run, which differs in {', '.join(sorted(differing))}; choose "
+            "another folder with --output"
+        )
     return record
 
 
@@ -227,11 +242,11 @@ def _finished(
         "warnings": warnings_of(session, found, masks, dense_accuracy, slim_accuracy) + missed_target(pruned.plan),
         "data": {"specification": portable(session.specification), "notes": list(session.splits.notes)},
         "checkpoint": {"arch": session.checkpoint.arch, "notes": list(session.checkpoint.notes)},
+        "sources": {"checkpoint": session.checkpoint.sha256, "data": session.splits.fingerprint},
         "config": {**config.as_dict(), **({} if found else {"search": None})},
         "environment": environment_record(_device_name(session.device)) | {"flops_convention": FLOPS_CONVENTION},
         "timings": session.timings,
     }
-    write_settings(config.output / CONFIG_FILE, config)
     write_json(config.output / REPORT_FILE, record)
     (config.output / STATE_FILE).unlink(missing_ok=True)
     return record

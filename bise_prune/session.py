@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +23,12 @@ from .data import BatchLoader, BiasedDataset, DataSplits, load_data
 from .data.batch import Input
 from .data.columns import Columns
 from .data.noise import noisy_bias_labels
+from .data.registry import is_named
 from .data.text import load_tokenizer
-from .distributed import share_object
+from .distributed import share_object, world
 from .errors import ConfigError, DataError, PruningError
 from .evaluation import Evaluation, evaluate
+from .files import is_unfinished
 from .gates import gate_sites, least_open, sites_of
 from .identification import PseudoLabels, pseudo_bias_labels, with_pseudo_labels
 from .models import build_model
@@ -152,6 +155,7 @@ def prepared(config: RunConfig, progress: Progress, dry: bool = False) -> Sessio
         raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
     tokenizer = load_tokenizer(config.checkpoint) if config.checkpoint.is_dir() else None
     checkpoint = dataclasses.replace(checkpoint, preprocessing=_preprocessing(config, checkpoint))
+    _check_uses(config, specification)
     splits = load_data(
         specification,
         checkpoint.preprocessing,
@@ -261,13 +265,15 @@ def check_environment(config: RunConfig) -> torch.device:
 
 
 def check_output(config: RunConfig) -> list[Path]:
-    """The folders of a frontier's points, once it is clear that no result is written over.
+    """The folders of a frontier's points; the first process makes sure that no result is written over.
 
     Raises:
         ConfigError: there is one, or a folder cannot be written to.
     """
-    _check_output(config.output, config.resume)
     folders = [config.output / f"sparsity-{target:g}" for target in config.targets]
+    if world()[0]:
+        return folders  # the first process sees to it
+    _check_output(config.output, config.resume)
     for folder in folders:
         if not (folder / REPORT_FILE).is_file():  # a point that is done is taken up
             _check_output(folder, config.resume)
@@ -289,19 +295,29 @@ def _check_output(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; choose a folder")
     present = [name for name in _RESULTS if (output / name).exists()]
-    if (output / STATE_FILE).exists() and (resume or REPORT_FILE not in present):
+    if is_unfinished(output) and (resume or REPORT_FILE not in present):
         present = []  # of a run that stopped on its way, at the latest between its report and its end
     if present:
         raise ConfigError(f"output folder {output} holds results already ({present[0]}); choose another with --output")
     probe = output
     while not probe.exists():
         probe = probe.parent
-    write_check = probe / f".bise-prune-{time.time_ns()}"
+    write_check = probe / f".write-check-{time.time_ns()}-{os.getpid()}"
     try:
         write_check.touch()
-        write_check.unlink()
+        write_check.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write to {output}: {error.strerror}; choose another with --output") from error
+
+
+def _check_uses(config: RunConfig, specification: str) -> None:
+    """Whether settings for images are given for data that have images to decode."""
+    given = [name for name in ("size", "mean", "std") if getattr(config, name) is not None]
+    given += ["skip_bad"] if config.skip_bad else []
+    if given and is_named(specification):
+        raise ConfigError(
+            f"{given[0]} has no use: data set '{specification.partition(',')[0]}' makes its images itself"
+        )
 
 
 def _data_specification(config: RunConfig, checkpoint: Checkpoint) -> str:

@@ -15,6 +15,7 @@ from .channels import Edit
 from .checkpoint import PREFIXES, Checkpoint, load_checkpoint, save_checkpoint
 from .errors import CheckpointError
 from .models import build_model, identify_architecture, is_factory, parse_architecture
+from .models.pretrained import TRANSFORMING, published_arguments
 from .pruning.surgery import declare_widths
 from .rewiring import RewiredModel
 
@@ -52,7 +53,13 @@ def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tup
     elif checkpoint.module is not None:
         return _whole(checkpoint.module, checkpoint, path)
     else:
-        name, num_classes = identify_architecture(checkpoint.state, path.stem)
+        name, num_classes, arguments = identify_architecture(checkpoint.state, path.stem)
+        arguments |= published_arguments(name, checkpoint.sha256)
+        if name in TRANSFORMING and not arguments.get("transform_input"):
+            note = f"--arch '{name}(transform_input=True)' if it was trained from torchvision's published weights"
+            checkpoint = dataclasses.replace(
+                checkpoint, notes=(*checkpoint.notes, f"{name} without transform_input: {note}")
+            )
     if num_classes is None:
         num_classes = _num_classes(build_model(name, 2, arguments), checkpoint)
     model = build_model(name, num_classes, arguments)
@@ -66,9 +73,11 @@ def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tup
 def _whole(module: nn.Module, checkpoint: Checkpoint, path: Path) -> tuple[nn.Module, Checkpoint]:
     """A module that came whole; with the name of its architecture, if it is built exactly like one of torchvision's."""
     try:
-        name, num_classes = identify_architecture(checkpoint.state, path.stem)
-        if repr(build_model(name, num_classes)) == repr(module):
-            return module.eval(), dataclasses.replace(checkpoint, arch=name, num_classes=num_classes)
+        name, num_classes, arguments = identify_architecture(checkpoint.state, path.stem)
+        if repr(build_model(name, num_classes, arguments)) == repr(module):
+            arguments |= {"transform_input": True} if getattr(module, "transform_input", False) else {}
+            about = dataclasses.replace(checkpoint, arch=name, num_classes=num_classes, arguments=arguments)
+            return module.eval(), about
     except CheckpointError:
         pass
     linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]

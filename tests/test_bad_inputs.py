@@ -236,6 +236,11 @@ CASES = {
     "target that nothing reaches": (flags("--target-sparsity", "0.999"), 1, "0.999"),
     "batch of none": (flags("--batch-size", "0"), 2, "batch_size"),
     "mean without std": (flags("--mean", "0.5,0.5,0.5"), 2, "mean"),
+    "mean that is no number": (flags("--mean", "nan,0,0", "--std", "1,1,1"), 2, "mean"),
+    "size for data that make their images": (
+        all_of(lambda case: setattr(case, "data", "digits,samples=1000"), flags("--size", "64")), 2, "size has no use",
+    ),
+    "finetuning rate without finetuning": (flags("--finetune-lr", "1"), 2, "has no use without finetuning"),
     "size of words": (flags("--size", "big"), 2, "no size such as"),
     "device that is not there": (flags("--device", "cuda:7"), 2, "cuda:7"),
     "unknown device": (flags("--device", "tpu"), 2, "tpu"),
@@ -314,7 +319,8 @@ def test_a_full_disk_leaves_no_half_file(assets, tmp_path, kilobytes):
     assert "Traceback" not in text and text.count("bise-prune: error: ") == 1
     out = tmp_path / "out"
     left = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    assert not [name for name in left if name.startswith(".")] and "report.json" not in left
+    assert not [name for name in left if name.startswith(".") and name != ".bise-prune.lock"]
+    assert "report.json" not in left and (not left or ".bise-prune.lock" in left)
     for name in left:
         if name.endswith(".json"):
             json.loads((out / name).read_text())

@@ -13,7 +13,8 @@ from bise_prune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bise_prune.checkpoint.pickles import _module_class
 from bise_prune.errors import CheckpointError, ConfigError, ModelError
 from bise_prune.models import build_model, identify_architecture
-from bise_prune.models.pretrained import published_preprocessing
+from bise_prune.models.pretrained import published_arguments, published_preprocessing
+from bise_prune.models.registry import _empty, torchvision_classifiers
 from bise_prune.slim import save_slim
 
 
@@ -341,12 +342,35 @@ def test_a_network_whose_names_look_wrapped(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["regnet_y_400mf", "regnet_x_800mf", "convnext_tiny", "efficientnet_b0", "mnasnet0_5"])
 def test_unusual_architectures_are_told_from_the_weights(name):
-    assert identify_architecture(build_model(name, 7).state_dict()) == (name, 7)
+    assert identify_architecture(build_model(name, 7).state_dict()) == (name, 7, {})
+
+
+def test_no_two_of_torchvisions_classifiers_have_the_same_names_and_shapes():
+    seen = {}
+    for name in torchvision_classifiers():
+        state = _empty(name, 7, {}).state_dict()
+        shapes = frozenset((key, tuple(tensor.shape)) for key, tensor in state.items())
+        assert seen.setdefault(shapes, name) == name
+    assert len(seen) >= 80
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_heads_that_only_train_and_transformed_inputs(name, tmp_path):
+    model = build_model(name, 5, {"aux_logits": True, "transform_input": True})
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    loaded, about = load_model(tmp_path / "net.pt")
+    assert about.arguments == {"aux_logits": True} and loaded.state_dict().keys() == model.state_dict().keys()
+    assert f"--arch '{name}(transform_input=True)'" in about.notes[-1]
+    digits = {"googlenet": "1378be20", "inception_v3": "0cc3c7bd"}[name]
+    assert published_arguments(name, digits + 56 * "0") == {"transform_input": True}
+    assert published_arguments(name, 64 * "0") == published_arguments("resnet18", "f37072fd" + 56 * "0") == {}
+    torch.save(model, tmp_path / "whole.pt")
+    assert load_model(tmp_path / "whole.pt")[1].arguments == {"aux_logits": True, "transform_input": True}
 
 
 def test_architectures_are_told_from_the_weights():
     state = build_model("resnet34", 5).state_dict()
-    assert identify_architecture(state) == ("resnet34", 5)
+    assert identify_architecture(state) == ("resnet34", 5, {})
     with pytest.raises(CheckpointError, match=r"no torchvision classifier fits .*; name it with --arch"):
         identify_architecture({"weight": torch.zeros(3, 3)})
     with pytest.raises(CheckpointError, match="holds no weights"):

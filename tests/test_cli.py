@@ -215,7 +215,7 @@ def test_an_interrupted_run_is_resumed(project, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "search", interrupted)
     assert cli.main(command) == 130
     assert "takes the search up where it stopped" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [pipeline.STATE_FILE]
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == [pipeline.STATE_FILE]
     epochs = []
 
     def counting(*arguments, on_epoch, **options):
@@ -238,7 +238,7 @@ def test_masks_survive_a_target_that_cannot_be_met(project, tmp_path, capsys, mo
     out = tmp_path / "out"
     line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", out, *FAST)
     assert f"the masks are kept; prune by them with --masks {out / 'masks.safetensors'}" in line
-    assert sorted(path.name for path in out.iterdir()) == ["masks.safetensors", pipeline.STATE_FILE]
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["masks.safetensors", pipeline.STATE_FILE]
 
 
 def test_the_literal_command_without_data(project, capsys, monkeypatch):

@@ -1,9 +1,11 @@
 """The command line's variants: targets within the search, frontiers, finetuning, missing bias labels, texts, stops."""
 
 import csv
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,10 @@ import pytest
 import torch
 from test_cli import FAST, fails, write_project
 
-from bise_prune import MaskSet, cli, load_slim
+from bise_prune import MaskSet, cli, load_model, load_slim, pipeline
+from bise_prune.checkpoint import save_checkpoint
+from bise_prune.errors import BiseError
+from bise_prune.files import locked
 from bise_prune.session import FRONTIER_FILE, STATE_FILE
 
 
@@ -202,8 +207,8 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path
         resume = ["--resume"] if (output / STATE_FILE).exists() else []
         if resume or not (output / "report.json").exists():
             assert cli.main([*command(project, output)[3:], *resume]) == 0
+            assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
         assert _lasting(json.loads((output / "report.json").read_text())) == whole
-        assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
         mine, theirs = (MaskSet.load(folder / "masks.safetensors") for folder in (output, undisturbed))
         assert all(torch.equal(mine.logits[name], theirs.logits[name]) for name in theirs.logits)
     assert killed >= 10
@@ -241,6 +246,60 @@ def _lasting(record):
         record["config"].pop(key, None)
     del record["plan"]["costs_ms"]
     return record
+
+
+def test_a_run_that_failed_without_a_search_goes_on(project, tmp_path, monkeypatch, capsys):
+    extra = ["--criterion", "random", "--target-sparsity", "0.3"]
+    out, export = tmp_path / "out", pipeline.export_program
+
+    def failing(*arguments, **options):
+        raise BiseError("the power is out")
+
+    monkeypatch.setattr(pipeline, "export_program", failing)
+    argv = ["net.pt", "--data", "data", "--output", out, *FAST, *extra]
+    monkeypatch.chdir(project)
+    assert "the power is out" in fails(capsys, *argv)
+    assert (out / "slim.onnx").exists() and not (out / "report.json").exists()
+    monkeypatch.setattr(pipeline, "export_program", export)
+    assert run(project, out, *extra)["slim"]["n"] == 45
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert "holds results already" in fails(capsys, *argv, code=2)
+
+
+def test_a_frontier_is_of_one_checkpoint_and_one_data_set(wide, tmp_path, monkeypatch, capsys):
+    out, one = tmp_path / "out", pipeline._one
+
+    def once(session, config, start=None):
+        if config.target_sparsity != 0.25:
+            raise BiseError("the power is out")
+        return one(session, config, start)
+
+    monkeypatch.setattr(pipeline, "_one", once)
+    other = tmp_path / "other"
+    shutil.copytree(wide, other)
+    flags = ["--output", out, *FAST, "--targets", "0.5,0.25", "--layer-floor", "0"]
+    fails(capsys, wide / "net.pt", "--data", wide / "data", *flags)
+    model, about = load_model(other / "net.pt")
+    save_checkpoint(
+        other / "net.pt", dataclasses.replace(about, state={k: v * 1.5 for k, v in model.state_dict().items()})
+    )
+    line = fails(capsys, other / "net.pt", "--data", other / "data", *flags, code=2)
+    assert "sparsity-0.25 holds results of another run, which differs in checkpoint" in line
+    (other / "data" / "0.png").write_bytes((other / "data" / "1.png").read_bytes())
+    line = fails(capsys, wide / "net.pt", "--data", other / "data", *flags, code=2)
+    assert "which differs in data" in line
+    monkeypatch.setattr(pipeline, "_one", one)
+    assert cli.main([str(a) for a in [wide / "net.pt", "--data", wide / "data", *flags]]) == 0
+    assert (out / "config.toml").exists() and not (out / "sparsity-0.25" / "config.toml").exists()
+
+
+def test_two_runs_do_not_share_a_folder(project, tmp_path, capsys):
+    with locked(tmp_path / "out"):
+        line = fails(
+            capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST, code=2
+        )
+        assert "another run is writing to" in line
+    assert not (tmp_path / "out").exists()
 
 
 # -- texts -------------------------------------------------------------------------------------------

@@ -97,19 +97,20 @@ def test_speedup():
     assert realised("resnet18", 16) >= 0.9 and realised("simple_convnet", 16) >= 0.89
 
 
-def test_search_speed():
-    table = record("search_speed")
-    for name, least in (("simple_convnet", 5), ("mlp", 5)):
-        figures = table[name]
-        assert figures["times_faster"]["n"] >= 5
-        assert figures["times_faster"]["median"] >= least
-        assert figures["ours"]["mean"] >= figures["literal"]["mean"] - figures["literal"]["std"]
-        for key in ("times_faster", "times_faster_without_weight_gradients"):
-            assert cell(figures[key], 1) in README
-        assert cell(figures["literal"]) in README and cell(figures["ours"]) in README
+@pytest.mark.parametrize(("name", "least"), [("simple_convnet", 5), ("mlp", 8)])
+def test_search_speed(name, least):
+    table = record(f"search_speed_{name}")
+    figures = table[name]
+    assert figures["times_faster"]["n"] >= 5
+    assert figures["times_faster"]["median"] >= least
+    assert figures["ours"]["mean"] >= figures["literal"]["mean"] - figures["literal"]["std"]
+    for key in ("times_faster", "times_faster_without_weight_gradients"):
+        assert cell(figures[key], 1) in README
+    assert cell(figures["literal"]) in README and cell(figures["ours"]) in README
     for step in table["steps"].values():
         assert step["time_ratio"] <= 0.75 and step["memory_ratio"] <= 1.02
-        assert f"{step['time_ratio']:.2f}".lstrip("0") in README
+        if name == "mlp":
+            assert f"{step['time_ratio']:.2f}".lstrip("0") in README
 
 
 def test_frontier():

@@ -44,6 +44,18 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults
     assert str(again["checkpoint"]) == "b.pt" and again["bias_columns"] == ["age"] and again["fuse"]
 
 
+def test_a_target_on_the_command_line_takes_the_place_of_the_files(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text("targets = [0.3, 0.5]\nseed = 4\n")
+    given = parsed("--config", path, "--target-flops", "0.4")
+    assert (given["targets"], given["target_flops"], given["seed"]) == ((), 0.4, 4)
+
+
+def test_settings_of_finetuning_need_finetuning():
+    with pytest.raises(ConfigError, match="finetune_lr has no use without finetuning"):
+        run_config({**parsed("--finetune-lr", "5"), "checkpoint": "a", "output": "b"})
+
+
 def test_yaml_means_the_same(tmp_path):
     toml, yaml = tmp_path / "s.toml", tmp_path / "s.yaml"
     toml.write_text('data = "birds"\nfinetune = 2\nfinetune_lr = 0.01\nmean = [0.5, 0.5, 0.5]\n')

@@ -135,7 +135,7 @@ def save_arrays(folder, images, attributes):
     np.save(folder / "attrs.npy", attributes)
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3), (3, 6, 5), (6, 5, 1), (6, 5, 4)])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3), (3, 6, 5), (4, 6, 5), (6, 5, 1), (6, 5, 4)])
 def test_arrays(tmp_path, shape):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (6, *shape), np.uint8)
@@ -144,11 +144,16 @@ def test_arrays(tmp_path, shape):
         save_arrays(tmp_path / part, images, attributes)
     found = load_data(str(tmp_path))
     assert found.train.inputs.shape == (6, 3, 6, 5) and found.test is None
-    expected = images if shape[0] == 3 else images.reshape(6, 6, 5, -1)[..., :3].transpose(0, 3, 1, 2)
+    expected = images[:, :3] if shape[0] in (3, 4) else images.reshape(6, 6, 5, -1)[..., :3].transpose(0, 3, 1, 2)
     assert np.array_equal(found.val.inputs.numpy(), np.broadcast_to(expected, (6, 3, 6, 5)))
     assert found.train.target.tolist() == [0, 1] * 3 and found.train.bias[:, 0].tolist() == [0, 1, 2] * 2
-    swapped = load_data(str(tmp_path), columns=Columns("1", ("0",)))
-    assert torch.equal(swapped.train.target, found.train.bias[:, 0])
+    for columns in (Columns("1", ("0",)), Columns("1")):
+        swapped = load_data(str(tmp_path), columns=columns)
+        assert torch.equal(swapped.train.target, found.train.bias[:, 0])
+        assert torch.equal(swapped.train.bias[:, 0], found.train.target)
+    for columns, message in ((Columns("1", ("1",)), "more than one purpose"), (Columns("²"), "not ²")):
+        with pytest.raises(DataError, match=message):
+            load_data(str(tmp_path), columns=columns)
     assert load_data(str(tmp_path), {"size": [3, 4]}).train.inputs.shape == (6, 3, 3, 4)
 
 
@@ -172,6 +177,7 @@ def test_arrays_without_splits_and_of_floats(tmp_path):
         (np.zeros((3, 4, 4), np.uint8), np.zeros((4, 2), int), "3 images, but 4 rows of attributes"),
         (np.zeros((3, 4, 4), np.uint8), np.zeros((3, 2)), "float64 .* expected integers"),
         (np.zeros((3, 4, 4), np.uint8), np.full((3, 2), -1), "labels run from -1 to -1"),
+        (np.zeros((3, 5, 6, 7), np.uint8), np.zeros((3, 2), int), "has neither 1 nor 3 nor 4 channels"),
         (np.array([{}] * 3), np.zeros((3, 2), int), "holds pickled objects"),
     ],
 )
@@ -196,6 +202,11 @@ def test_parquet_and_saved_datasets(tmp_path):
         parquet.write_table(pyarrow.table(rows), tmp_path / "parquet" / f"{part}-00000-of-00001.parquet")
     found = load_data(str(tmp_path / "parquet"))
     assert reds(found.train) == [0, 1] and reds(found.test) == [2] and found.train.bias.tolist() == [[0], [0]]
+    parquet.write_table(
+        pyarrow.table({"image": [held(7)], "label": [0], "bias": ["x"]}), tmp_path / "parquet" / "more.parquet"
+    )
+    with pytest.raises(DataError, match=r"more\.parquet do not say of which split they are, and other files do"):
+        load_data(str(tmp_path / "parquet"))
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -214,6 +225,7 @@ def test_parquet_and_saved_datasets(tmp_path):
     found = load_data(str(tmp_path / "saved"))
     assert reds(found.train) == [0, 1] and reds(found.val) == [2]
     assert found.classes == ["land", "water"] and found.train.bias[:, 0].tolist() == [0, 1]
+    assert load_data(str(tmp_path / "saved"), classes=["yes", "no"]).train.target.tolist() == [0, 1]
     reversed_classes = load_data(str(tmp_path / "saved"), classes=["water", "land"])
     assert reversed_classes.train.target.tolist() == [1, 0]  # as the checkpoint numbers them
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
@@ -262,15 +274,17 @@ def test_modes_of_images_become_rgb(tmp_path):
     gray.convert("P").save(tmp_path / "palette.png")
     gray.convert("RGB").convert("CMYK").save(tmp_path / "cmyk.tiff")
     gray.rotate(90, expand=True).save(tmp_path / "turned.png", exif=_orientation(6))
+    deep = Image.fromarray(np.rot90(np.asarray(gray).astype(np.uint16) * 257).copy())
+    deep.save(tmp_path / "both.png", exif=_orientation(6))
     Image.new("RGB", (6, 8), (9, 9, 9)).save(tmp_path / "constant.png")
-    names = ("gray.png", "deep.png", "alpha.png", "palette.png", "cmyk.tiff", "turned.png", "constant.png")
+    names = ("gray.png", "deep.png", "alpha.png", "palette.png", "cmyk.tiff", "turned.png", "both.png", "constant.png")
     found = load_data(folder_of(tmp_path, *names))
-    for i in range(6):
+    for i in range(7):
         assert np.array_equal(found.train.inputs[i].numpy(), np.broadcast_to(np.asarray(gray), (3, 8, 6))), names[i]
     for note in (
         "1 images have an alpha channel, which was dropped",
-        "1 images have 16 bits per channel, which were scaled to 8",
-        "1 images carry an EXIF rotation and were turned upright",
+        "2 images have 16 bits per channel, which were scaled to 8",
+        "2 images carry an EXIF rotation and were turned upright",
     ):
         assert note in found.notes
     assert found.warnings == ["1 images have one colour throughout"]
@@ -306,6 +320,23 @@ def test_bad_images_are_named_or_skipped(tmp_path, monkeypatch):
     assert found.warnings[0].startswith("5 images were left out: missing.png is missing; cut.jpg")
     with pytest.raises(DataError, match=r"missing\.png is missing"):  # nothing would be left
         load_data(folder_of(tmp_path, "missing.png"), skip_bad=True)
+
+
+def test_another_size_is_no_bad_image(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "odd.png")
+    write(tmp_path / "0.png")
+    with pytest.raises(DataError, match=r"0\.png is 8x6, the first image 9x9: give a --size"):
+        load_data(folder_of(tmp_path, "odd.png", "0.png"), skip_bad=True)
+
+
+def test_classes_may_be_called_like_splits_and_numbers_have_underscores(tmp_path):
+    for name in ("car", "train", "1_0"):
+        for i in range(10):
+            write(tmp_path / "classes" / name / f"{i}.png", i)
+    assert load_data(str(tmp_path / "classes")).classes == ["1_0", "car", "train"]
+    folder = write_folder(tmp_path / "data", [("1_0", 0, "train", "a.png"), ("0_1", 1, "train", "b.png")])
+    found = load_data(str(folder))
+    assert found.classes == ["0_1", "1_0"] and found.train.target.tolist() == [1, 0]
 
 
 def test_metadata_and_images_are_reported_together(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from .unwrapping import network_in
 
 FORMAT = "bise-prune model"
 TRANSFORMER = "transformers"  # the architecture of every Hugging Face classifier: its configuration tells the rest
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
 _TRANSFORMER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -150,7 +152,8 @@ def _load_transformer(folder: Path, trust_pickle: bool) -> Checkpoint:
         arch=TRANSFORMER,
         num_classes=num_classes,
         arguments={"config": {key: value for key, value in config.items() if not key.startswith("_")}},
-        classes=tuple(names[number] for number in sorted(names)),
+        # transformers writes LABEL_0, LABEL_1, ... where nobody named the classes.
+        classes=() if all(map(_PLACEHOLDER.fullmatch, names.values())) else tuple(names[n] for n in sorted(names)),
     )
 
 

@@ -67,7 +67,7 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
     """Decode the images and sort them into splits.
 
     Without a split per image, 70 % are for training, 10 % for validation and 20 % for testing, stratified by label and
-    bias labels; images of equal pixels stay together.
+    bias labels; equal files stay together.
 
     Args:
         listing: which images.
@@ -79,8 +79,16 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
     Raises:
         DataError: everything wrong with the listing and its images, the first ten problems by name.
     """
-    order = sorted(range(len(listing.parts)), key=lambda i: (*PARTS, "").index(listing.parts[i]))  # splits stay views
-    order = order or list(range(len(listing.sources)))
+    notes, parts = list(listing.notes), listing.parts
+    if not parts:
+        with ThreadPoolExecutor() as pool:
+            keys = list(pool.map(_content, listing.sources))
+        parts = random_split(keys, torch.cat([listing.target[:, None], listing.bias], 1), seed)
+        notes.append(
+            f"a random split of 70 % train, 10 % val, 20 % test, stratified by label and bias, seed {seed}; equal "
+            "files are in the same split"
+        )
+    order = sorted(range(len(parts)), key=lambda i: (*PARTS, "").index(parts[i]))  # so that splits stay views
     decoded = read_images(
         listing.root,
         [listing.sources[i] for i in order],
@@ -92,18 +100,11 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
     stop_at_problems(listing.root, problems)
     rows = torch.tensor([order[i] for i in decoded.rows], dtype=torch.long)
     target, bias = listing.target[rows], listing.bias[rows]
-    notes, doubts = [*listing.notes, *decoded.notes], list(decoded.warnings)
-    if listing.parts:
-        parts = [listing.parts[i] for i in rows.tolist()]
-        shared = _in_several_splits(decoded.digests, parts)
-        if shared:
-            doubts.append(f"{shared} different images are in more than one split, pixel by pixel")
-    else:
-        parts = random_split(decoded.digests, torch.cat([target[:, None], bias], 1), seed)
-        notes.append(
-            f"a random split of 70 % train, 10 % val, 20 % test, stratified by label and bias, seed {seed}; equal "
-            "images are in the same split"
-        )
+    notes, doubts = [*notes, *decoded.notes], list(decoded.warnings)
+    parts = [parts[i] for i in rows.tolist()]
+    shared = _in_several_splits(decoded.digests, parts)
+    if shared:
+        doubts.append(f"{shared} different images are in more than one split, pixel by pixel")
     if "train" not in parts:
         raise DataError(f"data in {listing.root}: no image of the training split is left")
     height, width = decoded.images.shape[2:]
@@ -114,9 +115,7 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
         chosen = torch.tensor([i for i, value in enumerate(parts) if value == part], dtype=torch.long)
         if not len(chosen):
             continue
-        first, last = int(chosen[0]), int(chosen[-1])
-        whole = last - first + 1 == len(chosen)
-        inputs = decoded.images[first : last + 1] if whole else decoded.images[chosen]
+        inputs = decoded.images[int(chosen[0]) : int(chosen[-1]) + 1]
         found[part] = BiasedDataset(inputs, target[chosen], bias[chosen], mean, std)
     return DataSplits(
         found["train"], found.get("val"), found.get("test"), listing.classes, notes, doubts, listing.without_bias
@@ -294,6 +293,15 @@ def _file_backed(root: Path, shape: tuple[int, ...]) -> np.ndarray:
             return np.memmap(file, np.uint8, "w+", shape=shape) if needed else np.zeros(shape, np.uint8)
     except OSError as error:
         raise DataError(f"data in {root}: no room in {folder} to decode images to: {error.strerror}") from error
+
+
+def _content(source: Path | bytes) -> bytes:
+    """A digest of a file's bytes; of its name, if it cannot be read."""
+    try:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError:
+        content = str(source).encode(errors="replace")
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _in_several_splits(digests: Sequence[bytes], parts: Sequence[str]) -> int:

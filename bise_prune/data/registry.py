@@ -66,8 +66,8 @@ def load_data(
     1000
     """
     columns = columns or Columns()
-    name = specification.partition(",")[0].partition(":")[0]
-    if name in _NAMED:
+    name = _name(specification)
+    if is_named(specification):
         if columns != Columns() and name != "text":
             raise ConfigError(f"data set '{name}' has no columns to name")
         return _load_named(specification, tokenizer, columns)
@@ -89,6 +89,15 @@ def load_data(
     if not specification.endswith((".csv", ".csv.gz")):
         raise DataError(f"{specification} is neither a CSV file nor a parquet file, nor a folder with {LAYOUTS}")
     return _load_named(f"text:{specification}", tokenizer, columns, classes)
+
+
+def is_named(specification: str) -> bool:
+    """Whether it is a data set of one of our names, and not a place."""
+    return _name(specification) in _NAMED
+
+
+def _name(specification: str) -> str:
+    return specification.partition(",")[0].partition(":")[0]
 
 
 def _lists_files(path: Path, columns: Columns, has_tokenizer: bool) -> bool:

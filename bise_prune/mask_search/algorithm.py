@@ -56,8 +56,8 @@ def search(
         start: masks to start from instead of ``initial_logit`` everywhere.
         on_epoch: called with each epoch's record and the number of epochs.
         state_path: file to keep the state in after each epoch; an existing one of the same search is resumed.
-        interrupted: asked after each batch, or few that are done at a time; if it says so, the state is saved and the search stops. Resumed, it takes
-            up the epoch where it was.
+        interrupted: asked after each batch, or after the few that are done at a time; if it says so, the state is saved
+            and the search stops. Resumed, it takes up the epoch where it was.
 
     Raises:
         ConfigError: a selection rule that the data do not support.

@@ -1,13 +1,16 @@
-"""How the inputs of published weights are made from pixels."""
+"""What those who published weights say of them: how inputs are made from pixels, and how the network was built."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+from torchvision.models import WeightsEnum, get_model_weights
 
 from .names import TORCHVISION
 from .registry import torchvision_classifiers
+
+TRANSFORMING = ("googlenet", "inception_v3")  # whose published weights were made for inputs of another normalisation
 
 
 def published_preprocessing(arch: str | None, sha256: str, module: nn.Module | None = None) -> dict[str, Any]:
@@ -18,15 +21,11 @@ def published_preprocessing(arch: str | None, sha256: str, module: nn.Module | N
         sha256: of the weight file; torchvision's carry the first eight digits in their names.
         module: a network that came whole; timm's say how they want their inputs.
     """
-    prefix, _, name = (arch or "").rpartition(":")
-    if prefix in ("", TORCHVISION) and name in torchvision_classifiers():
-        from torchvision.models import get_model_weights
-
-        for weights in get_model_weights(name):
-            if weights.url.rpartition("-")[2].removesuffix(".pth") == sha256[:8]:
-                transform = weights.transforms()
-                size = list(transform.crop_size) * (2 // len(transform.crop_size))
-                return {"mean": list(transform.mean), "std": list(transform.std), "size": size}
+    weights = _published(arch, sha256)
+    if weights is not None:
+        transform = weights.transforms()
+        size = list(transform.crop_size) * (2 // len(transform.crop_size))
+        return {"mean": list(transform.mean), "std": list(transform.std), "size": size}
     about = getattr(module, "pretrained_cfg", None)
     found = {}
     for key in ("mean", "std"):
@@ -34,3 +33,18 @@ def published_preprocessing(arch: str | None, sha256: str, module: nn.Module | N
         if isinstance(values, (list, tuple)) and len(values) == 3 and all(isinstance(v, float) for v in values):
             found[key] = list(values)
     return found if len(found) == 2 else {}
+
+
+def published_arguments(arch: str, sha256: str) -> dict[str, Any]:
+    """Arguments of the constructor that torchvision adds for its published weights, and that weights do not show."""
+    return {"transform_input": True} if arch in TRANSFORMING and _published(arch, sha256) is not None else {}
+
+
+def _published(arch: str | None, sha256: str) -> WeightsEnum | None:
+    prefix, _, name = (arch or "").rpartition(":")
+    if prefix not in ("", TORCHVISION) or name not in torchvision_classifiers():
+        return None
+    for weights in get_model_weights(name):
+        if weights.url.rpartition("-")[2].removesuffix(".pth") == sha256[:8]:
+            return weights
+    return None

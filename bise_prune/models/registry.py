@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import inspect
 import warnings
@@ -21,6 +20,7 @@ from .names import TIMM, is_factory
 from .simple_convnet import SimpleConvNet
 
 _CODE_IN_CONFIG = ("auto_map", "attn_implementation", "experts_implementation")  # which name code to fetch
+_AUXILIARY = ("googlenet", "inception_v3")  # torchvision's networks with heads that only train
 _OWN: dict[str, Callable[..., nn.Module]] = {"simple_convnet": SimpleConvNet, "mlp": MLP}
 
 
@@ -65,7 +65,7 @@ def build_model(arch: str, num_classes: int, arguments: Mapping[str, Any] | None
             return _OWN[rest](num_classes, **arguments)
         import torchvision
 
-        if rest in ("googlenet", "inception_v3"):
+        if rest in _AUXILIARY:
             arguments = {"aux_logits": False, "init_weights": False, **arguments}
         return torchvision.models.get_model(rest, num_classes=num_classes, **arguments)  # type: ignore[no-any-return]
     except TypeError as error:
@@ -128,51 +128,44 @@ def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> n
         raise ConfigError(f"no text classifier of this configuration: {str(error).splitlines()[0]}") from error
 
 
-def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[str, int]:
-    """The torchvision architecture whose names and shapes a state dict has, and its number of classes.
+def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[str, int, dict[str, Any]]:
+    """The torchvision architecture whose names and shapes a state dict has; no two of them have the same.
 
     Args:
         state: the weights.
         hint: a file name; an architecture it names is tried first.
 
+    Returns:
+        Its name, its number of classes, and further arguments of its constructor.
+
     Raises:
-        CheckpointError: none fits, or several do.
+        CheckpointError: none fits.
     """
     if not state:
         raise CheckpointError("the checkpoint holds no weights")
-    names = torchvision_classifiers()
-    names.sort(key=lambda name: (name not in hint, -len(name) if name in hint else 0, not name.startswith("resnet")))
+    candidates: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in torchvision_classifiers()]
+    candidates += [(name, {"aux_logits": True}) for name in _AUXILIARY]
+    candidates.sort(key=lambda c: (c[0] not in hint, -len(c[0]) if c[0] in hint else 0, not c[0].startswith("resnet")))
     shapes = {key: tensor.shape for key, tensor in state.items()}
-    fitting = []
-    for name in names:
-        keys = _tensor_names(name)
+    for name, arguments in candidates:
+        keys = list(_empty(name, 2, arguments).state_dict())
         if shapes.keys() != set(keys) or not shapes[keys[-1]]:
             continue
         num_classes = shapes[keys[-1]][0]
-        if {key: tensor.shape for key, tensor in _empty(name, num_classes).state_dict().items()} == shapes:
-            if name in hint or name.startswith("resnet"):
-                return name, num_classes
-            fitting.append((name, num_classes))
-    if len(fitting) != 1:
-        found = (
-            f"several fit ({', '.join(name for name, _ in fitting)})"
-            if fitting
-            else f"no torchvision classifier fits (the first tensor is '{next(iter(shapes))}')"
-        )
-        raise CheckpointError(f"cannot tell the architecture from the weights: {found}; name it with --arch")
-    return fitting[0]
+        fitting = _empty(name, num_classes, arguments).state_dict()
+        if {key: tensor.shape for key, tensor in fitting.items()} == shapes:
+            return name, num_classes, arguments
+    raise CheckpointError(
+        "cannot tell the architecture from the weights: no torchvision classifier fits (the first tensor is "
+        f"'{next(iter(shapes))}'); name it with --arch"
+    )
 
 
-@functools.cache
-def _tensor_names(name: str) -> tuple[str, ...]:
-    return tuple(_empty(name, 2).state_dict())
-
-
-def _empty(name: str, num_classes: int) -> nn.Module:
+def _empty(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     """A network of torchvision whose weights take no memory."""
     with _WithoutMemory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return build_model(name, num_classes)
+        return build_model(name, num_classes, arguments)
 
 
 class _WithoutMemory(TorchFunctionMode):
