@@ -87,7 +87,7 @@ def test_a_frontier_of_other_settings_is_not_taken_up(wide, tmp_path, capsys):
     (out / FRONTIER_FILE).unlink()
     given = [wide / "net.pt", "--data", wide / "data", "--output", out, *FAST, "--targets", "0.3"]
     capsys.readouterr()
-    assert "holds results of other settings" in fails(capsys, *given, "--mi-weight", "0.5", code=2)
+    assert "holds results of another run, which differs in search" in fails(capsys, *given, "--mi-weight", "0.5", code=2)
     assert cli.main([str(argument) for argument in (*given, "--resume")]) == 0
 
 
@@ -248,7 +248,7 @@ def _lasting(record):
     return record
 
 
-def test_a_run_that_failed_without_a_search_goes_on(project, tmp_path, monkeypatch, capsys):
+def test_a_run_that_failed_without_a_search_goes_on(wide, tmp_path, monkeypatch, capsys):
     extra = ["--criterion", "random", "--target-sparsity", "0.3"]
     out, export = tmp_path / "out", pipeline.export_program
 
@@ -257,11 +257,12 @@ def test_a_run_that_failed_without_a_search_goes_on(project, tmp_path, monkeypat
 
     monkeypatch.setattr(pipeline, "export_program", failing)
     argv = ["net.pt", "--data", "data", "--output", out, *FAST, *extra]
-    monkeypatch.chdir(project)
+    monkeypatch.chdir(wide)
     assert "the power is out" in fails(capsys, *argv)
     assert (out / "slim.onnx").exists() and not (out / "report.json").exists()
     monkeypatch.setattr(pipeline, "export_program", export)
-    assert run(project, out, *extra)["slim"]["n"] == 45
+    assert run(wide, out, *extra)["slim"]["n"] == 45
+    capsys.readouterr()
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     assert "holds results already" in fails(capsys, *argv, code=2)
 
