@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _first_look() -> float:
-    """Seconds in which the tensor names of all architectures are found out, once in a process."""
+    """Seconds in which all architectures are gone through in vain."""
     start = time.perf_counter()
     with suppress(CheckpointError):
         identify_architecture({"of no network": torch.zeros(1)})
@@ -188,7 +188,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"classes and give the very same logits, {count['ambiguous']} are ambiguous and {count['not told']} are not "
         f"told; {count['slim']} slim networks come back from their files with the very same logits, "
         f"{count['slim left out']} left out; {count['failed']} failed (commit {record['commit']}). "
-        f"The first look at all names takes {record['first_look_s']:.1f} s of a process and is not in the seconds."
+        f"Going through all of them in vain takes {record['first_look_s']:.1f} s."
     )
     columns = (
         "Told = what the dense weights were taken for; where they were not, the architecture was named for the rest "

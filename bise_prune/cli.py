@@ -442,7 +442,10 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     )
     for warning in record["warnings"]:
         print(f"warning: {warning}")
-    print(f"written to {output}: masks.safetensors, plan.json, slim.safetensors, slim.onnx, slim.pt2, report.json")
+    print(
+        f"written to {output}: masks.safetensors, plan.json, slim.safetensors, slim.onnx, slim.pt2, config.toml, "
+        "report.json"
+    )
 
 
 class _Display:

@@ -87,7 +87,9 @@ def test_a_frontier_of_other_settings_is_not_taken_up(wide, tmp_path, capsys):
     (out / FRONTIER_FILE).unlink()
     given = [wide / "net.pt", "--data", wide / "data", "--output", out, *FAST, "--targets", "0.3"]
     capsys.readouterr()
-    assert "holds results of another run, which differs in search" in fails(capsys, *given, "--mi-weight", "0.5", code=2)
+    assert "holds results of another run, which differs in search" in fails(
+        capsys, *given, "--mi-weight", "0.5", code=2
+    )
     assert cli.main([str(argument) for argument in (*given, "--resume")]) == 0
 
 

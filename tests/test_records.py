@@ -149,3 +149,20 @@ def test_data_waiting():
     assert table["images"] == 10_000 and max(shares.values()) < 0.05
     assert f"{shares['1'] * 100:.1f} %" in README and f"{shares['0'] * 100:.1f} %" in README
     assert f"decoded once ({table['loading_seconds']:.0f} s" in README
+
+
+def test_removal_of_networks_that_see_their_input():
+    rows = record("removal_settled")["rows"]
+    worst = max(row["error"] for row in rows.values())
+    assert worst <= 1e-9 and min(row["spread"] for row in rows.values()) > 1e-3
+    assert f"{len(rows)} networks" in README and f"worst error {worst:.0e}" in README
+
+
+def test_architectures():
+    rows = record("architectures")["rows"]
+    told = [name for name, row in rows.items() if row["dense"].get("right") and row["dense"]["max_abs_error"] == 0]
+    back = [name for name, row in rows.items() if row["slim"].get("right") and row["slim"]["max_abs_error"] == 0]
+    assert len(told) == len(rows) == 82 and f"All {len(told)} of torchvision's classifiers" in README
+    assert len(back) >= 81 and not [name for name, row in rows.items() if "failed" in (row["dense"] | row["slim"])]
+    page = (ROOT / "docs" / "architectures.md").read_text()
+    assert all(f"| {name} |" in page for name in rows)
