@@ -287,7 +287,9 @@ Networks of more than 30 million parameters are run at 32 x 32 and with half of 
 for the paper's placement at 30 % (intersection) and 70 % (expand) closed. ONNX = the same share for the file in
 onnxruntime against the slim network in float32 (up to 60 million parameters). Ways = the largest difference after a
 deepcopy, after saving and loading, and under `torch.compile` (up to 30 million parameters). Stays = closed channels
-still there at 70 %, and the commonest reason.
+still there at 70 %, and the commonest reason. These records' batch-norm statistics are random, under which 16 networks
+hardly saw their input; `benchmarks/records/removal_settled.json` has those once more, with statistics of their inputs,
+as the benchmark sets them now.
 """
 
 

@@ -18,6 +18,7 @@ from .errors import BiseError, ConfigError
 
 _LOCK = ".bise-prune.lock"
 _TEMPORARY = ".bise-prune-"
+_WRITERS_ERRORS = (RuntimeError, SafetensorError)  # torch's and safetensors' where a file cannot be written
 
 
 @contextmanager
@@ -39,11 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch's and safetensors' writers have errors of their own
+    except (OSError, *_WRITERS_ERRORS) as error:
         reason = getattr(error, "strerror", None) or "it could not be written whole"
         raise BiseError(f"cannot write {path}: {reason}; is there room on the disk?") from error
     finally:

@@ -157,7 +157,7 @@ def _done(session: Session, config: RunConfig) -> dict[str, Any] | None:
     differing = {key for key, value in settings.items() if record["config"].get(key) != value}
     differing -= {"resume"} if record["config"]["search"] else {"resume", "search"}
     sources = {"checkpoint": session.checkpoint.sha256, "data": session.splits.fingerprint}
-    differing |= {name for name, digest in sources.items() if record["sources"][name] != digest}
+    differing |= {name for name, digest in sources.items() if record.get("sources", {}).get(name) != digest}
     if differing:
         raise ConfigError(
             f"{config.output} holds results of another run, which differs in {', '.join(sorted(differing))}; choose "

@@ -472,7 +472,7 @@ COUNTS = {"0": (12, 10, 7, 9), "1": (5, 4, 2, 3), "2": (1, 1, 1, 1)}
 
 
 def write_celeba(root, ending, counts=COUNTS, nested=False):
-    """The official files in either format; image i has the grey level 3 i, and those of the test split no file."""
+    """The official files in either format; image i has the grey level 3 i but for a corner, test images have no file."""
     folder = root / "img_align_celeba" / ("img_align_celeba" if nested else "")
     folder.mkdir(parents=True)
     cells = [(split, y, b) for split, n in counts.items() for y in (0, 1) for b in (0, 1) for _ in range(n[2 * y + b])]
@@ -482,7 +482,9 @@ def write_celeba(root, ending, counts=COUNTS, nested=False):
     for i, (split, y, b) in enumerate(cells):
         rows.append((f"{i + 1:06}.jpg", -1, 2 * y - 1, 1, 1 - 2 * b))
         if split != "2":
-            Image.fromarray(np.full((22, 18, 3), 3 * i, np.uint8)).save(folder / rows[-1][0], quality=95)
+            pixels = np.full((22, 18, 3), 3 * i, np.uint8)
+            pixels[-3:, -3:] = 255
+            Image.fromarray(pixels).save(folder / rows[-1][0], quality=95)
     partition = [(row[0], split) for row, (split, _, _) in zip(rows, cells, strict=True)]
     if ending == "txt":
         lines = [str(len(rows)), " ".join(names) + " ", *("  ".join(map(str, row)) for row in rows)]

@@ -123,7 +123,7 @@ class BiasHeads:
     def _log_probabilities(self, inputs: Tensor) -> Tensor:
         logits_NS = inputs @ self.state.matrix.T
         if len(set(self.sizes)) == 1:
-            return logits_NS.view(len(inputs), len(self.sizes), -1).log_softmax(2).flatten(1)
+            return logits_NS.view(-1, len(self.sizes), self.sizes[0]).log_softmax(2).flatten(1)
         return torch.cat([part.log_softmax(1) for part in logits_NS.split(self.sizes, 1)], 1)
 
     def _descend(self, gradient: Tensor) -> None:
