@@ -472,7 +472,7 @@ COUNTS = {"0": (12, 10, 7, 9), "1": (5, 4, 2, 3), "2": (1, 1, 1, 1)}
 
 
 def write_celeba(root, ending, counts=COUNTS, nested=False):
-    """The official files in either format; image i has the grey level 3 i but for a corner, test images have no file."""
+    """The official files in either format; image i has the grey level 3 i but for a corner; test images have none."""
     folder = root / "img_align_celeba" / ("img_align_celeba" if nested else "")
     folder.mkdir(parents=True)
     cells = [(split, y, b) for split, n in counts.items() for y in (0, 1) for b in (0, 1) for _ in range(n[2 * y + b])]
