@@ -11,7 +11,7 @@ from bise_prune.data import BatchLoader
 from bise_prune.errors import BiseError, ConfigError, DataError
 from bise_prune.evaluation import evaluate
 from bise_prune.mask_search.mutual_information import bias_information
-from bise_prune.mask_search.objective import bise_objective, reweighted_cross_entropy
+from bise_prune.mask_search.objective import objective_of, reweighted_cross_entropy
 from bise_prune.mask_search.schedule import temperatures
 from bise_prune.mask_search.weights import alignment_weights, sample_weights, subgroup_weights
 from bise_prune.subgroups import aligned_bias_values, aligned_values, count_subgroups
@@ -149,15 +149,16 @@ def test_objective_terms():
     target = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     bias = torch.tensor([0, 1, 2, 1, 2, 0, 2, 1])[:, None]
     aligned, weights = bias == target[:, None], torch.ones(8, dtype=torch.float64)
-    terms = bise_objective(logits, target, weights, [head], bias, aligned, mi_weight=0.5)
+    loss = reweighted_cross_entropy(logits, target, weights)
+    terms = objective_of(loss, 8, [head], bias, ~aligned, mi_weight=0.5)
     conflicting = ~aligned[:, 0]
     expected = slow_information(torch.softmax(head[conflicting], 1), bias[conflicting, 0])
     assert terms.mutual_information.item() == pytest.approx(expected)
     assert terms.num_conflicting.tolist() == [4]
     assert terms.total.item() == pytest.approx(terms.cross_entropy.item() + 0.5 * expected)
-    without = bise_objective(logits, target, weights, [head], bias, aligned, mi_weight=0.0)
+    without = objective_of(loss, 8, [head], bias, ~aligned, mi_weight=0.0)
     assert without.total.item() == reweighted_cross_entropy(logits, target, weights).item()
-    two = bise_objective(logits, target, weights, [head] * 2, bias.repeat(1, 2), aligned.repeat(1, 2), mi_weight=1.0)
+    two = objective_of(loss, 8, [head] * 2, bias.repeat(1, 2), ~aligned.repeat(1, 2), mi_weight=1.0)
     assert two.mutual_information.item() == pytest.approx(2 * expected)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import DataError
-from .columns import LARGEST_LABEL, PARTS, SPLITS, Columns, random_split
+from .columns import LARGEST_LABEL, PARTS, Columns, random_split, split_folders
 from .images import MEAN, STD
 from .loader import BiasedDataset, DataSplits
 from .table import stop_at_problems
@@ -63,11 +63,7 @@ def load_arrays(root: Path, preprocessing: Mapping[str, Any], columns: Columns |
 
 
 def _places(root: Path) -> dict[Path, str]:
-    folders = [(root, "")] + [
-        (folder, SPLITS[folder.name.lower()])
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and folder.name.lower() in SPLITS
-    ]
+    folders = [(root, ""), *split_folders(root)]
     found = {f: part for f, part in folders if (f / _IMAGES).is_file() and (f / _ATTRIBUTES).is_file()}
     return {root: ""} if root in found else found
 

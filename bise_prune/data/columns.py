@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -160,6 +161,12 @@ def read_scores(table: Table, column: str, blank: float = math.nan) -> Tensor:
     wrong = [i for i, score in enumerate(scores) if not 0 <= score <= 1]
     table.report(f"whose score '{column}' is not in [0, 1]", wrong, column)
     return (torch.tensor(scores, dtype=torch.double) >= 0.5).long()
+
+
+def split_folders(root: Path) -> list[tuple[Path, str]]:
+    """The folders below ``root`` that are named like a split, and which they are."""
+    found = [(folder, folder.name.lower()) for folder in sorted(root.iterdir()) if folder.is_dir()]
+    return [(folder, SPLITS[name]) for folder, name in found if name in SPLITS and not name.isdigit()]
 
 
 def random_split(keys: Sequence[Hashable], cells: Tensor, seed: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from ..errors import DataError
 from .arrays import is_array_folder, load_arrays
-from .columns import SPLITS, Chosen, Columns, read_labels, read_splits
+from .columns import Chosen, Columns, read_labels, read_splits, split_folders
 from .images import Listing, splits_of
 from .loader import DataSplits
 from .table import Table, read_header, read_table
@@ -60,7 +60,9 @@ def load_folder(
         listing = _from_tables(root.parent, [(root, "")], columns, classes)
     elif (root / _METADATA).is_file():
         listing = _from_tables(root, [(root / _METADATA, "")], columns, classes)
-    elif tables := [(folder / _METADATA, part) for folder, part in _parts(root) if (folder / _METADATA).is_file()]:
+    elif tables := [
+        (folder / _METADATA, part) for folder, part in split_folders(root) if (folder / _METADATA).is_file()
+    ]:
         listing = _from_tables(root, tables, columns, classes)
     elif is_array_folder(root):
         return load_arrays(root, preprocessing, columns)
@@ -71,13 +73,6 @@ def load_folder(
     else:
         listing = _from_classes(root, classes)
     return splits_of(listing, preprocessing, skip_bad)
-
-
-def _parts(root: Path) -> Iterator[tuple[Path, str]]:
-    """The folders below ``root`` that are named like a split, and which they are."""
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and not folder.name.isdigit() and folder.name.lower() in SPLITS:
-            yield folder, SPLITS[folder.name.lower()]
 
 
 def _subfolders(root: Path) -> list[Path]:
@@ -125,7 +120,9 @@ def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Column
 def _from_names(root: Path, classes: Sequence[str]) -> Listing:
     """Files named ..._LABEL_BIAS in align/, conflict/, and valid/ and test/ there or above."""
     files = [(path, "train") for name in (_ALIGNED, _CONFLICTING) for path in _images(root / name)]
-    places = {part: folder for parent in (root.parent, root) for folder, part in _parts(parent) if part != "train"}
+    places = {
+        part: folder for parent in (root.parent, root) for folder, part in split_folders(parent) if part != "train"
+    }
     files += [(path, part) for part, folder in places.items() for path in _images(folder)]
     table = Table(root, [str(path.relative_to(root.parent)) for path, _ in files], {"label": [], "bias": []})
     unnamed = []
@@ -151,7 +148,7 @@ def _from_names(root: Path, classes: Sequence[str]) -> Listing:
 
 def _from_classes(root: Path, classes: Sequence[str]) -> Listing:
     """A folder per class, perhaps below train/, val/ and test/."""
-    places = list(_parts(root))
+    places = split_folders(root)
     if not places or len(places) < len(_subfolders(root)):  # a class may be called "train"
         places = [(root, "")]
     files = [

@@ -38,32 +38,6 @@ def reweighted_cross_entropy(logits_NC: Tensor, target_N: Tensor, weights_N: Ten
     return (cross_entropy(logits_NC, target_N, reduction="none") * weights_N).mean()
 
 
-def bise_objective(
-    logits_NC: Tensor,
-    target_N: Tensor,
-    weights_N: Tensor,
-    head_logits_NB: Sequence[Tensor],
-    bias_NK: Tensor,
-    aligned_NK: Tensor,
-    mi_weight: float,
-    pool: JointPool | None = None,
-) -> Objective:
-    """Evaluate Eq. (5) on one batch, of which every process of ``torch.distributed`` may hold a part.
-
-    Args:
-        logits_NC: output of the masked network, shape (N, C).
-        target_N: class labels, shape (N,).
-        weights_N: sample weights r, shape (N,).
-        head_logits_NB: output of the auxiliary heads, one tensor (N, B_k) per bias.
-        bias_NK: bias labels, shape (N, K).
-        aligned_NK: which samples are bias-aligned, bool, shape (N, K); the others alone enter the information.
-        mi_weight: gamma.
-        pool: joint distributions of past batches to estimate the information with.
-    """
-    loss = reweighted_cross_entropy(logits_NC, target_N, weights_N)
-    return objective_of(loss, len(target_N), head_logits_NB, bias_NK, ~aligned_NK, mi_weight, pool)
-
-
 def objective_of(
     loss: Tensor,
     batch_size: int,
@@ -73,16 +47,16 @@ def objective_of(
     mi_weight: float,
     pool: JointPool | None = None,
 ) -> Objective:
-    """:func:`bise_objective` where the cross-entropy is known already.
+    """Evaluate Eq. (5) on one batch, of which every process of ``torch.distributed`` may hold a part.
 
     Args:
-        loss: L_r, the mean over the batch.
+        loss: L_r, the mean over the batch; see :func:`reweighted_cross_entropy`.
         batch_size: its samples, of which the bias-conflicting ones suffice in what follows.
         head_logits_NB: output of the auxiliary heads, one tensor (N, B_k) per bias.
         bias_NK: bias labels, shape (N, K).
-        conflicting_NK: which samples are bias-conflicting, bool, shape (N, K).
+        conflicting_NK: which samples are bias-conflicting, bool, shape (N, K); they alone enter the information.
         mi_weight: gamma.
-        pool: as there.
+        pool: joint distributions of past batches to estimate the information with.
     """
     sizes = [logits.shape[1] for logits in head_logits_NB]
     alike = [[k for k, size in enumerate(sizes) if size == each] for each in sorted(set(sizes))]
