@@ -512,7 +512,7 @@ def test_mask_gradients_are_those_of_the_plain_network():
     (rows,) = run._pass()
     ((_, inputs),) = run._ready([rows])
     logits, _ = run.forward(gates.split(run.gates.sizes), *inputs)
-    F.cross_entropy(logits, run._labels(rows).target).backward()
+    F.cross_entropy(logits, run.labels(rows).target).backward()
     ones = [torch.ones(site.num_channels, dtype=torch.float64, requires_grad=True) for site in run.gated.sites]
     with run.gated.gating(ones):
         plain = model(data.inputs)

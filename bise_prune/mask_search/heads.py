@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,8 @@ class BiasHeads:
     """One linear head per bias on the same bottleneck features, trained by SGD.
 
     A head is one linear layer under a cross-entropy, whose gradient is written down instead of derived: (softmax -
-    onehot)^T z / N; all heads are one matrix, so that a step is one product each way.
+    onehot)^T z / N; all heads are one matrix, so that a step is one product each way. Samples come last in between, so
+    that the softmax adds up whole rows.
 
     Args:
         num_features: width of the bottleneck.
@@ -76,6 +77,11 @@ class BiasHeads:
         matrix = self.state.matrix
         return list(linear(features_ND, matrix[:, :-1], matrix[:, -1]).split(self.sizes, 1))
 
+    def read(self, matrices_GSD: Tensor, features_GND: Tensor) -> list[Tensor]:
+        """What heads of other times (``state.matrix`` of each, in one tensor) give: per bias, shape (G, N, B)."""
+        logits_GNS = torch.baddbmm(matrices_GSD[:, None, :, -1], features_GND, matrices_GSD[:, :, :-1].mT)
+        return list(logits_GNS.split(self.sizes, 2))
+
     def step(self, features_ND: Tensor, bias_NK: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """One step of SGD down L_CE(b_hat, b), summed over the biases.
 
@@ -87,13 +93,10 @@ class BiasHeads:
         Returns:
             The loss, a scalar: of a part, the part's share.
         """
-        size = len(bias_NK) if num_samples is None else num_samples
-        onehot = self._onehot(bias_NK)
-        inputs = _with_one(features_ND.detach())
-        log_p = self._log_probabilities(inputs)
-        loss = -(log_p * onehot).sum() / size
-        gradient = log_p.exp_().sub_(onehot).T @ inputs
-        self._descend((gradient if num_samples is None else summed(gradient)).div_(size))
+        inputs, onehot_SN = _with_one(features_ND.detach()), self._onehot(bias_NK)
+        log_p_SN = self._softmax(inputs, Tensor.log_softmax)
+        loss = (log_p_SN * onehot_SN).sum().neg().div(len(inputs) if num_samples is None else num_samples)
+        self._descend(log_p_SN.exp_().sub_(onehot_SN), inputs, num_samples)
         return loss
 
     def train(
@@ -108,28 +111,33 @@ class BiasHeads:
             batch_size: samples per step.
             generator: CPU generator that shuffles the samples.
         """
-        inputs, onehot = _with_one(features_ND), self._onehot(bias_NK)
+        inputs, onehot_NS = _with_one(features_ND), self._onehot(bias_NK).T.contiguous()
         for _ in range(epochs):
             order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-            shuffled = (tensor.index_select(0, order).split(batch_size) for tensor in (inputs, onehot))
-            for batch, truth in zip(*shuffled, strict=True):
-                self._descend((self._log_probabilities(batch).exp_().sub_(truth).T @ batch).div_(len(batch)))
+            shuffled = (tensor.index_select(0, order).split(batch_size) for tensor in (inputs, onehot_NS))
+            for batch, truth_NS in zip(*shuffled, strict=True):
+                self._descend(self._softmax(batch, Tensor.softmax).sub_(truth_NS.T), batch)
         copied_from_first(self.state)
 
     def _onehot(self, bias_NK: Tensor) -> Tensor:
         matrix = self.state.matrix
-        return torch.zeros_like(matrix[:, 0]).expand(len(bias_NK), -1).scatter(1, bias_NK + self.starts, 1)
+        return torch.zeros_like(matrix[:, 0])[:, None].repeat(1, len(bias_NK)).scatter_(0, (bias_NK + self.starts).T, 1)
 
-    def _log_probabilities(self, inputs: Tensor) -> Tensor:
-        logits_NS = inputs @ self.state.matrix.T
+    def _softmax(self, inputs: Tensor, kind: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Softmax, or its logarithm, over each head's classes: shape (S, N)."""
+        logits_SN = self.state.matrix @ inputs.T
         if len(set(self.sizes)) == 1:
-            return logits_NS.view(-1, len(self.sizes), self.sizes[0]).log_softmax(2).flatten(1)
-        return torch.cat([part.log_softmax(1) for part in logits_NS.split(self.sizes, 1)], 1)
+            return kind(logits_SN.view(len(self.sizes), self.sizes[0], -1), 1).flatten(0, 1)
+        return torch.cat([kind(part, 0) for part in logits_SN.split(self.sizes)])
 
-    def _descend(self, gradient: Tensor) -> None:
-        """A step of SGD; ``gradient`` is used up."""
+    def _descend(self, error_SN: Tensor, inputs: Tensor, num_samples: Tensor | None = None) -> None:
+        """A step of SGD; ``error_SN`` is softmax - onehot."""
         matrix, velocity = self.state
-        velocity = gradient.add_(matrix, alpha=self.weight_decay).add_(velocity, alpha=self.momentum)
+        if num_samples is None:
+            velocity = torch.addmm(velocity, error_SN, inputs, beta=self.momentum, alpha=1 / len(inputs))
+        else:
+            velocity = velocity * self.momentum + summed(error_SN @ inputs) / num_samples
+        velocity.add_(matrix, alpha=self.weight_decay)
         self.state = HeadsState(torch.add(matrix, velocity, alpha=-self.lr), velocity)
 
 

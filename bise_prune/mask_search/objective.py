@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,12 +58,8 @@ def objective_of(
         mi_weight: gamma.
         pool: joint distributions of past batches to estimate the information with.
     """
-    sizes = [logits.shape[1] for logits in head_logits_NB]
-    alike = [[k for k, size in enumerate(sizes) if size == each] for each in sorted(set(sizes))]
-    joints = []
-    for group in alike:  # biases with as many classes in one go
-        probs = torch.stack([head_logits_NB[k] for k in group]).softmax(2)
-        joints.append(joint_sums(probs, bias_NK.T[group], conflicting_NK.T[group]))
+    groups = list(joints_of(head_logits_NB, bias_NK, conflicting_NK))
+    joints = [joint for _, joint in groups]
     counts = torch.cat([conflicting_NK.sum(0), conflicting_NK.new_tensor([batch_size], dtype=torch.long)])
     if world()[1] > 1:
         counts, *others = _summed([counts.to(loss.dtype), *(joint.detach() for joint in joints)])
@@ -73,7 +69,7 @@ def objective_of(
         loss = torch.nan_to_num(loss) * batch_size / num_samples  # no sample, no loss
     total_information = loss.new_zeros(())
     pooled = conflicting.to(loss.dtype, copy=True)
-    for joint, group in zip(joints, alike, strict=True):
+    for joint, (group, _) in zip(joints, groups, strict=True):
         count = conflicting[group]
         if pool is not None:
             joint, count = pool.add(group[0], joint, count)
@@ -81,6 +77,26 @@ def objective_of(
         total_information = total_information + information(joint, count).sum()
     total = loss + mi_weight * total_information
     return Objective(total, loss, total_information, pooled, num_samples)
+
+
+def joints_of(
+    head_logits_NB: Sequence[Tensor], bias_NK: Tensor, conflicting_NK: Tensor
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Biases of as many classes, by their numbers, with their :func:`joint_sums` (biases, B, B).
+
+    Any dimensions in front of the samples' stay: (biases, ..., B, B).
+    """
+    sizes = [logits.shape[-1] for logits in head_logits_NB]
+    for size in sorted(set(sizes)):
+        group = [k for k, each in enumerate(sizes) if each == size]
+        probs = torch.stack([head_logits_NB[k] for k in group]).softmax(-1)
+        bias, conflicting = (tensor[..., group].movedim(-1, 0) for tensor in (bias_NK, conflicting_NK))
+        yield group, joint_sums(probs, bias, conflicting)
+
+
+def silent_share(num_conflicting: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of counts (..., biases), the share of those too low to tell anything: shape (...)."""
+    return (num_conflicting <= 1).to(dtype).mean(-1)
 
 
 def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ..artifacts import MaskSet
 from ..config import SearchConfig
@@ -22,12 +21,12 @@ from ..evaluation import Evaluation, evaluate
 from ..gates import GatedModel, LearnedGates, head_name, least_open, sites_in, step_slope, with_learned_state
 from ..subgroups import aligned_values, is_aligned
 from ..tracing import FunctionMode, trace
+from .ahead import StillNetwork, stand_still
 from .cost import GateCost
 from .forward import MaskedForward
-from .heads import BiasHeads, HeadsState
-from .memory import StillNetwork
+from .heads import BiasHeads
 from .mutual_information import JointPool
-from .objective import Objective, objective_of, reweighted_cross_entropy
+from .objective import objective_of, reweighted_cross_entropy, silent_share
 from .prefix import cached_prefix
 from .result import EpochRecord, SearchResult
 from .schedule import temperatures
@@ -38,7 +37,6 @@ from .weights import sample_weights
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _EXHAUSTED = "the training loader yields nothing on its second pass: give a loader, not an iterator"
 _WITHIN = 0.01  # of the budget
-_AHEAD = 16  # batches at a time, at most, while the network stands still
 _SUMS = ("objective", "cross_entropy", "mutual_information", "head_cross_entropy")
 
 
@@ -52,16 +50,6 @@ class _Labels(NamedTuple):
     bias: Tensor
     weight: Tensor
     conflicting: Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class _Foreseen:
-    """A step as it will be if no mask flips before: terms of J, the heads' loss and their state after it, dJ/dgate."""
-
-    terms: Objective
-    auxiliary: Tensor
-    heads: HeadsState
-    slope: Tensor
 
 
 class SearchRun:
@@ -198,12 +186,13 @@ class SearchRun:
                 val = self.val_loader.data
                 self.label_digest.append(_digest(torch.cat([val.target[:, None], val.bias], 1).cpu(), True))
         self.rule = resolve(config.select, self.val_loader is not None, self.has_validation_bias)
-        trained: list[Tensor] = [self.gates.logits]
+        self.velocity = torch.zeros_like(self.gates.logits, requires_grad=False)
+        self.norm_optimizer = None
         if config.batchnorm == "affine":
-            trained += [p.requires_grad_() for norm in self.norms for p in norm.parameters()]
-        self.optimizer = torch.optim.SGD(
-            trained, lr=config.mask_lr, momentum=config.mask_momentum, weight_decay=config.mask_weight_decay
-        )
+            self.norm_optimizer = torch.optim.SGD(
+                [p.requires_grad_() for norm in self.norms for p in norm.parameters()],
+                lr=config.mask_lr, momentum=config.mask_momentum, weight_decay=config.mask_weight_decay,
+            )  # fmt: skip
 
     # -- Algorithm 1 -------------------------------------------------------------------------------
 
@@ -241,7 +230,7 @@ class SearchRun:
         # Of an epoch that was interrupted, the rest.
         parts: Iterator[Tensor | Batch] = itertools.islice(self._pass(), self.done, None)
         if self.still is not None and not self.flipped.any():
-            parts = self._stand_still(self.still, cast(list[Tensor], list(parts)), after_batch)
+            parts = stand_still(self, self.still, cast(list[Tensor], list(parts)), after_batch)
         for part, inputs in self._ready(parts):
             self._step(part, inputs)
             self.done += 1
@@ -253,9 +242,9 @@ class SearchRun:
         return self._record(epoch, temperature)
 
     def _step(self, part: Tensor | Batch, inputs: _Inputs) -> None:
-        gates = self.gates.flat().detach().requires_grad_()
+        gates = self.gate_values().requires_grad_()
         logits, features = self.forward(gates.split(self.gates.sizes), *inputs)
-        labels = self._labels(part)
+        labels = self.labels(part)
         terms = objective_of(
             reweighted_cross_entropy(logits, labels.target, labels.weight),
             len(labels.target),
@@ -266,87 +255,14 @@ class SearchRun:
             self.pool,
         )
         auxiliary = self.heads.step(features, labels.bias, terms.num_samples if world()[1] > 1 else None)
-        self.optimizer.zero_grad()
         terms.total.backward()
-        self._descend(cast(Tensor, gates.grad), terms, auxiliary)
-
-    def _stand_still(
-        self, still: StillNetwork, parts: list[Tensor], after_steps: Callable[[], None]
-    ) -> Iterator[Tensor | Batch]:
-        """Steps on the batches ``parts`` for as long as no mask flips, several at a time; returns the batches left.
-
-        While the network stands still, the gradients of several batches come from one pass over their conflicting
-        samples, each batch against the heads as they will be by then.
-        """
-        taken = 0
-        while taken < len(parts) and not self.flipped.any():
-            group = self._group(parts[taken:])
-            for step in self._foresee(still, group):
-                self.heads.state = step.heads
-                self.optimizer.zero_grad()
-                self._descend(step.slope, step.terms, step.auxiliary)
-                taken += 1
-                self.done += 1
-                if self.flipped.any():
-                    break
-            after_steps()
-        return iter(parts[taken:])
-
-    def _group(self, parts: list[Tensor]) -> list[Tensor]:
-        """As many of the batches as have a batch's worth of conflicting samples among them, one to ``_AHEAD``."""
-        if self.pool is not None:
-            return parts[:1]  # the pool grows from batch to batch
-        room, group = len(parts[0]), list[Tensor]()
-        for rows in parts[:_AHEAD]:
-            room -= int(self.known_labels.conflicting[rows].any(1).sum())
-            if group and room < 0:
-                break
-            group.append(rows)
-        return group
-
-    def _foresee(self, still: StillNetwork, group: list[Tensor]) -> list[_Foreseen]:
-        """What the steps on these batches are, if no mask flips before their turn."""
-        for rows in group:
-            missing = still.missing(rows)
-            if len(missing):
-                self._remember(still, missing)
-        rows, sizes = torch.cat(group), [len(part) for part in group]
-        rows_there = rows.to(self.device)
-        labels = self._labels(rows)
-        some = labels.conflicting.any(1)
-        where = torch.arange(len(group)).repeat_interleave(torch.tensor(sizes))[some.cpu()]
-        gates = self.gates.flat().detach().expand(len(group), -1).clone().requires_grad_()
-        seen = rows[some.to(rows.device)]
-        if len(seen) and self.config.mi_weight:
-            own = gates[where.to(gates.device)].split(self.gates.sizes, 1)
-            features = self.forward(own, *self._inputs(seen))[1]
-        else:
-            features = still.features[seen]
-        counts = where.bincount(minlength=len(group)).tolist()
-        bias, conflicting = labels.bias[some].split(counts), labels.conflicting[some].split(counts)
-        everything, all_biases = still.features.index_select(0, rows_there).split(sizes), labels.bias.split(sizes)
-        losses = still.losses[rows_there].split(sizes)
-        steps, information = [], gates.new_zeros(())
-        for k, part in enumerate(features.split(counts)):
-            loss = losses[k].mean()
-            terms = objective_of(
-                loss, sizes[k], self.heads(part), bias[k], conflicting[k], self.config.mi_weight, self.pool
-            )
-            auxiliary = self.heads.step(everything[k], all_biases[k])
-            information = information + terms.mutual_information
-            steps.append((terms, auxiliary, self.heads.state))
-        slopes = torch.stack([still.slopes.index_select(0, part).mean(0) for part in rows_there.split(sizes)])
-        if information.requires_grad:
-            slopes += self.config.mi_weight * torch.autograd.grad(information, gates)[0]
-        return [_Foreseen(*step, slope) for step, slope in zip(steps, slopes, strict=True)]
-
-    def _remember(self, still: StillNetwork, rows: Tensor) -> None:
-        labels = self._labels(rows)
-        gates = self.gates.flat().detach().expand(len(rows), -1).clone().requires_grad_()
-        logits, features = self.forward(gates.split(self.gates.sizes, 1), *self._inputs(rows))
-        losses = cross_entropy(logits, labels.target, reduction="none") * labels.weight
-        (slopes,) = torch.autograd.grad(losses.sum(), gates)
-        still.note(rows, losses.detach(), slopes, features)
+        if self.norm_optimizer is not None:
+            self.norm_optimizer.step()
+            self.norm_optimizer.zero_grad()
+        slope = self.descend(cast(Tensor, gates.grad))
+        silent = silent_share(terms.num_conflicting, self.dtype)
+        shares = [terms.total, terms.cross_entropy, terms.mutual_information, auxiliary, silent]
+        self.note(slope[None], torch.stack(shares).detach()[None])
 
     def new_memory(self) -> StillNetwork:
         """One that nothing is noted in."""
@@ -355,37 +271,38 @@ class SearchRun:
             len(self.loader.data), self.num_features, len(self.gates.logits), self.gates.logits.detach()
         )
 
-    def _descend(self, slope: Tensor, terms: Objective, auxiliary: Tensor) -> None:
-        """A step of the masks down J, whose gradient with respect to the gates is ``slope``; the heads made theirs."""
+    def descend(self, slope: Tensor) -> Tensor:
+        """A step of the masks down J, whose gradient with respect to the gates is ``slope``, every process's in one.
+
+        SGD is written down; the heads make their step elsewhere.
+
+        Returns:
+            That gradient, summed over the processes and with the budget's term.
+        """
+        config, logits = self.config, self.gates.logits.detach()
+        slope = summed(slope)
         if self.cost is not None:
             slope = slope + self._over_budget()
-        logits = self.gates.logits
-        logits.grad = slope * step_slope(logits.detach(), self.gates.temperature)
-        slope = self._sum_gradients(slope)
-        self.optimizer.step()
-        if self.config.budget is not None:
-            self._keep_floor(self.config.budget.layer_floor)
-        closed = self._closed()
-        self.flipped |= closed != self.closed_before
-        push = torch.where(closed, -slope, slope)
-        self.pushes += torch.stack([push, push.clamp(min=0)])
-        silent = (terms.num_conflicting <= 1).to(self.dtype).mean()
-        shares = [terms.total, terms.cross_entropy, terms.mutual_information, auxiliary, silent]
-        self.sums += torch.stack([share.detach() for share in shares])
+        gradient = (slope * step_slope(logits, self.gates.temperature)).add_(logits, alpha=config.mask_weight_decay)
+        self.velocity.mul_(config.mask_momentum).add_(gradient)
+        logits.sub_(self.velocity, alpha=config.mask_lr)
+        if config.budget is not None:
+            self._keep_floor(config.budget.layer_floor)
+        self.flipped |= self._closed() != self.closed_before
+        return slope
+
+    def note(self, slopes_GM: Tensor, shares: Tensor) -> None:
+        """Add up what an epoch needs to know of G steps: their gradients, and what they add to the sums (G, sums)."""
+        push = torch.where(self._closed(), -slopes_GM, slopes_GM)
+        self.pushes += torch.stack([push.sum(0), push.clamp(min=0).sum(0)])
+        self.sums += shares.sum(0)
+
+    def gate_values(self) -> Tensor:
+        """The gates, without a gradient."""
+        return (~self._closed()).to(self.dtype)
 
     def _closed(self) -> Tensor:
         return self.gates.logits.detach() < 0
-
-    def _sum_gradients(self, slope: Tensor) -> Tensor:
-        """Sum the gradients over the processes, and that with respect to the gates, which is returned."""
-        if world()[1] == 1:
-            return slope
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        flat = summed(torch.cat([gradient.flatten() for gradient in [*gradients, slope]]))
-        for gradient in gradients:
-            gradient.copy_(flat[: gradient.numel()].view_as(gradient))
-            flat = flat[gradient.numel() :]
-        return flat
 
     def _limit(self, epoch: int) -> float:
         """What the network may cost in an epoch, as a share: the budget, or on the way down to it."""
@@ -398,15 +315,14 @@ class SearchRun:
     def _over_budget(self) -> Tensor:
         """The gradient of lambda relu(cost(gates) - budget); the cost is computed anew only after a flip."""
         assert self.cost is not None and self.config.budget is not None
-        state = self.gates.flat().detach().cpu()
+        state = self.gate_values().cpu()
         if self.cost_at is None or not torch.equal(self.cost_at[0], state):
             leaf = state.double().requires_grad_()
             cost = self.cost(leaf.split(self.gates.sizes))
             (slope,) = torch.autograd.grad(cost, leaf)
             self.cost_at = (state, float(cost.detach()), slope.to(self.gates.logits))
         _, value, slope = self.cost_at
-        share = 1 / world()[1]  # the gradients are summed over the processes
-        return slope * (self.config.budget.weight * share * (value > self.limit))
+        return slope * (self.config.budget.weight * (value > self.limit))
 
     @torch.no_grad()
     def _keep_floor(self, share: float) -> None:
@@ -492,7 +408,7 @@ class SearchRun:
                 return False
         return none_can_flip(
             self.gates.logits,
-            self.optimizer.state.get(self.gates.logits, {}).get("momentum_buffer"),
+            self.velocity,
             self.pushes[0],
             self.pushes[1],
             temperatures,
@@ -538,19 +454,19 @@ class SearchRun:
         """Batches, each with what the network is to run on; those of a ``BatchLoader`` are made ahead of their turn."""
         if isinstance(self.loader, BatchLoader) and self.prefix is None:
             for rows, batch in self.loader.prepared(cast(Iterable[Tensor], parts)):
-                yield rows, self._inputs(batch)
+                yield rows, self.inputs(batch)
         else:
             for part in parts:
-                yield part, self._inputs(part)
+                yield part, self.inputs(part)
 
-    def _inputs(self, part: Tensor | Batch) -> _Inputs:
+    def inputs(self, part: Tensor | Batch) -> _Inputs:
         """A batch's input on the device, and the mode under which the network is to run on it."""
         if isinstance(part, Tensor) and self.prefix is not None:
             return self.prefix.placeholder(len(part)), self.prefix.replaying(part)
         batch = cast(BatchLoader, self.loader).data.batch(part) if isinstance(part, Tensor) else part
         return self._formatted(batch.to(self.device).input), None
 
-    def _labels(self, part: Tensor | Batch) -> _Labels:
+    def labels(self, part: Tensor | Batch) -> _Labels:
         """A batch's labels on the device."""
         if isinstance(part, Tensor):
             rows = part.to(self.device)
@@ -594,7 +510,7 @@ class SearchRun:
                 found = (every[rows.argsort()], loader.data.target.cpu(), loader.data.bias.cpu())
             else:
                 for batch in map(as_batch, self._pass()):
-                    features.append(self._bottleneck(self._inputs(batch)))
+                    features.append(self._bottleneck(self.inputs(batch)))
                     targets.append(batch.target.to(self.device))
                     biases.append(batch.bias.to(self.device))
                 if not features:

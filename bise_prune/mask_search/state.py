@@ -37,7 +37,8 @@ def save(run: SearchRun, path: Path) -> None:
         "fingerprint": fingerprint(run),
         "learned": run.learned(),
         "heads": tuple(run.heads.state),
-        "optimizer": run.optimizer.state_dict(),
+        "velocity": run.velocity,
+        "norm_optimizer": None if run.norm_optimizer is None else run.norm_optimizer.state_dict(),
         "generator": run.generator.get_state(),
         "passes": run.passes - (run.done > 0),
         "done": run.done,
@@ -73,7 +74,9 @@ def load(run: SearchRun, path: Path) -> None:
         run.gates.logits.copy_(learned.pop("logits"))
     run.gated.model.load_state_dict(learned, strict=False)
     run.heads.state = HeadsState(*(tensor.to(run.device) for tensor in state["heads"]))
-    run.optimizer.load_state_dict(state["optimizer"])
+    run.velocity = state["velocity"].to(run.device)
+    if run.norm_optimizer is not None:
+        run.norm_optimizer.load_state_dict(state["norm_optimizer"])
     run.generator.set_state(state["generator"])
     run.passes, run.done, run.steps = state["passes"], state["done"], state["steps"]
     run.sums, run.pushes = state["sums"].to(run.device), state["pushes"].to(run.device)
