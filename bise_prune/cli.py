@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _EPILOG = """\
-exit codes: 0 done, 1 failed, 2 wrong usage, 4 verification failed, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed, 130 interrupted
 
 examples:
   bise-prune --demo
@@ -43,6 +43,7 @@ examples:
   bise-prune resnet18.pt --data waterbirds/ --targets 0.3,0.5,0.7 --output frontier/
   bise-prune minilm/ --data comments.csv --output slim/
   bise-prune --config settings.toml --output slim/
+  bise-prune compare slim/ third/ frontier/ --output comparison.html
   torchrun --nproc-per-node 4 -m bise_prune resnet18.pt --data waterbirds/ --output slim/
 """
 
@@ -54,8 +55,11 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is returned."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(_parsed(sys.argv[1:] if argv is None else argv))
+        if argv and argv[0] == "compare":
+            return _compare(argv[1:])
+        return _run(_parsed(argv))
     except BiseError as error:
         print(f"bise-prune: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -159,6 +163,23 @@ def _parser() -> argparse.ArgumentParser:
     group.switch("--sweep", "report accuracy against sparsity over thresholds")
     group.switch("--probe", "report what a linear head reads of the bias")
 
+    group = _Options(parser, "files and gates", RunConfig)
+    group.add("--opset", "of the ONNX files (default: the exporter's)", metavar="N", type=int)
+    group.switch("--half", "write slim.fp16.onnx as well")
+    group.switch("--int8", "write slim.int8.onnx as well, calibrated on as many samples of every subgroup")
+    group.switch("--image-input", "write slim.images.onnx as well: uint8 images in, probabilities out")
+    group.number("--format-tolerance", "the most accuracy that such a file may lose, in all or of the worst subgroup")
+    group.add(
+        "--triton", "add dense and slim network to this model repository of NVIDIA Triton", metavar="DIR", type=Path
+    )
+    group.add("--min-worst-group", "gate: the least worst-group accuracy", metavar="X", type=float)
+    group.add("--max-accuracy-drop", "gate: the most accuracy to lose", metavar="X", type=float)
+    group.add("--min-speedup", "gate: the least latency ratio, dense to slim", metavar="X", type=float)
+    group.add(
+        "--log", "send figures to tensorboard, mlflow or wandb, several with commas; NAME:PLACE names a folder, an "
+        "experiment or a project", metavar="NAMES", type=_names,
+    )  # fmt: skip
+
     group = _Options(parser, "search", SearchConfig)
     group.add("--placement", "who shares a mask", choices=PLACEMENTS)
     group.add(
@@ -219,6 +240,36 @@ def _parser() -> argparse.ArgumentParser:
     group.switch("--cuda-graphs", "compile it and replay it as CUDA graphs")
     group.number("--cache-bytes", "the most that is kept of each thing to be computed once")
     return parser
+
+
+def _compare(argv: Sequence[str]) -> int:
+    """Runs side by side."""
+    parser = _Parser(
+        prog="bise-prune compare",
+        description="Runs side by side: a table, and a page with their accuracies against their size.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="output folder of a run or of a frontier")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the page here")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    arguments = parser.parse_args(argv)
+    from .pages import comparison_table, read_runs, summaries, write_comparison
+
+    if arguments.output is not None and arguments.output.exists():
+        raise ConfigError(f"{arguments.output} exists already; choose another file with --output")
+    runs = read_runs(arguments.runs)
+    rows = summaries(runs)
+    if arguments.output is not None:
+        write_comparison(arguments.output, runs)
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    from rich.console import Console
+
+    Console().print(comparison_table(rows))
+    if arguments.output is not None:
+        print(f"written to {arguments.output}")
+    return 0
 
 
 class _Options:
@@ -326,6 +377,11 @@ def _size(text: str) -> tuple[int, ...]:
     return numbers * 2 if len(numbers) == 1 else numbers
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between them."""
     try:
@@ -378,7 +434,12 @@ def _run(arguments: argparse.Namespace) -> int:
         _show_frontier(record, config.output, arguments.json)
     else:
         _show(record, config.output, arguments.json)
-    return 0
+    from .report import shortcomings
+
+    code, complaints = shortcomings(record)
+    for complaint in complaints:
+        print(f"bise-prune: error: {complaint}", file=sys.stderr)
+    return code
 
 
 _DEMO = ("output", "seed", "device", "json")
@@ -422,7 +483,7 @@ def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
     from .report import frontier_table
 
     Console().print(frontier_table(record))
-    print(f"written to {output}: frontier.json, and a folder with all results for each target")
+    print(f"written to {output}: frontier.html, frontier.json, and a folder with all results for each target")
 
 
 def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
@@ -442,10 +503,9 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     )
     for warning in record["warnings"]:
         print(f"warning: {warning}")
-    print(
-        f"written to {output}: masks.safetensors, plan.json, slim.safetensors, slim.onnx, slim.pt2, config.toml, "
-        "report.json"
-    )
+    files = ["report.html", "report.json", "README.md", "masks.safetensors", "plan.json", "slim.safetensors"]
+    files += [form["file"] for form in record["formats"] if not form["refused"]]
+    print(f"written to {output}: {', '.join([*files, 'slim.pt2', 'config.toml'])}")
 
 
 class _Display:

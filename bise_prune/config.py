@@ -258,6 +258,16 @@ class RunConfig:
         round_to: multiple that kept channels are rounded up to, or "auto".
         round_fill: see :class:`Rounding`.
         fuse: fold batch norms into the exported programs; slim.safetensors keeps them, for finetuning.
+        opset: of the ONNX files; None = the exporter's choice.
+        half: write slim.fp16.onnx as well.
+        int8: write slim.int8.onnx as well, calibrated on training samples that are balanced over the subgroups.
+        image_input: write slim.images.onnx as well: uint8 images in, probabilities out.
+        format_tolerance: the most that such a file may lose of accuracy, unbiased or worst-group, in [0, 1].
+        triton: folder of a Triton model repository to add dense and slim network to, as versions of one model.
+        min_worst_group: quality gate: the least worst-group accuracy of the slim network.
+        max_accuracy_drop: quality gate: the most accuracy that it may lose.
+        min_speedup: quality gate: the least ratio of latencies, dense to slim.
+        log: loggers, "tensorboard:FOLDER", "mlflow:EXPERIMENT" or "wandb:PROJECT"; the place may be left out.
         layer_floor: see :func:`bise_prune.prune`.
         targets: several target sparsities: a frontier in one run, each search starting from the last one's masks.
         criterion: what ranks channels: "learned" masks, or without a search "random", "magnitude" or "taylor".
@@ -268,7 +278,7 @@ class RunConfig:
         finetune: finetuning of the slim network; None = none.
         budget_weight: lambda, where a search is to meet a target; see :class:`Budget`.
         budget_descent: part of the schedule over which the budget comes down, likewise.
-        sweep: whether to report the curve of accuracy against sparsity (App. J).
+        sweep: whether to report the curve of accuracy against sparsity (App. J), where there are learned masks.
         probe: whether to report what a linear head reads of the bias, trained on the validation data (App. M).
         resume: whether there must be a stopped search to take up; one that is there is taken up anyway.
         masks: masks of an earlier run; the search is skipped.
@@ -288,6 +298,16 @@ class RunConfig:
     round_to: RoundTo = 1
     round_fill: RoundFill = "zero"
     fuse: bool = True
+    opset: int | None = None
+    half: bool = False
+    int8: bool = False
+    image_input: bool = False
+    format_tolerance: float = 0.02
+    triton: Path | None = None
+    min_worst_group: float | None = None
+    max_accuracy_drop: float | None = None
+    min_speedup: float | None = None
+    log: tuple[str, ...] = ()
     layer_floor: float = 0.05
     targets: tuple[float, ...] = ()
     criterion: Criterion = "learned"
@@ -298,7 +318,7 @@ class RunConfig:
     finetune: FinetuneConfig | None = None
     budget_weight: float = 20.0
     budget_descent: float = 0.5
-    sweep: bool = False
+    sweep: bool = True
     probe: bool = False
     resume: bool = False
     arch: str | None = None
@@ -355,6 +375,14 @@ class RunConfig:
         if self.round_to != "auto":
             Rounding(multiple=self.round_to, fill=self.round_fill)
         _require(self.round_fill in ROUND_FILLS, "round_fill", self.round_fill, f"one of {', '.join(ROUND_FILLS)}")
+        _require(self.opset is None or self.opset >= 1, "opset", self.opset, "an integer >= 1")
+        _require(0 <= self.format_tolerance <= 1, "format_tolerance", self.format_tolerance, "a number in [0, 1]")
+        for name in ("min_worst_group", "max_accuracy_drop"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, name, value, "a share, a number in [0, 1]")
+        _require(self.min_speedup is None or self.min_speedup > 0, "min_speedup", self.min_speedup, "a number > 0")
+        if self.triton is not None and self.targets:
+            raise ConfigError("triton takes one slim network: give one target with it, not targets")
         _require(self.workers >= 0, "workers", self.workers, "an integer >= 0")
         _require(self.budget_weight > 0, "budget_weight", self.budget_weight, "a number > 0")
         _require(0 <= self.budget_descent < 1, "budget_descent", self.budget_descent, "a number in [0, 1)")
@@ -363,7 +391,8 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; paths by name only, so that records carry no machine's folders."""
-        values = {**dataclasses.asdict(self), "data": portable(self.data) if self.data else None}
+        logs = tuple(portable(place) for place in self.log)
+        values = {**dataclasses.asdict(self), "data": portable(self.data) if self.data else None, "log": logs}
         return {key: value.name if isinstance(value, Path) else value for key, value in values.items()}
 
 

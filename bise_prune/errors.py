@@ -29,6 +29,12 @@ class PruningError(BiseError):
     """A requested reduction cannot be reached."""
 
 
+class QualityError(BiseError):
+    """A result misses a gate that was set for it; it is written all the same."""
+
+    exit_code = 3
+
+
 class VerificationError(BiseError):
     """Two models that must compute the same function do not."""
 

@@ -41,6 +41,8 @@ class Evaluation:
         worst_class_accuracy: the lowest over the classes, which needs no bias labels.
         subgroups: (y, b) cells for one bias; for several, the patterns of aligned and conflicting biases; the classes
             where no bias labels are known.
+        aligned_accuracy: over the samples that are aligned with every bias; None where there are none.
+        conflicting_accuracy: over the others, likewise.
     """
 
     n: int
@@ -49,6 +51,8 @@ class Evaluation:
     worst_group_accuracy: float
     worst_class_accuracy: float
     subgroups: tuple[SubgroupAccuracy, ...]
+    aligned_accuracy: float | None = None
+    conflicting_accuracy: float | None = None
 
 
 def evaluate(model: nn.Module, loader: Loader, aligned: Tensor, *, sharded: bool = False) -> Evaluation:
@@ -63,6 +67,11 @@ def evaluate(model: nn.Module, loader: Loader, aligned: Tensor, *, sharded: bool
     Raises:
         DataError: the loader is empty.
     """
+    return score(*predictions(model, loader, sharded=sharded), aligned)
+
+
+def predictions(model: nn.Module, loader: Loader, *, sharded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted classes (N,), labels (N,) and bias labels (N, K) of all samples, on the CPU; see :func:`evaluate`."""
     device = next(iter([*model.parameters(), *model.buffers()])).device
     predicted, targets, biases = [], [], []
     with torch.no_grad():
@@ -76,18 +85,22 @@ def evaluate(model: nn.Module, loader: Loader, aligned: Tensor, *, sharded: bool
     labels, target, bias = (torch.cat(parts) for parts in (predicted, targets, biases))
     if sharded:
         labels, target, bias = (gathered(part.to(device)).cpu() for part in (labels, target, bias))
-    return score(labels, target, bias, aligned)
+    return labels, target, bias
 
 
 def score(predicted: Tensor, target: Tensor, bias: Tensor, aligned: Tensor) -> Evaluation:
     """Accuracies of predicted classes, shape (N,), against labels of shape (N,) and bias labels of shape (N, K)."""
     correct = predicted == target
     subgroups = []
-    for name, members in _subgroups(target, bias, aligned):
+    for name, members in subgroup_members(target, bias, aligned):
         n = int(members.sum())
         if n:
             subgroups.append(SubgroupAccuracy(name, n, int(correct[members].sum())))
     accuracies = [subgroup.accuracy for subgroup in subgroups]
+    sides: list[float | None] = [None, None]
+    if bias.shape[1]:
+        on_side = is_aligned(target, bias, aligned).all(1)
+        sides = [float(correct[side].double().mean()) if side.any() else None for side in (on_side, ~on_side)]
     return Evaluation(
         n=len(target),
         accuracy=float(correct.double().mean()),
@@ -95,10 +108,13 @@ def score(predicted: Tensor, target: Tensor, bias: Tensor, aligned: Tensor) -> E
         worst_group_accuracy=min(accuracies),
         worst_class_accuracy=min(float(correct[target == y].double().mean()) for y in target.unique().tolist()),
         subgroups=tuple(subgroups),
+        aligned_accuracy=sides[0],
+        conflicting_accuracy=sides[1],
     )
 
 
-def _subgroups(target: Tensor, bias: Tensor, aligned: Tensor) -> list[tuple[str, Tensor]]:
+def subgroup_members(target: Tensor, bias: Tensor, aligned: Tensor) -> list[tuple[str, Tensor]]:
+    """The subgroups of :class:`Evaluation`, with or without samples: each one's name and members, bool (N,)."""
     if bias.shape[1] == 0:
         return [(f"y={y}", target == y) for y in target.unique().tolist()]
     if bias.shape[1] == 1:

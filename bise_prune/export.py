@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from .errors import ConfigError, ModelError
 from .files import atomic_path
 from .tracing import ByPosition, Inputs
 from .verification import compare_outputs, require
+from .version import __version__
 
 _DENORMAL = 1e-30
 _SINGLE_FILE_LIMIT = 1_500_000_000  # protobuf stops at 2 GB
@@ -33,20 +35,24 @@ def export_onnx(
     example_inputs: Inputs,
     *,
     metadata: Mapping[str, str] | None = None,
+    opset: int | None = None,
+    output_name: str = "logits",
     batch_sizes: Sequence[int] = (1, 2, 5),
     tolerance: float = 1e-4,
 ) -> Verification:
     """Write ``model`` as a single ONNX file with a dynamic batch, and compare it with onnxruntime's CPU provider.
 
     The file appears only if the comparison passes. It holds no stack traces and no local paths; weights below 1e-30
-    are written as zero. Inputs are named "input" (or "input_0", "input_1", ...), the output "logits".
+    are written as zero. Inputs are named "input" (or "input_0", "input_1", ...).
 
     Args:
         model: a network in any mode; exported in eval mode, never changed.
         path: the file.
         example_inputs: a tensor, a tuple of tensors or a mapping to tensors, batch first. Inputs of a mapping keep
             their names, and where all are token sequences their length is dynamic, too.
-        metadata: text to put in the file's metadata.
+        metadata: text to put in the file's metadata; versions of the tools stand there anyway.
+        opset: version of the operator set; None = the exporter's choice.
+        output_name: of the output.
         batch_sizes: batches to compare.
         tolerance: largest absolute logit difference in float32 that passes, relative to the largest logit above 1.
 
@@ -54,7 +60,7 @@ def export_onnx(
         The comparison with onnxruntime.
 
     Raises:
-        ConfigError: inputs are no tensors.
+        ConfigError: inputs are no tensors, or the model cannot be written in that opset.
         ModelError: torch cannot export the model.
         VerificationError: onnxruntime computes something else.
     """
@@ -63,12 +69,16 @@ def export_onnx(
     samples = tuple(_sample(value) for value in inputs)
     names = list(module.names or []) or [f"input_{i}" for i in range(len(samples))]
     names = ["input"] if names == ["input_0"] else names
-    proto = _exported(module, samples, names)
-    for key, value in (metadata or {}).items():
+    proto = _exported(module, samples, names, output_name, opset)
+    written = opset_of(proto)
+    if opset is not None and written != opset:
+        raise ConfigError(f"opset {opset} cannot be written for this network: torch's exporter gives {written}")
+    about = {"producer": "bise-prune", "versions": json.dumps(_versions()), "opset": str(written)}
+    for key, value in {**about, **(metadata or {})}.items():
         proto.metadata_props.add(key=key, value=value)
     with atomic_path(Path(path)) as temporary:
         onnx.save(proto, temporary)
-        session = onnxruntime.InferenceSession(temporary, _quiet(), providers=["CPUExecutionProvider"])
+        session = open_session(temporary)
 
         def outputs(batch: Any) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
@@ -124,6 +134,40 @@ def export_program(
         return require(verification, f"the exported program does not compute what the model does ({Path(path).name})")
 
 
+def open_session(
+    path: str | Path, threads: int = 0, provider: str = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on one provider, never on another one instead.
+
+    Args:
+        path: the ONNX file.
+        threads: of the CPU; 0 = onnxruntime's choice.
+        provider: where to run.
+
+    Raises:
+        ConfigError: the provider is missing, or does not start.
+    """
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ConfigError(f"this onnxruntime has no {provider}, only {', '.join(available)}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=[provider])
+    if provider not in session.get_providers():
+        raise ConfigError(f"onnxruntime fell back from {provider}; check its libraries")
+    return session
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next(int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def _versions() -> dict[str, str]:
+    return {"bise-prune": __version__, "torch": str(torch.__version__), "onnx": str(onnx.__version__)}
+
+
 def flush_denormals(model: nn.Module) -> int:
     """Set weights below 1e-30 in magnitude to zero, in place, and count them: processors are slow on such numbers."""
     flushed = 0
@@ -155,7 +199,9 @@ def _dynamic(model: ByPosition, samples: tuple[Tensor, ...], length: Any) -> tup
     return (tuple({0: batch, 1: length} if is_text else {0: batch} for _ in samples),)
 
 
-def _exported(module: ByPosition, samples: tuple[Tensor, ...], names: list[str]) -> onnx.ModelProto:
+def _exported(
+    module: ByPosition, samples: tuple[Tensor, ...], names: list[str], output_name: str, opset: int | None
+) -> onnx.ModelProto:
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
     try:
         for name in levels:
@@ -167,7 +213,8 @@ def _exported(module: ByPosition, samples: tuple[Tensor, ...], names: list[str])
                 samples,
                 dynamo=True,
                 input_names=names,
-                output_names=["logits"],
+                output_names=[output_name],
+                opset_version=opset,
                 dynamic_shapes=_dynamic(module, samples, torch.export.Dim("length")),
                 external_data=False,
                 verbose=False,
@@ -182,13 +229,13 @@ def _exported(module: ByPosition, samples: tuple[Tensor, ...], names: list[str])
     proto = program.model_proto
     if proto.ByteSize() > _SINGLE_FILE_LIMIT:
         raise ModelError(f"the model takes {proto.ByteSize()} bytes, too many for a single ONNX file")
-    _clean(proto)
+    clean(proto)
     onnx.checker.check_model(proto)
     return proto
 
 
-def _clean(proto: onnx.ModelProto) -> None:
-    """Drop what the exporter notes of the machine: stack traces and names of source files."""
+def clean(proto: onnx.ModelProto) -> None:
+    """Drop what exporters note of the machine, stack traces and names of source files, and all metadata."""
     del proto.metadata_props[:]
     proto.doc_string = ""
     for graph in [proto.graph, *proto.functions]:
@@ -204,12 +251,6 @@ def _clean(proto: onnx.ModelProto) -> None:
 def _sample(value: Tensor) -> Tensor:
     rows = value.detach().cpu()[[0, -1] if len(value) > 1 else [0, 0]]
     return rows.float() if rows.is_floating_point() else rows
-
-
-def _quiet() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return options
 
 
 def _array(value: Tensor) -> Any:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .artifacts import MaskSet, PruningPlan
+from .config import RunConfig
 from .data import BiasedDataset
-from .evaluation import Evaluation
+from .evaluation import Evaluation, subgroup_members
 from .finetuning import FinetuneResult
 from .identification import PseudoLabels
 from .mask_search import EpochRecord, SearchResult
@@ -24,6 +25,7 @@ from .subgroups import is_aligned
 from .sweep import SweepPoint
 
 _FEW_SAMPLES = 10
+_SHOWN, _SHOWN_IN_ALL = 4, 80  # samples with changed predictions
 
 
 def selection_record(found: SearchResult) -> dict[str, Any]:
@@ -98,9 +100,45 @@ def curve_record(points: list[SweepPoint]) -> list[dict[str, Any]]:
             "accuracy": point.evaluation.accuracy,
             "unbiased_accuracy": point.evaluation.unbiased_accuracy,
             "worst_group_accuracy": point.evaluation.worst_group_accuracy,
+            "aligned_accuracy": point.evaluation.aligned_accuracy,
+            "conflicting_accuracy": point.evaluation.conflicting_accuracy,
         }
         for point in points
     ]
+
+
+def changed_samples(session: Session, fairness: dict[str, Any], dense: Tensor, slim: Tensor) -> list[dict[str, Any]]:
+    """Samples whose predicted class (N,) differs between the networks, the first few of every subgroup."""
+    data = session.held_out[1]
+    members = {name: mask for name, mask in subgroup_members(data.target, data.bias, session.aligned)}
+    samples = []
+    each = max(1, min(_SHOWN, _SHOWN_IN_ALL // len(fairness["groups"])))
+    for group in fairness["groups"]:
+        rows = (members[group["name"]] & (dense != slim)).nonzero().flatten().tolist()
+        for row in rows[:each]:
+            sample = {"group": group["name"], "row": row, "label": int(data.target[row]),
+                      "bias": data.bias[row].tolist(), "dense": int(dense[row]), "slim": int(slim[row])}  # fmt: skip
+            if session.tokenizer is not None and not isinstance(data.inputs, Tensor):
+                sample["text"] = session.tokenizer.decode(data.inputs["input_ids"][row], skip_special_tokens=True)
+            samples.append(sample)
+    return samples[: 2 * _SHOWN_IN_ALL]
+
+
+def gate_records(config: RunConfig, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The quality gates that were set, what the slim network came to, and whether it passed."""
+    dense, slim = record["dense"], record["slim"]
+    found = {
+        "min_worst_group": slim["worst_group_accuracy"],
+        "max_accuracy_drop": dense["accuracy"] - slim["accuracy"],
+        "min_speedup": dense["latency_ms"] / slim["latency_ms"],
+    }
+    gates = []
+    for name, value in found.items():
+        asked = getattr(config, name)
+        if asked is not None:
+            passed = value <= asked if name.startswith("max") else value >= asked
+            gates.append({"name": name, "asked": asked, "value": value, "passed": passed})
+    return gates
 
 
 def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:

@@ -19,15 +19,19 @@ from .config import Budget, RunConfig, portable
 from .criteria import magnitude_masks, random_masks, taylor_masks
 from .data import BatchLoader
 from .data.batch import input_map
+from .delivery import LATENCY_BATCH, deliver
 from .distributed import processes, share_object, world
 from .errors import BiseError, ConfigError
-from .export import export_onnx, export_program, flush_denormals
+from .export import flush_denormals
+from .fairness import fairness_record
 from .files import locked, write_json
 from .findings import (
     aligned_record,
+    changed_samples,
     curve_record,
     epoch_record,
     finetuning_record,
+    gate_records,
     identification_record,
     layer_records,
     missed_target,
@@ -35,23 +39,29 @@ from .findings import (
     selection_record,
     warnings_of,
 )
-from .finetuning import FinetuneResult, finetune
+from .finetuning import FinetuneEpoch, FinetuneResult, finetune
 from .gates import apply_masks
-from .mask_search import SearchResult, search
+from .loggers import Loggers
+from .mask_search import EpochRecord, SearchResult, search
 from .mask_search.selection import LAST
 from .mask_search.weights import sample_weights
 from .measurement import FLOPS_CONVENTION, measure, measure_latency
+from .pages import pictures, write_card, write_comparison, write_page
 from .probe import probe_bias
 from .pruning import PruningResult, fuse_batchnorm, prune
 from .pruning.exact import time_ratio
 from .pruning.plan import LATENCY_TOLERANCE, TOLERANCE, DeadNetworkError
-from .report import SCHEMA_VERSION, environment_record, evaluation_record, model_record
+from .report import SCHEMA_VERSION, command_line, environment_record, evaluation_record, model_record
 from .session import (
+    CARD_FILE,
     CONFIG_FILE,
     FRONTIER_FILE,
+    FRONTIER_PAGE,
     MASK_FILE,
+    PAGE_FILE,
     PLAN_FILE,
     REPORT_FILE,
+    SLIM_FILE,
     STATE_FILE,
     Progress,
     Session,
@@ -59,11 +69,9 @@ from .session import (
     given_masks,
     prepared,
 )
-from .settings import write_settings
+from .settings import settings_of, write_settings
 from .slim import save_slim
 from .sweep import threshold_sweep
-
-_LATENCY_BATCH = 16
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -82,7 +90,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
             return _all_of_it(session)
         with locked(config.output):
             check_output(config)  # once more, now that no other run can write there
-            record = _all_of_it(session)
+            with Loggers(config.log, settings_of(config)) as session.loggers:
+                record = _all_of_it(session)
             write_settings(config.output / CONFIG_FILE, session.config)
             return record
 
@@ -130,7 +139,8 @@ def _one(session: Session, config: RunConfig, start: MaskSet | None = None) -> d
 def _frontier(session: Session) -> dict[str, Any]:
     """One result per target sparsity, from the largest network to the smallest, each search starting from the last."""
     config = session.config
-    points, start = [], None
+    points: list[dict[str, Any]] = []
+    start: MaskSet | None = None
     for target in sorted(config.targets):
         output = config.output / f"sparsity-{target:g}"
         own = dataclasses.replace(config, targets=(), target_sparsity=target, output=output)
@@ -143,6 +153,7 @@ def _frontier(session: Session) -> dict[str, Any]:
     if world()[0]:
         return {}
     frontier = {"schema_version": SCHEMA_VERSION, "frontier": points}
+    write_comparison(config.output / FRONTIER_PAGE, [(point["folder"], point["report"]) for point in points])
     write_json(config.output / FRONTIER_FILE, frontier)
     return frontier
 
@@ -177,45 +188,41 @@ def _finished(
     """Evaluate, measure, export and report."""
     config, dense, example = session.config, session.dense, session.example
     with session.stage("evaluate"):
-        dense_accuracy, as_is = session.accuracy(dense), session.accuracy(pruned.model)
         slim = pruned.model if tuned is None else tuned.model.cpu()
-        slim_accuracy = as_is if tuned is None else session.accuracy(slim)
+        predicted = (session.predicted(dense), session.predicted(slim))
+        dense_accuracy, slim_accuracy = map(session.scored, predicted)
+        as_is = slim_accuracy if tuned is None else session.accuracy(pruned.model)
+        held_out = session.held_out[1]
+        fairness = fairness_record(*predicted, held_out.target, held_out.bias, session.aligned)
         probes = _probes(session, pruned.model) if config.probe else None
-        curve = _curve(session, masks) if config.sweep else None
+        learned = config.criterion == "learned" and config.plan is None
+        curve = _curve(session, masks) if config.sweep and learned else None
     with session.stage("measure"):
         denormals = flush_denormals(slim)
-        fused = [fuse_batchnorm(model, example) if config.fuse else model for model in (dense, slim)]
-        sample = session.splits.train.example(_LATENCY_BATCH)
+        fused = tuple(fuse_batchnorm(model, example) if config.fuse else model for model in (dense, slim))
+        sample = session.splits.train.example(LATENCY_BATCH)
         latencies = measure_latency(fused, sample, device=str(session.device))
         measured = [measure(model, example) for model in (dense, slim)]
     with session.stage("export"):
-        metadata = {
-            "sparsity": f"{pruned.plan.sparsity:.6f}",
-            "source_sha256": session.checkpoint.sha256,
-            "plan_fingerprint": pruned.plan.fingerprint,
-            "producer": "bise-prune",
-            "preprocessing": json.dumps(preprocessing_record(session.splits.train)),
-            "classes": json.dumps(list(session.splits.classes)),
-        }
-        config.output.mkdir(parents=True, exist_ok=True)
-        onnx_check = export_onnx(fused[1], config.output / "slim.onnx", example, metadata=metadata)
-        program_check = export_program(fused[1], config.output / "slim.pt2", example)
+        delivered = deliver(session, fused[0], fused[1], pruned.plan, slim_accuracy)
         completed = dataclasses.replace(
             session.checkpoint,
             data=None,
             preprocessing=preprocessing_record(session.splits.train),
             classes=tuple(session.splits.classes) or session.checkpoint.classes,
         )
-        save_slim(config.output / "slim.safetensors", slim, completed, pruned.plan)
+        save_slim(config.output / SLIM_FILE, slim, completed, pruned.plan)
         pruned.plan.save(config.output / PLAN_FILE)
     if found is None:
         masks.save(config.output / MASK_FILE)
-    record = {
+    record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "dense": model_record(measured[0], latencies[0], dense_accuracy),
         "slim": model_record(measured[1], latencies[1], slim_accuracy),
         "sparsity": pruned.plan.sparsity,
         "evaluated_on": session.held_out[0],
+        "fairness": fairness,
+        "changed_samples": changed_samples(session, fairness, *predicted),
         "selection": selection,
         "finetuning": finetuning_record(tuned, as_is),
         "identification": identification_record(session.pseudo),
@@ -224,9 +231,9 @@ def _finished(
         "bias_probe": probes,
         "verification": {
             "slim_against_masked": {**dataclasses.asdict(pruned.verification), "passed": pruned.verification.passed},
-            "onnx_against_slim": {**dataclasses.asdict(onnx_check), "passed": onnx_check.passed},
-            "program_against_slim": {**dataclasses.asdict(program_check), "passed": program_check.passed},
+            **delivered["verification"],
         },
+        "formats": delivered["formats"],
         "layers": layer_records(dense, pruned),
         "closed_but_kept": dict(pruned.plan.closed_but_kept),
         "plan": {
@@ -240,13 +247,24 @@ def _finished(
         "denormals_flushed": denormals,
         "history": [epoch_record(epoch) for epoch in found.history] if found else [],
         "warnings": warnings_of(session, found, masks, dense_accuracy, slim_accuracy) + missed_target(pruned.plan),
-        "data": {"specification": portable(session.specification), "notes": list(session.splits.notes)},
+        "data": {
+            "specification": portable(session.specification),
+            "notes": list(session.splits.notes),
+            "classes": list(session.splits.classes),
+            "samples": {name: 0 if data is None else len(data) for name, data in session.splits.by_name.items()},
+            "preprocessing": preprocessing_record(session.splits.train),
+        },
         "checkpoint": {"arch": session.checkpoint.arch, "notes": list(session.checkpoint.notes)},
         "sources": {"checkpoint": session.checkpoint.sha256, "data": session.splits.fingerprint},
         "config": {**config.as_dict(), **({} if found else {"search": None})},
         "environment": environment_record(_device_name(session.device)) | {"flops_convention": FLOPS_CONVENTION},
+        "command": command_line(),
         "timings": session.timings,
     }
+    record["gates"] = gate_records(config, record)
+    session.loggers.log("result", len(record["history"]), {name: record[name] for name in ("dense", "slim")})
+    write_page(config.output / PAGE_FILE, record, pictures(record, held_out))
+    write_card(config.output / CARD_FILE, record)
     write_json(config.output / REPORT_FILE, record)
     (config.output / STATE_FILE).unlink(missing_ok=True)
     return record
@@ -279,6 +297,11 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
     settings = config.search
     if settings.budget is None:
         settings = dataclasses.replace(settings, budget=_budget(config, start))
+
+    def on_epoch(record: EpochRecord, total: int) -> None:
+        session.progress("search", record.epoch, total)
+        session.loggers.log("search", record.epoch, epoch_record(record))
+
     with _stop_requests() as interrupted:
         return search(
             copy.deepcopy(session.dense).to(session.device),
@@ -287,7 +310,7 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
             session.val_loader(),
             aligned=None if session.pseudo is None else session.search_aligned,
             start=start,
-            on_epoch=lambda record, total: session.progress("search", record.epoch, total),
+            on_epoch=on_epoch,
             state_path=config.output / STATE_FILE,
             interrupted=interrupted,
         )
@@ -403,13 +426,18 @@ def _finetuned(session: Session, pruned: PruningResult) -> FinetuneResult:
     config = session.config
     assert config.finetune is not None
     loader = dataclasses.replace(session.train_loader(), stratified=False)
+
+    def on_epoch(record: FinetuneEpoch, total: int) -> None:
+        session.progress("finetune", record.epoch, total)
+        session.loggers.log("finetune", record.epoch, {"loss": record.loss})
+
     return finetune(
         copy.deepcopy(pruned.model).to(session.device),
         loader,
         config.finetune,
         session.val_loader(),
         aligned=None if session.pseudo is None else session.search_aligned,
-        on_epoch=lambda record, total: session.progress("finetune", record.epoch, total),
+        on_epoch=on_epoch,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from .errors import QualityError, VerificationError
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -69,6 +70,20 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
+def shortcomings(record: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """What a finished run falls short of, in words, and the exit code for it; 0 if there is nothing."""
+    runs = [point["report"] for point in record.get("frontier", [])] or [record]
+    refused = [form["refused"] for run in runs for form in run["formats"] if form["refused"]]
+    missed = [
+        f"quality gate --{gate['name'].replace('_', '-')} {gate['asked']:g} missed: {gate['value']:.4g}"
+        for run in runs
+        for gate in run["gates"]
+        if not gate["passed"]
+    ]
+    code = VerificationError.exit_code if refused else QualityError.exit_code if missed else 0
+    return code, refused + missed
+
+
 def comparison_table(record: Mapping[str, Any]) -> Table:
     """Dense against slim, one row a figure."""
     dense, slim = record["dense"], record["slim"]
@@ -90,6 +105,17 @@ def comparison_table(record: Mapping[str, Any]) -> Table:
     ):
         change = (slim[key] / dense[key] - 1) * 100
         table.add_row(label, f"{dense[key]:,}{unit}", f"{slim[key]:,}{unit}", f"{change:+.1f} %")
+    fairness = record["fairness"]
+    for k, _ in enumerate(fairness["dense"]["biases"]):
+        of = f" of bias {k}" if len(fairness["dense"]["biases"]) > 1 else ""
+        for label, key in (
+            ("aligned - conflicting", "aligned_conflicting_gap"),
+            ("demographic parity difference", "demographic_parity_difference"),
+            ("equalised odds difference", "equalized_odds_difference"),
+        ):
+            values = [fairness[name]["biases"][k][key]["value"] for name in ("dense", "slim", "change")]
+            cells = ["undefined" if value is None else f"{value * 100:.1f}" for value in values[:2]]
+            table.add_row(label + of, *cells, "" if values[2] is None else f"{values[2] * 100:+.1f} points")
     latency, ratio = dense["latency"], slim["latency_ms"] / dense["latency_ms"]
     table.add_row(
         f"latency, batch {latency['batch_size']}, {latency['device']}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,16 +28,19 @@ from .data.registry import is_named
 from .data.text import load_tokenizer
 from .distributed import share_object, world
 from .errors import ConfigError, DataError, PruningError
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, predictions, score
+from .export import export_onnx
 from .files import is_unfinished
 from .gates import gate_sites, least_open, sites_of
 from .identification import PseudoLabels, pseudo_bias_labels, with_pseudo_labels
+from .loggers import Loggers, check_loggers
 from .models import build_model
 from .models.pretrained import published_preprocessing
 from .pruning.plan import TOLERANCE, Planner
 from .slim import model_of
 from .subgroups import aligned_values, is_aligned
 from .tracing import logits_of, run
+from .triton import check_repository
 
 # Called with a stage's name, and with steps done and in all where a stage has steps.
 Progress = Callable[[str, int, int], None]
@@ -46,8 +50,17 @@ MASK_FILE = "masks.safetensors"
 PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
 FRONTIER_FILE = "frontier.json"
+FRONTIER_PAGE = "frontier.html"
 CONFIG_FILE = "config.toml"
-_RESULTS = (REPORT_FILE, MASK_FILE, PLAN_FILE, "slim.safetensors", "slim.onnx", "slim.pt2", FRONTIER_FILE)
+SLIM_FILE = "slim.safetensors"
+ONNX_FILE = "slim.onnx"
+HALF_FILE = "slim.fp16.onnx"
+INT8_FILE = "slim.int8.onnx"
+IMAGES_FILE = "slim.images.onnx"
+PROGRAM_FILE = "slim.pt2"
+PAGE_FILE = "report.html"
+CARD_FILE = "README.md"
+_RESULTS = (REPORT_FILE, MASK_FILE, PLAN_FILE, SLIM_FILE, ONNX_FILE, PROGRAM_FILE, FRONTIER_FILE)
 
 
 @dataclass
@@ -64,8 +77,10 @@ class Session:
         specification: of the data.
         example: two samples' input.
         aligned: by the true bias labels where they are known, shape (classes, K).
+        tokenizer: of texts; None for images.
         pseudo: how pseudo bias labels came out; None where true ones are used.
         timings: seconds per stage.
+        loggers: where the figures of epochs and the result go besides.
     """
 
     config: RunConfig
@@ -77,8 +92,10 @@ class Session:
     specification: str
     example: Input
     aligned: Tensor
+    tokenizer: Any = None
     pseudo: PseudoLabels | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    loggers: Loggers = field(default_factory=lambda: Loggers((), {}))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -107,8 +124,17 @@ class Session:
 
     def accuracy(self, model: nn.Module) -> Evaluation:
         """Of a model, on that split."""
+        return self.scored(self.predicted(model))
+
+    def predicted(self, model: nn.Module) -> Tensor:
+        """The classes that a model predicts there, shape (N,)."""
         loader = BatchLoader(self.held_out[1], max(self.config.batch_size, 256), workers=self.config.workers)
-        return evaluate(copy.deepcopy(model).to(self.device), loader, self.aligned)
+        return predictions(copy.deepcopy(model).to(self.device), loader)[0]
+
+    def scored(self, predicted: Tensor) -> Evaluation:
+        """Accuracies of predicted classes there."""
+        data = self.held_out[1]
+        return score(predicted, data.target.cpu(), data.bias.cpu(), self.aligned)
 
     def train_loader(self) -> BatchLoader:
         """The training set in shuffled batches."""
@@ -190,7 +216,8 @@ def prepared(config: RunConfig, progress: Progress, dry: bool = False) -> Sessio
     aligned = torch.arange(num_classes)[:, None]
     if train.has_bias:
         aligned = aligned_values(train.target, train.bias, num_classes)
-    session = Session(config, progress, device, checkpoint, dense, splits, specification, example, aligned)
+    session = Session(config, progress, device, checkpoint, dense, splits, specification, example, aligned, tokenizer)
+    _check_delivery(session)
     if masks is None:
         sites = gate_sites(dense, example, config.search.placement)
         for target in config.targets or (config.target_sparsity,):
@@ -360,6 +387,24 @@ def _example(model: nn.Module, data: BiasedDataset) -> Input:
         what = f"of shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"named {', '.join(example)}"
         raise DataError(f"the model does not take inputs {what}: {reason}") from error
     return example
+
+
+def _check_delivery(session: Session) -> None:
+    """Whether the files that were asked for could be written, before anything long is done for them."""
+    config, inputs = session.config, session.splits.train.inputs
+    check_loggers(config.log)
+    if config.triton is not None:
+        check_repository(config.triton, model_name(config.checkpoint))
+    if config.image_input and not (isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4):
+        raise ConfigError("image_input needs images: the data have other inputs")
+    if config.opset is not None and world()[0] == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(session.dense, Path(folder) / "dense.onnx", session.example, opset=config.opset)
+
+
+def model_name(checkpoint: Path) -> str:
+    """What the model of a checkpoint is called."""
+    return checkpoint.name if checkpoint.is_dir() else checkpoint.stem
 
 
 def _check_target(config: RunConfig, model: nn.Module, sites: Sequence[GateSite], example: Input) -> None:

@@ -76,7 +76,8 @@ def test_one_command_leaves_a_verified_slim_model(done):
     project, result = done
     out = project / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "config.toml", "masks.safetensors", "plan.json", "report.json", "slim.onnx", "slim.pt2", "slim.safetensors",
+        "README.md", "config.toml", "masks.safetensors", "plan.json", "report.html", "report.json", "slim.onnx",
+        "slim.pt2", "slim.safetensors",
     ]  # fmt: skip
     record = json.loads((out / "report.json").read_text())
     assert json.loads(result.stdout) == record
@@ -97,7 +98,9 @@ def test_one_command_leaves_a_verified_slim_model(done):
     assert {"sparsity", "selection", "verification", "config", "environment", "timings"} <= set(record)
     assert record["sparsity"] == 1 - record["slim"]["params"] / record["dense"]["params"]
     assert all(check["passed"] for check in record["verification"].values())
-    assert set(record["history"][0]["validation"]) == {"n", "accuracy", "unbiased_accuracy", "worst_group_accuracy"}
+    assert set(record["history"][0]["validation"]) == {
+        "n", "accuracy", "unbiased_accuracy", "worst_group_accuracy", "aligned_accuracy", "conflicting_accuracy",
+    }  # fmt: skip
     assert len(record["history"]) == 9 and record["selection"]["stopped_early"]  # of ten epochs
     assert {"best", "last", "epoch", "rule"} <= set(record["selection"])
     assert str(project) not in json.dumps(record)

@@ -15,18 +15,19 @@ PACKAGE = Path(bise_prune.__file__).parent
 RANKS = {
     "version": 0, "errors": 0, "config": 1, "files": 1, "distributed": 1,
     "artifacts": 2, "checkpoint": 2, "models": 2, "data": 2, "subgroups": 2, "tracing": 2,
-    "settings": 2,
+    "settings": 2, "loggers": 2, "triton": 2,
     "evaluation": 3, "graph": 3, "verification": 3, "training": 3, "measurement": 3, "channels": 3, "normalisation": 3,
-    "gates": 4, "rewiring": 4, "identification": 4,
+    "gates": 4, "rewiring": 4, "identification": 4, "fairness": 4,
     "mask_search": 5, "importance": 5, "criteria": 5,
     "pruning": 6, "finetuning": 6, "probe": 6, "ffw": 6,
     "export": 7, "slim": 7, "sweep": 7,
-    "report": 8, "session": 8,
+    "report": 8, "session": 8, "formats": 8, "pages": 8,
     "findings": 9, "preview": 9,
-    "pipeline": 10,
-    "demo": 11,
-    "cli": 12,
-    "__main__": 13,
+    "delivery": 10,
+    "pipeline": 11,
+    "demo": 12,
+    "cli": 13,
+    "__main__": 14,
 }  # fmt: skip
 
 

@@ -1,10 +1,12 @@
-"""Latency of models with torch and onnxruntime, on CPU and CUDA, timed by turns.
+"""Latency of models with torch and onnxruntime, on CPU, CUDA and TensorRT, timed by turns.
 
     python tools/latency_report.py dense.pt slim/slim.safetensors --batch-sizes 1 16
+    python tools/latency_report.py slim/slim.onnx slim/slim.int8.onnx --threads 4
 
 Batch norms are fused first. Every run of one model is followed by one of the next, so that what disturbs one disturbs
-all; the ratio is that of neighbouring runs, with its 10th and 90th percentile. A runtime or device that is asked for
-and not there is an error, never a silent fall-back to the CPU.
+all; the ratio to the first model is that of neighbouring runs: its median, with a 95 % bootstrap interval, and where
+that contains 1 the table says so. ONNX files run in onnxruntime as they are. A runtime or device that is asked for and
+not there is an error, never a silent fall-back to the CPU.
 """
 
 from __future__ import annotations
@@ -18,103 +20,127 @@ from pathlib import Path
 from typing import Any
 
 import models
-import onnxruntime
+import numpy as np
 import torch
 from rich.console import Console
 
 from bise_prune.errors import ConfigError
-from bise_prune.export import export_onnx
+from bise_prune.export import export_onnx, open_session
 from bise_prune.measurement import summarise, time_by_turns
 from bise_prune.pruning import fuse_batchnorm
 from bise_prune.report import side_by_side
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    ("onnxruntime", "cpu"): "CPUExecutionProvider",
+    ("onnxruntime", "cuda"): "CUDAExecutionProvider",
+    ("tensorrt", "cuda"): "TensorrtExecutionProvider",
+}
+RUNTIMES = ("torch", "compiled", "onnxruntime", "tensorrt")
+KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
+         "tensor(int64)": np.int64, "tensor(int32)": np.int32}  # fmt: skip
+
+Calls = list[Callable[[], object]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = models.parser(__doc__)
-    parser.add_argument("--runtimes", nargs="+", choices=("torch", "onnxruntime"), default=["torch", "onnxruntime"])
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, help="default: torch and onnxruntime; of ONNX files "
+                        "the latter")  # fmt: skip
     parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=["cpu"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1])
+    parser.add_argument("--length", type=int, default=128, help="of sequences in ONNX files of texts (default: 128)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of either runtime (default: 1)")
     parser.add_argument("--runs", type=int, default=50, help="timed runs of each model (default: 50)")
     arguments = parser.parse_args(argv)
-    if arguments.runs < 2 or arguments.threads < 1 or min(arguments.batch_sizes) < 1:
-        parser.error("--runs must be at least 2, --threads and --batch-sizes at least 1")
+    if arguments.runs < 2 or min(arguments.threads, arguments.length, *arguments.batch_sizes) < 1:
+        parser.error("--runs must be at least 2, --threads, --length and --batch-sizes at least 1")
     return models.guarded(lambda: report(arguments))
 
 
 def report(arguments: Any) -> int:
-    _check_devices(arguments.runtimes, arguments.devices)
+    given = [path.suffix == ".onnx" for path in arguments.checkpoints]
+    if any(given) and not all(given):
+        raise ConfigError("ONNX files and checkpoints run in different ways: give one or the other")
+    runtimes = arguments.runtimes or (["onnxruntime"] if any(given) else ["torch", "onnxruntime"])
+    if any(given) and {"torch", "compiled"} & set(runtimes):
+        raise ConfigError("ONNX files run in onnxruntime and tensorrt alone; for torch give the checkpoints")
+    _check_devices(runtimes, arguments.devices)
     torch.set_num_threads(arguments.threads)
-    loaded = models.load(arguments)
     records = []
     with tempfile.TemporaryDirectory() as folder:
-        fused = [fuse_batchnorm(item.model, item.example) for item in loaded]
-        paths = [Path(folder) / f"{i}.onnx" for i in range(len(loaded))]
-        if "onnxruntime" in arguments.runtimes:
-            for model, item, path in zip(fused, loaded, paths, strict=True):
-                export_onnx(model, path, item.example)
-        for runtime in arguments.runtimes:
+        if any(given):
+            names, paths, networks, examples = models.short_names(arguments.checkpoints), arguments.checkpoints, [], []
+        else:
+            loaded = models.load(arguments)
+            names, examples = [item.name for item in loaded], [item.example for item in loaded]
+            networks = [fuse_batchnorm(item.model, item.example) for item in loaded]
+            paths = [Path(folder) / f"{i}.onnx" for i in range(len(loaded))]
+            if {"onnxruntime", "tensorrt"} & set(runtimes):
+                for network, path, example in zip(networks, paths, examples, strict=True):
+                    export_onnx(network, path, example)
+        for runtime in runtimes:
             for device in arguments.devices:
-                for batch_size in arguments.batch_sizes:
-                    inputs = [item.example.expand(batch_size, *item.example.shape[1:]).contiguous() for item in loaded]
-                    make = _torch_calls if runtime == "torch" else _onnxruntime_calls
-                    calls = make(fused if runtime == "torch" else paths, inputs, device, arguments.threads)
-                    synchronise = torch.cuda.synchronize if device == "cuda" and runtime == "torch" else None
+                for size in arguments.batch_sizes:
+                    if runtime in ("torch", "compiled"):
+                        calls = _torch_calls(networks, examples, size, device, runtime == "compiled")
+                    else:
+                        provider = PROVIDERS[runtime, device]
+                        calls = [_onnx_call(path, provider, size, arguments) for path in paths]
+                    wait = torch.cuda.synchronize if device == "cuda" and runtime in ("torch", "compiled") else None
                     with torch.inference_mode():
-                        times = time_by_turns(calls, arguments.runs, synchronise)
-                    records.append(_record(runtime, device, batch_size, arguments.threads, times))
-    names = [item.name for item in loaded]
+                        times = time_by_turns(calls, arguments.runs, wait, warm_up_s=0.5)
+                    records.append(_record(runtime, device, size, arguments.threads, times))
     if arguments.json:
         print(json.dumps({"models": names, "measurements": records}))
         return 0
     rows = []
     for record in records:
         label = f"{record['runtime']} {record['device']}, batch {record['batch_size']}"
-        cells = [
-            f"{m['median_ms']:.3f} ({m['p10_ms']:.3f}-{m['p90_ms']:.3f})"
-            + (f" x{m['ratio']:.2f} ({m['ratio_p10']:.2f}-{m['ratio_p90']:.2f})" if i else "")
-            for i, m in enumerate(record["models"])
-        ]
+        cells = []
+        for i, m in enumerate(record["models"]):
+            cell = f"{m['median_ms']:.3f} (p10 {m['p10_ms']:.3f}, p90 {m['p90_ms']:.3f}, p99 {m['p99_ms']:.3f})"
+            if i:
+                same = ", no measurable difference" if m["ratio_low"] <= 1 <= m["ratio_high"] else ""
+                cell += f"\nx{m['ratio']:.2f} [{m['ratio_low']:.2f}, {m['ratio_high']:.2f}]{same}"
+            cells.append(cell)
         rows.append((label, cells))
-    title = f"milliseconds, median (p10-p90), ratio to the first; {arguments.runs} runs, {arguments.threads} threads"
+    title = f"milliseconds, and the ratio to the first; {arguments.runs} runs by turns, {arguments.threads} threads"
     Console().print(side_by_side(names, rows, title))
     return 0
 
 
 def _check_devices(runtimes: Sequence[str], devices: Sequence[str]) -> None:
-    if "cuda" in devices:
-        if "torch" in runtimes and not torch.cuda.is_available():
-            raise ConfigError("--devices cuda: torch sees no CUDA device")
-        if "onnxruntime" in runtimes and PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
-            raise ConfigError("--devices cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu")
+    if "cuda" in devices and {"torch", "compiled"} & set(runtimes) and not torch.cuda.is_available():
+        raise ConfigError("--devices cuda: torch sees no CUDA device")
+    if "tensorrt" in runtimes and "cpu" in devices:
+        raise ConfigError("tensorrt runs on CUDA alone: give --devices cuda with it")
 
 
 def _torch_calls(
-    networks: Sequence[Any], inputs: Sequence[torch.Tensor], device: str, threads: int
-) -> list[Callable[[], object]]:
-    calls: list[Callable[[], object]] = []
-    for network, batch in zip(networks, inputs, strict=True):
-        moved, sample = network.to(device), batch.to(device)
-        calls.append(lambda moved=moved, sample=sample: moved(sample))
+    networks: Sequence[Any], examples: Sequence[torch.Tensor], size: int, device: str, compiled: bool
+) -> Calls:
+    calls: Calls = []
+    for network, example in zip(networks, examples, strict=True):
+        moved = network.to(device)
+        call = torch.compile(moved, dynamic=False) if compiled else moved
+        sample = example.expand(size, *example.shape[1:]).contiguous().to(device)
+        calls.append(lambda call=call, sample=sample: call(sample))
     return calls
 
 
-def _onnxruntime_calls(
-    paths: Sequence[Any], inputs: Sequence[torch.Tensor], device: str, threads: int
-) -> list[Callable[[], object]]:
-    calls: list[Callable[[], object]] = []
-    for path, batch in zip(paths, inputs, strict=True):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
-        if PROVIDERS[device] not in session.get_providers():
-            raise ConfigError(f"onnxruntime fell back from {PROVIDERS[device]}; check its CUDA libraries")
-        feed = {"input": batch.numpy()}
-        calls.append(lambda session=session, feed=feed: session.run(None, feed))
-    return calls
+def _onnx_call(path: Path, provider: str, size: int, arguments: Any) -> Callable[[], object]:
+    session = open_session(path, arguments.threads, provider)
+    generator = np.random.default_rng(0)
+    feed = {}
+    for value in session.get_inputs():
+        shape = [d if isinstance(d, int) else arguments.length for d in value.shape]
+        shape[0] = size
+        kind = KINDS[value.type]
+        if np.issubdtype(kind, np.integer):
+            feed[value.name] = generator.integers(0, 255 if kind == np.uint8 else 2, shape, dtype=kind)
+        else:
+            feed[value.name] = generator.standard_normal(shape).astype(kind)
+    return lambda: session.run(None, feed)
 
 
 def _record(
@@ -123,16 +149,20 @@ def _record(
     figures = []
     for samples in times:
         latency = summarise(samples, batch_size, device, threads)
-        ratios = [mine / first for mine, first in zip(samples, times[0], strict=True)]
-        deciles = statistics.quantiles(ratios, n=10)
+        ratios = np.array([mine / first for mine, first in zip(samples, times[0], strict=True)])
+        drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+        low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
         figures.append(
             {
                 "median_ms": latency.median_ms,
                 "p10_ms": latency.p10_ms,
                 "p90_ms": latency.p90_ms,
+                "p99_ms": float(np.quantile(samples, 0.99)),
                 "ratio": statistics.median(ratios),
-                "ratio_p10": deciles[0],
-                "ratio_p90": deciles[8],
+                "ratio_low": float(low),
+                "ratio_high": float(high),
+                "ratio_p10": float(np.quantile(ratios, 0.1)),
+                "ratio_p90": float(np.quantile(ratios, 0.9)),
             }
         )
     return {"runtime": runtime, "device": device, "batch_size": batch_size, "threads": threads, "models": figures}

@@ -237,10 +237,15 @@ class DataSplits:
     without_bias: bool = False
 
     @property
+    def by_name(self) -> dict[str, BiasedDataset | None]:
+        """The splits by their names."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
     def fingerprint(self) -> str:
         """A digest of all labels and of some inputs, to tell data sets apart."""
         digest = hashlib.sha256()
-        for data in (self.train, self.val, self.test):
+        for data in self.by_name.values():
             if data is None:
                 digest.update(b"-")
                 continue

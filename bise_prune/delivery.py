@@ -1,0 +1,130 @@
+"""What a run hands over: the slim network in every form asked for, each one checked before it takes its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .artifacts import PruningPlan
+from .data import BiasedDataset
+from .evaluation import Evaluation, score
+from .export import export_onnx, export_program, open_session
+from .findings import preprocessing_record
+from .formats import AsImages, onnx_latencies, onnx_predictions, write_half, write_int8
+from .report import evaluation_record
+from .session import HALF_FILE, IMAGES_FILE, INT8_FILE, ONNX_FILE, PROGRAM_FILE, Session, model_name
+from .triton import write_repository
+
+LATENCY_BATCH = 16
+_JUDGED = ("accuracy", "unbiased_accuracy", "worst_group_accuracy")
+
+
+def onnx_metadata(session: Session, plan: PruningPlan) -> dict[str, str]:
+    """What an ONNX file says of itself: no path, no name of the machine."""
+    return {
+        "sparsity": f"{plan.sparsity:.6f}",
+        "source_sha256": session.checkpoint.sha256,
+        "plan_fingerprint": plan.fingerprint,
+        "preprocessing": json.dumps(preprocessing_record(session.splits.train)),
+        "classes": json.dumps(list(session.splits.classes)),
+    }
+
+
+def deliver(
+    session: Session, dense: nn.Module, slim: nn.Module, plan: PruningPlan, accuracy: Evaluation
+) -> dict[str, Any]:
+    """Write the programs of a run into its folder.
+
+    Args:
+        session: the run.
+        dense: the dense network, batch norms folded or not; for the Triton repository.
+        slim: the slim network, likewise.
+        plan: what was removed.
+        accuracy: of the slim network, by which its other forms are judged.
+
+    Returns:
+        ``verification`` of slim.onnx and slim.pt2 against the network, and ``formats``: per ONNX file its size,
+        latency and accuracies, and why it was refused, if it was.
+
+    Raises:
+        VerificationError: slim.onnx or slim.pt2 computes something else.
+    """
+    config, example, output = session.config, session.example, session.config.output
+    metadata = onnx_metadata(session, plan)
+    output.mkdir(parents=True, exist_ok=True)
+    plain = output / ONNX_FILE
+    checks = {
+        "onnx_against_slim": export_onnx(slim, plain, example, metadata=metadata, opset=config.opset),
+        "program_against_slim": export_program(slim, output / PROGRAM_FILE, example),
+    }
+    made: list[tuple[Path, dict[str, Any]]] = [(plain, {"precision": "float32"})]
+    if config.half:
+        write_half(plain, output / HALF_FILE)
+        made.append((output / HALF_FILE, {"precision": "float16"}))
+    if config.int8:
+        sample = write_int8(plain, output / INT8_FILE, session.splits.train, config.search.seed)
+        made.append((output / INT8_FILE, {"precision": "int8", "calibration": sample}))
+    if config.image_input:
+        train = session.splits.train
+        assert isinstance(train.inputs, Tensor)  # checked before the search
+        images = train.inputs[:2].permute(0, 2, 3, 1).contiguous()
+        wrapped = AsImages(slim, train.mean, train.std)
+        about = {**metadata, "input": "uint8 (N, height, width, channels)", "output": "probabilities"}
+        path = output / IMAGES_FILE
+        checks["images_against_slim"] = export_onnx(
+            wrapped, path, images, metadata=about, opset=config.opset, output_name="probabilities"
+        )
+        made.append((path, {"precision": "float32", "input": "uint8 images"}))
+    formats = _judged(session, made, accuracy)
+    if config.triton is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            versions = [Path(folder) / "dense.onnx", plain]
+            export_onnx(dense, versions[0], example, metadata={**metadata, "sparsity": "0"}, opset=config.opset)
+            write_repository(config.triton, model_name(config.checkpoint), versions, session.splits.classes)
+    return {
+        "verification": {name: {**dataclasses.asdict(check), "passed": check.passed} for name, check in checks.items()},
+        "formats": formats,
+    }
+
+
+def _judged(session: Session, made: list[tuple[Path, dict[str, Any]]], accuracy: Evaluation) -> list[dict[str, Any]]:
+    """Size, latency and accuracy of each file; those that fall too far behind the network are taken away again."""
+    held_out: BiasedDataset = session.held_out[1]
+    latencies = onnx_latencies([path for path, _ in made], held_out, LATENCY_BATCH)
+    records = []
+    for (path, about), latency in zip(made, latencies, strict=True):
+        predicted = onnx_predictions(path, held_out, as_images=path.name == IMAGES_FILE)
+        found = score(predicted, held_out.target, held_out.bias, session.aligned)
+        record = {
+            "file": path.name,
+            **about,
+            "opset": int(open_session(path).get_modelmeta().custom_metadata_map["opset"]),
+            "size_bytes": path.stat().st_size,
+            "latency_ms": latency.median_ms,
+            "latency": dataclasses.asdict(latency),
+            "latency_ratio": latency.median_ms / latencies[0].median_ms,
+            **evaluation_record(found),
+        }
+        refused = _refused(evaluation_record(accuracy), record, session.config.format_tolerance)
+        if refused is not None:
+            path.unlink()
+        records.append({**record, "refused": refused})
+    return records
+
+
+def _refused(network: Mapping[str, Any], file: Mapping[str, Any], tolerance: float) -> str | None:
+    """Why a file is not handed over, if it falls behind the network by more than the tolerance."""
+    drops = {name: network[name] - file[name] for name in _JUDGED}
+    worst = max(drops, key=lambda name: drops[name])
+    if drops[worst] <= tolerance:
+        return None
+    return (
+        f"{file['file']} ({file['precision']}) loses {drops[worst]:.1%} of {worst.replace('_', ' ')} "
+        f"({network[worst]:.1%} to {file[worst]:.1%}), allowed {tolerance:.1%} (--format-tolerance)"
+    )

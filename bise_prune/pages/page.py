@@ -1,0 +1,173 @@
+"""A run's report as one page, and its model card."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+from torch import Tensor
+
+from ..data import BiasedDataset
+from ..files import atomic_path
+from .plots import Line, plot
+
+_LARGEST = 96  # pixels of a sample's longer side
+_FEW = 30  # samples of a subgroup
+
+
+def write_page(path: Path, record: Mapping[str, Any], images: Mapping[int, str]) -> None:
+    """Write a run's report as one HTML file that needs nothing else.
+
+    Args:
+        path: the file.
+        record: what ``report.json`` holds.
+        images: of samples, by their row, see :func:`pictures`.
+    """
+    write_text(path, "report.html.jinja", r=record, images=images, plots=_plots(record), few=_FEW)
+
+
+def write_card(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the model card: Markdown whose head the Hugging Face hub understands."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = "text-classification" if "inputs" in record["data"]["preprocessing"] else "image-classification"
+    data = record["data"]["specification"]
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=data.partition(":")[0],
+            dataset_name=data,
+            dataset_split=record["evaluated_on"],
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(record["slim"][key], 4),
+        )
+        for name, key in (
+            ("accuracy", "accuracy"),
+            ("unbiased accuracy (mean over subgroups)", "unbiased_accuracy"),
+            ("worst-group accuracy", "worst_group_accuracy"),
+        )
+    ]
+    about = ModelCardData(
+        library_name="bise-prune",
+        pipeline_tag=task,
+        tags=["pruning", "debiasing", "fairness", "onnx"],
+        model_name=f"{Path(record['config']['checkpoint']).stem}, slim",
+        eval_results=results,
+    )
+    write_text(path, "card.md.jinja", r=record, head=about.to_yaml(), few=_FEW)
+
+
+def pictures(record: Mapping[str, Any], data: BiasedDataset) -> dict[int, str]:
+    """Small pictures of the samples that a report shows, as data URIs by row; none where the inputs are no images."""
+    if not isinstance(data.inputs, Tensor) or data.inputs.ndim != 4 or data.inputs.shape[1] not in (1, 3):
+        return {}
+    if data.inputs.is_floating_point():
+        return {}
+    found = {}
+    for sample in record["changed_samples"]:
+        pixels = data.inputs[sample["row"]].permute(1, 2, 0).cpu().numpy()
+        image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+        kind = "PNG" if max(image.size) <= _LARGEST // 2 else "JPEG"
+        image.thumbnail((_LARGEST, _LARGEST))
+        file = io.BytesIO()
+        image.save(file, kind, quality=85)
+        found[sample["row"]] = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return found
+
+
+def write_text(path: Path, template: str, **values: Any) -> None:
+    """Fill one of the templates beside this file in."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bise_prune", "pages"),
+        autoescape=jinja2.select_autoescape(("html.jinja",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"pct": _percent, "points": _points, "big": _big, "sci": _scientific, "span": _span}
+    with atomic_path(path) as temporary:
+        temporary.write_text(environment.get_template(template).render(**values), encoding="utf-8")
+
+
+def _plots(record: Mapping[str, Any]) -> dict[str, str]:
+    made = {}
+    if record["curve"]:
+        points = record["curve"]
+        x = [None if p["sparsity"] is None else 100 * p["sparsity"] for p in points]
+        lines = [Line("accuracy", x, [100 * p["accuracy"] for p in points]),
+                 Line("unbiased accuracy", x, [100 * p["unbiased_accuracy"] for p in points]),
+                 Line("worst subgroup", x, [100 * p["worst_group_accuracy"] for p in points])]  # fmt: skip
+        gaps = [_gap(p) for p in points]
+        if any(gap is not None for gap in gaps):
+            lines.append(Line("aligned - conflicting", x, gaps))
+        here = (100 * record["sparsity"], "this network")
+        words = "Accuracies against sparsity as the threshold zeta on the masks moves; the table below has its numbers."
+        made["curve"] = plot("curve", words, lines, "parameters gone, %", "%, masked network", mark_x=here)
+    if record["history"]:
+        epochs = [e["epoch"] for e in record["history"]]
+
+        def line(label: str, key: str, scale: float = 1) -> Line:
+            return Line(label, epochs, [scale * e[key] for e in record["history"]])
+
+        made["losses"] = plot(
+            "losses", "Loss terms of the search by epoch.",
+            [line("cross-entropy", "cross_entropy"), line("mutual information", "mutual_information"),
+             line("head's cross-entropy", "head_cross_entropy")], "epoch", "loss term",
+        )  # fmt: skip
+        made["flips"] = plot(
+            "flips", "Masks that flipped and masks that are closed, by epoch.",
+            [line("flipped", "mask_flips"), line("closed", "closed")], "epoch", "masks",
+        )  # fmt: skip
+        made["silent"] = plot(
+            "silent", "Share of batches on which the mutual information is silent, by epoch.",
+            [line("silent batches", "silent_share", 100)], "epoch", "%",
+        )  # fmt: skip
+        made["temperature"] = plot(
+            "temperature", "Temperature by epoch.", [line("temperature", "temperature")], "epoch", "temperature",
+            log_y=True,
+        )  # fmt: skip
+        validated = [e["validation"] for e in record["history"]]
+        if all(validated):
+            made["validation"] = plot(
+                "validation", "Validation accuracies of the masked network by epoch.",
+                [Line(label, epochs, [100 * v[key] for v in validated])
+                 for label, key in (("accuracy", "accuracy"), ("unbiased accuracy", "unbiased_accuracy"),
+                                    ("worst subgroup", "worst_group_accuracy"))], "epoch", "%",
+                mark_x=(record["selection"]["epoch"], "epoch of these masks"),
+            )  # fmt: skip
+    return made
+
+
+def _gap(point: Mapping[str, Any]) -> float | None:
+    sides = point["aligned_accuracy"], point["conflicting_accuracy"]
+    return None if None in sides else 100 * (sides[0] - sides[1])
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "undefined" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _points(value: float | None) -> str:
+    return "undefined" if value is None else f"{100 * value:+.1f}"
+
+
+def _span(interval: Mapping[str, float | None], signed: bool = False) -> str:
+    """Bounds of an interval in percent."""
+    low, high = interval["low"], interval["high"]
+    if low is None or high is None:
+        return ""
+    return f"[{100 * low:+.1f}, {100 * high:+.1f}]" if signed else f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _big(value: float) -> str:
+    return f"{value:,.0f}".replace(",", " ")
+
+
+def _scientific(value: float) -> str:
+    return f"{value:.1e}"
