@@ -9,44 +9,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .artifacts import PruningPlan
 from .data import BiasedDataset
-from .evaluation import Evaluation, score
+from .evaluation import Evaluation
 from .export import export_onnx, export_program, open_session
 from .findings import preprocessing_record
-from .formats import AsImages, onnx_latencies, onnx_predictions, write_half, write_int8
+from .formats import AsImages, half_overflow, onnx_latencies, onnx_predictions, write_half, write_int8
 from .report import evaluation_record
 from .session import HALF_FILE, IMAGES_FILE, INT8_FILE, ONNX_FILE, PROGRAM_FILE, Session, model_name
 from .triton import write_repository
 
 LATENCY_BATCH = 16
+_MOST_CHECKED = 2048  # samples, for activations beyond float16
 _JUDGED = ("accuracy", "unbiased_accuracy", "worst_group_accuracy")
 
 
-def onnx_metadata(session: Session, plan: PruningPlan) -> dict[str, str]:
-    """What an ONNX file says of itself: no path, no name of the machine."""
-    return {
-        "sparsity": f"{plan.sparsity:.6f}",
+def onnx_metadata(session: Session, plan: PruningPlan | None = None) -> dict[str, str]:
+    """What an ONNX file says of itself, of a slim network with its plan: no path, no name of the machine."""
+    about = {
+        "sparsity": "0" if plan is None else f"{plan.sparsity:.6f}",
         "source_sha256": session.checkpoint.sha256,
-        "plan_fingerprint": plan.fingerprint,
         "preprocessing": json.dumps(preprocessing_record(session.splits.train)),
         "classes": json.dumps(list(session.splits.classes)),
     }
+    return about if plan is None else {**about, "plan_fingerprint": plan.fingerprint}
 
 
-def deliver(
-    session: Session, dense: nn.Module, slim: nn.Module, plan: PruningPlan, accuracy: Evaluation
-) -> dict[str, Any]:
+def deliver(session: Session, slim: nn.Module, plan: PruningPlan, accuracy: Evaluation) -> dict[str, Any]:
     """Write the programs of a run into its folder.
 
     Args:
         session: the run.
-        dense: the dense network, batch norms folded or not; for the Triton repository.
-        slim: the slim network, likewise.
+        slim: the slim network, batch norms folded or not.
         plan: what was removed.
-        accuracy: of the slim network, by which its other forms are judged.
+        accuracy: of the slim network, by which its other precisions are judged.
 
     Returns:
         ``verification`` of slim.onnx and slim.pt2 against the network, and ``formats``: per ONNX file its size,
@@ -66,7 +65,10 @@ def deliver(
     made: list[tuple[Path, dict[str, Any]]] = [(plain, {"precision": "float32"})]
     if config.half:
         write_half(plain, output / HALF_FILE)
-        made.append((output / HALF_FILE, {"precision": "float16"}))
+        overflow = half_overflow(
+            slim, session.held_out[1].subset(torch.arange(len(session.held_out[1]))[:_MOST_CHECKED])
+        )
+        made.append((output / HALF_FILE, {"precision": "float16", "refused": overflow}))
     if config.int8:
         sample = write_int8(plain, output / INT8_FILE, session.splits.train, config.search.seed)
         made.append((output / INT8_FILE, {"precision": "int8", "calibration": sample}))
@@ -81,28 +83,34 @@ def deliver(
             wrapped, path, images, metadata=about, opset=config.opset, output_name="probabilities"
         )
         made.append((path, {"precision": "float32", "input": "uint8 images"}))
-    formats = _judged(session, made, accuracy)
-    if config.triton is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            versions = [Path(folder) / "dense.onnx", plain]
-            export_onnx(dense, versions[0], example, metadata={**metadata, "sparsity": "0"}, opset=config.opset)
-            write_repository(config.triton, model_name(config.checkpoint), versions, session.splits.classes)
     return {
         "verification": {name: {**dataclasses.asdict(check), "passed": check.passed} for name, check in checks.items()},
-        "formats": formats,
+        "formats": _judged(session, made, accuracy),
     }
 
 
+def publish(session: Session, dense: nn.Module) -> None:
+    """Add dense and slim network to the Triton repository of the run; the last thing that it does."""
+    config = session.config
+    if config.triton is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        versions = [Path(folder) / "dense.onnx", config.output / ONNX_FILE]
+        about = onnx_metadata(session)
+        export_onnx(dense, versions[0], session.example, metadata=about, opset=config.opset)
+        write_repository(config.triton, model_name(config.checkpoint), versions, session.splits.classes)
+
+
 def _judged(session: Session, made: list[tuple[Path, dict[str, Any]]], accuracy: Evaluation) -> list[dict[str, Any]]:
-    """Size, latency and accuracy of each file; those that fall too far behind the network are taken away again."""
+    """Size, latency and accuracy of each file; other precisions that fall too far behind are taken away again."""
     held_out: BiasedDataset = session.held_out[1]
     latencies = onnx_latencies([path for path, _ in made], held_out, LATENCY_BATCH)
     records = []
     for (path, about), latency in zip(made, latencies, strict=True):
-        predicted = onnx_predictions(path, held_out, as_images=path.name == IMAGES_FILE)
-        found = score(predicted, held_out.target, held_out.bias, session.aligned)
+        found = session.scored(onnx_predictions(path, held_out, as_images=path.name == IMAGES_FILE))
         record = {
             "file": path.name,
+            "refused": None,
             **about,
             "opset": int(open_session(path).get_modelmeta().custom_metadata_map["opset"]),
             "size_bytes": path.stat().st_size,
@@ -111,20 +119,24 @@ def _judged(session: Session, made: list[tuple[Path, dict[str, Any]]], accuracy:
             "latency_ratio": latency.median_ms / latencies[0].median_ms,
             **evaluation_record(found),
         }
-        refused = _refused(evaluation_record(accuracy), record, session.config.format_tolerance)
-        if refused is not None:
+        if record["precision"] != "float32":
+            record["refused"] = _refused(evaluation_record(accuracy), record, session.config.format_tolerance)
+        if record["refused"] is not None:
             path.unlink()
-        records.append({**record, "refused": refused})
+        records.append(record)
     return records
 
 
 def _refused(network: Mapping[str, Any], file: Mapping[str, Any], tolerance: float) -> str | None:
-    """Why a file is not handed over, if it falls behind the network by more than the tolerance."""
-    drops = {name: network[name] - file[name] for name in _JUDGED}
-    worst = max(drops, key=lambda name: drops[name])
-    if drops[worst] <= tolerance:
+    """Why a file is not handed over: it falls behind the network by more than the tolerance, or is unfit anyway."""
+    name = f"{file['file']} ({file['precision']})"
+    if file["refused"] is not None:
+        return f"{name}: {file['refused']}"
+    drops = {figure: network[figure] - file[figure] for figure in _JUDGED}
+    worst = max(drops, key=lambda figure: drops[figure])
+    if drops[worst] <= tolerance + 1e-9:
         return None
     return (
-        f"{file['file']} ({file['precision']}) loses {drops[worst]:.1%} of {worst.replace('_', ' ')} "
-        f"({network[worst]:.1%} to {file[worst]:.1%}), allowed {tolerance:.1%} (--format-tolerance)"
+        f"{name} loses {drops[worst]:.1%} of {worst.replace('_', ' ')} ({network[worst]:.1%} to {file[worst]:.1%}), "
+        f"allowed {tolerance:.1%} (--format-tolerance)"
     )

@@ -34,6 +34,7 @@ def fairness_record(
     target_N: Tensor,
     bias_NK: Tensor,
     aligned: Tensor,
+    origin_N: Tensor | None = None,
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
@@ -42,8 +43,10 @@ def fairness_record(
     """What two classifiers do to each subgroup, as JSON values.
 
     Figures of a whole set have percentile bootstrap intervals: samples are drawn again within each subgroup, the same
-    for both classifiers, so that "change" is paired. An accuracy of one subgroup has a Wilson interval, since a
-    bootstrap of 0 right out of 5 would be a point. What has no samples to be told by is None: undefined.
+    for both classifiers, so that "change" is paired; samples of one origin are drawn together, within each class. An
+    accuracy of one subgroup has a Wilson interval, and the worst group's bounds are the lowest of theirs, since a
+    bootstrap of 0 right out of 5 would be a point. Where no resample differs, there is no interval: too few samples to
+    tell. What has no samples to be told by is None: undefined.
 
     Args:
         dense_N: predicted classes of the one, int64.
@@ -51,46 +54,53 @@ def fairness_record(
         target_N: class labels.
         bias_NK: bias labels; K = 0 where none are known, which leaves the classes as subgroups.
         aligned: the bias value each class is aligned with, shape (classes, K).
+        origin_N: what samples were made of, see :class:`bise_prune.data.BiasedDataset`; None = each of its own.
         resamples: of the bootstrap.
         level: of the intervals.
         seed: of the resamples.
 
     Returns:
-        ``n``, ``interval`` (how it was made), ``groups`` (per subgroup n, accuracies, what changed), and under
-        ``dense``, ``slim`` and ``change`` every figure as ``{"value", "low", "high"}``: ``accuracy``,
-        ``unbiased_accuracy``, ``worst_group_accuracy`` and per entry of ``biases`` the ``aligned_conflicting_gap``,
-        the ``accuracy_gap`` between bias values, ``demographic_parity_difference`` and
+        ``n``, ``origins`` (None where each sample has its own), ``interval`` (how it was made), ``groups`` (per
+        subgroup n, accuracies, what changed), and under ``dense``, ``slim`` and ``change`` every figure as ``{"value",
+        "low", "high"}``: ``accuracy``, ``unbiased_accuracy``, ``worst_group_accuracy`` and per entry of ``biases`` the
+        ``aligned_conflicting_gap``, the ``accuracy_gap`` between bias values, ``demographic_parity_difference`` and
         ``equalized_odds_difference``, the largest over the classes, with each class's own in ``by_class``.
     """
     rows = torch.cat([torch.stack([target_N, dense_N, slim_N], 1), bias_NK], 1)
-    distinct, counts = rows.unique(dim=0, return_counts=True)
+    distinct, place_N, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
     target, dense, slim, bias = distinct[:, 0], distinct[:, 1], distinct[:, 2], distinct[:, 3:]
     members = [(name, mask) for name, mask in subgroup_members(target, bias, aligned) if mask.any()]
     subgroup = torch.stack([mask for _, mask in members]).int().argmax(0)
-    table = _Table(target.numpy(), bias.numpy(), subgroup.numpy(), is_aligned(target, bias, aligned).numpy())
+    on_side = is_aligned(target, bias, aligned) if bias.shape[1] else bias.bool()
+    classes = rows[:, :3].unique()  # of labels and predictions
+    table = _Table(target.numpy(), bias.numpy(), subgroup.numpy(), on_side.numpy(), classes.numpy())
+    if origin_N is None:
+        draws = _resampled(counts.numpy(), subgroup.numpy(), resamples, seed)
+    else:
+        draws = _resampled_by_origin(place_N.numpy(), origin_N.numpy(), target_N.numpy(), resamples, seed)
     parts: dict[str, list[dict[str, Array]]] = {"dense": [], "slim": []}
     changes = []
-    for weights_RU in _resampled(counts.numpy(), subgroup.numpy(), resamples, seed):
+    for weights_RU in draws:
         for name, predicted in (("dense", dense), ("slim", slim)):
             parts[name].append(table.figures(weights_RU, predicted.numpy()))
         gain = (slim == target).numpy().astype(float) - (dense == target).numpy()
-        changes.append(table.by(weights_RU * gain, table.subgroup) / table.by(weights_RU, table.subgroup))
+        with np.errstate(invalid="ignore"):
+            changes.append(table.by(weights_RU * gain, table.subgroup) / table.by(weights_RU, table.subgroup))
     series = {
         name: {key: np.concatenate([part[key] for part in chunks]) for key in chunks[0]}
         for name, chunks in parts.items()
     }
     series["change"] = {key: series["slim"][key] - series["dense"][key] for key in series["dense"]}
     change_RG = np.concatenate(changes)
-    groups = []
+    groups: list[dict[str, Any]] = []
     for g, (name, mask) in enumerate(members):
         n = counts[mask]
         right = {key: int((n * (p == target)[mask]).sum()) for key, p in (("dense", dense), ("slim", slim))}
-        flags = is_aligned(target, bias, aligned)[mask]
         groups.append(
             {
                 "name": name,
                 "n": int(n.sum()),
-                "aligned": flags[0].tolist(),  # per bias
+                "aligned": on_side[mask][0].tolist(),  # per bias
                 **{key: _wilson(value, int(n.sum()), level) for key, value in right.items()},
                 "change": _interval(change_RG[:, g], level),
                 "fixed": int((n * ((dense != target) & (slim == target))[mask]).sum()),
@@ -98,25 +108,30 @@ def fairness_record(
                 "changed": int((n * (dense != slim)[mask]).sum()),
             }
         )
-    return {
+    drawn = "samples within subgroups" if origin_N is None else "what samples were made of, within classes"
+    record: dict[str, Any] = {
         "n": len(target_N),
+        "origins": None if origin_N is None else len(origin_N.unique()),
         "interval": {
             "level": level,
-            "method": f"percentile bootstrap within subgroups, {resamples} resamples, seed {seed}; "
-            "Wilson for the accuracy of one subgroup",
+            "method": f"percentile bootstrap of {drawn}, {resamples} resamples, seed {seed}; Wilson for the accuracy "
+            "of a subgroup",
         },
         "groups": groups,
         **{name: table.record(figures, level, counts.numpy()) for name, figures in series.items()},
     }
+    for name in ("dense", "slim"):
+        for bound in ("low", "high"):
+            record[name]["worst_group_accuracy"][bound] = min(group[name][bound] for group in groups)
+    return record
 
 
 class _Table:
     """Distinct rows of labels, and what can be summed up of them under weights (R, U)."""
 
-    def __init__(self, target_U: Array, bias_UK: Array, subgroup_U: Array, aligned_UK: Array) -> None:
-        self.target, self.subgroup, self.aligned = target_U, subgroup_U, aligned_UK
+    def __init__(self, target_U: Array, bias_UK: Array, subgroup_U: Array, aligned_UK: Array, classes: Array) -> None:
+        self.target, self.subgroup, self.aligned, self.classes = target_U, subgroup_U, aligned_UK, classes
         self.values = [np.unique(column, return_inverse=True) for column in bias_UK.T]  # of each bias, and their place
-        self.classes = np.unique(target_U)
 
     def by(self, weights_RU: Array, index_U: Array, size: int = 0) -> Array:
         """Weights summed by index: shape (R, size)."""
@@ -127,13 +142,14 @@ class _Table:
     def figures(self, weights_RU: Array, predicted_U: Array) -> dict[str, Array]:
         """Every figure of a classifier, one value per resample; NaN where undefined."""
         right = weights_RU * (predicted_U == self.target)
-        groups_RG = self.by(right, self.subgroup) / self.by(weights_RU, self.subgroup)
+        with np.errstate(invalid="ignore"):
+            groups_RG = self.by(right, self.subgroup) / self.by(weights_RU, self.subgroup)
         found = {
             "accuracy": right.sum(1) / weights_RU.sum(1),
-            "unbiased_accuracy": groups_RG.mean(1),
-            "worst_group_accuracy": groups_RG.min(1),
+            "unbiased_accuracy": np.nanmean(groups_RG, axis=1),
+            "worst_group_accuracy": np.nanmin(groups_RG, axis=1),
         }
-        num_classes = int(max(self.target.max(), predicted_U.max())) + 1
+        num_classes = int(self.classes.max()) + 1
         for k, (values, place_U) in enumerate(self.values):
             size, shape = len(values) * num_classes, (-1, len(values), num_classes)
             on_side = self.aligned[:, k]
@@ -167,7 +183,7 @@ class _Table:
                      "equalized_odds_difference")  # fmt: skip
             cells = {(int(b), int(y)) for b, y in zip(place_U, self.target, strict=True)}
             positive_classes = self.classes[-1:] if len(self.classes) == 2 else self.classes
-            by_class = [
+            by_class: list[dict[str, Any]] = [
                 {
                     "class": int(c),
                     "undefined_cells": sum((b, int(c)) not in cells for b in range(len(values))),
@@ -182,6 +198,7 @@ class _Table:
                     "n_by_value": np.bincount(place_U, counts_U, len(values)).astype(int).tolist(),
                     "n_aligned": sides[0],
                     "n_conflicting": sides[1],
+                    "undefined_cells": sum(entry["undefined_cells"] for entry in by_class),
                     **{name: _interval(series[f"{k} {name}"], level) for name in names},
                     "by_class": by_class,
                 }
@@ -202,6 +219,22 @@ def _resampled(counts_U: Array, subgroup_U: Array, resamples: int, seed: int) ->
         yield weights
 
 
+def _resampled_by_origin(place_N: Array, origin_N: Array, target_N: Array, resamples: int, seed: int) -> Any:
+    """The same where samples of one origin stay together; origins are drawn within classes."""
+    generator = np.random.default_rng(seed)
+    origins, first, which_N = np.unique(origin_N, return_index=True, return_inverse=True)
+    cells = sparse.coo_matrix(
+        (np.ones(len(place_N)), (which_N, place_N)), (len(origins), int(place_N.max()) + 1)
+    ).tocsr()
+    yield np.asarray(np.ones((1, len(origins))) @ cells)
+    for start in range(0, resamples, _CHUNK):
+        drawn = np.zeros((min(_CHUNK, resamples - start), len(origins)))
+        for label in np.unique(target_N[first]):
+            places = np.flatnonzero(target_N[first] == label)
+            drawn[:, places] = generator.multinomial(len(places), np.full(len(places), 1 / len(places)), len(drawn))
+        yield np.asarray(drawn @ cells)
+
+
 def _spread(rates_RBC: Array) -> Array:
     """Largest difference over the bias values that have a rate; NaN with fewer than two of them."""
     known = ~np.isnan(rates_RBC)
@@ -211,12 +244,12 @@ def _spread(rates_RBC: Array) -> Array:
 
 
 def _interval(series_R: Array, level: float) -> dict[str, float | None]:
-    """The value, which comes first, and the percentiles of those after it."""
+    """The value, which comes first, and the percentiles of those after it, if they differ."""
     value, others = series_R[0], series_R[1:]
-    if np.isnan(value):
-        return {"value": None, "low": None, "high": None}
     others = others[~np.isnan(others)]
-    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2]) if len(others) else (value, value)
+    if np.isnan(value) or not len(others) or np.ptp(others) < 1e-12:
+        return {"value": None if np.isnan(value) else float(value), "low": None, "high": None}
+    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 

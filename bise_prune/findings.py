@@ -25,6 +25,8 @@ from .subgroups import is_aligned
 from .sweep import SweepPoint
 
 _FEW_SAMPLES = 10
+_SLACK = 1e-9  # of gates, for differences of shares
+GATES = ("min_worst_group", "max_accuracy_drop", "min_speedup")
 _SHOWN, _SHOWN_IN_ALL = 4, 80  # samples with changed predictions
 
 
@@ -110,7 +112,7 @@ def curve_record(points: list[SweepPoint]) -> list[dict[str, Any]]:
 def changed_samples(session: Session, fairness: dict[str, Any], dense: Tensor, slim: Tensor) -> list[dict[str, Any]]:
     """Samples whose predicted class (N,) differs between the networks, the first few of every subgroup."""
     data = session.held_out[1]
-    members = {name: mask for name, mask in subgroup_members(data.target, data.bias, session.aligned)}
+    members = dict(subgroup_members(data.target, data.bias, session.held_out_aligned))
     samples = []
     each = max(1, min(_SHOWN, _SHOWN_IN_ALL // len(fairness["groups"])))
     for group in fairness["groups"]:
@@ -127,16 +129,12 @@ def changed_samples(session: Session, fairness: dict[str, Any], dense: Tensor, s
 def gate_records(config: RunConfig, record: dict[str, Any]) -> list[dict[str, Any]]:
     """The quality gates that were set, what the slim network came to, and whether it passed."""
     dense, slim = record["dense"], record["slim"]
-    found = {
-        "min_worst_group": slim["worst_group_accuracy"],
-        "max_accuracy_drop": dense["accuracy"] - slim["accuracy"],
-        "min_speedup": dense["latency_ms"] / slim["latency_ms"],
-    }
+    drop, speedup = dense["accuracy"] - slim["accuracy"], dense["latency_ms"] / slim["latency_ms"]
     gates = []
-    for name, value in found.items():
+    for name, value in zip(GATES, (slim["worst_group_accuracy"], drop, speedup), strict=True):
         asked = getattr(config, name)
         if asked is not None:
-            passed = value <= asked if name.startswith("max") else value >= asked
+            passed = value <= asked + _SLACK if name.startswith("max") else value >= asked - _SLACK
             gates.append({"name": name, "asked": asked, "value": value, "passed": passed})
     return gates
 
@@ -146,7 +144,8 @@ def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:
     if not isinstance(data.inputs, torch.Tensor):
         return {"inputs": list(data.inputs), "max_length": max(t.shape[1] for t in data.inputs.values())}
     size = list(data.inputs.shape[2:]) if data.inputs.ndim == 4 else None
-    return {"mean": list(data.mean), "std": list(data.std), "size": size, "scale": "uint8 / 255"}
+    scale = "uint8 / 255" if data.inputs.dtype == torch.uint8 else "as they are"
+    return {"mean": list(data.mean), "std": list(data.std), "size": size, "scale": scale}
 
 
 def layer_records(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import Any, Protocol, Self
 
@@ -19,7 +18,7 @@ class Logger(Protocol):
         """Take the figures of an epoch."""
         ...
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """End the run there."""
         ...
 
@@ -30,29 +29,35 @@ class Loggers:
     Args:
         specifications: ``NAME`` or ``NAME:PLACE``: a folder for "tensorboard", an experiment for "mlflow", a project
             for "wandb".
-        settings: of the run, which MLflow and Weights & Biases keep beside its figures.
+        settings: of the run, which are kept beside its figures; nested ones likewise.
 
     Raises:
-        ConfigError: a name is unknown, or a package is missing.
+        ConfigError: a name is unknown, a package is missing, or a logger does not open.
     """
 
     def __init__(self, specifications: Sequence[str], settings: Mapping[str, Any]) -> None:
         check_loggers(specifications)
-        self._specifications, self._settings = specifications, settings
+        self._specifications = specifications
+        nested = {key: value for part in settings.values() if isinstance(part, Mapping) for key, value in part.items()}
+        plain = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+        self._settings = {key: value for key, value in {**plain, **nested}.items() if value is not None}
         self._open: list[Logger] = []
-        self._closing = ExitStack()
 
     def __enter__(self) -> Self:
         for specification in self._specifications:
             name, _, place = specification.partition(":")
-            logger = _KINDS[name](place, self._settings)
-            self._closing.callback(logger.close)
-            self._open.append(logger)
+            try:
+                self._open.append(_KINDS[name](place, self._settings))
+            except Exception as error:  # of other people's packages, which have no base class in common
+                self.__exit__(type(error))
+                raise ConfigError(
+                    f"log = '{specification}' cannot be opened: {' '.join(str(error).split())}"
+                ) from error
         return self
 
-    def __exit__(self, *details: Any) -> None:
-        self._closing.close()
-        self._open.clear()
+    def __exit__(self, kind: type[BaseException] | None = None, *details: Any) -> None:
+        while self._open:
+            self._open.pop().close(kind is not None)
 
     def log(self, stage: str, step: int, figures: Mapping[str, Any]) -> None:
         """Send the numbers among some figures, by names such as ``search/cross_entropy``; nested ones likewise."""
@@ -86,7 +91,7 @@ class _TensorBoard:
         for name, value in figures.items():
             self.writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self.writer.close()
 
 
@@ -98,13 +103,13 @@ class _MLflow:
         if place:
             mlflow.set_experiment(place)
         mlflow.start_run()
-        mlflow.log_params({name: value for name, value in settings.items() if value is not None})
+        mlflow.log_params(dict(settings))
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self.module.log_metrics(dict(figures), step)
 
-    def close(self) -> None:
-        self.module.end_run()
+    def close(self, failed: bool) -> None:
+        self.module.end_run("FAILED" if failed else "FINISHED")
 
 
 class _WandB:
@@ -116,8 +121,8 @@ class _WandB:
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self.run.log({**figures, "epoch": step})  # stages count from one each, its own steps only upwards
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 _KINDS: dict[str, Any] = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WandB}

@@ -19,13 +19,14 @@ from .config import Budget, RunConfig, portable
 from .criteria import magnitude_masks, random_masks, taylor_masks
 from .data import BatchLoader
 from .data.batch import input_map
-from .delivery import LATENCY_BATCH, deliver
+from .delivery import LATENCY_BATCH, deliver, publish
 from .distributed import processes, share_object, world
 from .errors import BiseError, ConfigError
 from .export import flush_denormals
 from .fairness import fairness_record
 from .files import locked, write_json
 from .findings import (
+    GATES,
     aligned_record,
     changed_samples,
     curve_record,
@@ -60,6 +61,7 @@ from .session import (
     MASK_FILE,
     PAGE_FILE,
     PLAN_FILE,
+    POINT,
     REPORT_FILE,
     SLIM_FILE,
     STATE_FILE,
@@ -69,7 +71,7 @@ from .session import (
     given_masks,
     prepared,
 )
-from .settings import settings_of, write_settings
+from .settings import write_settings
 from .slim import save_slim
 from .sweep import threshold_sweep
 
@@ -90,7 +92,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
             return _all_of_it(session)
         with locked(config.output):
             check_output(config)  # once more, now that no other run can write there
-            with Loggers(config.log, settings_of(config)) as session.loggers:
+            with Loggers(config.log, session.config.as_dict()) as session.loggers:
                 record = _all_of_it(session)
             write_settings(config.output / CONFIG_FILE, session.config)
             return record
@@ -142,7 +144,7 @@ def _frontier(session: Session) -> dict[str, Any]:
     points: list[dict[str, Any]] = []
     start: MaskSet | None = None
     for target in sorted(config.targets):
-        output = config.output / f"sparsity-{target:g}"
+        output = config.output / f"{POINT}{target:g}"
         own = dataclasses.replace(config, targets=(), target_sparsity=target, output=output)
         with locked(output) if world()[0] == 0 else nullcontext():
             record = _done(session, own) or _one(session, own, start)
@@ -166,7 +168,7 @@ def _done(session: Session, config: RunConfig) -> dict[str, Any] | None:
     record: dict[str, Any] = json.loads(path.read_text())
     settings = json.loads(json.dumps(config.as_dict()))
     differing = {key for key, value in settings.items() if record["config"].get(key) != value}
-    differing -= {"resume"} if record["config"]["search"] else {"resume", "search"}
+    differing -= {"resume", "log", *GATES} if record["config"]["search"] else {"resume", "log", *GATES, "search"}
     sources = {"checkpoint": session.checkpoint.sha256, "data": session.splits.fingerprint}
     differing |= {name for name, digest in sources.items() if record.get("sources", {}).get(name) != digest}
     if differing:
@@ -174,7 +176,7 @@ def _done(session: Session, config: RunConfig) -> dict[str, Any] | None:
             f"{config.output} holds results of another run, which differs in {', '.join(sorted(differing))}; choose "
             "another folder with --output"
         )
-    return record
+    return {**record, "gates": gate_records(config, record)}
 
 
 def _finished(
@@ -193,7 +195,9 @@ def _finished(
         dense_accuracy, slim_accuracy = map(session.scored, predicted)
         as_is = slim_accuracy if tuned is None else session.accuracy(pruned.model)
         held_out = session.held_out[1]
-        fairness = fairness_record(*predicted, held_out.target, held_out.bias, session.aligned)
+        fairness = fairness_record(
+            *predicted, held_out.target, held_out.bias, session.held_out_aligned, held_out.origin
+        )
         probes = _probes(session, pruned.model) if config.probe else None
         learned = config.criterion == "learned" and config.plan is None
         curve = _curve(session, masks) if config.sweep and learned else None
@@ -204,7 +208,7 @@ def _finished(
         latencies = measure_latency(fused, sample, device=str(session.device))
         measured = [measure(model, example) for model in (dense, slim)]
     with session.stage("export"):
-        delivered = deliver(session, fused[0], fused[1], pruned.plan, slim_accuracy)
+        delivered = deliver(session, fused[1], pruned.plan, slim_accuracy)
         completed = dataclasses.replace(
             session.checkpoint,
             data=None,
@@ -262,11 +266,13 @@ def _finished(
         "timings": session.timings,
     }
     record["gates"] = gate_records(config, record)
-    session.loggers.log("result", len(record["history"]), {name: record[name] for name in ("dense", "slim")})
+    session.log("result", len(record["history"]), {name: record[name] for name in ("dense", "slim")})
     write_page(config.output / PAGE_FILE, record, pictures(record, held_out))
     write_card(config.output / CARD_FILE, record)
     write_json(config.output / REPORT_FILE, record)
     (config.output / STATE_FILE).unlink(missing_ok=True)
+    if all(gate["passed"] for gate in record["gates"]):
+        publish(session, fused[0])
     return record
 
 
@@ -300,7 +306,7 @@ def _search(session: Session, start: MaskSet | None) -> SearchResult:
 
     def on_epoch(record: EpochRecord, total: int) -> None:
         session.progress("search", record.epoch, total)
-        session.loggers.log("search", record.epoch, epoch_record(record))
+        session.log("search", record.epoch, epoch_record(record))
 
     with _stop_requests() as interrupted:
         return search(
@@ -429,7 +435,7 @@ def _finetuned(session: Session, pruned: PruningResult) -> FinetuneResult:
 
     def on_epoch(record: FinetuneEpoch, total: int) -> None:
         session.progress("finetune", record.epoch, total)
-        session.loggers.log("finetune", record.epoch, {"loss": record.loss})
+        session.log("finetune", record.epoch, {"loss": record.loss})
 
     return finetune(
         copy.deepcopy(pruned.model).to(session.device),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from .config import portable
 from .errors import QualityError, VerificationError
 from .version import __version__
 
@@ -72,14 +74,17 @@ def installed_versions() -> dict[str, str]:
 
 def shortcomings(record: Mapping[str, Any]) -> tuple[int, list[str]]:
     """What a finished run falls short of, in words, and the exit code for it; 0 if there is nothing."""
-    runs = [point["report"] for point in record.get("frontier", [])] or [record]
-    refused = [form["refused"] for run in runs for form in run["formats"] if form["refused"]]
+    runs = {point["folder"]: point["report"] for point in record.get("frontier", [])} or {"": record}
+    where = {folder: f"{folder}: " if folder else "" for folder in runs}
+    refused = [f"{where[f]}{form['refused']}" for f, run in runs.items() for form in run["formats"] if form["refused"]]
     missed = [
-        f"quality gate --{gate['name'].replace('_', '-')} {gate['asked']:g} missed: {gate['value']:.4g}"
-        for run in runs
+        f"{where[f]}quality gate --{gate['name'].replace('_', '-')} {gate['asked']:g} missed: {gate['value']:.4g}"
+        for f, run in runs.items()
         for gate in run["gates"]
         if not gate["passed"]
     ]
+    if missed and any(run["config"]["triton"] for run in runs.values()):
+        missed.append("a gate was missed, so that nothing was added to the Triton repository")
     code = VerificationError.exit_code if refused else QualityError.exit_code if missed else 0
     return code, refused + missed
 
@@ -158,4 +163,9 @@ def side_by_side(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]
 
 def command_line() -> str:
     """The command that made a record, with files and folders by their names alone."""
-    return " ".join(Path(argument).name if "/" in argument else argument for argument in sys.argv)
+    name = Path(sys.argv[0]).name
+    words = ["python -m bise_prune" if name == "__main__.py" else name]
+    for argument in sys.argv[1:]:
+        flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        words.append(f"{flag}{equals}{portable(value) if '/' in value else value}")
+    return " ".join([words[0], *map(shlex.quote, words[1:])])

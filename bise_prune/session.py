@@ -7,7 +7,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,7 @@ PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
 FRONTIER_FILE = "frontier.json"
 FRONTIER_PAGE = "frontier.html"
+POINT = "sparsity-"  # in front of a target, the folder of a frontier's point
 CONFIG_FILE = "config.toml"
 SLIM_FILE = "slim.safetensors"
 ONNX_FILE = "slim.onnx"
@@ -60,7 +61,10 @@ IMAGES_FILE = "slim.images.onnx"
 PROGRAM_FILE = "slim.pt2"
 PAGE_FILE = "report.html"
 CARD_FILE = "README.md"
-_RESULTS = (REPORT_FILE, MASK_FILE, PLAN_FILE, SLIM_FILE, ONNX_FILE, PROGRAM_FILE, FRONTIER_FILE)
+_RESULTS = (
+    REPORT_FILE, MASK_FILE, PLAN_FILE, SLIM_FILE, ONNX_FILE, HALF_FILE, INT8_FILE, IMAGES_FILE, PROGRAM_FILE, PAGE_FILE,
+    CARD_FILE, CONFIG_FILE, FRONTIER_FILE, FRONTIER_PAGE,
+)  # fmt: skip
 
 
 @dataclass
@@ -105,6 +109,11 @@ class Session:
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
 
+    def log(self, stage: str, step: int, figures: Mapping[str, Any]) -> None:
+        """Send figures to the run's loggers; those of a frontier's points under their folders' names."""
+        is_point = self.config.output.name.startswith(POINT)
+        self.loggers.log(f"{self.config.output.name}/{stage}" if is_point else stage, step, figures)
+
     @property
     def num_classes(self) -> int:
         """Outputs of the classifier."""
@@ -116,6 +125,11 @@ class Session:
         if self.splits.test is not None:
             return "test", self.splits.test
         return ("val", self.splits.val) if self.splits.val is not None else ("train", self.splits.train)
+
+    @property
+    def held_out_aligned(self) -> Tensor:
+        """What "aligned" means there: by pseudo labels where these stand in for the split's own."""
+        return self.aligned if self.splits.test is not None else self.search_aligned
 
     @property
     def search_aligned(self) -> Tensor:
@@ -134,7 +148,7 @@ class Session:
     def scored(self, predicted: Tensor) -> Evaluation:
         """Accuracies of predicted classes there."""
         data = self.held_out[1]
-        return score(predicted, data.target.cpu(), data.bias.cpu(), self.aligned)
+        return score(predicted, data.target.cpu(), data.bias.cpu(), self.held_out_aligned)
 
     def train_loader(self) -> BatchLoader:
         """The training set in shuffled batches."""
@@ -297,7 +311,7 @@ def check_output(config: RunConfig) -> list[Path]:
     Raises:
         ConfigError: there is one, or a folder cannot be written to.
     """
-    folders = [config.output / f"sparsity-{target:g}" for target in config.targets]
+    folders = [config.output / f"{POINT}{target:g}" for target in config.targets]
     if world()[0]:
         return folders  # the first process sees to it
     _check_output(config.output, config.resume)

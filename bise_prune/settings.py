@@ -52,7 +52,7 @@ def _default_of(name: str) -> Any:
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The inverse of :func:`run_config`, without what is None and without the folders that a run writes to."""
-    values = {name: getattr(config, name) for name in RUN if name not in ("output", "triton")}
+    values = {name: getattr(config, name) for name in RUN if name not in ("output", "triton", "log")}
     values |= {name: getattr(config.search, name) for name in SEARCH}
     if config.finetune is not None:
         values["finetune"] = config.finetune.epochs

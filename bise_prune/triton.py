@@ -40,7 +40,7 @@ def write_repository(
     classes: Sequence[str] = (),
     *,
     max_batch_size: int = 64,
-    max_queue_delay_us: int = 2000,
+    max_queue_delay_us: int = 0,
 ) -> Path:
     """Add a model to a repository, whole or not at all.
 
@@ -53,7 +53,8 @@ def write_repository(
         versions: ONNX files of one interface; the first becomes version 1.
         classes: their names, for clients that ask for classes instead of logits; empty for none.
         max_batch_size: largest batch.
-        max_queue_delay_us: how long a request may wait for others, in microseconds.
+        max_queue_delay_us: how long a request may wait for others, in microseconds; with 0, requests are batched that
+            came in while the model was busy, and a lone client does not wait.
 
     Returns:
         The model's folder.

@@ -344,12 +344,14 @@ def test_a_text_classifier_from_its_folder(tmp_path, placement):
         "--placement",
         placement,
     ]
+    arguments += ["--half", "--int8", "--format-tolerance", "1", "--triton", tmp_path / "models"]
     assert cli.main([str(a) for a in arguments]) == 0
     record = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (
-        record["verification"]["slim_against_masked"]["passed"]
-        and record["verification"]["onnx_against_slim"]["passed"]
-    )
+    assert all(check["passed"] for check in record["verification"].values())
+    assert [form["precision"] for form in record["formats"]] == ["float32", "float16", "int8"]
+    assert all(sample["text"].split()[0] in ("good", "bad") for sample in record["changed_samples"])
+    assert "logits,) = session.run(None, tokens)" in (tmp_path / "out" / "README.md").read_text()
+    assert "TYPE_INT64" in (tmp_path / "models" / "bert" / "config.pbtxt").read_text()
     assert [group["name"] for group in record["slim"]["groups"]] == ["y=0 b=0", "y=0 b=1", "y=1 b=0", "y=1 b=1"]
     slim = load_slim(tmp_path / "out" / "slim.safetensors")
     tokens = torch.tensor([[2, 5, 7, 3]])

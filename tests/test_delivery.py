@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 import sys
 import types
 
@@ -20,9 +21,11 @@ from bise_prune import cli, export_onnx, load_model
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import ConfigError
 from bise_prune.export import open_session, opset_of
-from bise_prune.formats import AsImages, balanced_rows, onnx_predictions, write_half, write_int8
+from bise_prune.formats import AsImages, balanced_rows, half_overflow, onnx_predictions, write_half, write_int8
 from bise_prune.loggers import Loggers
+from bise_prune.pages import write_card, write_page
 from bise_prune.pages.plots import Line, plot
+from bise_prune.report import command_line
 from bise_prune.triton import write_repository
 
 
@@ -102,6 +105,7 @@ def test_int8_is_quantised_and_calibrated_on_every_subgroup(tmp_path):
     )
     cells = torch.stack([data.target, data.bias[:, 0]], 1).unique(dim=0, return_counts=True)[1]
     assert sample["least_per_subgroup"] == min(int(cells.min()), 256 // len(cells)) and sample["n"] == 256
+    assert sample["most_per_subgroup"] * len(cells) > 256
     found, expected = (onnx_predictions(tmp_path / name, data) for name in ("b.onnx", "a.onnx"))
     assert (found == expected).double().mean() > 0.8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
@@ -111,8 +115,34 @@ def test_balanced_rows_take_all_of_the_rare():
     target = torch.tensor([0] * 90 + [1] * 8 + [0] * 2)
     bias = torch.tensor([0] * 90 + [1] * 8 + [1] * 2)[:, None]
     rows, counts = balanced_rows(BiasedDataset(torch.zeros(100, 1), target, bias), 30)
-    assert len(rows) == len(set(rows.tolist())) == 30
-    assert sorted(counts) == [2, 8, 10] and {98, 99} | set(range(90, 98)) <= set(rows.tolist())
+    assert len(rows) == len(set(rows.tolist())) == sum(counts) == 30
+    assert counts == [20, 2, 8] and {98, 99} | set(range(90, 98)) <= set(rows.tolist())
+    assert balanced_rows(BiasedDataset(torch.zeros(100, 1), target, bias), 15)[1] == [7, 2, 6]
+
+
+def test_int8_keeps_the_accuracy_of_a_trained_network(ran):
+    """Without a spare bit in the weights, processors without the newer integer instructions overflow."""
+    project, record = ran
+    full, int8 = record["formats"][0], record["formats"][2]
+    assert abs(full["accuracy"] - int8["accuracy"]) < 0.1
+    proto = onnx.load(project / "out" / "slim.int8.onnx")
+    weights = [onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if len(t.dims) > 1]
+    assert weights and all(np.abs(w.astype(int)).max() <= 64 for w in weights if w.dtype == np.int8)
+
+
+def test_what_overflows_in_half_precision_is_refused():
+    torch.manual_seed(0)
+    data = BiasedDataset(torch.randn(20, 4), torch.arange(20) % 2, torch.zeros(20, 1).long())
+    loud = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    assert half_overflow(loud, data) is None
+    with torch.no_grad():
+        loud[0].weight.mul_(1e6)
+        loud[2].weight.div_(1e6)
+    assert not torch.isfinite(loud.half()(data.inputs.half())).all()
+    assert "its weights reach" in half_overflow(loud.float(), data)
+    with torch.no_grad():
+        loud[0].weight.copy_(torch.full((8, 4), 6e4))
+    assert "its activations reach" in half_overflow(loud, data)
 
 
 def test_an_image_graph_normalises_by_itself(tmp_path):
@@ -174,8 +204,9 @@ def test_gates_end_with_exit_code_3_and_keep_the_results(ran, tmp_path, capsys):
     masks = project / "out" / "masks.safetensors"
     arguments = [project / "net.pt", "--data", project / "data", "--masks", masks, "--output", tmp_path / "out"]
     arguments += ["--min-worst-group", "1", "--max-accuracy-drop", "1", "--min-speedup", "1000", *FAST]
-    assert cli.main([str(a) for a in arguments]) == 3
+    assert cli.main([str(a) for a in [*arguments, "--triton", tmp_path / "models"]]) == 3
     err = capsys.readouterr().err
+    assert "nothing was added to the Triton repository" in err and not (tmp_path / "models").exists()
     assert "quality gate --min-worst-group 1 missed: " in err and "quality gate --min-speedup 1000 missed: " in err
     assert "max-accuracy-drop" not in err
     gates = json.loads((tmp_path / "out" / "report.json").read_text())["gates"]
@@ -298,8 +329,6 @@ def test_the_report_is_one_page_that_needs_nothing_else(ran):
 
 
 def test_a_text_that_looks_like_markup_stays_text(ran, tmp_path):
-    from bise_prune.pages import write_page
-
     _, record = ran
     sample = {**record["changed_samples"][0], "text": "<script>alert(1)</script>"}
     data = {**record["data"], "classes": ["<i>"]}
@@ -340,7 +369,7 @@ def test_the_model_card_has_a_head_the_hub_reads(ran):
     ):
         assert words in text
     assert all(f"| {group['name']}" in text for group in record["fairness"]["groups"])
-    assert str(project) not in text and "{{" not in text and "None" not in text
+    assert str(project) not in text and "{{" not in text and "None" not in text.replace("run(None", "")
 
 
 def test_runs_side_by_side(ran, tmp_path, capsys):
@@ -371,7 +400,18 @@ def test_runs_side_by_side(ran, tmp_path, capsys):
     assert "exists already" in fails(capsys, "compare", project / "out", "--output", page, code=2)
     assert "holds neither a report.json nor a frontier.json" in fails(capsys, "compare", tmp_path, code=2)
     (tmp_path / "report.json").write_text("[]")
-    assert "is no report of bise-prune" in fails(capsys, "compare", tmp_path, code=2)
+    assert "is no report with the figures to compare" in fails(capsys, "compare", tmp_path, code=2)
+    (tmp_path / "report.json").write_text(json.dumps({**record, "schema_version": 9}))
+    assert "is of report version 9, this is 1" in fails(capsys, "compare", tmp_path, code=2)
+    (tmp_path / "out").mkdir()
+    other = {**record, "sources": {**record["sources"], "data": "another"}, "sparsity": 0.9}
+    (tmp_path / "out" / "report.json").write_text(json.dumps(other))
+    assert cli.main(["compare", str(project / "out"), str(tmp_path / "out"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows][1::2] == [f"{project.name}/out", f"{tmp_path.name}/out"]
+    assert [row["on_front"] for row in rows[:2]] == [row["on_front"] for row in rows[2:]]  # each among its own
+    assert cli.main(["compare", str(project / "out"), str(tmp_path / "out")]) == 0
+    assert "different data: compare with care" in capsys.readouterr().out
 
 
 # -- loggers -----------------------------------------------------------------------------------------
@@ -411,8 +451,70 @@ def test_other_loggers_get_the_same(name, monkeypatch):
     names = [what for what, _, _ in calls]
     if name == "mlflow":
         assert names == ["set_experiment", "start_run", "log_params", "log_metrics", "end_run"]
-        assert calls[2][1] == ({"seed": 0},)
+        assert calls[2][1] == ({"seed": 0},) and calls[4][1] == ("FAILED",)
         assert calls[3][1] == ({"search/loss": 1.5, "search/validation/accuracy": 0.5}, 3)
     else:
         assert names == ["init", "log", "finish"] and calls[0][2]["project"] == "place"
         assert calls[1][1] == ({"search/loss": 1.5, "search/validation/accuracy": 0.5, "epoch": 3},)
+        assert calls[2][2] == {"exit_code": 1}
+
+
+def test_a_logger_that_does_not_open_closes_those_that_did(monkeypatch):
+    def broken(**_):
+        raise OSError("no API\nkey")
+
+    ended = []
+    first = types.SimpleNamespace(start_run=lambda: None, log_params=lambda _: None, end_run=ended.append)
+    monkeypatch.setitem(sys.modules, "mlflow", first)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=broken))
+    monkeypatch.setattr("bise_prune.loggers.find_spec", lambda _: True)
+    with (
+        pytest.raises(ConfigError, match="log = 'wandb' cannot be opened: no API key"),
+        Loggers(("mlflow", "wandb"), {}),
+    ):
+        raise AssertionError("it was opened")
+    assert ended == ["FAILED"]
+
+
+# -- what stands in them -----------------------------------------------------------------------------
+
+
+def test_a_card_says_what_was_done_and_means_what_it_says(ran, tmp_path):
+    _, record = ran
+    assert "before finetuning" not in (ran[0] / "out" / "README.md").read_text()
+    tuned = {**record, "finetuning": {"epoch": 1, "history": [{}] * 3}, "identification": {"epochs": 3}}
+    tuned["config"] = {**record["config"], "finetune": {"epochs": 2}, "identification_epochs": 3}
+    tuned["data"] = {**record["data"], "classes": ["a|b", "<b>", "x\n[y](z)"]}
+    write_card(tmp_path / "card.md", tuned)
+    text = (tmp_path / "card.md").read_text()
+    assert "then finetuned (epoch 1 of 2)" in text and "before finetuning, the slim network equals" in text
+    assert "by a model trained for 3 epochs" in text
+    assert r"a\|b, \<b\>, x \[y\](z)" in text
+
+
+def test_a_command_is_told_without_its_folders(monkeypatch):
+    argv = ["/usr/bin/bise-prune", "/home/me/net.pt", "--data=/home/me/birds", "--data", "biased_mnist:/m,rho=0.9"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--text-column", "the text"])
+    assert command_line() == ("bise-prune net.pt --data=birds --data biased_mnist:m,rho=0.9 --text-column 'the text'")
+
+
+def test_files_of_the_users_own_are_never_written_over(project, tmp_path, capsys):
+    for name in ("README.md", "report.html"):
+        (tmp_path / name).write_text("mine")
+        line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path, code=2)
+        assert f"holds results already ({name})" in line
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+
+
+def test_pseudo_labels_of_the_split_that_is_reported_are_its_own_measure(project, tmp_path, capsys):
+    rows = (project / "data" / "metadata.csv").read_text().replace(",test,", ",train,")
+    shutil.copytree(project / "data", tmp_path / "data")
+    (tmp_path / "data" / "metadata.csv").write_text(rows)
+    arguments = [project / "net.pt", "--data", tmp_path / "data", "--output", tmp_path / "out", *FAST, "--unsupervised"]
+    assert cli.main([str(a) for a in [*arguments, "--json"]]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["evaluated_on"] == "val"
+    (bias,) = record["fairness"]["slim"]["biases"]
+    pseudo = {group["name"]: group["n"] for group in record["fairness"]["groups"]}
+    assert bias["n_aligned"] == sum(n for name, n in pseudo.items() if name[2] == name[-1])

@@ -88,18 +88,58 @@ def test_intervals_are_those_of_a_bootstrap_sample_by_sample():
     generator = np.random.default_rng(1)
     cells = (target * 2 + bias[:, 0]).numpy()
     places = [np.flatnonzero(cells == cell) for cell in np.unique(cells)]
-    gains, worst = [], []
+    gains, gaps = [], []
     for _ in range(2000):
         rows = np.concatenate([generator.choice(place, len(place)) for place in places])
         found = [score(each[rows], target[rows], bias[rows], aligned) for each in (dense, slim)]
         gains.append(found[1].unbiased_accuracy - found[0].unbiased_accuracy)
-        worst.append(found[1].worst_group_accuracy)
+        gaps.append(found[1].aligned_accuracy - found[1].conflicting_accuracy)
     for interval, drawn in (
-        (record["change"]["unbiased_accuracy"], gains), (record["slim"]["worst_group_accuracy"], worst),
+        (record["change"]["unbiased_accuracy"], gains), (record["slim"]["biases"][0]["aligned_conflicting_gap"], gaps),
     ):  # fmt: skip
         low, high = np.quantile(drawn, [0.025, 0.975])
         assert interval["low"] == pytest.approx(low, abs=0.01) and interval["high"] == pytest.approx(high, abs=0.01)
         assert interval["low"] <= interval["value"] <= interval["high"]
+
+
+def test_samples_of_one_origin_are_drawn_together():
+    dense, slim, target, bias, aligned = sample(n=60)
+    copies = [part.repeat_interleave(8, 0) for part in (dense, slim, target, bias)]
+    origin = torch.arange(60).repeat_interleave(8)
+    record = fairness_record(*copies, aligned, origin, resamples=3000)
+    assert (record["n"], record["origins"]) == (480, 60) and "what samples were made of" in record["interval"]["method"]
+    generator, drawn = np.random.default_rng(3), []
+    places = [np.flatnonzero(target.numpy() == label) for label in (0, 1)]
+    for _ in range(3000):
+        rows = np.concatenate([generator.choice(place, len(place)) for place in places])
+        drawn.append(float((slim[rows] == target[rows]).double().mean()))
+    found = record["slim"]["accuracy"]
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.02)
+    alone = fairness_record(*copies, aligned, resamples=1000)["slim"]["accuracy"]  # as if they were 480
+    assert found["high"] - found["low"] > 2 * (alone["high"] - alone["low"])
+    single = fairness_record(dense, slim, target, bias, aligned, torch.arange(60), resamples=20)
+    assert single["slim"]["accuracy"]["value"] == pytest.approx(found["value"])
+
+
+def test_where_no_resample_differs_there_is_no_interval():
+    target = torch.arange(40) % 2
+    bias = (torch.arange(40) // 2 % 2)[:, None]
+    record = fairness_record(target, target, target, bias, torch.tensor([[0], [1]]), resamples=50)
+    assert record["slim"]["accuracy"] == {"value": 1.0, "low": None, "high": None}
+    worst = record["slim"]["worst_group_accuracy"]  # one of ten may still be wrong
+    assert worst["value"] == worst["high"] == 1 and 0.6 < worst["low"] < 0.8
+
+
+def test_a_class_that_only_predictions_have_counts():
+    target = torch.tensor([0, 0, 1, 1] * 5)
+    bias = torch.tensor([0, 1, 0, 1] * 5)[:, None]
+    predicted = torch.where(bias[:, 0] == 1, 2, target)
+    (found,) = fairness_record(predicted, target, target, bias, torch.tensor([[0], [1]]), resamples=10)["dense"][
+        "biases"
+    ]
+    assert [entry["class"] for entry in found["by_class"]] == [0, 1, 2]
+    assert found["demographic_parity_difference"]["value"] == 1.0
+    assert found["by_class"][2]["undefined_cells"] == 2 and found["undefined_cells"] == 2
 
 
 def test_what_cannot_be_told_is_undefined():

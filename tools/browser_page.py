@@ -51,6 +51,8 @@ def write_page(run: Path, runtime: Path, output: Path) -> int:
     metadata = session.get_modelmeta().custom_metadata_map
     about = json.loads(metadata.get("preprocessing", "{}"))
     (value, *others) = session.get_inputs()
+    if about.get("scale") != "uint8 / 255":
+        raise ConfigError(f"{model} was trained on inputs that are no pixels of 0 to 255; a browser has no others")
     if others or len(value.shape) != 4 or value.shape[1] not in (1, 3) or not about.get("size"):
         raise ConfigError(f"{model} takes no images of a known size; the page classifies images alone")
     settings = {

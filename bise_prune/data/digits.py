@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
@@ -81,8 +83,10 @@ def _upsample(images: Tensor) -> Tensor:
 
 
 def _every_colour(images: Tensor, labels: Tensor) -> BiasedDataset:
-    colours = torch.arange(len(PALETTE)).repeat(len(images))
-    return _paint(_upsample(images).repeat_interleave(len(PALETTE), 0), labels.repeat_interleave(len(PALETTE)), colours)
+    each = len(PALETTE)
+    colours = torch.arange(each).repeat(len(images))
+    painted = _paint(_upsample(images).repeat_interleave(each, 0), labels.repeat_interleave(each), colours)
+    return replace(painted, origin=torch.arange(len(images)).repeat_interleave(each))
 
 
 def _paint(images: Tensor, labels: Tensor, bias: Tensor) -> BiasedDataset:

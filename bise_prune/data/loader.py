@@ -28,6 +28,8 @@ class BiasedDataset:
         bias: bias labels, shape (N, K), int64; K = 0 where they are not known.
         mean: per channel, on the [0, 1] scale.
         std: per channel.
+        origin: what each sample was made of, shape (N,), int64, where several samples show one thing and so are not
+            independent (a scan in ten colours); None where each stands for itself.
     """
 
     inputs: Tensor | Mapping[str, Tensor]
@@ -35,6 +37,7 @@ class BiasedDataset:
     bias: Tensor
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    origin: Tensor | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, Tensor):
@@ -107,7 +110,8 @@ class BiasedDataset:
 
     def subset(self, rows: Tensor) -> BiasedDataset:
         """A data set of the samples ``rows``."""
-        return replace(self, inputs=self._at(rows), target=self.target[rows], bias=self.bias[rows])
+        origin = None if self.origin is None else self.origin[rows]
+        return replace(self, inputs=self._at(rows), target=self.target[rows], bias=self.bias[rows], origin=origin)
 
     def with_bias(self, bias: Tensor) -> BiasedDataset:
         """The same samples with other bias labels, shape (N, K)."""

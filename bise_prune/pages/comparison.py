@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from ..errors import ConfigError
+from ..report import SCHEMA_VERSION
 from .page import write_text
 from .plots import Line, plot
 
@@ -26,48 +27,54 @@ def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         ConfigError: a folder holds no report, or one of another version.
     """
+    places = [folder.resolve() for folder in folders]
     runs: list[tuple[str, dict[str, Any]]] = []
-    for folder in folders:
-        found = [folder / "report.json", folder / "frontier.json"]
-        path = next((path for path in found if path.is_file()), None)
+    for folder in places:
+        path = next((folder / name for name in ("report.json", "frontier.json") if (folder / name).is_file()), None)
         if path is None:
             raise ConfigError(f"{folder} holds neither a report.json nor a frontier.json of bise-prune")
+        alike = sum(other.name == folder.name for other in places) > 1
+        name = f"{folder.parent.name}/{folder.name}" if alike else folder.name
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            points = [(f"{folder.name}/{p['folder']}", p["report"]) for p in record.get("frontier", [])]
-            runs += points or [(folder.resolve().name, record)]
+            found = [(f"{name}/{p['folder']}", p["report"]) for p in record.get("frontier", [])] or [(name, record)]
+            versions = {report["schema_version"] for _, report in found}
+            summaries(found)  # whether it has what is compared
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{path} is no report of bise-prune ({type(error).__name__}: {error})") from error
-    for name, report in runs:
-        if "fairness" not in report:
             raise ConfigError(
-                f"{name}: its report is of an older version, without the figures to compare; run it again"
-            )
+                f"{path} is no report with the figures to compare ({type(error).__name__}: {error}); run it again"
+            ) from error
+        if versions != {SCHEMA_VERSION}:
+            raise ConfigError(f"{path} is of report version {max(versions)}, this is {SCHEMA_VERSION}")
+        runs += found
     return runs
 
 
 def summaries(runs: Runs) -> list[dict[str, Any]]:
     """The figures of each run that are compared, and whether any other run is better in both size and accuracy.
 
-    Unbiased accuracy against FLOPs decides: a run is on the Pareto front if no other has more of the one without more
-    of the other. A dense network that several runs share stands once.
+    Unbiased accuracy against FLOPs decides, among runs that were evaluated on the same data: one is on the Pareto front
+    if no other has more of the one without more of the other. A dense network that several runs share stands once.
     """
     rows: list[dict[str, Any]] = []
+    shown = set()
     for name, report in runs:
-        digest = report["sources"]["checkpoint"], report["sources"]["data"], report["evaluated_on"]
-        dense = _row(f"{report['config']['checkpoint']}, dense", report, "dense", 0.0)
-        if all(row.get("source") != digest for row in rows):
-            rows.append({**dense, "source": digest})
+        sources = report["sources"]["checkpoint"], report["sources"]["data"], report["evaluated_on"]
+        if sources not in shown:
+            rows.append(_row(f"{report['config']['checkpoint']}, dense", report, "dense", 0.0))
+            shown.add(sources)
         rows.append(_row(name, report, "slim", report["sparsity"]))
     for row in rows:
-        row.pop("source", None)
         row["on_front"] = not any(_dominates(other, row) for other in rows)
     return rows
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows of :func:`summaries` for the terminal."""
-    table = Table(title="Accuracies in %; * on the Pareto front of unbiased accuracy and FLOPs", title_justify="left")
+    title = "Accuracies in %; * on the Pareto front of unbiased accuracy and FLOPs"
+    if len({(row["data_sha256"], row["evaluated_on"]) for row in rows}) > 1:
+        title += "\nThe runs were evaluated on different data: compare with care."
+    table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold", min_width=16)
     for name in ("gone", "MFLOPs", "ms", "all", "unbiased", "worst", "gap"):
         table.add_column(name, justify="right")
@@ -114,9 +121,12 @@ def _row(name: str, report: Mapping[str, Any], which: str, sparsity: float) -> d
         "n": report["fairness"]["n"],
         "evaluated_on": report["evaluated_on"],
         "data": report["data"]["specification"],
+        "data_sha256": report["sources"]["data"],
     }
 
 
 def _dominates(other: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    if any(other[key] != row[key] for key in ("data_sha256", "evaluated_on")):
+        return False
     figures = [(r["unbiased_accuracy"]["value"], -r["flops"]) for r in (other, row)]
     return all(a >= b for a, b in zip(*figures, strict=True)) and figures[0] != figures[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,14 @@ def write_text(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"pct": _percent, "points": _points, "big": _big, "sci": _scientific, "span": _span}
+    environment.filters |= {
+        "pct": _percent,
+        "points": _points,
+        "big": _big,
+        "sci": _scientific,
+        "span": _span,
+        "plain": _plain,
+    }
     with atomic_path(path) as temporary:
         temporary.write_text(environment.get_template(template).render(**values), encoding="utf-8")
 
@@ -163,6 +171,11 @@ def _span(interval: Mapping[str, float | None], signed: bool = False) -> str:
     if low is None or high is None:
         return ""
     return f"[{100 * low:+.1f}, {100 * high:+.1f}]" if signed else f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _plain(text: Any) -> str:
+    """Text as one line of Markdown that means itself."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
 def _big(value: float) -> str:
