@@ -113,6 +113,18 @@ def test_search_speed(name, least):
             assert f"{step['time_ratio']:.2f}".lstrip("0") in README
 
 
+def test_serving():
+    measured = record("serving")
+    networks = measured["resnet18"], measured["demo"]
+    for network in networks:
+        for protocol in ("http", "grpc"):
+            found = network["no delay"][protocol]
+            assert found["ratio"]["n"] >= 5 and cell(found["ratio"], 1) in README
+            assert found["dense"]["errors"]["mean"] == found["slim"]["errors"]["mean"] == 0
+    assert networks[0]["no delay"]["http"]["ratio"]["mean"] > 2
+    assert f"x {networks[1]['alone']['ratio']:.2f} at batch 1" in README
+
+
 def test_frontier():
     rows = record("frontier")["rows"]
     for name, figures in rows.items():
