@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .artifacts import PruningPlan
@@ -23,7 +22,6 @@ from .session import HALF_FILE, IMAGES_FILE, INT8_FILE, ONNX_FILE, PROGRAM_FILE,
 from .triton import write_repository
 
 LATENCY_BATCH = 16
-_MOST_CHECKED = 2048  # samples, for activations beyond float16
 _JUDGED = ("accuracy", "unbiased_accuracy", "worst_group_accuracy")
 
 
@@ -65,9 +63,7 @@ def deliver(session: Session, slim: nn.Module, plan: PruningPlan, accuracy: Eval
     made: list[tuple[Path, dict[str, Any]]] = [(plain, {"precision": "float32"})]
     if config.half:
         write_half(plain, output / HALF_FILE)
-        overflow = half_overflow(
-            slim, session.held_out[1].subset(torch.arange(len(session.held_out[1]))[:_MOST_CHECKED])
-        )
+        overflow = half_overflow(slim, session.held_out[1], config.search.seed)
         made.append((output / HALF_FILE, {"precision": "float16", "refused": overflow}))
     if config.int8:
         sample = write_int8(plain, output / INT8_FILE, session.splits.train, config.search.seed)

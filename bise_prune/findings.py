@@ -16,7 +16,7 @@ from .evaluation import Evaluation, subgroup_members
 from .finetuning import FinetuneResult
 from .identification import PseudoLabels
 from .mask_search import EpochRecord, SearchResult
-from .mask_search.selection import DESCRIPTIONS, LAST
+from .mask_search.selection import DESCRIPTIONS, LAST, NEED_BIAS
 from .pruning import PruningResult
 from .pruning.plan import LATENCY_TOLERANCE, TOLERANCE
 from .report import evaluation_record
@@ -203,6 +203,11 @@ def warnings_of(
     empty = _empty_subgroups(splits.train) if conflicting else 0
     if empty:
         notes.append(f"{empty} subgroups have no training sample; they were weighted as if they had one")
+    chosen = found.history[found.picks[found.rule].epoch - 1].validation if found is not None else None
+    if chosen is not None and found is not None and found.rule in NEED_BIAS:
+        least = min(group.n for group in chosen.subgroups)
+        if least < _FEW_SAMPLES:
+            notes.append(f"the epoch was selected on validation subgroups of as few as {least} samples")
     if splits.val is None and found is not None:
         notes.append("no validation split: the masks are the last epoch's")
     if splits.test is None:

@@ -7,6 +7,7 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the other cores have tests of their own
 
+collect_ignore_glob = ["servers/*"]  # no tests, and a backend that imports what only its server has
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -104,6 +104,7 @@ def test_one_command_leaves_a_verified_slim_model(done):
     assert len(record["history"]) == 9 and record["selection"]["stopped_early"]  # of ten epochs
     assert {"best", "last", "epoch", "rule"} <= set(record["selection"])
     assert str(project) not in json.dumps(record)
+    assert "the epoch was selected on validation subgroups of as few as 1 samples" in record["warnings"]
 
 
 def test_the_slim_files_agree(done):

@@ -1,5 +1,6 @@
 """What a run hands over: ONNX in other forms, Triton repositories, quality gates, pages and cards."""
 
+import copy
 import html.parser
 import json
 import re
@@ -133,16 +134,14 @@ def test_int8_keeps_the_accuracy_of_a_trained_network(ran):
 def test_what_overflows_in_half_precision_is_refused():
     torch.manual_seed(0)
     data = BiasedDataset(torch.randn(20, 4), torch.arange(20) % 2, torch.zeros(20, 1).long())
-    loud = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    assert half_overflow(loud, data) is None
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    assert half_overflow(net, data) is None
     with torch.no_grad():
-        loud[0].weight.mul_(1e6)
-        loud[2].weight.div_(1e6)
-    assert not torch.isfinite(loud.half()(data.inputs.half())).all()
-    assert "its weights reach" in half_overflow(loud.float(), data)
-    with torch.no_grad():
-        loud[0].weight.copy_(torch.full((8, 4), 6e4))
-    assert "its activations reach" in half_overflow(loud, data)
+        net[0].weight.mul_(5e4)
+        net[2].weight.div_(5e4)
+    assert torch.isfinite(net(data.inputs)).all()
+    lost = int((~torch.isfinite(copy.deepcopy(net).half()(data.inputs.half()))).any(1).sum())
+    assert half_overflow(net, data) == f"{lost} of 20 outputs are not finite in half precision" and lost > 0
 
 
 def test_an_image_graph_normalises_by_itself(tmp_path):

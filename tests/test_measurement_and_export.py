@@ -79,7 +79,8 @@ def test_exported_models_compute_the_same(tmp_path, name, placement):
     assert verification.passed and verification.batch_sizes == (1, 2, 5)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["slim.onnx"]  # no external data
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert session.get_modelmeta().custom_metadata_map == {"sparsity": "0.5"}
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["sparsity"] == "0.5" and set(about) == {"sparsity", "producer", "versions", "opset"}
     assert [value.name for value in session.get_inputs() + session.get_outputs()] == ["input", "logits"]
     batch = images(9, seed=3)
     (logits,) = session.run(None, {"input": batch.numpy()})

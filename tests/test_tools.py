@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import images, random_masks
+from cases import images, network, random_masks
 
-from bise_prune import prune
+from bise_prune import export_onnx, prune
 from bise_prune.checkpoint import Checkpoint, save_checkpoint
 from bise_prune.models import build_model
 from bise_prune.slim import save_slim
@@ -70,10 +70,35 @@ def test_latency_report(checkpoints, capsys, monkeypatch):
         assert slim["p10_ms"] <= slim["median_ms"] <= slim["p90_ms"]
 
 
+def test_latency_report_of_onnx_files(tmp_path, capsys, monkeypatch):
+    latency_report = tool("latency_report", monkeypatch)
+    for size in (8, 16):
+        export_onnx(network("simple_convnet"), tmp_path / f"{size}.onnx", images(size=size))
+    files = [str(tmp_path / f"{size}.onnx") for size in (8, 16)]
+    assert latency_report.main([*files, "--runs", "20", "--json"]) == 0
+    (measured,) = json.loads(capsys.readouterr().out)["measurements"]
+    small, large = measured["models"]
+    assert measured["runtime"] == "onnxruntime" and small["ratio_low"] == small["ratio_high"] == 1
+    assert large["ratio_low"] <= large["ratio"] <= large["ratio_high"] and large["p99_ms"] >= large["median_ms"]
+    assert latency_report.main([*files, "--runs", "5"]) == 0
+    assert "[" in capsys.readouterr().out
+    for arguments, complaint in (
+        ([files[0], "net.pt"], "give one or the other"),
+        ([*files, "--runtimes", "torch"], "for torch give the checkpoints"),
+        ([*files, "--runtimes", "tensorrt"], "tensorrt runs on CUDA alone"),
+    ):
+        assert latency_report.main(arguments) == 2
+        assert complaint in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_latency_report_does_not_fall_back_to_the_cpu(checkpoints, capsys, monkeypatch):
     assert tool("latency_report", monkeypatch).main([*checkpoints, "--devices", "cuda"]) == 2
     assert "torch sees no CUDA device" in capsys.readouterr().err
+    for runtime in ("onnxruntime", "tensorrt"):
+        options = ["--devices", "cuda", "--runtimes", runtime]
+        assert tool("latency_report", monkeypatch).main([*checkpoints, *options]) == 2
+        assert "ExecutionProvider" in capsys.readouterr().err
 
 
 def test_tools_say_what_is_wrong_in_one_line(checkpoints, capsys, monkeypatch):
