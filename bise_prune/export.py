@@ -135,12 +135,12 @@ def export_program(
 
 
 def open_session(
-    path: str | Path, threads: int = 0, provider: str = "CPUExecutionProvider"
+    model: str | Path | bytes, threads: int = 0, provider: str = "CPUExecutionProvider"
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session on one provider, never on another one instead.
 
     Args:
-        path: the ONNX file.
+        model: an ONNX file, or its content.
         threads: of the CPU; 0 = onnxruntime's choice.
         provider: where to run.
 
@@ -153,7 +153,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=[provider])
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
     if provider not in session.get_providers():
         raise ConfigError(f"onnxruntime fell back from {provider}; check its libraries")
     return session

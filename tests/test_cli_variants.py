@@ -157,7 +157,7 @@ def test_settings_that_contradict_each_other_are_refused(project, tmp_path, caps
 
 def command(project, output, *extra):
     arguments = [project / "net.pt", "--data", project / "data", "--output", output, *FAST, "--anneal-every", "6"]
-    return [sys.executable, "-m", "bise_prune", *map(str, arguments), "--no-early-stop", "--json", *extra]
+    return [sys.executable, "-m", "bise_prune", *map(str, arguments), "--no-early-stop", "--no-sweep", "--json", *extra]
 
 
 @pytest.fixture(scope="module")

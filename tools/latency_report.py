@@ -21,6 +21,7 @@ from typing import Any
 
 import models
 import numpy as np
+import onnx
 import torch
 from rich.console import Console
 
@@ -114,6 +115,17 @@ def _check_devices(runtimes: Sequence[str], devices: Sequence[str]) -> None:
         raise ConfigError("--devices cuda: torch sees no CUDA device")
     if "tensorrt" in runtimes and "cpu" in devices:
         raise ConfigError("tensorrt runs on CUDA alone: give --devices cuda with it")
+    for runtime in {"onnxruntime", "tensorrt"} & set(runtimes):
+        for device in devices:
+            open_session(_smallest_model(), provider=PROVIDERS[runtime, device])
+
+
+def _smallest_model() -> bytes:
+    """A graph that returns its input: whether a provider starts is known before any work."""
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "g", value[:1], value[1:])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    return bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
 
 
 def _torch_calls(
