@@ -139,14 +139,14 @@ def _foresee(run: SearchRun, still: StillNetwork, group: list[Tensor]) -> _Fores
         pad_sequence(part.split(counts), batch_first=True)
         for part in (features, labels.bias[some], labels.conflicting[some])
     )
-    num_conflicting = conflicting_GNK.sum(1)
+    num_conflicting = conflicting_GNK.sum(1).to(losses)  # a pool's counts are no whole numbers
     logits = run.heads.read(torch.stack([state.matrix for state in heads[:-1]]), features_GND)
     total_information = losses.new_zeros(len(group))
     for biases, joint in joints_of(logits, bias_GNK, conflicting_GNK):
         count = num_conflicting.T[biases]
         if run.pool is not None:
             joint, count = run.pool.add(biases[0], joint[:, 0], count[:, 0])
-            num_conflicting.T[biases] = count.long()[:, None]
+            num_conflicting.T[biases] = count[:, None]
         total_information = total_information + information(joint, count).view(len(biases), -1).sum(0)
     if total_information.requires_grad and gates.requires_grad:
         (slope,) = torch.autograd.grad(total_information.sum(), gates, allow_unused=True)
