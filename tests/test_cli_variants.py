@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+import traceback
 
 import pytest
 import torch
@@ -196,13 +196,14 @@ def test_a_run_that_is_stopped_resumes_to_the_same_bits(project, tmp_path, undis
 def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path, undisturbed):
     moments = random.Random(1)
     began = time.monotonic()
-    assert _forked(command(project, tmp_path / "timing")[3:], 600.0) == 0
+    log = tmp_path / "log"
+    assert _forked(command(project, tmp_path / "timing")[3:], 600.0, log) == 0, log.read_text()
     duration = time.monotonic() - began
     whole = _lasting(json.loads((undisturbed / "report.json").read_text()))
     killed = 0
     for number in range(20):
         output = tmp_path / f"out-{number}"
-        killed += _forked(command(project, output)[3:], moments.random() * duration) == -signal.SIGKILL
+        killed += _forked(command(project, output)[3:], moments.random() * duration, log) == -signal.SIGKILL
         for path in output.iterdir() if output.is_dir() else []:
             if path.suffix == ".json":
                 json.loads(path.read_text())  # whole, whatever it is
@@ -216,15 +217,18 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path
     assert killed >= 10
 
 
-def _forked(arguments, seconds):
+def _forked(arguments, seconds, log):
     """Run the command in a copy of this process, which is killed after so many seconds; its exit code."""
     child = os.fork()
     if child == 0:
         code = 99
         try:
-            with Path(os.devnull).open("w") as nowhere:
-                sys.stdout = sys.stderr = nowhere
-                code = cli.main(arguments)
+            with log.open("w", buffering=1) as file:
+                sys.stdout = sys.stderr = file
+                try:
+                    code = cli.main(arguments)
+                except BaseException:
+                    traceback.print_exc(file=file)
         finally:
             os._exit(code)
     deadline = time.monotonic() + seconds
