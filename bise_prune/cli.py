@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is returned."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv and argv[0] == "compare" and not Path("compare").is_file():
+        if argv and argv[0] == "compare":
             return _compare(argv[1:])
         return _run(_parsed(argv))
     except BiseError as error:

@@ -49,8 +49,8 @@ def write_int8(source: Path, path: Path, data: BiasedDataset, seed: int = 0) -> 
     """Write an ONNX file of float32 as int8, weights and activations, in quantise-dequantise pairs (static QDQ).
 
     Weights per channel, all of it symmetric, as GPUs want it; weights take 7 of the 8 bits, since processors without
-    the newer integer instructions overflow otherwise (a SimpleConvNet lost 24 points of accuracy that way). Ranges of
-    activations are those on a sample of the data that has about as many of every subgroup, so that small ones count.
+    the newer integer instructions overflow otherwise. Ranges of activations are those on a sample of the data that has
+    about as many of every subgroup, so that small ones count.
 
     Args:
         source: the ONNX file.

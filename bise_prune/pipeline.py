@@ -168,7 +168,8 @@ def _done(session: Session, config: RunConfig) -> dict[str, Any] | None:
     record: dict[str, Any] = json.loads(path.read_text())
     settings = json.loads(json.dumps(config.as_dict()))
     differing = {key for key, value in settings.items() if record["config"].get(key) != value}
-    differing -= {"resume", "log", *GATES} if record["config"]["search"] else {"resume", "log", *GATES, "search"}
+    differing -= {"resume", "log", *GATES}
+    differing -= set() if record["config"]["search"] else {"search"}
     sources = {"checkpoint": session.checkpoint.sha256, "data": session.splits.fingerprint}
     differing |= {name for name, digest in sources.items() if record.get("sources", {}).get(name) != digest}
     if differing:

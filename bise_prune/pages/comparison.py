@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..errors import ConfigError
 from ..report import SCHEMA_VERSION
+from ..session import FRONTIER_FILE, REPORT_FILE
 from .page import write_text
 from .plots import Line, plot
 
@@ -30,9 +31,9 @@ def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
     places = [folder.resolve() for folder in folders]
     runs: list[tuple[str, dict[str, Any]]] = []
     for folder in places:
-        path = next((folder / name for name in ("report.json", "frontier.json") if (folder / name).is_file()), None)
+        path = next((folder / name for name in (REPORT_FILE, FRONTIER_FILE) if (folder / name).is_file()), None)
         if path is None:
-            raise ConfigError(f"{folder} holds neither a report.json nor a frontier.json of bise-prune")
+            raise ConfigError(f"{folder} holds neither a {REPORT_FILE} nor a {FRONTIER_FILE} of bise-prune")
         alike = sum(other.name == folder.name for other in places) > 1
         name = f"{folder.parent.name}/{folder.name}" if alike else folder.name
         try:
