@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ Rows = dict[str, Figures]
 Run = Callable[[Case], Rows]
 
 JTT_FIRST_EPOCHS, JTT_TIMES = 1, 20  # epochs of the identification, how often its errors are shown
-FFW_EPOCHS = 40
 _HALVINGS = 12
 
 # -- SpuCo: retraining -----------------------------------------------------------------------------
@@ -217,10 +216,11 @@ _CRITERIA: dict[str, Callable[[], Any]] = {
 def _pruned_to(case: Case, name: str, target: int) -> tuple[nn.Module, float]:
     """The largest network within ``target`` FLOPs, by bisection of the pruning ratio."""
     low, high = 0.0, 1.0
+    slopes = _slopes(case) if name == "taylor" else {}
     best: tuple[nn.Module, float] | None = None
     for _ in range(_HALVINGS):
         ratio = (low + high) / 2
-        network = _pruned_at(case, name, ratio)
+        network = _pruned_at(case, name, ratio, slopes)
         if measure(network, case.example).flops > target:
             low = ratio
         else:
@@ -230,13 +230,19 @@ def _pruned_to(case: Case, name: str, target: int) -> tuple[nn.Module, float]:
     return best
 
 
-def _pruned_at(case: Case, name: str, ratio: float) -> nn.Module:
+def _slopes(case: Case) -> dict[str, Tensor]:
+    """Gradients of the plain cross-entropy on a quarter of the training set."""
     network = copy.deepcopy(case.vanilla).requires_grad_(True)
-    if name == "taylor":
-        network.zero_grad()
-        for batch in BatchLoader(case.train.subset(torch.arange(0, len(case.train), 4)), 500):
-            moved = batch.to(case.device)
-            cross_entropy(network(moved.input), moved.target, reduction="sum").backward()
+    for batch in BatchLoader(case.train.subset(torch.arange(0, len(case.train), 4)), 500):
+        moved = batch.to(case.device)
+        cross_entropy(network(moved.input), moved.target, reduction="sum").backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+def _pruned_at(case: Case, name: str, ratio: float, slopes: Mapping[str, Tensor]) -> nn.Module:
+    network = copy.deepcopy(case.vanilla).requires_grad_(True)
+    for key, slope in slopes.items():
+        network.get_parameter(key).grad = slope.clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
         pruner = tp.pruner.BasePruner(
@@ -300,7 +306,7 @@ def _with_last_layer(case: Case, data: BiasedDataset, weights: Any) -> Figures:
 def ffw_gates(case: Case) -> Rows:
     """FFW, the predecessor: gates on single weights, learned on the biased training set; nothing becomes smaller."""
     case.vanilla  # noqa: B018  # trained outside the time that is taken
-    found, seconds = timed(lambda: ffw(case.vanilla, case.loader(), max_epochs=FFW_EPOCHS, seed=case.seed))
+    found, seconds = timed(lambda: ffw(case.vanilla, case.loader(), max_epochs=case.setting.ffw_epochs, seed=case.seed))
     return {"FFW": case.figures(found.model, seconds, zeroed=found.sparsity)}
 
 

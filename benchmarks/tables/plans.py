@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from .settings import Setting, Size, setting_of
 
-_HEAD = ("head-epochs-1", "head-epochs-5", "head-epochs-20", "head-epochs-50")
 PEERS = (
     "vanilla", "bise", "finetuned", "last-layer", "spuco-erm", "spuco-group-balance", "spuco-group-dro", "spuco-jtt",
     "tp-magnitude", "tp-lamp", "tp-taylor", "tp-fpgm", "tp-random", "ffw",
 )  # fmt: skip
-MORE_RHOS = (0.9, 0.97, 0.99, 0.995)  # beside a small setting's own, for the axis of conflicting samples
+DIGITS = ("vanilla", "bise", "finetuned", "last-layer", "tp-magnitude", "tp-taylor", "tp-random")
+MORE_RHOS = (0.9, 0.99, 0.995)  # beside a small setting's own, for the axis of conflicting samples
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class Plan:
         name: the data set.
         methods: names of methods.
         first_rho: whether only the first of the setting's shares of aligned samples is looked at.
+        first_small_rho: whether that is so at the small size.
         extra_rhos: further ones, at the small size.
     """
 
     name: str
     methods: tuple[str, ...]
     first_rho: bool = False
+    first_small_rho: bool = False
     extra_rhos: tuple[float, ...] = ()
 
     def setting(self, size: Size) -> Setting:
@@ -39,7 +41,7 @@ class Plan:
         rhos = self.setting(size).rhos or (0.0,)
         if self.name == "biased_mnist" and size == "full":
             rhos = rhos if self.methods == ("vanilla", "bise", "finetuned") else rhos[:3]
-        rhos = rhos[:1] if self.first_rho else rhos
+        rhos = rhos[:1] if self.first_rho or (self.first_small_rho and size == "small") else rhos
         return (*rhos, *(self.extra_rhos if size == "small" else ()))
 
 
@@ -54,18 +56,27 @@ PLANS: dict[str, Plan] = {
     "fig3b": Plan("biased_mnist", ("rankings",), first_rho=True),
     "H": Plan(
         "biased_mnist",
-        (*_HEAD, "kappa-0.1", "kappa-0.8", "upsilon-1", "upsilon-5", "tau-min-0.1", "tau-min-0.01", "tau-min-0.0001"),
+        (
+            "head-epochs-1",
+            "head-epochs-50",
+            "kappa-0.1",
+            "kappa-0.8",
+            "upsilon-1",
+            "upsilon-5",
+            "tau-min-0.1",
+            "tau-min-0.01",
+        ),
         first_rho=True,
     ),
-    "I": Plan("biased_mnist", ("batchnorm-statistics", "batchnorm-affine")),
+    "I": Plan("biased_mnist", ("batchnorm-statistics", "batchnorm-affine"), first_small_rho=True),
     "J": Plan("biased_mnist", ("sweep",), first_rho=True),
     "K": Plan("biased_mnist", ("unsupervised",)),
     "L": Plan("biased_mnist", ("noise-0.1", "noise-0.3", "noise-0.5", "noise-0.8"), first_rho=True),
     "M": Plan("biased_mnist", ("probe",), first_rho=True),
     # Beyond the paper.
-    "peers": Plan("biased_mnist", PEERS),
+    "peers": Plan("biased_mnist", PEERS, first_small_rho=True),
     "peers-cifar": Plan("corrupted_cifar10", PEERS),
-    "peers-digits": Plan("digits", PEERS),
+    "peers-digits": Plan("digits", DIGITS),
     "conflicting": Plan("biased_mnist", ("vanilla", "bise", "finetuned", "last-layer"), extra_rhos=MORE_RHOS),
     "after-finetuning": Plan("biased_mnist", ("after-finetuning",)),
     "transfer": Plan("biased_mnist", ("transfer",)),
