@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from records import RECORDS, base_record, peak_memory_bytes
+from tables import trials
 from tables.cases import Case, Clock, OutOfTime, rows_of
 from tables.counts import counts
 from tables.methods import METHODS
@@ -27,13 +28,14 @@ from tables.settings import SIZES, Setting
 from bise_prune.errors import BiseError
 from bise_prune.files import write_json
 
+_ALONE = ("E.1", "trials")  # with a record of their own
 _AGAIN = 75  # EX_TEMPFAIL: run the same command again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", nargs="+", required=True, choices=[*PLANS, *SAME, "E.1"], metavar="TABLE",
-                        help=f"any of {', '.join([*PLANS, *SAME, 'E.1'])}")  # fmt: skip
+    parser.add_argument("--table", nargs="+", required=True, choices=[*PLANS, *SAME, *_ALONE], metavar="TABLE",
+                        help=f"any of {', '.join([*PLANS, *SAME, *_ALONE])}")  # fmt: skip
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="such as 0-2 or 0,3 (default: 0-2)")
     parser.add_argument("--rho", type=float, nargs="+", help="these shares of aligned samples alone")
@@ -51,9 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "E.1" in arguments.table:
             record = base_record([], "parameters and gates in the paper's places; nothing is trained", "cpu")
             write_json(arguments.records / "counts.json", {**record, "rows": counts()})
+        if "trials" in arguments.table:
+            record = base_record([0], " ".join((trials.__doc__ or "").split()), "cpu")
+            write_json(arguments.records / "trials.json", {**record, "rows": trials.trials(arguments.data_root)})
         for seed in arguments.seeds:
             for table in arguments.table:
-                if table != "E.1":
+                if table not in _ALONE:
                     _table(SAME.get(table, table), seed, arguments, clock)
     except OutOfTime:
         print("time is over; the same command goes on from here", file=sys.stderr)

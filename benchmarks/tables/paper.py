@@ -181,6 +181,9 @@ def _corrupted_cifar10() -> list[Table]:
 
 TABLES = [*_biased_mnist(), _multi_color_mnist(), *_corrupted_cifar10()]
 
+# Figures of ours, by table and row, that are more than two of the paper's standard deviations away, and why.
+EXPLAINED: dict[tuple[str, str], str] = {}
+
 # Table E.1: weights and mask parameters.
 COUNTS = {
     "BiasedMNIST": (531_210, 240),

@@ -81,7 +81,7 @@ class Setting:
     rhos: tuple[float, ...] = ()
     rule: Literal["best", "last"] = "best"
     latency_batch: int = 16
-    ffw_epochs: int = 20
+    ffw_epochs: int = 100
 
     @property
     def folder(self) -> str:
@@ -89,7 +89,7 @@ class Setting:
         return f"{self.name}/{self.size}"
 
 
-def _halved(data: BiasedDataset) -> BiasedDataset:
+def halved(data: BiasedDataset) -> BiasedDataset:
     """Images at half their side: the mean of each 2x2 pixels."""
     assert isinstance(data.inputs, Tensor)
     return dataclasses.replace(data, inputs=F.avg_pool2d(data.inputs.float(), 2).round().to(torch.uint8))
@@ -103,9 +103,9 @@ def _biased_mnist(root: Path, rho: float, seed: int) -> Data:
 def _small_biased_mnist(root: Path, rho: float, seed: int) -> Data:
     splits = load_biased_mnist(root / "mnist", rho, "strict", seed)
     assert splits.val is not None and splits.test is not None
-    train = _halved(splits.train.subset(torch.arange(12_000)))
-    val = _halved(splits.val.subset(torch.arange(5_000)))
-    return Data(train, dataclasses.replace(splits, train=train, val=val, test=_halved(splits.test)))
+    train = halved(splits.train.subset(torch.arange(12_000)))
+    val = halved(splits.val.subset(torch.arange(5_000)))
+    return Data(train, dataclasses.replace(splits, train=train, val=val, test=halved(splits.test)))
 
 
 def _multi_color_mnist(root: Path, rho: float, seed: int) -> Data:
@@ -282,7 +282,6 @@ SETTINGS = [
         FinetuneConfig(optimizer="adam", lr=1e-4, epochs=2, select="last"),
         rhos=(0.95,),
         rule="last",
-        ffw_epochs=5,
     ),
     Setting(
         "text",

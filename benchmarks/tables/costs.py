@@ -1,0 +1,118 @@
+"""The section on cost: what was measured, the growth that fits it, and where that leads."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from records import RECORDS
+
+IMAGES, MASK_EPOCHS, HEAD_EPOCHS, VANILLA_EPOCHS = 1_281_167, 100, 550, 90
+GPUS = (1, 4, 8)
+
+
+def power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """The a and b of y = a x^b, by least squares on the logarithms.
+
+    >>> [round(value, 6) for value in power_law([1, 2, 4], [3, 6, 12])]
+    [3.0, 1.0]
+    """
+    u, v = [math.log(value) for value in x], [math.log(value) for value in y]
+    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
+    slope = sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / sum((a - mean_u) ** 2 for a in u)
+    return math.exp(mean_v - slope * mean_u), slope
+
+
+def cost_section() -> list[str]:
+    """Tables of the record, fits, and the extrapolation, marked as one."""
+    record = json.loads((RECORDS / "cost.json").read_text())
+    steps, searches = record["steps"], record["searches"]
+    lines = [
+        *textwrap.wrap(
+            "One CPU thread ([record](../benchmarks/records/cost.json), `python benchmarks/cost.py`). A mask step "
+            "against a vanilla training step of the same batch:",
+            120,
+        ),
+        "",
+        *_table(
+            ("", "MFLOPs", "vanilla step, s", "mask step, s", "time", "memory"),
+            [
+                [
+                    f"{row['network']}, {row['size']}x{row['size']}, batch {row['batch']}", f"{row['flops'] / 1e6:.0f}",
+                    f"{row['vanilla_step_seconds']:.3f}", f"{row['mask_step_seconds']:.3f}",
+                    f"x {row['time_ratio']:.2f}", f"x {row['memory_ratio']:.2f}",
+                ]
+                for row in steps
+            ],
+        ),
+        "A whole search (20 epochs of the masks) against 16 epochs of vanilla training, the demo's network:",
+        "",
+        *_table(
+            ("training images", "vanilla, CPU s", "search, CPU s", "search, in vanilla epochs", "peak memory, vanilla",
+             "peak memory, search"),
+            [
+                [
+                    f"{row['samples']:,}", f"{row['vanilla_cpu_seconds']:.0f}", f"{row['search_cpu_seconds']:.0f}",
+                    f"{16 * row['search_cpu_seconds'] / row['vanilla_cpu_seconds']:.1f}",
+                    f"{row['vanilla_peak_bytes'] / 1e6:.0f} MB", f"{row['search_peak_bytes'] / 1e6:.0f} MB",
+                ]
+                for row in searches
+            ],
+        ),
+        "Removal (plan, cut, check in float64, fusion) and ONNX export at 224x224, once per network whatever the data:",
+        "",
+        *_table(
+            ("", "removal, CPU s", "export, CPU s"),
+            [
+                [row["network"], f"{row['removal_cpu_seconds']:.1f}", f"{row['export_cpu_seconds']:.1f}"]
+                for row in record["removals"]
+            ],
+        ),
+    ]  # fmt: skip
+    return lines + _extrapolated(record)
+
+
+def _extrapolated(record: dict[str, Any]) -> list[str]:
+    rows = [row for row in record["steps"] if row["batch"] == 16]
+    fits = {
+        kind: power_law([row["flops"] for row in rows], [row[f"{kind}_step_seconds"] / row["batch"] for row in rows])
+        for kind in ("vanilla", "mask")
+    }
+    _, by_data = power_law(
+        [row["samples"] for row in record["searches"]], [row["search_cpu_seconds"] for row in record["searches"]]
+    )
+    about = record["imagenet"]
+    seconds = {kind: a * about["flops"] ** b for kind, (a, b) in fits.items()}
+    search = MASK_EPOCHS * IMAGES * seconds["mask"]
+    heads = HEAD_EPOCHS * IMAGES * about["head_cpu_seconds_per_sample"]
+    vanilla = VANILLA_EPOCHS * IMAGES * seconds["vanilla"]
+    ratio = (search + heads) / vanilla
+    text = (
+        f"Growth: seconds a sample go with FLOPs to the power {fits['vanilla'][1]:.2f} for vanilla steps and "
+        f"{fits['mask'][1]:.2f} for mask steps; a whole search goes with the number of samples to the power "
+        f"{by_data:.2f}."
+    )
+    far = (
+        f"**Extrapolated, not measured**: {IMAGES:,} images, ResNet-50 at 224x224 ({about['flops'] / 1e9:.1f} GFLOPs), "
+        f"the paper's whole schedule ({MASK_EPOCHS} epochs of the masks, {HEAD_EPOCHS} of the head, no early stop) "
+        f"against {VANILLA_EPOCHS} epochs of vanilla training: {ratio:.1f} times its time, of which the head is "
+        f"{heads / (search + heads):.0%}. Divided over several GPUs, a mask step sums the gradients of "
+        f"{about['gates']:,} gates ({4 * about['gates'] / 1e6:.2f} MB), where training sums those of all weights "
+        f"({4 * about['params'] / 1e6:.0f} MB), so that communication does not bound it; with an ideal division the "
+        "search takes"
+    )
+    shares = ", ".join(f"{ratio / count:.2f}" for count in GPUS)
+    far += (
+        f" {shares} of the vanilla training's time on one GPU with {', '.join(map(str, GPUS))} GPUs. The head trains "
+        "on features that are computed once a temperature, so that it could be cut down first (its E hardly matters, "
+        "Appendix H)."
+    )
+    return [*textwrap.wrap(text, 120), "", *textwrap.wrap(far, 120), ""]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    marks = ["---"] + ["---:"] * (len(header) - 1)
+    return [*(f"| {' | '.join(line)} |" for line in (header, marks, *rows)), ""]

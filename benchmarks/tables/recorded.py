@@ -1,0 +1,83 @@
+"""The records of runs, read back: figures over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .settings import Size
+
+
+@dataclass(frozen=True)
+class Where:
+    """A row of figures in the records."""
+
+    setting: str
+    size: Size
+    rho: float
+    method: str
+    row: str
+
+
+class Recorded:
+    """All records of runs below a folder.
+
+    Args:
+        folder: of the records.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.runs: dict[tuple[str, str, float, str], dict[int, dict[str, Any]]] = {}
+        for path in sorted(folder.glob("*/*/**/*-seed*.json")):
+            record = json.loads(path.read_text())
+            key = (record["setting"], record["size"], record["rho"] or 0.0, record["method"])
+            self.runs.setdefault(key, {})[record["seed"]] = record
+
+    def of(self, where: Where) -> list[dict[str, Any]]:
+        """The records of a run, by seed."""
+        found = self.runs.get((where.setting, where.size, where.rho, where.method), {})
+        return [found[seed] for seed in sorted(found)]
+
+    def values(self, where: Where, key: str) -> list[float]:
+        """A figure, one per seed that has it."""
+        rows = [record["rows"].get(where.row, {}) for record in self.of(where)]
+        return [row[key] for row in rows if row.get(key) is not None]
+
+    def rhos(self, setting: str, size: Size, method: str) -> list[float]:
+        """The shares of aligned samples that there are runs of."""
+        return sorted(rho for name, at, rho, run in self.runs if (name, at, run) == (setting, size, method))
+
+    def row_names(self, where: Where) -> list[str]:
+        """The rows of a run, as the first seed has them."""
+        records = self.of(where)
+        return list(records[0]["rows"]) if records else []
+
+
+def spread(values: Iterable[float], scale: float = 100.0, digits: int = 1) -> str:
+    """``mean ± sample standard deviation``, or the one value; empty for none.
+
+    >>> spread([0.5, 0.6]), spread([0.5]), spread([])
+    ('55.0 ± 7.1', '50.0', '')
+    """
+    scaled = [value * scale for value in values]
+    if not scaled:
+        return ""
+    if len(scaled) == 1:
+        return f"{scaled[0]:.{digits}f}"
+    return f"{statistics.fmean(scaled):.{digits}f} ± {statistics.stdev(scaled):.{digits}f}"
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The mean; None of nothing."""
+    found = list(values)
+    return statistics.fmean(found) if found else None
+
+
+def seeds_of(records: Iterable[Mapping[str, Any]]) -> str:
+    """The seeds of records in words."""
+    seeds = sorted({record["seed"] for record in records})
+    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"

@@ -1,0 +1,282 @@
+"""The benchmarks' own machinery: runs stop and go on, records are read back, pages are those of the records."""
+
+import dataclasses
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import results  # noqa: E402
+import run  # noqa: E402
+from tables import cases, methods, peers  # noqa: E402
+from tables.costs import power_law  # noqa: E402
+from tables.paper import EXPLAINED, TABLES  # noqa: E402
+from tables.plans import PLANS  # noqa: E402
+from tables.recorded import Recorded, Where, spread  # noqa: E402
+from tables.settings import Data, Recipe, Setting, setting_of  # noqa: E402
+
+from bise_prune import SearchConfig, evaluate, measure  # noqa: E402
+from bise_prune.config import FinetuneConfig  # noqa: E402
+from bise_prune.data import BatchLoader, load_data  # noqa: E402
+from bise_prune.models import build_model  # noqa: E402
+from bise_prune.training import train_vanilla  # noqa: E402
+
+SCALES = (1, 100, 1e-3, 1e-6)
+NETWORK = {"kernel_size": 3, "widths": [8, 8], "strides": [2, 2]}
+RECORDED = Recorded(ROOT / "benchmarks" / "records")
+# Decimals in the README that are no results: versions, settings and examples of the command line.
+NO_RESULTS = {"3.11", "2.51", "1.0", ".5", ".95", ".98", ".99"}
+SCALES = (1, 100, 1e-3, 1e-6)
+
+
+def load(root, rho, seed):
+    splits = load_data(f"digits,samples=1000,rho={rho},seed={seed}")
+    parts = {
+        name: data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:300])
+        for name, data in splits.by_name.items()
+    }
+    return Data(parts["train"], dataclasses.replace(splits, **parts))
+
+
+def tiny(**changes):
+    setting = Setting(
+        "digits",
+        "small",
+        "a test",
+        load,
+        lambda root: build_model("simple_convnet", 10, NETWORK),
+        Recipe(lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9), 2, 50),
+        SearchConfig(anneal_every=1, head_epochs=1, min_temperature=0.4),
+        FinetuneConfig(epochs=1),
+        rhos=(0.9,),
+        ffw_epochs=1,
+    )
+    return dataclasses.replace(setting, **changes)
+
+
+def case_in(folder, clock=None, **changes):
+    return cases.Case(tiny(**changes), 0.9, 0, Path(), folder, "cpu", clock or cases.Clock())
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """Exports take longer than all the rest."""
+    monkeypatch.setattr(cases.Case, "latency", lambda self, model: {})
+
+
+class Steps(cases.Clock):
+    """Time is over after so many questions."""
+
+    def __init__(self, count):
+        super().__init__(1.0)
+        self.count = count
+
+    def is_over(self):
+        self.count -= 1
+        return self.count < 0
+
+
+def test_a_case_that_is_stopped_goes_on_to_the_same_bits(tmp_path):
+    whole = case_in(tmp_path / "whole")
+    expected, stops = whole.found(), 0
+    for count in (0, 0, 1, 2, 3, 100):
+        try:
+            parts = case_in(tmp_path / "parts", Steps(count))
+            found = parts.found()
+            break
+        except cases.OutOfTime:
+            stops += 1
+    assert stops >= 2
+    for name, tensor in whole.vanilla.state_dict().items():
+        assert torch.equal(tensor, parts.vanilla.state_dict()[name])
+    for name, logits in expected.last.logits.items():
+        assert torch.equal(logits, found.last.logits[name])
+    assert (found.best_epoch, found.epochs) == (expected.best_epoch, expected.epochs)
+
+
+def test_the_vanilla_network_is_that_of_one_training(tmp_path):
+    case = case_in(tmp_path)
+    network = case.untrained()
+    train_vanilla(
+        network, case.loader(case.data.vanilla), case.setting.recipe.optimizer(network.parameters()), epochs=2
+    )
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, case.vanilla.state_dict()[name])
+
+
+def test_figures_are_those_of_the_package(tmp_path):
+    case = case_in(tmp_path)
+    rows = methods.bise(case)
+    pruned = case.pruned()
+    oracle = evaluate(pruned.model, BatchLoader(case.test, 300), case.aligned)
+    figures = rows["best"]
+    assert figures["unbiased"] == oracle.unbiased_accuracy
+    assert figures["gap"] == pytest.approx(oracle.aligned_accuracy - oracle.conflicting_accuracy)
+    assert figures["flops"] == measure(pruned.model, case.example).flops
+    assert figures["sparsity"] == pytest.approx(pruned.plan.sparsity)
+    assert figures["epochs"] > 0 and figures["latency_ms"] > 0
+
+
+def test_a_record_is_written_once(tmp_path, monkeypatch, capsys, untimed):
+    monkeypatch.setattr("tables.plans.setting_of", lambda name, size: tiny())
+    command = [
+        "--table", "peers-digits", "--methods", "vanilla", "--seeds", "0", "--data-root", str(tmp_path),
+        "--work", str(tmp_path / "work"), "--records", str(tmp_path / "records"),
+    ]  # fmt: skip
+    assert run.main(command) == 0
+    (path,) = (tmp_path / "records").rglob("*.json")
+    assert path == tmp_path / "records" / "digits" / "small" / "rho-0.9" / "vanilla-seed0.json"
+    record = json.loads(path.read_text())
+    assert record["n"]["train"] == 300 and record["seeds"] == [0] and record["method"] == "vanilla"
+    before = path.stat().st_mtime_ns
+    assert run.main(command) == 0 and path.stat().st_mtime_ns == before
+    assert run.main([*command[:2], "--methods", "bise", *command[4:], "--minutes", "0"]) == 75
+    assert "goes on from here" in capsys.readouterr().err
+    read = Recorded(tmp_path / "records")
+    (value,) = read.values(Where("digits", "small", 0.9, "vanilla", "vanilla"), "unbiased")
+    assert value == record["rows"]["vanilla"]["unbiased"]
+
+
+def test_seeds_are_read_as_people_write_them():
+    assert run._seeds("0-2") == [0, 1, 2] and run._seeds("0,3-4") == [0, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["magnitude", "lamp", "taylor", "fpgm", "random"])
+def test_torch_pruning_comes_close_to_the_target(tmp_path, name):
+    case = case_in(tmp_path)
+    dense = measure(case.vanilla, case.example).flops
+    network, _ = peers._pruned_to(case, name, int(0.7 * dense))
+    assert 0.4 < measure(network, case.example).flops / dense <= 0.7
+
+
+def test_the_last_layer_is_what_scikit_learn_says(tmp_path, untimed):
+    from sklearn.linear_model import LogisticRegression
+
+    case = case_in(tmp_path)
+    rows = peers.last_layer(case)
+    hidden = {}
+    handle = case.vanilla.head.register_forward_pre_hook(lambda _, inputs: hidden.update(x=inputs[0]))
+    features = []
+    for data in (case.val, case.test):
+        case.vanilla(data.batch(torch.arange(len(data))).input)
+        features.append(hidden["x"].detach().double())
+    handle.remove()
+    mean, std = features[0].mean(0), features[0].std(0, correction=0)
+    scaled = [((part - mean) / std).numpy() for part in features]
+    model = LogisticRegression(max_iter=2_000).fit(scaled[0], case.val.target.numpy())
+    hits = torch.from_numpy(model.predict(scaled[1])) == case.test.target
+    assert rows["DFR, validation set"]["accuracy"] == pytest.approx(float(hits.double().mean()), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what SpuCo imports
+def test_peers_that_train_anew(tmp_path, untimed):
+    pytest.importorskip("spuco")
+    case = case_in(tmp_path)
+    for name in ("spuco-erm", "spuco-group-balance", "spuco-jtt"):
+        (figures,) = methods.METHODS[name].run(case).values()
+        assert figures["flops_left"] == 1 and 0 <= figures["unbiased"] <= 1 and figures["epochs"] > 0
+
+
+def test_plans_name_runs_and_settings_that_exist():
+    for plan in PLANS.values():
+        assert set(plan.methods) <= set(methods.METHODS)
+        assert plan.rhos("full" if plan.name == "multi_color_mnist" else "small")
+    assert PLANS["1"].rhos("full") == (0.99, 0.995, 0.997, 0.999) and PLANS["K"].rhos("full") == (0.99, 0.995, 0.997)
+    wanted = {(row.method, row.rho) for table in TABLES if table.setting == "biased_mnist" for row in table.rows}
+    planned = {
+        (method, rho) for plan in PLANS.values() if plan.name == "biased_mnist" for method in plan.methods
+        for rho in plan.rhos("full")
+    }  # fmt: skip
+    assert {pair for pair in wanted if pair[0] in methods.METHODS} <= planned
+
+
+@pytest.mark.parametrize("name", ["biased_mnist", "corrupted_cifar10"])
+def test_the_full_networks_are_the_papers(name):
+    setting = setting_of(name, "full")
+    if name == "biased_mnist":
+        assert sum(p.numel() for p in setting.network(Path()).parameters()) == 531_210
+    assert (setting.search.head_epochs, setting.search.anneal_every, setting.finetune.epochs) == (50, 10, 50)
+
+
+def test_power_law():
+    assert power_law([1, 10, 100], [2, 20, 200]) == pytest.approx((2, 1))
+
+
+# -- pages -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [ROOT / "docs" / "results.md", *results.PAGES], ids=lambda path: path.name)
+def test_pages_are_up_to_date(path):
+    assert path.read_text() == results.pages()[path], "run: python benchmarks/results.py"
+
+
+def test_full_size_agrees_with_the_paper():
+    checked = 0
+    for table in TABLES:
+        for row in table.rows:
+            values = RECORDED.values(Where(table.setting, "full", row.rho, row.method, row.row), row.key)
+            if values and row.std:
+                assert len(values) >= 3
+                if (table.name, row.label) not in EXPLAINED:
+                    assert abs(statistics.fmean(values) * row.scale - row.mean) <= 2 * row.std, row.label
+                checked += 1
+    assert checked >= 10
+
+
+def numbers(value):
+    """Every figure of a record, with the mean and spread of its summaries."""
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from numbers(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from numbers(part)
+    elif isinstance(value, (int, float)):
+        yield float(value)
+
+
+def test_no_figure_in_the_readme_is_without_a_record():
+    found, pairs = [], set()
+    for path in (ROOT / "benchmarks" / "records").glob("*.json"):
+        content = json.loads(path.read_text())
+        found += numbers(content)
+
+        def walk(value):
+            if isinstance(value, dict):
+                if {"mean", "std"} <= set(value):
+                    add(value["mean"], value["std"])
+                for part in value.values():
+                    walk(part)
+
+        def add(mean, std):
+            pairs.update(
+                f"{mean * scale:.{digits}f} ± {std * scale:.{digits}f}" for scale in SCALES for digits in (0, 1)
+            )
+
+        walk(content)
+    for (setting, size, rho, method), by_seed in RECORDED.runs.items():
+        for row, figures in next(iter(by_seed.values()))["rows"].items():
+            for key in figures:
+                values = RECORDED.values(Where(setting, size, rho, method, row), key)
+                found += values
+                if len(values) > 1:
+                    found.append(statistics.fmean(values))
+                    pairs.update(spread(values, scale, digits) for scale in SCALES for digits in (0, 1, 2))
+    for table in TABLES:
+        pairs.update(f"{row.mean:.1f} ± {row.std:.1f}" for row in table.rows if row.std is not None)
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"```.*?```|`[^`]*`|<!--.*?-->", "", text, flags=re.DOTALL)
+    quoted = set(re.findall(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", text))
+    assert not quoted - pairs
+    text = re.sub(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", "", text)
+    known = {f"{value * scale:.{digits}f}" for value in found for scale in (1, 100) for digits in (1, 2)}
+    known |= {text.lstrip("0") for text in known}
+    decimals = set(re.findall(r"(?<![\w.])\d*\.\d+(?![\w.])", text))
+    assert not decimals - known - NO_RESULTS
