@@ -203,6 +203,7 @@ def peer_rows(name: str) -> list[tuple[str, str, str, str]]:
         ("", "vanilla", "vanilla", "vanilla"),
         ("", "the weights it started from", "vanilla", "starting weights"),
         ("no weight touched", "BISE", "bise", rule),
+        ("no weight touched", "BISE, widths rounded up", "rounded", "rounded"),
         *(("no weight touched", f"{label} (torch-pruning)", run, "as is") for label, run in cut),
         ("no weight touched", "FFW, gates on weights", "ffw", "FFW"),
         ("last layer", "reweighted, training set", "last-layer", "last layer, reweighted"),
