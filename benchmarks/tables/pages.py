@@ -263,7 +263,7 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
     )
     ours = means.get(("no weight touched", "BISE"), 0.0)
     better = [
-        f"{label} ({kind})" for (kind, label), found in means.items() if found > ours and kind and label != "BISE"
+        f"{label} ({kind})" for (kind, label), found in means.items() if found > ours and kind and "BISE" not in label
     ]
     says = (
         f"More unbiased than BISE as it is, in the mean: {'; '.join(better)}."
