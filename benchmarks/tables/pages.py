@@ -126,6 +126,8 @@ def small_table(records: Recorded, small: Small) -> list[str]:
         for rho in setting.rhos
         if all(records.of(Where(small.setting, "small", rho, method, row)) for _, method, row in ends)
     ]
+    if not rhos:
+        return []
     header, lines, used = [""], [], []
     for rho in rhos:
         header += [f"unbiased, rho {rho:g}", "parameters gone", "FLOPs left"]
@@ -236,7 +238,7 @@ def _needs(name: str, run: str, row: str) -> str:
 def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
     """Everything that is compared on a data set, and in words what beats the search."""
     header = (
-        "", "", "unbiased, %", "worst group, %", "aligned - conflicting", "parameters, k", "MFLOPs",
+        "", "", "unbiased, %", "worst group, %", "aligned - conflicting", "parameters, k", "kFLOPs",
         "latency, of dense", "vanilla epochs", "bias labels",
     )  # fmt: skip
     rows, used, means = [], [], dict[tuple[str, str], float]()
@@ -250,14 +252,15 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         epochs = "" if not kind and label != "vanilla" else spread(records.values(where, "epochs"), 1)
         epochs = "0" if label == "vanilla" else epochs
         cells = [spread(records.values(where, key)) for key in ("unbiased", "worst_group", "gap")]
-        cells += [spread(records.values(where, key), 10.0**-n) for key, n in (("params", 3), ("flops", 6))]
+        cells += [spread(records.values(where, key), 10.0**-n) for key, n in (("params", 3), ("flops", 3))]
         cells += [spread(records.values(where, "latency_ratio"), 1, 2), epochs, _needs(name, run, row)]
         rows.append([kind, label, *cells])
-    batch = setting_of(name, "small").latency_batch
-    counts = used[0]["n"] if used else {}
+    if not used:
+        return []
+    batch, counts = setting_of(name, "small").latency_batch, used[0]["n"]
     about = (
-        f"{seeds_of(used)}; {counts.get('train', 0):,} training samples, {counts.get('conflicting', [0])[0]:,} of them "
-        f"conflicting (seed {used[0]['seed']}), {counts.get('test', 0):,} test samples. Latency: onnxruntime, one "
+        f"{seeds_of(used)}; {counts['train']:,} training samples, {counts['conflicting'][0]:,} of them "
+        f"conflicting (seed {used[0]['seed']}), {counts['test']:,} test samples. Latency: onnxruntime, one "
         f"thread, batch {batch}, by turns with the dense network. Vanilla epochs: CPU time on top of the checkpoint, "
         "in epochs of the vanilla training, whole trainings for those that train anew."
     )

@@ -10,8 +10,8 @@ PEERS = (
     "vanilla", "bise", "rounded", "finetuned", "last-layer", "spuco-erm", "spuco-group-balance", "spuco-group-dro",
     "spuco-jtt", "tp-magnitude", "tp-lamp", "tp-taylor", "tp-fpgm", "tp-random", "ffw",
 )  # fmt: skip
-DIGITS = ("vanilla", "bise", "rounded", "finetuned", "last-layer", "tp-magnitude", "tp-taylor", "tp-random")
-MORE_RHOS = (0.9, 0.99, 0.995)  # beside a small setting's own, for the axis of conflicting samples
+DIGITS = ("vanilla", "bise", "rounded", "finetuned", "last-layer")
+MORE_RHOS = (0.9, 0.99)  # beside a small setting's own, for the axis of conflicting samples
 
 
 @dataclass(frozen=True)
