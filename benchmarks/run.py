@@ -76,7 +76,7 @@ def _table(table: str, seed: int, arguments: argparse.Namespace, clock: Clock) -
         if arguments.rho and rho not in arguments.rho:
             continue
         case: Case | None = None
-        for name in plan.methods:
+        for name in plan.runs(arguments.size):
             path = arguments.records / record_name(setting, rho, name, seed)
             if path.exists() or (arguments.methods and name not in arguments.methods):
                 continue
@@ -92,9 +92,8 @@ def record_name(setting: Setting, rho: float, method: str, seed: int) -> Path:
 
 
 def _one_run(case: Case, name: str, path: Path) -> None:
-    method = METHODS[name]
     start, cpu = time.perf_counter(), time.process_time()
-    rows = rows_of(method.run(case))
+    rows = rows_of(METHODS[name](case))
     record = base_record([case.seed], case.setting.protocol, case.device)
     record |= {
         "setting": case.setting.name,
@@ -103,12 +102,11 @@ def _one_run(case: Case, name: str, path: Path) -> None:
         "method": name,
         "seed": case.seed,
         "rule": case.setting.rule,
-        "bias_labels": method.labels,
         "n": {"train": len(case.train), "test": len(case.test), "conflicting": case.num_conflicting},
         "rows": rows,
-        "wall_seconds": round(time.perf_counter() - start, 1),
+        "wall_seconds": round(time.perf_counter() - start, 1),  # of this run, beyond what the work folder had
         "cpu_seconds": round(time.process_time() - cpu, 1),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "process_peak_memory_bytes": peak_memory_bytes(),  # of this run and those before it in the process
     }
     write_json(path, record)
     told = {row: round(100 * figures["unbiased"], 1) for row, figures in rows.items() if figures.get("unbiased")}

@@ -18,12 +18,16 @@ def cell(summary, scale=100.0, digits=1):
     return f"{summary['mean'] * scale:.{digits}f} ± {summary['std'] * scale:.{digits}f}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "records").glob("*.json")), ids=lambda path: path.stem)
-def test_records_say_how_they_were_made(path):
-    content = json.loads(path.read_text())
-    assert {"command", "commit", "date", "seeds", "protocol", "environment"} <= set(content)
-    assert content["command"].startswith("python benchmarks/") and "+changes" not in content["commit"]
-    assert not [word for word in ("/tmp", "/home", "/root", "/work") if word in path.read_text()]
+@pytest.mark.parametrize("folder", [".", "*/*", "*/*/*"])
+def test_records_say_how_they_were_made(folder):
+    paths = sorted((ROOT / "benchmarks" / "records").glob(f"{folder}/*.json"))
+    assert paths
+    for path in paths:
+        text = path.read_text()
+        content = json.loads(text)
+        assert {"command", "commit", "date", "seeds", "protocol", "environment"} <= set(content), path
+        assert content["command"].startswith("python benchmarks/") and "+changes" not in content["commit"], path
+        assert not [word for word in ("/tmp", "/home", "/root", "/work") if word in text], path
 
 
 def test_demo():
@@ -36,15 +40,6 @@ def test_demo():
     assert demo["gain"]["median"] >= 0.15 and min(demo["sparsity"]["values"]) > 0.3
     assert max(demo["seconds"]["values"]) < 120 and demo["peak_memory_bytes"] < 2e9
     assert demo["max_abs_error"] < 1e-9 and demo["onnx_max_abs_error"] < 1e-4
-
-
-def test_multi_color_mnist():
-    table = record("multi_color_mnist")
-    for system in ("vanilla", "bise_last"):
-        for figures in table[system].values():
-            assert cell(figures) in README
-    assert cell(table["sparsity"]) in README and cell(table["kflops"], 1) in README
-    assert all(abs(deviation) < 2 for deviation in table["deviation_in_paper_std"].values())
 
 
 def test_tinted_cifar10():
@@ -146,13 +141,6 @@ def test_variants():
             assert f"| {name} | {cell(figures['accuracy'])} |" in page
     for name in ("BISE (best)", "pseudo bias labels", "batch norm: statistics"):
         assert cell(rows[name]["accuracy"]) in README
-
-
-def test_text():
-    rows = record("text_toxicity")["rows"]
-    for figures in rows.values():
-        assert cell(figures["worst_group"]) in README
-        assert max(figures.get("max_abs_error", {"values": [0]})["values"]) < 1e-9
 
 
 def test_data_waiting():

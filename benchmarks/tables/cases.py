@@ -80,7 +80,8 @@ class Case:
     def __init__(
         self, setting: Setting, rho: float, seed: int, data_root: Path, work: Path, device: str, clock: Clock
     ) -> None:
-        self.setting, self.rho, self.seed, self.data_root = setting, rho, seed, data_root
+        self.setting = setting = setting.at(setting, rho)
+        self.rho, self.seed, self.data_root = rho, seed, data_root
         self.device, self.clock = device, clock
         self.work = work / setting.name / setting.size / f"rho{rho}-seed{seed}"
         self.work.mkdir(parents=True, exist_ok=True)
@@ -160,8 +161,9 @@ class Case:
         scheduler = None if recipe.scheduler is None else recipe.scheduler(optimizer)
         parts = {"model": model, "optimizer": optimizer, **({} if scheduler is None else {"scheduler": scheduler})}
         done, seconds = 0, 0.0
-        if path.exists():
-            state = torch.load(path, map_location=self.device)
+        state = torch.load(path, map_location=self.device) if path.exists() else {}
+        of = f"{len(self.data.vanilla)} samples, {recipe.epochs} epochs, batches of {recipe.batch_size}"
+        if state.get("of") == of:
             done, seconds = state["epochs"], state["cpu_seconds"]
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -170,7 +172,8 @@ class Case:
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
             with atomic_path(path) as temporary:
-                torch.save({**state, "epochs": done, "cpu_seconds": seconds}, temporary)
+                about = {"epochs": done, "cpu_seconds": seconds, "of": of}
+                torch.save({**state, **about}, temporary)
 
         while done < recipe.epochs:
             start = time.process_time()
@@ -194,31 +197,40 @@ class Case:
     def found(self, name: str = "bise", train: BiasedDataset | None = None, val: BiasedDataset | None = None,
               start: MaskSet | None = None, **changes: Any) -> Found:  # fmt: skip
         """Masks by the setting's search, with some of its settings changed; kept in the work folder under ``name``."""
+        self.vanilla  # noqa: B018  # trained outside the time that is taken
+        config = dataclasses.replace(self.setting.search, **changes, seed=self.seed)
+        of = f"{self.setting.protocol}; {config}"
         folder = self.work / "masks" / name
         about = folder / "about.json"
-        if not about.exists():
-            self.vanilla  # noqa: B018  # trained outside the time that is taken
-            config = dataclasses.replace(self.setting.search, **changes, seed=self.seed)
-            self._search(folder, config, train or self.train, val or self.val, start)
+        if not about.exists() or json.loads(about.read_text())["of"] != of:
+            self._search(folder, config, of, train or self.train, val or self.val, start)
+        known = json.loads(about.read_text())
+        del known["of"]
         return Found(
-            MaskSet.load(folder / "best.safetensors"), MaskSet.load(folder / "last.safetensors"),
-            **json.loads(about.read_text()),
+            MaskSet.load(folder / "best.safetensors"), MaskSet.load(folder / "last.safetensors"), **known
         )  # fmt: skip
 
     def _search(
-        self, folder: Path, config: SearchConfig, train: BiasedDataset, val: BiasedDataset | None, start: MaskSet | None
-    ) -> None:
+        self, folder: Path, config: SearchConfig, of: str, train: BiasedDataset, val: BiasedDataset | None,
+        start: MaskSet | None,
+    ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         state, timing = folder / "state.pt", folder / "cpu-seconds.json"
-        before = json.loads(timing.read_text()) if timing.exists() else 0.0
+        before = json.loads(timing.read_text()) if state.exists() and timing.exists() else 0.0
         began = time.process_time()
+
+        def note(*_: object) -> None:
+            if resumable:
+                write_json(timing, before + time.process_time() - began)
+
+        resumable = self.clock.end is not None or state.exists()
         try:
             found = search(
                 self.vanilla, self.loader(train), config, None if val is None else BatchLoader(val, 500), start=start,
-                state_path=state if self.clock.end is not None else None, interrupted=self.clock.is_over,
+                state_path=state if resumable else None, interrupted=self.clock.is_over, on_epoch=note,
             )  # fmt: skip
         except SearchInterrupted as stop:
-            write_json(timing, before + time.process_time() - began)
+            note()
             raise OutOfTime from stop
         seconds = before + time.process_time() - began
         picked = found.picks.get("worst-group" if config.select == "worst-group" else "best", found.picks["last"])
@@ -226,8 +238,9 @@ class Case:
         found.last.save(folder / "last.safetensors")
         silent = sum(epoch.silent_share for epoch in found.history) / len(found.history)
         about = {"best_epoch": picked.epoch, "epochs": len(found.history), "silent_share": silent}
-        write_json(folder / "about.json", {**about, "cpu_seconds": seconds})
+        write_json(folder / "about.json", {**about, "cpu_seconds": seconds, "of": of})
         state.unlink(missing_ok=True)
+        timing.unlink(missing_ok=True)
 
     def masks(self, found: Found | None = None) -> MaskSet:
         """Those that the setting's rule picks."""
@@ -238,11 +251,11 @@ class Case:
         """The vanilla network without the channels that masks close."""
         return prune(self.vanilla, masks or self.masks(), self.example, batch_sizes=(1, 2), **target)
 
-    def tuned(self, model: nn.Module, train: BiasedDataset | None = None, **changes: Any) -> tuple[nn.Module, float]:
+    def tuned(self, model: nn.Module, **changes: Any) -> tuple[nn.Module, float]:
         """``model`` finetuned as the setting says, and the CPU seconds it took."""
         config: FinetuneConfig = dataclasses.replace(self.setting.finetune, **changes)
         start = time.process_time()
-        done = finetune(model, self.loader(train), config, self.val_loader)
+        done = finetune(model, self.loader(), config, self.val_loader)
         return done.model, time.process_time() - start
 
     # -- figures ---------------------------------------------------------------------------------

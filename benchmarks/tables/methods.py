@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from bise_prune import MaskSet
 from bise_prune.config import Budget
 from bise_prune.criteria import magnitude_masks, random_masks
 from bise_prune.data import BatchLoader
@@ -23,18 +23,11 @@ from .cases import Case, Figures, Found, timed
 from .shifts import shifted_test_sets
 
 Rows = dict[str, Figures]
+Run = Callable[[Case], Rows]
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of Fig. 3b
 BUDGETS = (0.3, 0.1, 0.03)  # FLOPs left, where finetuning is looked at
 SHORT = (1, 5)  # epochs of that finetuning
-
-
-@dataclass(frozen=True)
-class Method:
-    """A run: what it does, and which bias labels it needs ("training", "validation", both or none)."""
-
-    run: Callable[[Case], Rows]
-    labels: str = "training"
 
 
 def vanilla(case: Case) -> Rows:
@@ -49,13 +42,13 @@ def bise(case: Case) -> Rows:
     """The search as the setting has it: best epoch where there is a validation set, and last."""
     found = case.found()
     more = {"epochs_searched": found.epochs, "silent_share": found.silent_share, "best_epoch": found.best_epoch}
-    rows = {"last": case.figures(case.pruned(found.last).model, found.cpu_seconds, latency=case.val is None, **more)}
-    if case.val is not None:
-        pruned = case.pruned(found.best)
-        error = pruned.verification.max_abs_error
-        rows["best"] = case.figures(
-            pruned.model, found.cpu_seconds, latency=True, max_abs_error=error, removed=pruned.plan.sparsity, **more
-        )
+    rows = {}
+    for row, masks in (("last", found.last), ("best", found.best))[: 1 if case.val is None else 2]:
+        pruned = case.pruned(masks)
+        rows[row] = case.figures(
+            pruned.model, found.cpu_seconds, latency=row == case.setting.rule,
+            max_abs_error=pruned.verification.max_abs_error, closed=masks.num_closed / masks.num_channels, **more,
+        )  # fmt: skip
     return rows
 
 
@@ -76,23 +69,23 @@ def finetuned(case: Case) -> Rows:
     }
 
 
-def variant(name: str, **changes: Any) -> Method:
+def variant(name: str, **changes: Any) -> Run:
     """The search with other settings: best and last."""
 
     def run(case: Case) -> Rows:
         return _best_and_last(case, case.found(name, **changes))
 
-    return Method(run)
+    return run
 
 
-def _best_and_last(case: Case, found: Found, **more: float) -> Rows:
+def _best_and_last(case: Case, found: Found, **more: float | None) -> Rows:
     rows = {"last": case.masked_figures(found.last, found.cpu_seconds, **more)}
     if case.val is not None:
         rows["best"] = case.masked_figures(found.best, found.cpu_seconds, **more)
     return rows
 
 
-def unsupervised(epochs: int = 1) -> Method:
+def unsupervised(epochs: int = 1) -> Run:
     """Pseudo bias labels for training and validation from a network of the same architecture, trained briefly."""
 
     def run(case: Case) -> Rows:
@@ -106,13 +99,13 @@ def unsupervised(epochs: int = 1) -> Method:
         ]
         found = case.found(f"unsupervised-{epochs}", *sets)
         found = dataclasses.replace(found, cpu_seconds=found.cpu_seconds + seconds)
-        more = {"precision": pseudo.precision or 0.0, "recall": pseudo.recall or 0.0}
+        more = {"precision": pseudo.precision, "recall": pseudo.recall}
         return _best_and_last(case, found, **more)
 
-    return Method(run, "none")
+    return run
 
 
-def noisy(share: float) -> Method:
+def noisy(share: float) -> Run:
     """A share of the training set's bias labels replaced by wrong ones (App. L)."""
 
     def run(case: Case) -> Rows:
@@ -120,7 +113,7 @@ def noisy(share: float) -> Method:
         train = case.train.with_bias(noisy_bias_labels(case.train.bias, share, generator))
         return _best_and_last(case, case.found(f"noise-{share:g}", train))
 
-    return Method(run, "training, partly wrong")
+    return run
 
 
 def sweep(case: Case) -> Rows:
@@ -141,7 +134,7 @@ def rankings(case: Case) -> Rows:
     """Channels ranked by m, by the norm of their filters and at random, cut at each sparsity (Fig. 3b)."""
     scores = {
         "m": case.found().best,
-        "magnitude": magnitude_masks(case.vanilla, case.example),
+        "magnitude": _magnitude(case),
         "random": random_masks(case.vanilla, case.example, case.seed),
     }
     rows: Rows = {}
@@ -149,18 +142,23 @@ def rankings(case: Case) -> Rows:
         for sparsity in SPARSITIES:
             try:
                 pruned = case.pruned(masks, target_sparsity=sparsity, layer_floor=0.0)
-            except PruningError:  # a layer would be emptied
-                rows[f"{name} {sparsity:g}"] = {"unbiased": 1 / case.num_classes}
+            except PruningError:  # a layer would be emptied: no figure
                 continue
             found = case.evaluation(pruned.model)
             rows[f"{name} {sparsity:g}"] = {"unbiased": found.unbiased_accuracy, "sparsity": pruned.plan.sparsity}
     return rows
 
 
+def _magnitude(case: Case) -> MaskSet:
+    """Norms of filters over the mean of their layer, since layers of few inputs have small ones."""
+    masks = magnitude_masks(case.vanilla, case.example)
+    return MaskSet({name: norms / norms.mean() for name, norms in masks.logits.items()})
+
+
 def probe(case: Case) -> Rows:
     """How much of the bias a linear head reads off the bottleneck, learned on unbiased data (App. M)."""
-    assert case.val is not None
-    train, test = BatchLoader(case.val, 500), BatchLoader(case.test, 500)
+    assert case.data.unbiased is not None
+    train, test = BatchLoader(case.data.unbiased, 500), BatchLoader(case.test, 500)
     rows: Rows = {}
     for name, model in (("vanilla", case.vanilla), ("BISE", case.pruned().model)):
         found = probe_bias(model, train, test, seed=case.seed)
@@ -182,7 +180,7 @@ def transfer(case: Case) -> Rows:
 def after_finetuning(case: Case) -> Rows:
     """Whether the criterion matters after finetuning: equal FLOPs, few epochs, little left."""
     scores = {
-        "magnitude": magnitude_masks(case.vanilla, case.example),
+        "magnitude": _magnitude(case),
         "random": random_masks(case.vanilla, case.example, case.seed),
     }
     rows: Rows = {}
@@ -200,31 +198,31 @@ def after_finetuning(case: Case) -> Rows:
     return rows
 
 
-METHODS: dict[str, Method] = {
-    "vanilla": Method(vanilla, "none"),
-    "bise": Method(bise),
-    "rounded": Method(rounded),
-    "finetuned": Method(finetuned),
+METHODS: dict[str, Run] = {
+    "vanilla": vanilla,
+    "bise": bise,
+    "rounded": rounded,
+    "finetuned": finetuned,
     "unsupervised": unsupervised(),
     "unsupervised-3": unsupervised(3),
     "loss-plain": variant("loss-plain", weighting="none", mi_weight=0.0),
     "loss-reweighted": variant("loss-reweighted", mi_weight=0.0),
     "loss-information": variant("loss-information", weighting="none"),
     **{f"gamma-{value:g}": variant(f"gamma-{value:g}", mi_weight=value) for value in (0.1, 3.0, 10.0)},
-    **{f"head-epochs-{value}": variant(f"head-epochs-{value}", head_epochs=value) for value in (1, 50)},
+    **{f"head-epochs-{value}": variant(f"head-epochs-{value}", head_epochs=value) for value in (1, 5, 10, 20, 50)},
     **{f"kappa-{value:g}": variant(f"kappa-{value:g}", anneal_factor=value) for value in (0.1, 0.8)},
-    **{f"upsilon-{value}": variant(f"upsilon-{value}", anneal_every=value) for value in (1, 5)},
-    **{f"tau-min-{value:g}": variant(f"tau-min-{value:g}", min_temperature=value) for value in (0.1, 0.01)},
+    **{f"upsilon-{value}": variant(f"upsilon-{value}", anneal_every=value) for value in (1, 5, 10, 20, 50)},
+    **{f"tau-min-{value:g}": variant(f"tau-min-{value:g}", min_temperature=value) for value in (0.1, 0.01, 1e-4)},
     "batchnorm-statistics": variant("batchnorm-statistics", batchnorm="statistics"),
     "batchnorm-affine": variant("batchnorm-affine", batchnorm="affine"),
     "placement-paper": variant("placement-paper", placement="paper"),
     "placement-tied": variant("placement-tied", placement="tied"),
     "initial-logit-0": variant("initial-logit-0", initial_logit=0.0),
     **{f"noise-{share:g}": noisy(share) for share in (0.1, 0.3, 0.5, 0.8)},
-    "sweep": Method(sweep),
-    "rankings": Method(rankings),
-    "probe": Method(probe),
-    "transfer": Method(transfer),
-    "after-finetuning": Method(after_finetuning),
-    **{name: Method(run, labels) for name, (run, labels) in peers.PEERS.items()},
+    "sweep": sweep,
+    "rankings": rankings,
+    "probe": probe,
+    "transfer": transfer,
+    "after-finetuning": after_finetuning,
+    **peers.PEERS,
 }

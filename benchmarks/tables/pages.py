@@ -48,7 +48,7 @@ def paper_table(records: Recorded, table: Table) -> list[str]:
     for (name, label), reason in EXPLAINED.items():
         if name == table.name:
             lines += [*textwrap.wrap(f"{label}: {reason}", 120), ""]
-    return lines + ([f"–: {_NOT_RUN[table.setting]}.", ""] if missing else [])
+    return lines + ([f"–: {_NOT_RUN.get(table.setting, 'not run')}.", ""] if missing else [])
 
 
 def _deviation(row: Row, values: Sequence[float]) -> str:
@@ -56,7 +56,7 @@ def _deviation(row: Row, values: Sequence[float]) -> str:
     if found is None:
         return ""
     difference = found * row.scale - row.mean
-    return f"{difference / row.std:+.1f} std" if row.std else f"{difference:+.1f}"
+    return f"{difference / row.std:+.1f} std" if row.std else f"{difference:+.1f} points"
 
 
 # -- the same tables at a small size ---------------------------------------------------------------
@@ -220,19 +220,17 @@ def peer_rows(name: str) -> list[tuple[str, str, str, str]]:
     ]
 
 
-_LABELS = {
-    ("vanilla", "vanilla"): "no", ("vanilla", "starting weights"): "no", ("spuco-erm", "ERM"): "no",
-    ("last-layer", "DFR, validation set"): "validation",
-}  # fmt: skip
+_NO_LABELS = ("vanilla", "starting weights", "ERM", "as is")  # rows that need none to train on, nor to select by
+_NOT_SELECTED = ("FFW", "last layer, reweighted")
 
 
-def _needs(name: str, run: str, row: str) -> str:
+def _needs(name: str, row: str) -> str:
     """Which bias labels a row needs, to train on and to select by."""
-    if (run, row) in _LABELS:
-        return _LABELS[run, row]
-    selected = setting_of(name, "small").rule == "best" and row != "as is" and run != "ffw"
-    trained = run not in ("spuco-jtt",) and row != "as is"
-    return ", ".join((["training"] if trained else []) + (["validation"] if selected else [])) or "no"
+    if row in _NO_LABELS:
+        return "no"
+    trained = ["training"] if row not in ("JTT", "DFR, validation set") else []
+    selected = ["validation"] if setting_of(name, "small").rule == "best" and row not in _NOT_SELECTED else []
+    return ", ".join(trained + selected) or "no"
 
 
 def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
@@ -253,7 +251,7 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         epochs = "0" if label == "vanilla" else epochs
         cells = [spread(records.values(where, key)) for key in ("unbiased", "worst_group", "gap")]
         cells += [spread(records.values(where, key), 10.0**-n) for key, n in (("params", 3), ("flops", 3))]
-        cells += [spread(records.values(where, "latency_ratio"), 1, 2), epochs, _needs(name, run, row)]
+        cells += [spread(records.values(where, "latency_ratio"), 1, 2), epochs, _needs(name, row)]
         rows.append([kind, label, *cells])
     if not used:
         return []
@@ -262,7 +260,8 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         f"{seeds_of(used)}; {counts['train']:,} training samples, {counts['conflicting'][0]:,} of them "
         f"conflicting (seed {used[0]['seed']}), {counts['test']:,} test samples. Latency: onnxruntime, one "
         f"thread, batch {batch}, by turns with the dense network. Vanilla epochs: CPU time on top of the checkpoint, "
-        "in epochs of the vanilla training, whole trainings for those that train anew."
+        "in epochs of the vanilla training; validation after each epoch counts for BISE and finetuning, not for those "
+        "that train anew."
     )
     ours = means.get(("no weight touched", "BISE"), 0.0)
     better = [
@@ -289,12 +288,11 @@ def conflicting(records: Recorded) -> list[str]:
             return Where("biased_mnist", "small", rho, method, row)
 
         found = records.of(where("vanilla", "vanilla"))
-        before = records.values(where("vanilla", "vanilla"), "unbiased")
-        after = records.values(where("bise", "best"), "unbiased")
-        gains = [b - a for a, b in zip(before, after, strict=False)]
         rows.append([
-            f"{rho:g}", spread([record["n"]["conflicting"][0] for record in found], 1, 0), spread(before),
-            spread(after), f"{100 * (mean(gains) or 0):+.1f}",
+            f"{rho:g}", spread([record["n"]["conflicting"][0] for record in found], 1, 0),
+            spread(records.values(where("vanilla", "vanilla"), "unbiased")),
+            spread(records.values(where("bise", "best"), "unbiased")),
+            records.gain(where("vanilla", "vanilla"), where("bise", "best"), "unbiased"),
             spread(records.values(where("bise", "best"), "flops_left")),
             spread(records.values(where("last-layer", "last layer, reweighted"), "unbiased")),
             spread(records.values(where("finetuned", "dense, finetuned"), "unbiased")),
@@ -322,7 +320,7 @@ def noise(records: Recorded) -> list[str]:
         rows.append([label, *(spread(records.values(where, key)) for key in keys)])
     vanilla = records.values(Where("biased_mnist", "small", rho, "vanilla", "vanilla"), "unbiased")
     rows.append(["(vanilla)", spread(vanilla), "", "", ""])
-    header = ("", "unbiased, %", "parameters gone, %", "precision of the labels, %", "recall, %")
+    header = ("", "unbiased, %", "parameters gone, %", "what conflicts: precision, %", "recall, %")
     return write_table(header, rows)
 
 
@@ -334,12 +332,9 @@ def transfer(records: Recorded, name: str) -> list[str]:
     for condition in dict.fromkeys(row.rpartition(", ")[0] for row in named):
         cells = [condition]
         for rho in rhos:
-            both = [
-                records.values(Where(name, "small", rho, "transfer", f"{condition}, {model}"), "accuracy")
-                for model in ("vanilla", "BISE")
-            ]
-            gains = [after - before for before, after in zip(*both, strict=True)]
-            cells += [*map(spread, both), f"{100 * (mean(gains) or 0):+.1f}"]
+            both = [Where(name, "small", rho, "transfer", f"{condition}, {model}") for model in ("vanilla", "BISE")]
+            cells += [spread(records.values(where, "accuracy")) for where in both]
+            cells.append(records.gain(*both, "accuracy"))
         rows.append(cells)
     header = [NAMES[name]]
     for rho in rhos:
@@ -442,7 +437,7 @@ def results(records: Recorded) -> str:
     lines += ["## Masks under other conditions", "", "Accuracy in %.", ""]
     for name in ("biased_mnist", "corrupted_cifar10"):
         lines += transfer(records, name)
-    lines += ["## Cost", "", *cost_section(), "## Protocols", ""]
+    lines += ["## Cost", "", *cost_section(records.folder), "## Protocols", ""]
     for setting in SETTINGS:
         about = f"- **{NAMES[setting.name]}, {setting.size}**: {setting.protocol}"
         lines += textwrap.wrap(about, 120, subsequent_indent="  ")
@@ -456,5 +451,5 @@ BLOCKS: dict[str, Callable[[Recorded], list[str]]] = {
     "noise": noise,
     "transfer": lambda records: transfer(records, "biased_mnist") + transfer(records, "corrupted_cifar10"),
     "after finetuning": after_finetuning,
-    "cost": lambda records: cost_section(),
+    "cost": lambda records: cost_section(records.folder),
 }

@@ -67,8 +67,11 @@ def _biased_mnist() -> list[Table]:
         Row("vanilla", 10.0, 0.1, 0.999, "vanilla", "vanilla"),
         Row("BISE", 15.7, 1.3, 0.999, "bise", "best"),
         Row("BISE, S", 85.6, 4.0, 0.999, "bise", "best", "sparsity"),
+        Row("BISE, MFLOPs", 59.8, 16.7, 0.999, "bise", "best", "flops", 1e-6),
         Row("BISE + finetuning", 60.5, 9.4, 0.999, "finetuned", "finetuned"),
         Row("BISE (last)", 14.7, 2.5, 0.999, "bise", "last"),
+        Row("BISE (last), S", 78.2, 2.9, 0.999, "bise", "last", "sparsity"),
+        Row("BISE (last), MFLOPs", 90.5, 11.9, 0.999, "bise", "last", "flops", 1e-6),
     ]
     losses = [
         Row(f"{label}, {what}", *figures, 0.99, method, "best", key)
@@ -85,12 +88,16 @@ def _biased_mnist() -> list[Table]:
         for label, method, accuracy_of, sparsity_of in (
             ("E = 1", "head-epochs-1", (95.9, 0.4), (18.9, 7.3)),
             ("E = 5", "head-epochs-5", (96.0, 0.5), (17.6, 7.1)),
+            ("E = 10", "head-epochs-10", (96.0, 0.4), (20.0, 6.1)),
             ("E = 20", "head-epochs-20", (95.7, 0.5), (17.2, 7.6)),
             ("E = 50", "head-epochs-50", (96.1, 0.5), (20.9, 4.4)),
             ("kappa = .1", "kappa-0.1", (96.0, 0.4), (20.6, 3.9)),
             ("kappa = .8", "kappa-0.8", (96.2, 0.6), (18.9, 7.6)),
             ("upsilon = 1", "upsilon-1", (95.9, 0.5), (22.4, 6.3)),
             ("upsilon = 5", "upsilon-5", (95.8, 0.5), (18.3, 6.2)),
+            ("upsilon = 10", "upsilon-10", (96.1, 0.5), (20.9, 4.4)),
+            ("upsilon = 20", "upsilon-20", (96.0, 0.5), (19.2, 6.3)),
+            ("upsilon = 50", "upsilon-50", (96.5, 0.3), (19.8, 8.0)),
             ("tau_min = .1", "tau-min-0.1", (95.9, 0.6), (20.4, 5.0)),
             ("tau_min = .01", "tau-min-0.01", (96.1, 0.5), (20.9, 4.4)),
             ("tau_min = .0001", "tau-min-0.0001", (96.1, 0.5), (20.9, 4.4)),

@@ -10,6 +10,15 @@ PEERS = (
     "vanilla", "bise", "rounded", "finetuned", "last-layer", "spuco-erm", "spuco-group-balance", "spuco-group-dro",
     "spuco-jtt", "tp-magnitude", "tp-lamp", "tp-taylor", "tp-fpgm", "tp-random", "ffw",
 )  # fmt: skip
+_FULL_SENSITIVITY = (
+    "head-epochs-5",
+    "head-epochs-10",
+    "head-epochs-20",
+    "upsilon-10",
+    "upsilon-20",
+    "upsilon-50",
+    "tau-min-0.0001",
+)
 DIGITS = ("vanilla", "bise", "rounded", "finetuned", "last-layer")
 MORE_RHOS = (0.9, 0.99)  # beside a small setting's own, for the axis of conflicting samples
 
@@ -24,6 +33,7 @@ class Plan:
         first_rho: whether only the first of the setting's shares of aligned samples is looked at.
         first_small_rho: whether that is so at the small size.
         extra_rhos: further ones, at the small size.
+        full_only: those of the methods that are left out at the small size.
     """
 
     name: str
@@ -31,10 +41,15 @@ class Plan:
     first_rho: bool = False
     first_small_rho: bool = False
     extra_rhos: tuple[float, ...] = ()
+    full_only: tuple[str, ...] = ()
 
     def setting(self, size: Size) -> Setting:
         """The data set at a size."""
         return setting_of(self.name, size)
+
+    def runs(self, size: Size) -> tuple[str, ...]:
+        """The methods at a size."""
+        return tuple(name for name in self.methods if size == "full" or name not in self.full_only)
 
     def rhos(self, size: Size) -> tuple[float, ...]:
         """The shares of aligned samples that the table has at a size; 0 where there is nothing to choose."""
@@ -65,8 +80,10 @@ PLANS: dict[str, Plan] = {
             "upsilon-5",
             "tau-min-0.1",
             "tau-min-0.01",
+            *_FULL_SENSITIVITY,
         ),
         first_rho=True,
+        full_only=_FULL_SENSITIVITY,
     ),
     "I": Plan("biased_mnist", ("batchnorm-statistics", "batchnorm-affine"), first_small_rho=True),
     "J": Plan("biased_mnist", ("sweep",), first_rho=True),

@@ -31,6 +31,7 @@ class Recorded:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.runs: dict[tuple[str, str, float, str], dict[int, dict[str, Any]]] = {}
         for path in sorted(folder.glob("*/*/**/*-seed*.json")):
             record = json.loads(path.read_text())
@@ -44,8 +45,18 @@ class Recorded:
 
     def values(self, where: Where, key: str) -> list[float]:
         """A figure, one per seed that has it."""
-        rows = [record["rows"].get(where.row, {}) for record in self.of(where)]
-        return [row[key] for row in rows if row.get(key) is not None]
+        return list(self.by_seed(where, key).values())
+
+    def by_seed(self, where: Where, key: str) -> dict[int, float]:
+        """A figure by seed."""
+        found = {record["seed"]: record["rows"].get(where.row, {}).get(key) for record in self.of(where)}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def gain(self, before: Where, after: Where, key: str) -> str:
+        """Mean difference of a figure in points, over the seeds that both have."""
+        first, second = self.by_seed(before, key), self.by_seed(after, key)
+        found = mean(second[seed] - first[seed] for seed in first if seed in second)
+        return "" if found is None else f"{100 * found:+.1f}"
 
     def rhos(self, setting: str, size: Size, method: str) -> list[float]:
         """The shares of aligned samples that there are runs of."""
@@ -58,7 +69,7 @@ class Recorded:
 
 
 def spread(values: Iterable[float], scale: float = 100.0, digits: int = 1) -> str:
-    """``mean ± sample standard deviation``, or the one value; empty for none.
+    """``mean ± sample standard deviation``, or the one value; empty for none. Tables say how many seeds there are.
 
     >>> spread([0.5, 0.6]), spread([0.5]), spread([])
     ('55.0 ± 7.1', '50.0', '')
