@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_json(arguments.records / "counts.json", {**record, "rows": counts()})
         if "trials" in arguments.table:
             record = base_record([0], " ".join((trials.__doc__ or "").split()), "cpu")
-            write_json(arguments.records / "trials.json", {**record, "rows": trials.trials(arguments.data_root)})
+            write_json(
+                arguments.records / "trials.json",
+                {**record, "rows": trials.trials(arguments.data_root, arguments.work)},
+            )
         for seed in arguments.seeds:
             for table in arguments.table:
                 if table not in _ALONE:

@@ -51,7 +51,7 @@ def tiny(**changes):
         "small",
         "a test",
         load,
-        lambda root: build_model("simple_convnet", 10, NETWORK),
+        lambda root, work: build_model("simple_convnet", 10, NETWORK),
         Recipe(lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9), 2, 50),
         SearchConfig(anneal_every=1, head_epochs=1, min_temperature=0.4),
         FinetuneConfig(epochs=1),
@@ -206,7 +206,7 @@ def test_plans_name_runs_and_settings_that_exist():
 @pytest.mark.parametrize("rho", [0.99, 0.999])
 def test_the_full_settings_are_the_papers(rho):
     setting = setting_of("biased_mnist", "full").at(setting_of("biased_mnist", "full"), rho)
-    assert sum(p.numel() for p in setting.network(Path()).parameters()) == 531_210
+    assert sum(p.numel() for p in setting.network(Path(), Path()).parameters()) == 531_210
     assert (setting.search.head_epochs, setting.search.anneal_every, setting.finetune.epochs) == (50, 10, 50)
     assert setting.search.rho == setting.finetune.rho == (rho,)
     parameter = torch.nn.Parameter(torch.zeros(1))

@@ -126,7 +126,7 @@ class Case:
         """The network before vanilla training; equal on each call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.setting.network(self.data_root).to(self.device)
+            return self.setting.network(self.data_root, self.work.parent).to(self.device)
 
     def loader(self, data: BiasedDataset | None = None) -> BatchLoader:
         """Shuffled batches of the masks' training set, or of another."""

@@ -216,8 +216,6 @@ METHODS: dict[str, Run] = {
     "batchnorm-statistics": variant("batchnorm-statistics", batchnorm="statistics"),
     "batchnorm-affine": variant("batchnorm-affine", batchnorm="affine"),
     "placement-paper": variant("placement-paper", placement="paper"),
-    "placement-tied": variant("placement-tied", placement="tied"),
-    "initial-logit-0": variant("initial-logit-0", initial_logit=0.0),
     **{f"noise-{share:g}": noisy(share) for share in (0.1, 0.3, 0.5, 0.8)},
     "sweep": sweep,
     "rankings": rankings,

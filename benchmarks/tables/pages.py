@@ -109,11 +109,6 @@ SMALL = (
         ("avg, std", "batchnorm-statistics", "best"),
         ("avg, std, beta, gamma", "batchnorm-affine", "best"),
     )),
-    Small("Where the gates are, and where m starts", "corrupted_cifar10", (
-        ("the paper's places, m from .1", "bise", "last"),
-        ("the paper's places, m from 0", "initial-logit-0", "last"),
-        ("tied, m from .1", "placement-tied", "last"),
-    )),
 )  # fmt: skip
 
 

@@ -92,15 +92,12 @@ PLANS: dict[str, Plan] = {
     "M": Plan("biased_mnist", ("probe",), first_rho=True),
     # Beyond the paper.
     "peers": Plan("biased_mnist", PEERS, first_small_rho=True),
-    # 100 epochs of FFW would take longer than all the others together.
-    "peers-cifar": Plan("corrupted_cifar10", PEERS[:-1]),
+    "peers-cifar": Plan("corrupted_cifar10", PEERS),
     "peers-digits": Plan("digits", DIGITS),
     "conflicting": Plan("biased_mnist", ("vanilla", "bise", "finetuned", "last-layer"), extra_rhos=MORE_RHOS),
     "after-finetuning": Plan("biased_mnist", ("after-finetuning",)),
     "transfer": Plan("biased_mnist", ("transfer",)),
     "transfer-cifar": Plan("corrupted_cifar10", ("transfer",)),
     "pseudo": Plan("biased_mnist", ("unsupervised", "unsupervised-3")),
-    "placement": Plan("biased_mnist", ("placement-paper",)),
-    "start": Plan("corrupted_cifar10", ("initial-logit-0", "placement-tied")),
 }
 SAME = {"2": "1", "G.1": "1", "4": "3", "9": "K"}

@@ -13,6 +13,8 @@ from bise_prune.data import BiasedDataset
 from bise_prune.data.cifar10 import load_cifar10
 from bise_prune.data.mnist import load_mnist
 
+from .settings import halved
+
 if TYPE_CHECKING:
     from .cases import Case
 
@@ -30,10 +32,11 @@ def shifted_test_sets(case: Case) -> dict[str, BiasedDataset]:
         sets["black and white"] = _recoloured(case, torch.zeros(len(case.test), 3))
     if case.setting.name == "corrupted_cifar10":
         images, labels = load_cifar10(case.data_root / "cifar10", "test")
-        rows = torch.arange(0, len(labels), 5)
-        clean = dataclasses.replace(case.test, inputs=images[rows], target=labels[rows])
-        sets |= {"clean": clean, "blurred": _with(clean, _blurred(images[rows].float()))}
-        sets |= {"inverted": _with(clean, 255 - images[rows].float())}
+        rows = torch.arange(1, len(labels), 5)  # those of the test set
+        clean = halved(dataclasses.replace(case.test, inputs=images[rows], target=labels[rows]))
+        assert isinstance(clean.inputs, Tensor)
+        sets |= {"clean": clean, "blurred": _with(clean, _blurred(clean.inputs.float()))}
+        sets |= {"inverted": _with(clean, 255 - clean.inputs.float())}
     return sets
 
 
