@@ -6,7 +6,9 @@ cheaper one is taken.
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from bise_prune.models import build_model
 from bise_prune.subgroups import aligned_values
 from bise_prune.training import train_vanilla
 
-from .settings import CLEAN_NETWORK, Setting, setting_of
+from .settings import CLEAN_NETWORK, Setting, adam, setting_of
 
 
 def trials(root: Path, work: Path) -> list[dict[str, Any]]:
@@ -29,22 +31,24 @@ def trials(root: Path, work: Path) -> list[dict[str, Any]]:
     place.mkdir(parents=True, exist_ok=True)
     clean = cifar.network(root, place)
     found = [_trained("3x3, strided", mnist, mnist.network(root, work), rho, root) for rho in (0.9, 0.95, 0.98, 0.99)]
-    found.append(_trained("7x7, the paper's", mnist, build_model("simple_convnet", 10), 0.95, root, epochs=4))
-    found.append(_trained("3x3, from clean images", cifar, clean, 0.95, root))
+    found.append(_trained("7x7, the paper's", mnist, build_model("simple_convnet", 10), 0.95, root, 4))
+    for lr, epochs in ((1e-3, 5), (3e-4, 3), (1e-4, 3)):
+        found.append(_trained(f"from clean images, Adam {lr:g}", cifar, clean, 0.95, root, epochs, adam(lr)))
     torch.manual_seed(0)
-    found.append(
-        _trained("3x3, random weights", cifar, build_model("simple_convnet", 10, CLEAN_NETWORK), 0.95, root, epochs=15)
-    )
+    fresh = build_model("simple_convnet", 10, CLEAN_NETWORK)
+    found.append(_trained("from random weights, Adam 0.001", cifar, fresh, 0.95, root, 15, adam(1e-3)))
     return found
 
 
 def _trained(
-    label: str, setting: Setting, model: nn.Module, rho: float, root: Path, epochs: int | None = None
-) -> dict[str, Any]:
+    label: str, setting: Setting, model: nn.Module, rho: float, root: Path, epochs: int | None = None,
+    optimizer_of: Callable[..., torch.optim.Optimizer] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    model = copy.deepcopy(model)
     data = setting.load(root, rho, 0)
     assert data.splits.val is not None
     recipe, epochs = setting.recipe, epochs or setting.recipe.epochs
-    optimizer = recipe.optimizer(model.parameters())
+    optimizer = (optimizer_of or recipe.optimizer)(model.parameters())
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     start = time.process_time()
     train_vanilla(
