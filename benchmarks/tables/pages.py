@@ -45,9 +45,10 @@ def paper_table(records: Recorded, table: Table) -> list[str]:
         rows.append([row.label, theirs, spread(values, row.scale) or "–", _deviation(row, values)])
     lines = [f"### Table {table.name}: {table.title}", ""]
     lines += write_table(("", "paper", "ours", "difference"), rows)
-    for (name, label), reason in EXPLAINED.items():
-        if name == table.name:
-            lines += [*textwrap.wrap(f"{label}: {reason}", 120), ""]
+    for reason in dict.fromkeys(EXPLAINED.values()):
+        labels = [label for (name, label), why in EXPLAINED.items() if name == table.name and why == reason]
+        if labels:
+            lines += [*textwrap.wrap(f"{'; '.join(labels)}: {reason}", 120), ""]
     return lines + ([f"–: {_NOT_RUN.get(table.setting, 'not run')}.", ""] if missing else [])
 
 
