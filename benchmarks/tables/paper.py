@@ -190,8 +190,8 @@ TABLES = [*_biased_mnist(), _multi_color_mnist(), *_corrupted_cifar10()]
 
 # Figures of ours, by table and row, that are more than two of the paper's standard deviations away, and why.
 _FINETUNING = (
-    "not explained. The mean of the groups agrees, their balance does not: ours has learned more of what conflicts with "
-    "both biases. Tried on seed 0 without coming to the paper's figures: the loss divided by the sum of a batch's "
+    "not explained. The mean of the groups agrees, their balance does not: ours has learned more of what conflicts "
+    "with both biases. Tried on seed 0 without coming to the paper's figures: the loss divided by the sum of a batch's "
     "weights (the nearest), a tenth of the learning rate, weights by the left bias alone, no weights, SGD."
 )
 EXPLAINED: dict[tuple[str, str], str] = {
