@@ -54,7 +54,7 @@ class Found:
 
 
 class Clock:
-    """CPU seconds of this process, and whether the time that was given is over."""
+    """When the time that was given is over."""
 
     def __init__(self, minutes: float | None = None) -> None:
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -242,9 +242,9 @@ class Case:
         state.unlink(missing_ok=True)
         timing.unlink(missing_ok=True)
 
-    def masks(self, found: Found | None = None) -> MaskSet:
+    def masks(self) -> MaskSet:
         """Those that the setting's rule picks."""
-        found = found or self.found()
+        found = self.found()
         return found.best if self.setting.rule == "best" else found.last
 
     def pruned(self, masks: MaskSet | None = None, **target: Any) -> PruningResult:
