@@ -52,8 +52,10 @@ def cost_section(folder: Path) -> list[str]:
         "A whole search (20 epochs of the masks) against 16 epochs of vanilla training, the demo's network:",
         "",
         *_table(
-            ("training images", "vanilla, CPU s", "search, CPU s", "search, in vanilla epochs", "peak memory, vanilla",
-             "peak memory, search"),
+            (
+                "training images", "vanilla, CPU s", "search, CPU s", "search, in vanilla epochs",
+                "process peak after vanilla", "after the search",
+            ),
             [
                 [
                     f"{row['samples']:,}", f"{row['vanilla_cpu_seconds']:.0f}", f"{row['search_cpu_seconds']:.0f}",
