@@ -351,7 +351,7 @@ def transfer(records: Recorded, name: str) -> list[str]:
 def after_finetuning(records: Recorded) -> list[str]:
     """Whether the criterion matters once the weights are trained on."""
     lines: list[str] = []
-    for rho in setting_of("biased_mnist", "small").rhos:
+    for rho in records.rhos("biased_mnist", "small", "after-finetuning"):
         rows = []
         for budget in BUDGETS:
             for by in ("BISE", "magnitude", "random"):
@@ -361,7 +361,8 @@ def after_finetuning(records: Recorded) -> list[str]:
                     cells.append(spread(records.values(where, "unbiased")))
                 rows.append(cells)
         epochs = [f"{count} epoch{'s' * (count > 1)}" for count in SHORT]
-        lines += write_table((f"rho {rho:g}", "as it is", *epochs), rows)
+        seeds = seeds_of(records.of(Where("biased_mnist", "small", rho, "after-finetuning", "")))
+        lines += write_table((f"rho {rho:g}, {seeds}", "as it is", *epochs), rows)
     return lines
 
 
