@@ -138,8 +138,12 @@ def small_table(records: Recorded, small: Small) -> list[str]:
     header, lines, used = [""], [], []
     for rho in rhos:
         header += [f"unbiased, rho {rho:g}", "parameters gone", "FLOPs left"]
-    for label, method, row in small.rows:
-        cells = [label]
+    counts = [
+        min(len(records.of(Where(small.setting, "small", rho, method, row))) for rho in rhos)
+        for _, method, row in small.rows
+    ]
+    for (label, method, row), count in zip(small.rows, counts, strict=True):
+        cells = [label if count == max(counts) else f"{label} ({count} of {max(counts)} seeds)"]
         for rho in rhos:
             where = Where(small.setting, "small", rho, method, row)
             used += [record for record in records.of(where) if row in record["rows"]]
@@ -437,6 +441,10 @@ def results(records: Recorded) -> str:
     ]  # fmt: skip
     for small in SMALL:
         lines += small_table(records, small)
+    lines += [
+        "Appendices H and I and variants beyond the paper, on the demo's digits: [variants.md](variants.md).",
+        "",
+    ]
     lines += [*_curves(records), *_text(records), "## Against what one would use instead", ""]
     for name in ("digits", "biased_mnist", "corrupted_cifar10"):
         for rho in setting_of(name, "small").rhos:

@@ -101,4 +101,4 @@ PLANS: dict[str, Plan] = {
     "transfer-cifar": Plan("corrupted_cifar10", ("transfer",)),
     "pseudo": Plan("biased_mnist", ("unsupervised", "unsupervised-3")),
 }
-SAME = {"2": "1", "G.1": "1", "4": "3", "9": "K"}
+SAME = {"2": "1", "G.1": "1", "4": "3"}
