@@ -215,7 +215,6 @@ METHODS: dict[str, Run] = {
     **{f"tau-min-{value:g}": variant(f"tau-min-{value:g}", min_temperature=value) for value in (0.1, 0.01, 1e-4)},
     "batchnorm-statistics": variant("batchnorm-statistics", batchnorm="statistics"),
     "batchnorm-affine": variant("batchnorm-affine", batchnorm="affine"),
-    "placement-paper": variant("placement-paper", placement="paper"),
     **{f"noise-{share:g}": noisy(share) for share in (0.1, 0.3, 0.5, 0.8)},
     "sweep": sweep,
     "rankings": rankings,

