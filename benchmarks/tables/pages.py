@@ -173,8 +173,8 @@ def _text(records: Recorded) -> list[str]:
         "### Table 6's protocol on other texts: toxic comments, small", "",
         *textwrap.wrap(
             "In %, 3 seeds (`python benchmarks/text_toxicity.py`, [record](../benchmarks/records/text_toxicity.json)). "
-            "Another data set and a smaller network, so only the rows of one column compare: nothing is gained here, and "
-            "a third of the neurons goes at no cost.",
+            "Another data set and a smaller network, so only the rows of one column compare: nothing is gained here, "
+            "and a third of the neurons goes at no cost.",
             120,
         ),
         "",
