@@ -70,6 +70,18 @@ def _counts(records: Recorded) -> list[str]:
     return ["### Table E.1: parameters", "", *write_table(header, cells)]
 
 
+def _trials(records: Recorded) -> list[str]:
+    rows = [
+        [
+            f"{NAMES[row['setting']]}: {row['network']}", f"{row['rho']:g}", f"{row['samples']:,}", str(row["epochs"]),
+            f"{100 * row['unbiased']:.1f}", f"{row['cpu_seconds']:.0f}",
+        ]
+        for row in json.loads((records.folder / "trials.json").read_text())["rows"]
+    ]  # fmt: skip
+    header = ("", "rho", "training images", "epochs", "unbiased, validation, %", "CPU s")
+    return ["### How they were chosen: vanilla networks, seed 0", "", *write_table(header, rows)]
+
+
 # -- the same tables at a small size ---------------------------------------------------------------
 
 Rows = tuple[tuple[str, str, str], ...]  # label, run, row
@@ -441,6 +453,7 @@ def results(records: Recorded) -> str:
         "Not run: the data were not at hand. Their loaders are tested on small files; Table 6's protocol is run on "
         "other texts below.", "",
         "## The same at a small size", "",
+        *_trials(records),
     ]  # fmt: skip
     for small in SMALL:
         lines += small_table(records, small)
