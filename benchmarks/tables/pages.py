@@ -146,7 +146,7 @@ def small_table(records: Recorded, small: Small) -> list[str]:
     ]
     if not rhos:
         return []
-    header, lines, used = [""], [], []
+    header, lines = ["", "seeds"], []
     for rho in rhos:
         header += [f"unbiased, rho {rho:g}", "parameters gone", "FLOPs left"]
     counts = [
@@ -154,16 +154,15 @@ def small_table(records: Recorded, small: Small) -> list[str]:
         for _, method, row in small.rows
     ]
     for (label, method, row), count in zip(small.rows, counts, strict=True):
-        cells = [label if count == max(counts) else f"{label} ({count} of {max(counts)} seeds)"]
+        cells = [label, str(count)]
         for rho in rhos:
             where = Where(small.setting, "small", rho, method, row)
-            used += [record for record in records.of(where) if row in record["rows"]]
             cells += [spread(records.values(where, key)) for key in ("unbiased", "sparsity", "flops_left")]
-        if any(cells[1:]):
+        if any(cells[2:]):
             lines.append(cells)
     return [
         f"### {small.title}: {NAMES[small.setting]}, small", "",
-        f"In %, {seeds_of(used)}.", "", *write_table(header, lines),
+        "In %.", "", *write_table(header, lines),
     ]  # fmt: skip
 
 
@@ -260,11 +259,10 @@ def _needs(name: str, row: str) -> str:
 def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
     """Everything that is compared on a data set, and in words what beats the search."""
     header = (
-        "", "", "unbiased, %", "worst group, %", "aligned - conflicting", "parameters, k", "kFLOPs",
+        "", "", "seeds", "unbiased, %", "worst group, %", "aligned - conflicting", "parameters, k", "kFLOPs",
         "latency, of dense", "vanilla epochs", "bias labels",
     )  # fmt: skip
     rows, used, means = [], [], dict[tuple[str, str], float]()
-    seeds = len(records.of(Where(name, "small", rho, "vanilla", "vanilla")))
     for kind, label, run, row in peer_rows(name):
         where = Where(name, "small", rho, run, row)
         found = records.values(where, "unbiased")
@@ -277,12 +275,12 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         cells = [spread(records.values(where, key)) for key in ("unbiased", "worst_group", "gap")]
         cells += [spread(records.values(where, key), 10.0**-n) for key, n in (("params", 3), ("flops", 3))]
         cells += [spread(records.values(where, "latency_ratio"), 1, 2), epochs, _needs(name, row)]
-        rows.append([kind, label if len(found) == seeds else f"{label} ({len(found)} of {seeds} seeds)", *cells])
+        rows.append([kind, label, str(len(found)), *cells])
     if len(rows) < 2:
         return []
     batch, counts = setting_of(name, "small").latency_batch, used[0]["n"]
     about = (
-        f"{seeds_of(used)}; {counts['train']:,} training samples, {counts['conflicting'][0]:,} of them "
+        f"{counts['train']:,} training samples, {counts['conflicting'][0]:,} of them "
         f"conflicting (seed {used[0]['seed']}), {counts['test']:,} test samples. Latency: onnxruntime, one "
         f"thread, batch {batch}, by turns with the dense network. Vanilla epochs: CPU time on top of the checkpoint, "
         "in epochs of the vanilla training; validation after each epoch counts for BISE and finetuning, not for those "
@@ -314,7 +312,7 @@ def conflicting(records: Recorded) -> list[str]:
 
         found = records.of(where("vanilla", "vanilla"))
         rows.append([
-            f"{rho:g}", spread([record["n"]["conflicting"][0] for record in found], 1, 0),
+            f"{rho:g}", str(len(found)), spread([record["n"]["conflicting"][0] for record in found], 1, 0),
             spread(records.values(where("vanilla", "vanilla"), "unbiased")),
             spread(records.values(where("bise", "best"), "unbiased")),
             records.gain(where("vanilla", "vanilla"), where("bise", "best"), "unbiased"),
@@ -324,7 +322,7 @@ def conflicting(records: Recorded) -> list[str]:
             spread(records.values(where("finetuned", "finetuned"), "unbiased")),
         ])  # fmt: skip
     header = (
-        "rho", "conflicting samples", "vanilla", "BISE", "gain", "FLOPs left", "last layer, reweighted",
+        "rho", "seeds", "conflicting samples", "vanilla", "BISE", "gain", "FLOPs left", "last layer, reweighted",
         "dense, finetuned", "BISE, finetuned",
     )  # fmt: skip
     return write_table(header, rows)
@@ -342,10 +340,10 @@ def noise(records: Recorded) -> list[str]:
     ):
         where = Where("biased_mnist", "small", rho, method, "best")
         keys = ("unbiased", "sparsity", "precision", "recall")
-        rows.append([label, *(spread(records.values(where, key)) for key in keys)])
+        rows.append([label, str(len(records.of(where))), *(spread(records.values(where, key)) for key in keys)])
     vanilla = records.values(Where("biased_mnist", "small", rho, "vanilla", "vanilla"), "unbiased")
-    rows.append(["(vanilla)", spread(vanilla), "", "", ""])
-    header = ("", "unbiased, %", "parameters gone, %", "what conflicts: precision, %", "recall, %")
+    rows.append(["(vanilla)", str(len(vanilla)), spread(vanilla), "", "", ""])
+    header = ("", "seeds", "unbiased, %", "parameters gone, %", "what conflicts: precision, %", "recall, %")
     return write_table(header, rows)
 
 
