@@ -146,6 +146,9 @@ def small_table(records: Recorded, small: Small) -> list[str]:
     ]
     if not rhos:
         return []
+    records = records.matched(
+        Where(small.setting, "small", rho, method, row) for rho in rhos for _, method, row in small.rows
+    )
     header, lines = ["", "seeds"], []
     for rho in rhos:
         header += [f"unbiased, rho {rho:g}", "parameters gone", "FLOPs left"]
@@ -263,6 +266,7 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         "latency, of dense", "vanilla epochs", "bias labels",
     )  # fmt: skip
     rows, used, means = [], [], dict[tuple[str, str], float]()
+    records = records.matched(Where(name, "small", rho, run, row) for _, _, run, row in peer_rows(name))
     for kind, label, run, row in peer_rows(name):
         where = Where(name, "small", rho, run, row)
         found = records.values(where, "unbiased")
@@ -331,6 +335,7 @@ def conflicting(records: Recorded) -> list[str]:
 def noise(records: Recorded) -> list[str]:
     """Wrong bias labels, and labels that a briefly trained network made up."""
     rho = setting_of("biased_mnist", "small").rhos[0]
+    records = records.matched(Where("biased_mnist", "small", rho, method, "") for method in ("bise", "noise-0.1"))
     rows = []
     for label, method in (
         ("true labels", "bise"),
@@ -416,7 +421,7 @@ def evidence(records: Recorded) -> list[str]:
             *cells("finetuned", "finetuned", "unbiased"),
         ])  # fmt: skip
     header = (
-        "unbiased accuracy, %", "seeds", "vanilla", "BISE", "FLOPs left", "best other criterion at these FLOPs",
+        "unbiased accuracy, %", "seeds", "vanilla", "BISE", "FLOPs left", "best other criterion there, 3 seeds",
         "last layer, reweighted", "dense, finetuned", "BISE, finetuned",
     )  # fmt: skip
     return write_table(header, rows)
@@ -431,7 +436,8 @@ def results(records: Recorded) -> str:
             "Written by `python benchmarks/results.py` from the records in `benchmarks/records`, one JSON file a run, "
             "each with its command, commit, versions and seed; `python benchmarks/run.py --table 1 8 peers --size "
             "small --seeds 0-2 --data-root data` makes those that are missing. Mean ± sample standard deviation over "
-            "seeds. Unbiased accuracy is the unweighted mean over all subgroups (class, bias); the worst group is the "
+            "seeds, of which the rows of a table share theirs but for those of a single one. Unbiased accuracy is the "
+            "unweighted mean over all subgroups (class, bias); the worst group is the "
             "lowest of these, of as few as 20 test images. S, parameters gone: the share of the dense network's "
             "parameters that was removed. Nothing was chosen by a test set; the small settings were chosen by their "
             "vanilla networks alone ([trials](../benchmarks/records/trials.json)).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 from collections.abc import Iterable, Mapping
@@ -42,6 +43,16 @@ class Recorded:
         """The records of a run, by seed."""
         found = self.runs.get((where.setting, where.size, where.rho, where.method), {})
         return [found[seed] for seed in sorted(found)]
+
+    def matched(self, wheres: Iterable[Where]) -> Recorded:
+        """The records of the seeds that all of these runs have; runs of less than three seeds are not asked."""
+        seeds = [{record["seed"] for record in self.of(where)} for where in wheres]
+        shared = set.intersection(*([found for found in seeds if len(found) > 2] or [set(range(1_000))]))
+        view = copy.copy(self)
+        view.runs = {
+            key: {seed: record for seed, record in found.items() if seed in shared} for key, found in self.runs.items()
+        }
+        return view
 
     def values(self, where: Where, key: str) -> list[float]:
         """A figure, one per seed that has it."""
