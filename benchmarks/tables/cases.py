@@ -34,7 +34,7 @@ from .settings import Data, Setting
 Figures = dict[str, float | None]
 
 _SAVE_EVERY_S = 30.0
-_LATENCY_RUNS = 100
+LATENCY_BATCH, _LATENCY_RUNS = 16, 100
 
 
 class OutOfTime(Exception):
@@ -314,7 +314,7 @@ class Case:
                 fused = fuse_batchnorm(network.cpu(), self.example)
                 export_onnx(fused, path, self.example, batch_sizes=(1, 2))
                 network.to(self.device)
-            dense, slim = onnx_latencies(paths, self.test, self.setting.latency_batch, runs=_LATENCY_RUNS)
+            dense, slim = onnx_latencies(paths, self.test, LATENCY_BATCH, runs=_LATENCY_RUNS)
         return {"latency_ms": slim.median_ms, "latency_ratio": slim.median_ms / dense.median_ms}
 
 

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from .cases import LATENCY_BATCH
 from .costs import cost_section
 from .methods import BUDGETS, SHORT, SPARSITIES
 from .paper import EXPLAINED, TABLES, Row, Table
@@ -282,12 +283,12 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         rows.append([kind, label, str(len(found)), *cells])
     if len(rows) < 2:
         return []
-    batch, counts = setting_of(name, "small").latency_batch, used[0]["n"]
+    counts = used[0]["n"]
     about = (
         f"{counts['train']:,} training samples, {counts['conflicting'][0]:,} of them "
         f"conflicting (seed {used[0]['seed']}), {counts['test']:,} test samples. Latency: onnxruntime, one "
-        f"thread, batch {batch}, by turns with the dense network. Vanilla epochs: CPU time on top of the checkpoint, "
-        "in epochs of the vanilla training; validation after each epoch counts for BISE and finetuning, not for those "
+        f"thread, batch {LATENCY_BATCH}, by turns with the dense network. Vanilla epochs: CPU time on top of the "
+        "checkpoint, in epochs of the vanilla training; validation after each epoch counts for BISE and finetuning, not for those "
         "that train anew."
     )
     ours = means.get(("no weight touched", "BISE"), 0.0)
@@ -439,8 +440,9 @@ def results(records: Recorded) -> str:
             "seeds, of which the rows of a table share theirs but for those of a single one. Unbiased accuracy is the "
             "unweighted mean over all subgroups (class, bias); the worst group is the "
             "lowest of these, of as few as 20 test images. S, parameters gone: the share of the dense network's "
-            "parameters that was removed. Epochs are selected on validation data. The small settings were chosen by their "
-            "vanilla networks ([trials](../benchmarks/records/trials.json)), with one exception in favour of the search: "
+            "parameters that was removed. Epochs are selected on validation data. The small settings were chosen by "
+            "their vanilla networks ([trials](../benchmarks/records/trials.json)), with one exception in favour of the "
+            "search: "
             "a ResNet-20 on Corrupted CIFAR-10 was given up after the search had broken it, on validation and on test "
             "images of one seed ([decisions](decisions/2026-11-21-evidence.md)).",
             120,

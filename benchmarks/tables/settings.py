@@ -70,7 +70,6 @@ class Setting:
         rhos: shares of bias-aligned training samples, as in the tables; empty = nothing to choose.
         rule: the epoch that counts where masks, finetuning and peers are reported without another word.
         at: the setting at a share of aligned samples, where its recipes depend on that.
-        latency_batch: samples per batch where latencies are measured.
         ffw_epochs: of the predecessor, at most.
     """
 
@@ -84,7 +83,6 @@ class Setting:
     finetune: FinetuneConfig
     rhos: tuple[float, ...] = ()
     rule: Literal["best", "last"] = "best"
-    latency_batch: int = 16
     ffw_epochs: int = 100
     at: Callable[[Setting, float], Setting] = lambda setting, rho: setting
 
