@@ -288,8 +288,8 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         f"{counts['train']:,} training samples, {counts['conflicting'][0]:,} of them "
         f"conflicting (seed {used[0]['seed']}), {counts['test']:,} test samples. Latency: onnxruntime, one "
         f"thread, batch {LATENCY_BATCH}, by turns with the dense network. Vanilla epochs: CPU time on top of the "
-        "checkpoint, in epochs of the vanilla training; validation after each epoch counts for BISE and finetuning, not for those "
-        "that train anew."
+        "checkpoint, in epochs of the vanilla training; validation after each epoch counts for BISE and finetuning, "
+        "not for those that train anew."
     )
     ours = means.get(("no weight touched", "BISE"), 0.0)
     better = [
