@@ -28,7 +28,6 @@ from bise_prune.data import BatchLoader, load_data  # noqa: E402
 from bise_prune.models import build_model  # noqa: E402
 from bise_prune.training import train_vanilla  # noqa: E402
 
-SCALES = (1, 100, 1e-3, 1e-6)
 NETWORK = {"kernel_size": 3, "widths": [8, 8], "strides": [2, 2]}
 RECORDED = Recorded(ROOT / "benchmarks" / "records")
 # Decimals in the README that are no results: versions, settings and examples of the command line.

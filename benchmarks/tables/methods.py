@@ -18,7 +18,7 @@ from bise_prune.identification import pseudo_bias_labels, with_pseudo_labels
 from bise_prune.probe import probe_bias
 from bise_prune.sweep import threshold_sweep
 
-from . import peers
+from . import finetunings, peers
 from .cases import Case, Figures, Found, timed
 from .shifts import shifted_test_sets
 
@@ -221,5 +221,6 @@ METHODS: dict[str, Run] = {
     "probe": probe,
     "transfer": transfer,
     "after-finetuning": after_finetuning,
+    **{f"finetuned-{name}": finetunings.finetuned(way) for name, way in finetunings.WAYS.items()},
     **peers.PEERS,
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .finetunings import WAYS
 from .settings import Setting, Size, setting_of
 
+CRITERIA = ("tp-magnitude", "tp-lamp", "tp-taylor", "tp-fpgm", "tp-random")
 PEERS = (
     "vanilla", "bise", "rounded", "finetuned", "last-layer", "spuco-erm", "spuco-group-balance", "spuco-group-dro",
-    "spuco-jtt", "tp-magnitude", "tp-lamp", "tp-taylor", "tp-fpgm", "tp-random", "ffw",
+    "spuco-jtt", *CRITERIA, "ffw",
 )  # fmt: skip
 _FULL_SENSITIVITY = (
     "head-epochs-5",
@@ -19,7 +21,6 @@ _FULL_SENSITIVITY = (
     "upsilon-50",
     "tau-min-0.0001",
 )
-DIGITS = ("vanilla", "bise", "rounded", "finetuned", "last-layer")
 MORE_RHOS = (0.9, 0.99)  # beside a small setting's own, for the axis of conflicting samples
 
 
@@ -93,11 +94,14 @@ PLANS: dict[str, Plan] = {
     "peers": Plan("biased_mnist", PEERS, first_small_rho=True),
     # 100 epochs of FFW would take longer than all the others together.
     "peers-cifar": Plan("corrupted_cifar10", PEERS[:-1]),
-    "peers-digits": Plan("digits", DIGITS),
+    "peers-digits": Plan("digits", ("vanilla", "bise", "rounded", "finetuned", "last-layer", *CRITERIA)),
+    "peers-multi-color": Plan("multi_color_mnist", ("last-layer", *CRITERIA)),
+    "criteria": Plan("biased_mnist", CRITERIA),
     "conflicting": Plan("biased_mnist", ("vanilla", "bise", "finetuned", "last-layer"), extra_rhos=MORE_RHOS),
     "after-finetuning": Plan("biased_mnist", ("after-finetuning",)),
     "transfer": Plan("biased_mnist", ("transfer",)),
     "transfer-cifar": Plan("corrupted_cifar10", ("transfer",)),
+    "finetunings": Plan("multi_color_mnist", tuple(f"finetuned-{name}" for name in WAYS)),
     "pseudo": Plan("biased_mnist", ("unsupervised", "unsupervised-3")),
 }
 SAME = {"2": "1", "G.1": "1", "4": "3"}
