@@ -31,12 +31,14 @@ class Way:
         label: in words.
         weights: of samples, shape (N,), from which of the two biases they are aligned with, bool of shape (N, 2).
         lr: of Adam.
+        weight_decay: of Adam.
         normalised: whether the loss is divided by the sum of a batch's weights instead of its size.
     """
 
     label: str
     weights: Callable[[Tensor], Tensor]
     lr: float = 1e-3
+    weight_decay: float = 1e-4
     normalised: bool = False
 
 
@@ -57,6 +59,17 @@ WAYS = {
         normalised=True,
     ),
     "slow": Way("the same, Adam 1e-4", lambda aligned: _inverse(aligned).prod(1), lr=1e-4),
+    "no-decay": Way(
+        "the same, no weight decay", lambda aligned: _inverse(aligned).prod(1), weight_decay=0.0
+    ),
+    "hundredth": Way(
+        "a hundredth of these weights, so more weight decay", lambda aligned: _inverse(aligned).prod(1) / 100
+    ),
+    "root": Way("square roots of these weights", lambda aligned: _inverse(aligned).prod(1).sqrt()),
+    "any": Way(
+        "two groups, aligned with both or not, by their shares",
+        lambda aligned: torch.where(aligned.all(1), 1 / _SHARE.prod(), 1 / (1 - _SHARE.prod())),
+    ),
     "sum": Way("sum of the factors of Eq. (B.9)", lambda aligned: _inverse(aligned).sum(1)),
     "sum-eq4": Way("sum of Eq. (4) over the biases", lambda aligned: _eq4(aligned).sum(1)),
     "left": Way("the left bias's factor alone", lambda aligned: _inverse(aligned)[:, 0]),
@@ -70,7 +83,7 @@ def finetuned(way: Way) -> Callable[[Case], Mapping[str, Figures]]:
 
     def run(case: Case) -> Mapping[str, Figures]:
         network = copy.deepcopy(case.pruned().model).requires_grad_(True)
-        optimizer = torch.optim.Adam(network.parameters(), lr=way.lr, weight_decay=case.setting.finetune.weight_decay)
+        optimizer = torch.optim.Adam(network.parameters(), lr=way.lr, weight_decay=way.weight_decay)
         loader, rows = case.loader(), dict[str, Figures]()
         for epoch in range(1, EPOCHS + 1):
             network.train()

@@ -216,6 +216,7 @@ METHODS: dict[str, Run] = {
     "batchnorm-statistics": variant("batchnorm-statistics", batchnorm="statistics"),
     "batchnorm-affine": variant("batchnorm-affine", batchnorm="affine"),
     **{f"noise-{share:g}": noisy(share) for share in (0.1, 0.3, 0.5, 0.8)},
+    "placement-tied": variant("placement-tied", placement="tied"),
     "sweep": sweep,
     "rankings": rankings,
     "probe": probe,

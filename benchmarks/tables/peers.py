@@ -21,6 +21,7 @@ from bise_prune.errors import DataError
 from bise_prune.ffw import ffw
 from bise_prune.gates import CapturedInputs, head_name
 from bise_prune.mask_search.weights import sample_weights
+from bise_prune.tracing import run as run_network
 from bise_prune.tracing import trace
 
 from .cases import Case, Figures, timed
@@ -283,7 +284,7 @@ def _with_last_layer(case: Case, data: BiasedDataset, weights: Any) -> Figures:
         features = []
         for batch in BatchLoader(data, 500):
             with torch.no_grad(), CapturedInputs(network, layer) as bottleneck:
-                network(batch.to(case.device).input)
+                run_network(network, batch.to(case.device).input)
             features.append(bottleneck.inputs.pop().flatten(1).cpu().double())
         scaler = StandardScaler()
         scaled = scaler.fit_transform(torch.cat(features).numpy())

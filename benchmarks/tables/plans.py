@@ -66,6 +66,7 @@ PLANS: dict[str, Plan] = {
     "1": Plan("biased_mnist", ("vanilla", "bise", "finetuned")),
     "7": Plan("multi_color_mnist", ("vanilla", "bise", "finetuned")),
     "3": Plan("corrupted_cifar10", ("vanilla", "bise", "finetuned")),
+    "6": Plan("toxic_comments", ("vanilla", "bise", "placement-tied", "finetuned", "last-layer")),
     "8": Plan("biased_mnist", ("loss-plain", "loss-reweighted", "loss-information", "bise"), first_rho=True),
     "fig3a": Plan("biased_mnist", ("gamma-0.1", "gamma-3", "gamma-10"), first_rho=True),
     "fig3b": Plan("biased_mnist", ("rankings",), first_rho=True),
