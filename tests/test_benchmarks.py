@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import results  # noqa: E402
 import run  # noqa: E402
-from tables import cases, methods, peers  # noqa: E402
+from tables import cases, finetunings, methods, peers  # noqa: E402
 from tables.costs import power_law  # noqa: E402
 from tables.paper import EXPLAINED, TABLES  # noqa: E402
 from tables.plans import PLANS  # noqa: E402
@@ -25,6 +25,7 @@ from tables.settings import Data, Recipe, Setting, setting_of  # noqa: E402
 from bise_prune import SearchConfig, evaluate, measure  # noqa: E402
 from bise_prune.config import FinetuneConfig  # noqa: E402
 from bise_prune.data import BatchLoader, load_data  # noqa: E402
+from bise_prune.data.multi_color_mnist import TRAIN_RHO  # noqa: E402
 from bise_prune.models import build_model  # noqa: E402
 from bise_prune.training import train_vanilla  # noqa: E402
 
@@ -186,6 +187,43 @@ def test_peers_that_train_anew(tmp_path, untimed):
     plain = case.evaluation(case.vanilla)
     assert abs(found["spuco-erm"]["accuracy"] - plain.accuracy) < 0.1
     assert len({figures["accuracy"] for figures in found.values()}) > 1
+
+
+def test_ways_to_finetune_begin_with_the_packages(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetunings, "EPOCHS", 1)
+
+    def two_biases(root, rho, seed):
+        data = load(root, rho, seed)
+        parts = {
+            name: part.with_bias(torch.cat([part.bias, part.bias.roll(1, 0)], 1))
+            for name, part in data.splits.by_name.items()
+        }
+        return Data(parts["train"], dataclasses.replace(data.splits, **parts))
+
+    weighted = {"weighting": "alignment", "rho": TRAIN_RHO}
+    case = case_in(
+        tmp_path, load=two_biases, rule="last",
+        search=dataclasses.replace(tiny().search, **weighted),
+        finetune=FinetuneConfig(epochs=1, optimizer="adam", select="last", **weighted),
+    )  # fmt: skip
+    expected, _ = case.tuned(case.pruned().model)
+    (found,) = finetunings.networks(case, finetunings.WAYS["product"])
+    (other,) = finetunings.networks(case, finetunings.WAYS["equal"])
+    # not the biases in front of batch norms: their gradients are rounding errors, which Adam makes steps of
+    assert torch.allclose(expected.head.weight, found.head.weight, atol=1e-5)
+    assert not torch.allclose(expected.head.weight, other.head.weight, atol=1e-5)
+
+
+def test_weights_of_the_ways_to_finetune():
+    groups = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+    for name, expected in {
+        "product": [1.0633, 20.2020, 105.2632, 2000.0],  # Eq. (B.9)
+        "sum": [2.0627, 21.0101, 101.0526, 120.0],
+        "sum-eq4": [0.20627, 18.1010, 90.1053, 108.0],
+        "any": [1.0633, 16.8067, 16.8067, 16.8067],
+        "left": [1.0101, 1.0101, 100.0, 100.0],
+    }.items():
+        assert finetunings.WAYS[name].weights(groups).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_plans_name_runs_and_settings_that_exist():

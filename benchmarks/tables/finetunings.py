@@ -6,11 +6,11 @@ They explain a difference and choose nothing: the tables keep Eq. (B.9), whateve
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bise_prune.data.multi_color_mnist import TRAIN_RHO
@@ -82,24 +82,31 @@ def finetuned(way: Way) -> Callable[[Case], Mapping[str, Figures]]:
     """The extracted network finetuned in another way; a row each few epochs."""
 
     def run(case: Case) -> Mapping[str, Figures]:
-        network = copy.deepcopy(case.pruned().model).requires_grad_(True)
-        optimizer = torch.optim.Adam(network.parameters(), lr=way.lr, weight_decay=way.weight_decay)
-        loader, rows = case.loader(), dict[str, Figures]()
-        for epoch in range(1, EPOCHS + 1):
-            network.train()
-            loader.set_epoch(epoch - 1)
-            for batch in loader:
-                moved = batch.to(case.device)
-                weights = way.weights(is_aligned(batch.target, batch.bias, case.aligned)).to(case.device)
-                losses = cross_entropy(network(moved.input), moved.target, reduction="none") * weights
-                loss = losses.sum() / (weights.sum() if way.normalised else len(losses))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+        rows = dict[str, Figures]()
+        for epoch, network in enumerate(networks(case, way), start=1):
             if epoch % LOOK_EVERY == 0:
-                found = case.evaluation(network.eval())
+                found = case.evaluation(network)
                 groups = {f"group {group.name}": group.accuracy for group in found.subgroups}
                 rows[f"{epoch} epochs"] = {"unbiased": found.unbiased_accuracy, **groups}
         return rows
 
     return run
+
+
+def networks(case: Case, way: Way) -> Iterator[nn.Module]:
+    """The same network after each epoch, in eval mode."""
+    network = copy.deepcopy(case.pruned().model)
+    optimizer = torch.optim.Adam(network.parameters(), lr=way.lr, weight_decay=way.weight_decay)
+    loader = case.loader()
+    for epoch in range(EPOCHS):
+        network.train()
+        loader.set_epoch(epoch)
+        for batch in loader:
+            moved = batch.to(case.device)
+            weights = way.weights(is_aligned(batch.target, batch.bias, case.aligned)).to(case.device)
+            losses = cross_entropy(network(moved.input), moved.target, reduction="none") * weights
+            loss = losses.sum() / (weights.sum() if way.normalised else len(losses))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        yield network.eval()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GROUPS = ("aligned, aligned", "aligned, conflicting", "conflicting, aligned", "conflicting, conflicting")
+"""Of Multi-Color MNIST: which of the left and the right colour a sample is aligned with."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -145,7 +148,6 @@ def _biased_mnist() -> list[Table]:
 
 
 def _multi_color_mnist() -> Table:
-    groups = ("aligned, aligned", "aligned, conflicting", "conflicting, aligned", "conflicting, conflicting")
     rows = []
     for label, method, row, figures in (
         ("vanilla", "vanilla", "vanilla", ((100.0, 0.0), (97.2, 0.8), (30.3, 1.4), (5.2, 0.3), (58.2, 0.6))),
@@ -153,7 +155,7 @@ def _multi_color_mnist() -> Table:
         ("BISE (last) + finetuning", "finetuned", "finetuned",
          ((100.0, 0.0), (97.5, 0.7), (71.1, 6.4), (13.7, 1.8), (70.6, 1.6))),
     ):  # fmt: skip
-        keys = [*[f"group {group}" for group in groups], "unbiased"]
+        keys = [*[f"group {group}" for group in GROUPS], "unbiased"]
         for key, pair in zip(keys, figures, strict=True):
             rows.append(Row(f"{label}, {key.removeprefix('group ')}", *pair, 0.0, method, row, key))
     rows += [
@@ -187,6 +189,12 @@ def _corrupted_cifar10() -> list[Table]:
 
 
 TABLES = [*_biased_mnist(), _multi_color_mnist(), *_corrupted_cifar10()]
+
+
+def table_of(name: str) -> Table:
+    """The paper's table of that name."""
+    return next(table for table in TABLES if table.name == name)
+
 
 # Figures of ours, by table and row, that are more than two of the paper's standard deviations away, and why.
 _FINETUNING = (

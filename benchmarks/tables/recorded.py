@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,3 +103,9 @@ def seeds_of(records: Iterable[Mapping[str, Any]]) -> str:
     """The seeds of records in words."""
     seeds = sorted({record["seed"] for record in records})
     return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+
+
+def write_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown, numbers to the right, and an empty line."""
+    marks = ["---"] + ["---:"] * (len(header) - 1)
+    return [*(f"| {' | '.join(line)} |" for line in (header, marks, *rows)), ""]

@@ -32,6 +32,13 @@ from bise_prune.training import train_vanilla
 
 Size = Literal["full", "small"]
 SIZES: tuple[Size, ...] = ("full", "small")
+NAMES = {
+    "biased_mnist": "BiasedMNIST",
+    "corrupted_cifar10": "Corrupted CIFAR-10",
+    "multi_color_mnist": "Multi-Color MNIST",
+    "digits": "scikit-learn's digits",
+    "toxic_comments": "toxic comments",
+}
 _NUM_TEXTS = {"train": 1_200, "val": 600, "test": 2_000}
 CLEAN_NETWORK = {"kernel_size": 3, "widths": [32, 64, 128, 128], "strides": [1, 2, 2, 1], "last_activation": "relu"}
 
