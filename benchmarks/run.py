@@ -3,9 +3,10 @@
     python benchmarks/run.py --table 7 --size full --seeds 0-2 --data-root data
     python benchmarks/run.py --table 1 8 peers --size small --seeds 0-4 --data-root data --minutes 10
 
-``--data-root`` holds mnist/ and cifar10/. Networks and masks stay in ``--work``, so that tables
-share them; with ``--minutes`` the command ends in time with exit code 75, and the same command goes on where it was,
-in the middle of a training or search if need be. ``python benchmarks/results.py`` makes docs/results.md of the records.
+``--data-root`` holds mnist/, cifar10/ and text/ (jigsaw_toxic_12k.csv.gz). Networks and masks stay in ``--work``, so
+that tables share them; with ``--minutes`` the command ends in time with exit code 75, and the same command goes on
+where it was, in the middle of a training or search if need be. ``python benchmarks/results.py`` makes docs/results.md
+of the records.
 """
 
 from __future__ import annotations
