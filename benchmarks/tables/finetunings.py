@@ -71,6 +71,7 @@ WAYS = {
         lambda aligned: torch.where(aligned.all(1), 1 / _SHARE.prod(), 1 / (1 - _SHARE.prod())),
     ),
     "sum": Way("sum of the factors of Eq. (B.9)", lambda aligned: _inverse(aligned).sum(1)),
+    "sum-slow": Way("the same, Adam 1e-4", lambda aligned: _inverse(aligned).sum(1), lr=1e-4),
     "sum-eq4": Way("sum of Eq. (4) over the biases", lambda aligned: _eq4(aligned).sum(1)),
     "left": Way("the left bias's factor alone", lambda aligned: _inverse(aligned)[:, 0]),
     "right": Way("the right bias's factor alone", lambda aligned: _inverse(aligned)[:, 1]),

@@ -29,10 +29,11 @@ def paper_table(records: Recorded, table: Table) -> list[str]:
     for row in table.rows:
         values = records.values(Where(table.setting, "full", row.rho, row.method, row.row), row.key)
         missing |= not values
-        theirs = f"{row.mean:g}" if row.std is None else f"{row.mean:g} ± {row.std:g}"
-        rows.append([row.label, theirs, spread(values, row.scale) or "–", _deviation(row, values)])
+        theirs = f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}"
+        count = str(len(values)) if values else ""
+        rows.append([row.label, theirs, spread(values, row.scale) or "–", count, _deviation(row, values)])
     lines = [f"### Table {table.name}: {table.title}", ""]
-    lines += write_table(("", "paper", "ours", "difference"), rows)
+    lines += write_table(("", "paper, 3 seeds", "ours", "seeds", "difference"), rows)
     for reason in dict.fromkeys(EXPLAINED.values()):
         labels = [label for (name, label), why in EXPLAINED.items() if name == table.name and why == reason]
         if labels:
@@ -59,7 +60,7 @@ def _finetunings(records: Recorded) -> list[str]:
     tried = [(f"finetuned-{name}", way.label) for name, way in WAYS.items()]
     rows = [cells("as in the table: Eq. (B.9), Adam 1e-3", "finetuned", "finetuned")]
     rows += [cells(label, method, f"{EPOCHS} epochs") for method, label in tried]
-    paper = [f"{row.mean:g} ± {row.std:g}" for row in table_of("7").rows if "finetuning" in row.label]
+    paper = [f"{row.mean:.1f} ± {row.std:.1f}" for row in table_of("7").rows if "finetuning" in row.label]
     rows.append(["the paper", "3", *paper])
     return [
         "### Table 7, finetuned in other ways", "",

@@ -15,22 +15,24 @@ class Row:
     Attributes:
         label: of the row, in words.
         mean: the paper's.
-        std: the paper's; None where it gives none.
+        std: the paper's.
         rho: share of bias-aligned samples; 0 where there is nothing to choose.
         method: the run of ours.
         row: its row.
         key: its figure.
         scale: from ours to the paper's unit.
+        digits: behind the point, as the paper prints them.
     """
 
     label: str
     mean: float
-    std: float | None
+    std: float
     rho: float
     method: str
     row: str
     key: str = "unbiased"
     scale: float = 100.0
+    digits: int = 1
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,9 @@ def _corrupted_cifar10() -> list[Table]:
         (0.95, (47.18, 0.34), (55.38, 1.96), (57.22, 1.81), (82.3, 0.6, 22.5, 0.6)),
     ):
         accuracy += [
-            Row(f"vanilla, rho {rho}", *vanilla, rho, "vanilla", "vanilla"),
-            Row(f"BISE (last), rho {rho}", *last, rho, "bise", "last"),
-            Row(f"BISE (last) + finetuning, rho {rho}", *tuned, rho, "finetuned", "finetuned"),
+            Row(f"vanilla, rho {rho}", *vanilla, rho, "vanilla", "vanilla", digits=2),
+            Row(f"BISE (last), rho {rho}", *last, rho, "bise", "last", digits=2),
+            Row(f"BISE (last) + finetuning, rho {rho}", *tuned, rho, "finetuned", "finetuned", digits=2),
         ]
         size += [
             Row(f"BISE (last), S, rho {rho}", *figures[:2], rho, "bise", "last", "sparsity"),
