@@ -17,7 +17,7 @@ import results  # noqa: E402
 import run  # noqa: E402
 from tables import cases, finetunings, methods, peers  # noqa: E402
 from tables.costs import power_law  # noqa: E402
-from tables.paper import EXPLAINED, TABLES  # noqa: E402
+from tables.paper import EXPLAINED, TABLES, table_of  # noqa: E402
 from tables.plans import PLANS  # noqa: E402
 from tables.recorded import Recorded, Where, spread  # noqa: E402
 from tables.settings import Data, Recipe, Setting, setting_of  # noqa: E402
@@ -33,6 +33,7 @@ NETWORK = {"kernel_size": 3, "widths": [8, 8], "strides": [2, 2]}
 RECORDED = Recorded(ROOT / "benchmarks" / "records")
 # Decimals in the README that are no results: versions, settings and examples of the command line.
 NO_RESULTS = {"3.11", "2.51", "1.0", ".5", ".95", ".98", ".99"}
+PAIR = r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?"
 SCALES = (1, 100, 1e-3, 1e-6)
 
 
@@ -207,7 +208,7 @@ def test_ways_to_finetune_begin_with_the_packages(tmp_path, monkeypatch):
         finetune=FinetuneConfig(epochs=1, optimizer="adam", select="last", **weighted),
     )  # fmt: skip
     expected, _ = case.tuned(case.pruned().model)
-    (found,) = finetunings.networks(case, finetunings.WAYS["product"])
+    (found,) = finetunings.networks(case, finetunings.Way("as in the tables", finetunings.product))
     (other,) = finetunings.networks(case, finetunings.WAYS["equal"])
     # not the biases in front of batch norms: their gradients are rounding errors, which Adam makes steps of
     assert torch.allclose(expected.head.weight, found.head.weight, atol=1e-5)
@@ -216,8 +217,8 @@ def test_ways_to_finetune_begin_with_the_packages(tmp_path, monkeypatch):
 
 def test_weights_of_the_ways_to_finetune():
     groups = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+    assert finetunings.product(groups).tolist() == pytest.approx([1.0633, 20.2020, 105.2632, 2000.0], rel=1e-4)
     for name, expected in {
-        "product": [1.0633, 20.2020, 105.2632, 2000.0],  # Eq. (B.9)
         "sum": [2.0627, 21.0101, 101.0526, 120.0],
         "sum-eq4": [0.20627, 18.1010, 90.1053, 108.0],
         "any": [1.0633, 16.8067, 16.8067, 16.8067],
@@ -297,6 +298,17 @@ def test_full_size_agrees_with_the_paper():
     assert checked >= 10
 
 
+def test_the_explanation_of_what_is_far_from_the_paper_holds():
+    """Weights for two groups come to all of the paper's finetuned figures, by the same extracted networks."""
+    rows = [row for row in table_of("7").rows if row.row == "finetuned"]
+    assert len(rows) == 5
+    for row in rows:
+        where = Where("multi_color_mnist", "full", 0.0, "finetuned-any", f"{finetunings.EPOCHS} epochs")
+        values = RECORDED.values(where, row.key)
+        assert len(values) >= 3
+        assert abs(100 * statistics.fmean(values) - row.mean) <= 2 * row.std + 0.05, row.label
+
+
 def numbers(value):
     """Every figure of a record, with the mean and spread of its summaries."""
     if isinstance(value, dict):
@@ -309,11 +321,15 @@ def numbers(value):
         yield float(value)
 
 
-def test_no_figure_in_the_readme_is_without_a_record():
-    found, pairs = [], set()
+def without_tables():
+    """The README's own words: no tables that are written, no code."""
+    text = (ROOT / "README.md").read_text()
+    return re.sub(r"<!-- evidence -->.*?<!-- end -->|```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+
+
+def test_no_mean_in_the_readme_is_without_a_record():
+    pairs = set()
     for path in (ROOT / "benchmarks" / "records").glob("*.json"):
-        content = json.loads(path.read_text())
-        found += numbers(content)
 
         def walk(value):
             if isinstance(value, dict):
@@ -327,7 +343,7 @@ def test_no_figure_in_the_readme_is_without_a_record():
                 f"{mean * scale:.{digits}f} ± {std * scale:.{digits}f}" for scale in SCALES for digits in (0, 1)
             )
 
-        walk(content)
+        walk(json.loads(path.read_text()))
     for (setting, size, rho, method), by_seed in RECORDED.runs.items():
         for row, figures in next(iter(by_seed.values()))["rows"].items():
             for key in figures:
@@ -336,12 +352,24 @@ def test_no_figure_in_the_readme_is_without_a_record():
                     pairs.update(spread(values, scale, digits) for scale in SCALES for digits in (0, 1, 2))
     for table in TABLES:
         pairs.update(f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}" for row in table.rows)
-    text = (ROOT / "README.md").read_text()
-    text = re.sub(r"<!-- evidence -->.*?<!-- end -->|```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
-    quoted = set(re.findall(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", text))
-    assert not quoted - pairs
-    text = re.sub(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", "", text)
-    known = {f"{value * scale:.{digits}f}" for value in found for scale in (1, 100) for digits in (1, 2)}
-    known |= {text.lstrip("0") for text in known}
-    decimals = set(re.findall(r"(?<![\w.])\d*\.\d+(?![\w.])", text))
-    assert not decimals - known - NO_RESULTS
+    text = without_tables()
+    assert not set(re.findall(PAIR, text)) - pairs
+
+
+def test_decimals_in_the_readme_are_in_the_records_that_stand_beside_them():
+    def linked(part):
+        return re.findall(r"\(benchmarks/(records/[\w/.-]+\.json)\)", part)
+
+    checked = 0
+    for section in re.split(r"\n(?=## )", without_tables()):
+        for block in re.split(r"\n\n|\n(?=- )", section):
+            decimals = set(re.findall(r"(?<![\w.])\d*\.\d+(?![\w.])", re.sub(PAIR, "", block))) - NO_RESULTS
+            found = [
+                value
+                for name in linked(block) or linked(section)
+                for value in numbers(json.loads((ROOT / "benchmarks" / name).read_text()))
+            ]
+            known = {f"{value * scale:.{digits}f}" for value in found for scale in (1, 100) for digits in (1, 2)}
+            assert not decimals - known - {number.lstrip("0") for number in known}, block
+            checked += len(decimals)
+    assert checked > 10

@@ -83,7 +83,9 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
     )
     ours = means.get(("no weight touched", "BISE"), 0.0)
     better = [
-        f"{label} ({kind})" for (kind, label), found in means.items() if found > ours and kind and "BISE" not in label
+        f"{label} ({kind})" if kind else label
+        for (kind, label), found in means.items()
+        if found > ours and "BISE" not in label
     ]
     says = (
         f"More unbiased than BISE as it is, in the mean: {'; '.join(better)}."
@@ -134,12 +136,14 @@ def noise(records: Recorded) -> list[str]:
         ("pseudo labels, one epoch", "unsupervised"),
         ("pseudo labels, three epochs", "unsupervised-3"),
     ):
-        where = Where("biased_mnist", "small", rho, method, "best")
-        keys = ("unbiased", "sparsity", "precision", "recall")
-        rows.append([label, str(len(records.of(where))), *(spread(records.values(where, key)) for key in keys)])
+        best, last = (Where("biased_mnist", "small", rho, method, row) for row in ("best", "last"))
+        keys = ((best, "unbiased"), (last, "unbiased"), (best, "sparsity"), (best, "precision"), (best, "recall"))
+        rows.append([label, str(len(records.of(best))), *(spread(records.values(*key)) for key in keys)])
     vanilla = records.values(Where("biased_mnist", "small", rho, "vanilla", "vanilla"), "unbiased")
-    rows.append(["(vanilla)", str(len(vanilla)), spread(vanilla), "", "", ""])
-    header = ("", "seeds", "unbiased, %", "parameters gone, %", "what conflicts: precision, %", "recall, %")
+    rows.append(["(vanilla)", str(len(vanilla)), spread(vanilla), "", "", "", ""])
+    header = (
+        "", "seeds", "unbiased, %", "last epoch, %", "parameters gone, %", "what conflicts: precision, %", "recall, %"
+    )  # fmt: skip
     return write_table(header, rows)
 
 
@@ -147,6 +151,7 @@ def transfer(records: Recorded, name: str) -> list[str]:
     """The masks of the tables on other test sets."""
     rows = []
     rhos = setting_of(name, "small").rhos
+    seeds = seeds_of(records.of(Where(name, "small", rhos[0], "transfer", "")))
     named = records.row_names(Where(name, "small", rhos[0], "transfer", ""))
     for condition in dict.fromkeys(row.rpartition(", ")[0] for row in named):
         cells = [condition]
@@ -155,7 +160,7 @@ def transfer(records: Recorded, name: str) -> list[str]:
             cells += [spread(records.values(where, "accuracy")) for where in both]
             cells.append(records.gain(*both, "accuracy"))
         rows.append(cells)
-    header = [NAMES[name]]
+    header = [f"{NAMES[name]}, {seeds}"]
     for rho in rhos:
         header += [f"vanilla, rho {rho:g}", "BISE", "gain"]
     return write_table(header, rows)
@@ -188,6 +193,7 @@ def evidence(records: Recorded) -> list[str]:
         ("biased_mnist", "small", 0.95),
         ("biased_mnist", "small", 0.98),
         ("corrupted_cifar10", "small", 0.95),
+        ("toxic_comments", "small", 0.0),
     )
     for place in places:
         setting = setting_of(*place[:2])
@@ -205,12 +211,13 @@ def evidence(records: Recorded) -> list[str]:
         shared = records.matched([*columns, *criteria.values()])
         vanilla, bise, last_layer, dense, finetuned = (shared.values(where, "unbiased") for where in columns)
         others = {title: shared.values(where, "unbiased") for title, where in criteria.items()}
-        title = max(others, key=lambda name: mean(others[name]) or 0.0)
+        others = {title: found for title, found in others.items() if len(found) == len(bise)}
+        title = max(others, key=lambda name: mean(others[name]) or 0.0, default="")
         rho = f", rho {place[2]:g}" if place[2] else ""
         rows.append([
             f"[{NAMES[setting.name]}, {setting.size}{rho}](benchmarks/records/{setting.folder})",
             str(len(bise)), spread(vanilla), spread(bise), spread(shared.values(columns[1], "flops_left")),
-            f"{spread(others[title])} ({title})" if others[title] else "", spread(last_layer), spread(dense),
+            f"{spread(others[title])} ({title})" if title else "", spread(last_layer), spread(dense),
             spread(finetuned),
         ])  # fmt: skip
     header = (

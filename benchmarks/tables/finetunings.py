@@ -52,31 +52,36 @@ def _eq4(aligned: Tensor) -> Tensor:
     return torch.where(aligned, 1 / (_CLASSES * _SHARE), (_CLASSES - 1) / (_CLASSES * (1 - _SHARE)))
 
 
+def product(aligned: Tensor) -> Tensor:
+    """Eq. (B.9)."""
+    return _inverse(aligned).prod(1)
+
+
+def total(aligned: Tensor) -> Tensor:
+    """The sum of its factors."""
+    return _inverse(aligned).sum(1)
+
+
+def two_groups(aligned: Tensor) -> Tensor:
+    """Inverse shares of the samples that are aligned with both biases, and of all others."""
+    both = _SHARE.prod()
+    return torch.where(aligned.all(1), 1 / both, 1 / (1 - both))
+
+
 WAYS = {
-    "product": Way("product over the biases, Eq. (B.9)", lambda aligned: _inverse(aligned).prod(1)),
-    "normalised": Way(
-        "the same, the loss over the sum of a batch's weights", lambda aligned: _inverse(aligned).prod(1),
-        normalised=True,
-    ),
-    "slow": Way("the same, Adam 1e-4", lambda aligned: _inverse(aligned).prod(1), lr=1e-4),
-    "no-decay": Way(
-        "the same, no weight decay", lambda aligned: _inverse(aligned).prod(1), weight_decay=0.0
-    ),
-    "hundredth": Way(
-        "a hundredth of these weights, so more weight decay", lambda aligned: _inverse(aligned).prod(1) / 100
-    ),
-    "root": Way("square roots of these weights", lambda aligned: _inverse(aligned).prod(1).sqrt()),
-    "any": Way(
-        "two groups, aligned with both or not, by their shares",
-        lambda aligned: torch.where(aligned.all(1), 1 / _SHARE.prod(), 1 / (1 - _SHARE.prod())),
-    ),
-    "sum": Way("sum of the factors of Eq. (B.9)", lambda aligned: _inverse(aligned).sum(1)),
-    "sum-slow": Way("the same, Adam 1e-4", lambda aligned: _inverse(aligned).sum(1), lr=1e-4),
+    "any": Way("two groups, aligned with both biases or not", two_groups),
+    "root": Way("square roots of Eq. (B.9)", lambda aligned: product(aligned).sqrt()),
+    "sum": Way("sum of the factors of Eq. (B.9)", total),
     "sum-eq4": Way("sum of Eq. (4) over the biases", lambda aligned: _eq4(aligned).sum(1)),
     "left": Way("the left bias's factor alone", lambda aligned: _inverse(aligned)[:, 0]),
     "right": Way("the right bias's factor alone", lambda aligned: _inverse(aligned)[:, 1]),
     "equal": Way("no weights", lambda aligned: torch.ones(len(aligned))),
-}  # fmt: skip
+    "normalised": Way("Eq. (B.9), the loss over the sum of a batch's weights", product, normalised=True),
+    "hundredth": Way("Eq. (B.9) / 100, so that weight decay weighs more", lambda aligned: product(aligned) / 100),
+    "no-decay": Way("Eq. (B.9), no weight decay", product, weight_decay=0.0),
+    "slow": Way("Eq. (B.9), Adam 1e-4", product, lr=1e-4),
+    "sum-slow": Way("sum of the factors, Adam 1e-4", total, lr=1e-4),
+}
 
 
 def finetuned(way: Way) -> Callable[[Case], Mapping[str, Figures]]:

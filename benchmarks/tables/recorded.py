@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,15 @@ class Recorded:
 
     def matched(self, wheres: Iterable[Where]) -> Recorded:
         """The records of the seeds that all of these runs have; runs of less than three seeds are not asked."""
-        seeds = [{record["seed"] for record in self.of(where)} for where in wheres]
-        shared = set.intersection(*([found for found in seeds if len(found) > 2] or [set(range(1_000))]))
+        seeds = [self.seeds(where) for where in wheres]
+        return self.only(set.intersection(*([found for found in seeds if len(found) > 2] or [set(range(1_000))])))
+
+    def seeds(self, where: Where) -> set[int]:
+        """The seeds that a run has."""
+        return {record["seed"] for record in self.of(where)}
+
+    def only(self, shared: Set[int]) -> Recorded:
+        """The records of some seeds."""
         view = copy.copy(self)
         view.runs = {
             key: {seed: record for seed, record in found.items() if seed in shared} for key, found in self.runs.items()
