@@ -295,7 +295,7 @@ def results(records: Recorded) -> str:
     lines += ["## The number of conflicting samples", "", "BiasedMNIST, small, in %.", "", *conflicting(records)]
     lines += [
         "## Wrong and made-up bias labels", "",
-        "BiasedMNIST, small, rho .95. Wrong labels are in the training set alone; epochs are selected by true ones.", "",
+        "BiasedMNIST, small, rho .95. Wrong labels are in the training set alone; true ones select the epoch.", "",
         *noise(records),
     ]  # fmt: skip
     lines += ["## Masks under other conditions", "", "Accuracy in %.", ""]
