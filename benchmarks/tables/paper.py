@@ -203,7 +203,8 @@ _FINETUNING = (
     "Eq. (B.9) gives the 25 training images that conflict with both biases a weight of 2,000. Ours learns more of what "
     "they show and loses some of the rest, and its last epoch varies from seed to seed. By experiment (next table): "
     "with weights for two groups, aligned with both biases or not, all five figures are within two of the paper's "
-    "standard deviations, on the same extracted networks. The paper's text has Eq. (B.9), and the table keeps to it."
+    "standard deviations, on the same extracted networks. So the weights decide the balance; which ones the paper's "
+    "runs had cannot be known from here. Its text has Eq. (B.9), and the table keeps to it."
 )
 EXPLAINED: dict[tuple[str, str], str] = {
     ("7", f"BISE (last) + finetuning, {group}"): _FINETUNING
