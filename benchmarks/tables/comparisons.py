@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from .cases import LATENCY_BATCH
 from .methods import BUDGETS, SHORT
 from .recorded import Recorded, Where, mean, seeds_of, spread, write_table
-from .settings import NAMES, Size, setting_of
+from .settings import NAMES, Setting, setting_of
 
 _CRITERIA = {"magnitude": "magnitude", "lamp": "LAMP", "taylor": "Taylor", "fpgm": "FPGM", "random": "random"}
 
 # -- peers -----------------------------------------------------------------------------------------
 
 
-def peer_rows(name: str) -> list[tuple[str, str, str, str]]:
+def peer_rows(setting: Setting) -> list[tuple[str, str, str, str]]:
     """Kind, label, run and row of everything that is compared on a data set."""
-    rule = setting_of(name, "small").rule
     cut = [(label, f"tp-{criterion}") for criterion, label in _CRITERIA.items()]
     return [
         ("", "vanilla", "vanilla", "vanilla"),
         ("", "the weights it started from", "vanilla", "starting weights"),
-        ("no weight touched", "BISE", "bise", rule),
+        ("no weight touched", "BISE", "bise", setting.rule),
         ("no weight touched", "BISE, widths rounded up", "rounded", "rounded"),
         *(("no weight touched", f"{label} (torch-pruning)", run, "as is") for label, run in cut),
         ("no weight touched", "FFW, gates on weights", "ffw", "FFW"),
@@ -41,25 +41,27 @@ _NO_LABELS = ("vanilla", "starting weights", "ERM", "as is")  # rows that need n
 _NOT_SELECTED = ("FFW", "last layer, reweighted")
 
 
-def _needs(name: str, row: str) -> str:
+def _needs(setting: Setting, row: str) -> str:
     """Which bias labels a row needs, to train on and to select by."""
     if row in _NO_LABELS:
         return "no"
     trained = ["training"] if row not in ("JTT", "DFR, validation set") else []
-    selected = ["validation"] if setting_of(name, "small").rule == "best" and row not in _NOT_SELECTED else []
+    selected = ["validation"] if setting.rule == "best" and row not in _NOT_SELECTED else []
     return ", ".join(trained + selected) or "no"
 
 
-def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
+def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     """Everything that is compared on a data set, and in words what beats the search."""
     header = (
         "", "", "seeds", "unbiased, %", "worst group, %", "aligned - conflicting", "parameters, k", "kFLOPs",
         "latency, of dense", "vanilla epochs", "bias labels",
     )  # fmt: skip
     rows, used, means = [], [], dict[tuple[str, str], float]()
-    records = records.matched(Where(name, "small", rho, run, row) for _, _, run, row in peer_rows(name))
-    for kind, label, run, row in peer_rows(name):
-        where = Where(name, "small", rho, run, row)
+    places = [
+        (Where(setting.name, setting.size, rho, run, row), kind, label) for kind, label, run, row in peer_rows(setting)
+    ]
+    records = records.matched(where for where, _, _ in places)
+    for where, kind, label in places:
         found = records.values(where, "unbiased")
         if not found:
             continue
@@ -69,17 +71,17 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         epochs = "0" if label == "vanilla" else epochs
         cells = [spread(records.values(where, key)) for key in ("unbiased", "worst_group", "gap")]
         cells += [spread(records.values(where, key), 10.0**-n) for key, n in (("params", 3), ("flops", 3))]
-        cells += [spread(records.values(where, "latency_ratio"), 1, 2), epochs, _needs(name, row)]
+        cells += [spread(records.values(where, "latency_ratio"), 1, 2), epochs, _needs(setting, where.row)]
         rows.append([kind, label, str(len(found)), *cells])
     if len(rows) < 2:
         return []
     counts = used[0]["n"]
+    conflicting = " and ".join(f"{count:,}" for count in counts["conflicting"])  # one a bias
     about = (
-        f"{counts['train']:,} training samples, {counts['conflicting'][0]:,} of them "
-        f"conflicting (seed {used[0]['seed']}), {counts['test']:,} test samples. Latency: onnxruntime, one "
-        f"thread, batch {LATENCY_BATCH}, by turns with the dense network. Vanilla epochs: CPU time on top of the "
-        "checkpoint, in epochs of the vanilla training; validation after each epoch counts for BISE and finetuning, "
-        "not for those that train anew."
+        f"{counts['train']:,} training samples, {conflicting} of them conflicting (seed {used[0]['seed']}), "
+        f"{counts['test']:,} test samples. Latency: onnxruntime, one thread, batch {LATENCY_BATCH}, by turns with the "
+        "dense network. Vanilla epochs: CPU time on top of the checkpoint, in epochs of the vanilla training; "
+        "validation after each epoch counts for BISE and finetuning, not for those that train anew."
     )
     ours = means.get(("no weight touched", "BISE"), 0.0)
     better = [
@@ -92,8 +94,15 @@ def peer_table(records: Recorded, name: str, rho: float) -> list[str]:
         if better
         else "Nothing is ahead of BISE."
     )
-    title = f"### {NAMES[name]}, small, rho {rho:g}"
-    return [title, "", *textwrap.wrap(about, 120), "", *write_table(header, rows), *textwrap.wrap(says, 120), ""]
+    return [
+        f"### {_title(setting, rho)}",
+        "",
+        *textwrap.wrap(about, 120),
+        "",
+        *write_table(header, rows),
+        *textwrap.wrap(says, 120),
+        "",
+    ]
 
 
 # -- checks beyond the paper -----------------------------------------------------------------------
@@ -184,19 +193,22 @@ def after_finetuning(records: Recorded) -> list[str]:
     return lines
 
 
+def _title(setting: Setting, rho: float) -> str:
+    return f"{NAMES[setting.name]}, {setting.size}" + (f", rho {rho:g}" if rho else "")
+
+
 def evidence(records: Recorded) -> list[str]:
-    """The README's table: each data set in a line, over the seeds that all its cells have."""
+    """The README's tables, one a size: each data set in a line, over the seeds that all its cells have."""
+    small = [(setting_of("digits", "small"), 0.95)]
+    small += [(setting_of("biased_mnist", "small"), rho) for rho in setting_of("biased_mnist", "small").rhos]
+    small += [(setting_of("corrupted_cifar10", "small"), 0.95), (setting_of("toxic_comments", "small"), 0.0)]
+    return _evidence(records, [(setting_of("multi_color_mnist", "full"), 0.0)]) + _evidence(records, small)
+
+
+def _evidence(records: Recorded, settings: Sequence[tuple[Setting, float]]) -> list[str]:
     rows = []
-    places: tuple[tuple[str, Size, float], ...] = (
-        ("multi_color_mnist", "full", 0.0),
-        ("digits", "small", 0.95),
-        ("biased_mnist", "small", 0.95),
-        ("biased_mnist", "small", 0.98),
-        ("corrupted_cifar10", "small", 0.95),
-        ("toxic_comments", "small", 0.0),
-    )
-    for place in places:
-        setting = setting_of(*place[:2])
+    for setting, rho in settings:
+        place = (setting.name, setting.size, rho)
         criteria = {title: Where(*place, f"tp-{criterion}", "as is") for criterion, title in _CRITERIA.items()}
         columns = [
             Where(*place, *run)
@@ -210,12 +222,13 @@ def evidence(records: Recorded) -> list[str]:
         ]
         shared = records.matched([*columns, *criteria.values()])
         vanilla, bise, last_layer, dense, finetuned = (shared.values(where, "unbiased") for where in columns)
+        if not bise:
+            continue
         others = {title: shared.values(where, "unbiased") for title, where in criteria.items()}
         others = {title: found for title, found in others.items() if len(found) == len(bise)}
         title = max(others, key=lambda name: mean(others[name]) or 0.0, default="")
-        rho = f", rho {place[2]:g}" if place[2] else ""
         rows.append([
-            f"[{NAMES[setting.name]}, {setting.size}{rho}](benchmarks/records/{setting.folder})",
+            f"[{_title(setting, rho)}](benchmarks/records/{setting.folder})",
             str(len(bise)), spread(vanilla), spread(bise), spread(shared.values(columns[1], "flops_left")),
             f"{spread(others[title])} ({title})" if title else "", spread(last_layer), spread(dense),
             spread(finetuned),

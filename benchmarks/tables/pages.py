@@ -288,9 +288,10 @@ def results(records: Recorded) -> str:
         lines += small_table(records, small)
     lines += ["Variants beyond the paper, on the demo's digits: [variants.md](variants.md).", ""]
     lines += [*_curves(records), *_texts(records), "## Against what one would use instead", ""]
-    for name in ("digits", "biased_mnist", "corrupted_cifar10"):
-        for rho in setting_of(name, "small").rhos:
-            lines += peer_table(records, name, rho)
+    compared = [setting_of(name, "small") for name in ("digits", "biased_mnist", "corrupted_cifar10")]
+    for setting in (setting_of("multi_color_mnist", "full"), *compared):
+        for rho in setting.rhos or (0.0,):
+            lines += peer_table(records, setting, rho)
     lines += ["## After finetuning", "", "Unbiased accuracy in %, BiasedMNIST, small.", "", *after_finetuning(records)]
     lines += ["## The number of conflicting samples", "", "BiasedMNIST, small, in %.", "", *conflicting(records)]
     lines += [
