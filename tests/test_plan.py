@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 import torch
@@ -66,7 +67,19 @@ def test_auto_takes_the_faster_lowering_and_records_both_times():
     model, inputs = network("resnet"), images()
     plan = prune(model, random_masks(model, inputs, "paper"), inputs).plan
     assert set(plan.costs_ms) == {"intersection", "expand"}
-    assert plan.joins == min(plan.costs_ms, key=plan.costs_ms.get)
+    slowest, fastest = max(plan.costs_ms.values()), min(plan.costs_ms.values())
+    assert slowest <= 1.05 * fastest or plan.joins == min(plan.costs_ms, key=plan.costs_ms.get)
+
+
+@pytest.mark.parametrize(
+    ("expand", "intersection", "taken"), [(1.04, 1, "expand"), (1, 1.2, "expand"), (1.2, 1, "intersection")]
+)
+def test_of_lowerings_that_are_as_fast_the_smaller_is_taken(monkeypatch, expand, intersection, taken):
+    times = [types.SimpleNamespace(median_ms=ms) for ms in (expand, intersection)]
+    monkeypatch.setattr("bise_prune.pruning.exact.measure_latency", lambda *_, **__: times)
+    model, inputs = network("resnet"), images()
+    result = prune(model, random_masks(model, inputs, "paper"), inputs)
+    assert (result.plan.joins, result.plan.costs_ms) == (taken, {"expand": expand, "intersection": intersection})
 
 
 def test_agreeing_gates_need_no_lowering():
