@@ -67,8 +67,7 @@ def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
             continue
         used += records.of(where)
         means[kind, label] = mean(found) or 0.0
-        epochs = "" if not kind and label != "vanilla" else spread(records.values(where, "epochs"), 1)
-        epochs = "0" if label == "vanilla" else epochs
+        epochs = spread(records.values(where, "epochs"), 1) if kind else "0" * (label == "vanilla")
         cells = [spread(records.values(where, key)) for key in ("unbiased", "worst_group", "gap")]
         cells += [spread(records.values(where, key), 10.0**-n) for key, n in (("params", 3), ("flops", 3))]
         cells += [spread(records.values(where, "latency_ratio"), 1, 2), epochs, _needs(setting, where.row)]
@@ -76,9 +75,9 @@ def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     if len(rows) < 2:
         return []
     counts = used[0]["n"]
-    conflicting = " and ".join(f"{count:,}" for count in counts["conflicting"])  # one a bias
+    disagreeing = " and ".join(f"{count:,}" for count in counts["conflicting"])  # one a bias
     about = (
-        f"{counts['train']:,} training samples, {conflicting} of them conflicting (seed {used[0]['seed']}), "
+        f"{counts['train']:,} training samples, {disagreeing} of them conflicting (seed {used[0]['seed']}), "
         f"{counts['test']:,} test samples. Latency: onnxruntime, one thread, batch {LATENCY_BATCH}, by turns with the "
         "dense network. Vanilla epochs: CPU time on top of the checkpoint, in epochs of the vanilla training; "
         "validation after each epoch counts for BISE and finetuning, not for those that train anew."
@@ -199,20 +198,18 @@ def _title(setting: Setting, rho: float) -> str:
 
 def evidence(records: Recorded) -> list[str]:
     """The README's tables, one a size: each data set in a line, over the seeds that all its cells have."""
-    small = [(setting_of("digits", "small"), 0.95)]
-    small += [(setting_of("biased_mnist", "small"), rho) for rho in setting_of("biased_mnist", "small").rhos]
-    small += [(setting_of("corrupted_cifar10", "small"), 0.95), (setting_of("toxic_comments", "small"), 0.0)]
+    names = ("digits", "biased_mnist", "corrupted_cifar10", "toxic_comments")
     return [
         "The paper's data and network:", "",
-        *_evidence(records, [(setting_of("multi_color_mnist", "full"), 0.0)]),
+        *_evidence(records, [setting_of("multi_color_mnist", "full")]),
         "Smaller ones, as far as a CPU goes, with protocols of their own:", "",
-        *_evidence(records, small),
+        *_evidence(records, [setting_of(name, "small") for name in names]),
     ]  # fmt: skip
 
 
-def _evidence(records: Recorded, settings: Sequence[tuple[Setting, float]]) -> list[str]:
+def _evidence(records: Recorded, settings: Sequence[Setting]) -> list[str]:
     rows = []
-    for setting, rho in settings:
+    for setting, rho in [(each, rho) for each in settings for rho in each.rhos or (0.0,)]:
         place = (setting.name, setting.size, rho)
         criteria = {title: Where(*place, f"tp-{criterion}", "as is") for criterion, title in _CRITERIA.items()}
         columns = [

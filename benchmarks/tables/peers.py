@@ -204,7 +204,7 @@ def torch_pruning(name: str) -> Run:
     return run
 
 
-_CRITERIA: dict[str, Callable[[], Any]] = {
+CRITERIA: dict[str, Callable[[], Any]] = {
     "magnitude": lambda: tp.importance.MagnitudeImportance(p=2),
     "lamp": lambda: tp.importance.LAMPImportance(p=2),
     "taylor": lambda: tp.importance.TaylorImportance(),
@@ -248,7 +248,7 @@ def _pruned_at(case: Case, name: str, ratio: float, slopes: Mapping[str, Tensor]
         pruner = tp.pruner.BasePruner(
             network,
             case.example,
-            importance=_CRITERIA[name](),
+            importance=CRITERIA[name](),
             global_pruning=True,
             pruning_ratio=ratio,
             max_pruning_ratio=0.95,
@@ -315,7 +315,7 @@ PEERS: dict[str, Run] = {
     "spuco-group-balance": spuco_group_balance,
     "spuco-group-dro": spuco_group_dro,
     "spuco-jtt": spuco_jtt,
-    **{f"tp-{name}": torch_pruning(name) for name in _CRITERIA},
+    **{f"tp-{name}": torch_pruning(name) for name in CRITERIA},
     "last-layer": last_layer,
     "ffw": ffw_gates,
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .finetunings import WAYS
+from .peers import CRITERIA
 from .settings import Setting, Size, setting_of
 
-CRITERIA = ("tp-magnitude", "tp-lamp", "tp-taylor", "tp-fpgm", "tp-random")
+_CRITERIA = tuple(f"tp-{name}" for name in CRITERIA)
 PEERS = (
     "vanilla", "bise", "rounded", "finetuned", "last-layer", "spuco-erm", "spuco-group-balance", "spuco-group-dro",
-    "spuco-jtt", *CRITERIA, "ffw",
+    "spuco-jtt", *_CRITERIA, "ffw",
 )  # fmt: skip
 _FULL_SENSITIVITY = (
     "head-epochs-5",
@@ -95,9 +96,9 @@ PLANS: dict[str, Plan] = {
     "peers": Plan("biased_mnist", PEERS, first_small_rho=True),
     # 100 epochs of FFW would take longer than all the others together.
     "peers-cifar": Plan("corrupted_cifar10", PEERS[:-1]),
-    "peers-digits": Plan("digits", ("vanilla", "bise", "rounded", "finetuned", "last-layer", *CRITERIA)),
-    "peers-multi-color": Plan("multi_color_mnist", ("last-layer", *CRITERIA)),
-    "criteria": Plan("biased_mnist", CRITERIA),
+    "peers-digits": Plan("digits", ("vanilla", "bise", "rounded", "finetuned", "last-layer", *_CRITERIA)),
+    "peers-multi-color": Plan("multi_color_mnist", ("last-layer", *_CRITERIA)),
+    "criteria": Plan("biased_mnist", _CRITERIA),
     "conflicting": Plan("biased_mnist", ("vanilla", "bise", "finetuned", "last-layer"), extra_rhos=MORE_RHOS),
     "after-finetuning": Plan("biased_mnist", ("after-finetuning",)),
     "transfer": Plan("biased_mnist", ("transfer",)),
