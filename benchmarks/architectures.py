@@ -2,7 +2,7 @@
 
     python benchmarks/architectures.py                     all; rows of a record that is there are kept
     python benchmarks/architectures.py --names resnet18 "googlenet(aux_logits=False)"
-    python benchmarks/architectures.py --markdown          docs/architectures.md from the record
+    python benchmarks/architectures.py --markdown          docs/pages/evidence/architectures.md from the record
 
 Protocol: each network has seven classes and random weights, in float32 and at full size; batch-norm statistics are
 those of two random images, for with random ones some networks hardly see their input. Dense: the bare state dict is
@@ -45,14 +45,17 @@ CLASSES, SHARE = 7, 0.4
 LIMITS_S = {"dense": 600, "slim": 120}
 # Built with auxiliary heads by default; googlenet drops them where published weights are loaded.
 WITH_HEADS = ("googlenet", "inception_v3")
-PAGE = RECORDS.parents[1] / "docs" / "architectures.md"
+PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "architectures.md"
+RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/architectures.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="+", metavar="NAME", help="only these, anew")
     parser.add_argument("--output", type=Path, default=RECORDS / "architectures.json")
-    parser.add_argument("--markdown", action="store_true", help="write docs/architectures.md from the record")
+    parser.add_argument(
+        "--markdown", action="store_true", help="write docs/pages/evidence/architectures.md from the record"
+    )
     arguments = parser.parse_args(argv)
     if arguments.markdown:
         PAGE.write_text(markdown(json.loads(arguments.output.read_text())))
@@ -183,28 +186,43 @@ def totals(rows: dict[str, Any]) -> dict[str, int]:
 def markdown(record: dict[str, Any]) -> str:
     """The record as a page, a row a network."""
     rows, count = record["rows"], totals(record["rows"])
-    introduction = (
-        f"Of {count['networks']} networks, {count['told']} are told from their weights with the right number of "
-        f"classes and give the very same logits, {count['ambiguous']} are ambiguous and {count['not told']} are not "
-        f"told; {count['slim']} slim networks come back from their files with the very same logits, "
-        f"{count['slim left out']} left out; {count['failed']} failed (commit {record['commit']}). "
-        f"Going through all of them in vain takes {record['first_look_s']:.1f} s."
+    outcome = (
+        f"**Outcome.** Of {count['networks']} networks, {count['told']} are recognised from their weights, with the right "
+        f"number of classes and exactly the same logits; {count['ambiguous']} are ambiguous and {count['not told']} are "
+        f"not recognised. Of the slim networks, {count['slim']} come back from their files with exactly the same logits, "
+        f"and {count['slim left out']} was left out because of the time limit; {count['failed']} failed (commit "
+        f"{record['commit']}). Trying all architectures on weights that fit none takes {record['first_look_s']:.1f} s."
+    )
+    how = (
+        "**How it was measured.** Each network has seven classes and random weights, in float32 and at its full size. The "
+        "statistics of batch norms are those of two random images. The dense network is saved as a bare state dict and "
+        "loaded without naming its architecture. For the slim network, random masks close 40 % of the channels in the "
+        "paper's placement, with the lowering `expand`; it is then saved and loaded as safetensors. Each network runs in "
+        "a process of its own on one thread. A slim network that takes more than two minutes is left out."
     )
     columns = (
-        "Told = what the dense weights were taken for; where they were not, the architecture was named for the rest "
-        "of the row. Seconds = loading a dense file, and all of pruning, saving and loading, beside other work. Gone "
-        "= the share of parameters that pruning removed; edited = function calls that it changed. A slim file names "
-        "its architecture, which its widths no longer tell. googlenet and inception_v3 have auxiliary heads when "
-        "torchvision builds them untrained, inception_v3 also when it loads published weights. Settings that leave "
-        "no trace in the weights cannot be told, such as transform_input, which torchvision switches on for the "
-        "published weights of these two."
+        '**Columns.** "Recognised as" is the architecture that the dense weights were taken for. "Error" is the '
+        'largest difference between the logits before saving and after loading, on the two images, and "spread" is the '
+        'largest difference between the logits of the two images. "Seconds" is the time for loading the dense file, or '
+        'for pruning, saving and loading the slim one, while other work ran on the machine. "Changed calls" counts the '
+        "function calls that pruning had to change. A slim file names its architecture, because its widths no longer "
+        "tell it."
     )
-    lines = ["# Architectures told from the weights", "", "Written by `python benchmarks/architectures.py --markdown`"]
-    lines[-1] += f" from [the record](../benchmarks/records/architectures.json), made by `{record['command']}`."
-    for text in (record["protocol"][0].upper() + record["protocol"][1:], columns, introduction):
+    limits = (
+        "**Limits.** Settings that leave no trace in the weights cannot be recognised, for example `transform_input`, "
+        "which torchvision switches on for published weights of googlenet and inception_v3. These two have auxiliary "
+        "classifier heads when torchvision builds them untrained, inception_v3 also with published weights."
+    )
+    lines = ["# Architectures recognised from the weights", ""]
+    lines += textwrap.wrap(
+        "This page answers which of torchvision's classifiers bise-prune recognises from their weights alone. It is "
+        f"written by `python benchmarks/architectures.py --markdown` from [the record]({RECORD_URL}), which was made by "
+        f"`{record['command']}`.", 120, break_on_hyphens=False,
+    )  # fmt: skip
+    for text in (outcome, how, columns, limits):
         lines += ["", *textwrap.wrap(text, 120, break_on_hyphens=False)]
-    heads = ("network", "parameters, millions", "told", "spread", "error", "seconds")
-    heads += ("slim: gone, %", "edited", "spread", "error", "seconds")
+    heads = ("network", "parameters, millions", "recognised as", "spread", "error", "seconds")
+    heads += ("slim: sparsity, %", "changed calls", "spread", "error", "seconds")
     lines += ["", f"| {' | '.join(heads)} |", "| --- | ---: | --- |" + " ---: |" * 8]
     return "\n".join([*lines, *(_markdown_row(name, rows[name]) for name in sorted(rows))]) + "\n"
 

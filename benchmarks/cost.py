@@ -29,12 +29,12 @@ from removal import random_masks, scramble
 from search_speed import step_ratios
 
 from bise_prune import SearchConfig, export_onnx, fuse_batchnorm, gate_sites, measure, prune, search
+from bise_prune.app.demo import ARCHITECTURE, EPOCHS, RHO
 from bise_prune.data import BatchLoader, load_data
-from bise_prune.demo import ARCHITECTURE, EPOCHS, RHO
 from bise_prune.files import write_json
 from bise_prune.mask_search.heads import BiasHeads
 from bise_prune.models import build_model
-from bise_prune.training import train_vanilla
+from bise_prune.tuning.vanilla import train_vanilla
 
 STEPS = (
     ("resnet18", 32, 16), ("resnet18", 64, 16), ("resnet18", 112, 16), ("resnet34", 64, 16), ("resnet50", 32, 16),

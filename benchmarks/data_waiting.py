@@ -30,7 +30,8 @@ from records import RECORDS, base_record, peak_memory_bytes
 from bise_prune import SearchConfig
 from bise_prune.data import BatchLoader, BiasedDataset, load_data
 from bise_prune.files import write_json
-from bise_prune.mask_search.run import SearchRun
+from bise_prune.mask_search.assembly import assemble
+from bise_prune.mask_search.training_data import TrainingData, TrainingLabels
 from bise_prune.models import build_model
 
 _SIDE, _CLASSES = 224, 2
@@ -83,16 +84,22 @@ def draw(folder: Path, count: int) -> int:
 def waiting(model: torch.nn.Module, data: BiasedDataset, workers: int, steps: int) -> dict[str, float]:
     """Seconds of waiting and of stepping, and the share of the former."""
     subset = data.subset(torch.arange(100))  # what a search computes before its first step is not asked for here
-    run = SearchRun(model, BatchLoader(subset, 100), SearchConfig(head_epochs=1, cache_bytes=0), None, None, None)
-    run.loader = BatchLoader(data, 100, shuffle=True, workers=workers)
-    run.known_labels = run._judged(data.target, data.bias)
-    batches = run._ready(itertools.islice(run._pass(), steps + 1))
+    config = SearchConfig(head_epochs=1, cache_bytes=0)
+    run = assemble(model, BatchLoader(subset, 100), config)
+    passes, step = run.passes, run.step
+    passes.data = TrainingData(BatchLoader(data, 100, shuffle=True, workers=workers))
+    step.labels = TrainingLabels(
+        data.target, data.bias, run.network.num_classes, config, run.labels.aligned, run.network.device,
+        run.network.dtype, in_order=True,
+    )  # fmt: skip
+    batches = passes.inputs(itertools.islice(passes.data.next_pass(run.state.position), steps + 1))
     waited = stepped = 0.0
     for number in range(steps + 1):
         start = time.perf_counter()
         part, inputs = next(batches)
         there = time.perf_counter()
-        run._step(part, inputs)
+        gates = step.open_gates()
+        step(gates, *passes.forward(gates, inputs), part)
         if number:
             waited += there - start
             stepped += time.perf_counter() - there

@@ -4,7 +4,7 @@
 
 Measures accuracy of the dense and the slim network on the test scans (each in all ten colours), sparsity, FLOPs, wall
 time and peak memory of each whole run, training included. Writes benchmarks/records/demo.json. With --figure FILE the
-picture of the README is drawn from one run of seed 0 (needs matplotlib).
+picture of the README, docs/pages/images/demo.png, is drawn from the run of seed 0 (needs matplotlib).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from records import RECORDS, base_record, peak_memory_bytes, plus_minus, summary
 from rich.console import Console
 
+from bise_prune.app.demo import RHO, run_demo
 from bise_prune.data import load_data
-from bise_prune.demo import RHO, run_demo
 from bise_prune.files import write_json
-from bise_prune.report import side_by_side
+from bise_prune.report.tables import side_by_side
 
 FIGURES = ("unbiased_accuracy", "worst_group_accuracy", "accuracy", "params", "flops")
 

@@ -28,16 +28,18 @@ from rich.console import Console
 from torch import nn
 
 from bise_prune import MaskSet, SearchConfig, evaluate, prune, search
+from bise_prune.app.demo import train_demo_checkpoint
+from bise_prune.baselines.magnitude import magnitude_masks
+from bise_prune.baselines.random_scores import random_masks
+from bise_prune.baselines.taylor import taylor_masks
+from bise_prune.checkpoint.networks import load_model
 from bise_prune.config import Budget, FinetuneConfig
-from bise_prune.criteria import magnitude_masks, random_masks, taylor_masks
 from bise_prune.data import BatchLoader, load_data
-from bise_prune.demo import train_demo_checkpoint
 from bise_prune.files import write_json
-from bise_prune.finetuning import finetune
 from bise_prune.mask_search.weights import sample_weights
-from bise_prune.report import side_by_side
-from bise_prune.slim import load_model
-from bise_prune.subgroups import aligned_values
+from bise_prune.metrics.subgroups import aligned_values
+from bise_prune.report.tables import side_by_side
+from bise_prune.tuning.finetuning import finetune
 
 BASE: dict[str, Any] = {"anneal_every": 2, "head_epochs": 10}
 BUDGETS = (0.5, 0.33, 0.2)

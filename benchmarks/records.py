@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bise_prune.report import command_line, environment_record
+from bise_prune.report.record import command_line, environment_record
 
 RECORDS = Path(__file__).parent / "records"
 

@@ -24,7 +24,7 @@ from removal import random_masks, scramble
 
 from bise_prune import fuse_batchnorm, measure, prune
 from bise_prune.files import write_json
-from bise_prune.measurement import measure_latency
+from bise_prune.metrics.cost import measure_latency
 from bise_prune.models import build_model
 
 DEPTHS = (18, 34, 50, 101, 152)

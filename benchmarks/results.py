@@ -1,20 +1,27 @@
-"""Write docs/results.md, and the tables in README.md and docs/when-it-works.md, from the records; nothing is run.
+"""Write the pages of docs/pages that show results, and the table in README.md, from the records; nothing is run.
 
-python benchmarks/results.py
+    python benchmarks/results.py
+
+Written as a whole: the pages of tables/pages.py, and the pages of architectures.py, removal.py and variants.py below
+docs/pages/evidence. Filled in between "<!-- NAME -->" and "<!-- end -->": README.md and whatever page has such a mark.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
+import architectures
+import removal
+import variants
 from records import RECORDS
-from tables.pages import BLOCKS, results
+from tables.pages import BLOCKS, WHOLE
 from tables.recorded import Recorded
 
 ROOT = RECORDS.parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "when-it-works.md")
+PAGES = ROOT / "docs" / "pages"
 
 
 def main() -> int:
@@ -26,8 +33,14 @@ def main() -> int:
 def pages() -> dict[Path, str]:
     """Every page that takes something from the records, as it should be."""
     records = Recorded(RECORDS)
-    written = {path: _filled(path.read_text(), records) for path in PAGES}
-    return {ROOT / "docs" / "results.md": results(records), **written}
+    written = {PAGES / "evidence" / name: page(records) for name, page in WHOLE.items()}
+    written[architectures.PAGE] = architectures.markdown(json.loads((RECORDS / "architectures.json").read_text()))
+    written[variants.PAGE] = variants.markdown(json.loads((RECORDS / "variants.json").read_text()))
+    written[removal.PAGE] = removal.markdown()
+    for path in (ROOT / "README.md", *sorted(PAGES.rglob("*.md"))):
+        if path not in written and "<!-- end -->" in path.read_text():
+            written[path] = _filled(path.read_text(), records)
+    return written
 
 
 def _filled(text: str, records: Recorded) -> str:

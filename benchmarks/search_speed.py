@@ -34,16 +34,16 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, evaluate, search
+from bise_prune.app.demo import train_demo_checkpoint
+from bise_prune.checkpoint.networks import load_model
 from bise_prune.data import BatchLoader, BiasedDataset, DataSplits, load_data
-from bise_prune.demo import train_demo_checkpoint
 from bise_prune.files import write_json
-from bise_prune.mask_search.run import SearchRun
+from bise_prune.mask_search.assembly import assemble
 from bise_prune.mask_search.weights import sample_weights
+from bise_prune.metrics.subgroups import aligned_values, is_aligned
 from bise_prune.models import build_model
-from bise_prune.report import side_by_side
-from bise_prune.slim import load_model
-from bise_prune.subgroups import aligned_values, is_aligned
-from bise_prune.training import train_vanilla
+from bise_prune.report.tables import side_by_side
+from bise_prune.tuning.vanilla import train_vanilla
 
 SETTINGS: dict[str, Any] = {"placement": "paper"}
 SAMPLES = {"simple_convnet": 4000, "mlp": 10_000}
@@ -257,11 +257,10 @@ def one_step(name: str, size: int, n: int, kind: str) -> tuple[float, int]:
             F.cross_entropy(model(batch.input), batch.target).backward()
             optimizer.step()
     else:
-        run = SearchRun(model.eval(), BatchLoader(data, n), SearchConfig(head_epochs=1), None, None, None)
+        run = assemble(model.eval(), BatchLoader(data, n), SearchConfig(head_epochs=1))
 
         def step() -> None:
-            for part, inputs in run._ready(run._pass()):
-                run._step(part, inputs)
+            run.passes.take_steps(run.step, run.data.next_pass(run.state.position), lambda: None)
 
     step()
     times = []

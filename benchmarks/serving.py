@@ -43,13 +43,13 @@ from rich.console import Console
 from tritonclient.utils import InferenceServerException
 
 from bise_prune import export_onnx, fuse_batchnorm, load_model, prune
-from bise_prune.criteria import random_masks
-from bise_prune.export import open_session
+from bise_prune.baselines.random_scores import random_masks
+from bise_prune.export.runtime import open_session
+from bise_prune.export.triton import write_repository
 from bise_prune.files import write_json
-from bise_prune.measurement import time_by_turns
+from bise_prune.metrics.cost import time_by_turns
 from bise_prune.models import build_model
-from bise_prune.report import side_by_side
-from bise_prune.triton import write_repository
+from bise_prune.report.tables import side_by_side
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from servers import triton_server

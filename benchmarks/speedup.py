@@ -24,7 +24,7 @@ from torch import nn
 
 from bise_prune import export_onnx, fuse_batchnorm, measure, prune
 from bise_prune.files import write_json
-from bise_prune.measurement import time_by_turns
+from bise_prune.metrics.cost import time_by_turns
 from bise_prune.models import build_model
 
 NETWORKS = {"resnet18": (10, (3, 224, 224)), "simple_convnet": (10, (3, 28, 28))}

@@ -37,13 +37,13 @@ from records import RECORDS, base_record, peak_memory_bytes, plus_minus, summary
 from rich.console import Console
 from torch import Tensor
 
-from bise_prune import cli
+from bise_prune.app import cli
 from bise_prune.data import BatchLoader, load_data
 from bise_prune.data.biased_mnist import assign_bias
 from bise_prune.files import write_json
 from bise_prune.models import build_model
-from bise_prune.report import side_by_side
-from bise_prune.training import train_vanilla
+from bise_prune.report.tables import side_by_side
+from bise_prune.tuning.vanilla import train_vanilla
 
 # airplane automobile bird cat deer dog frog horse ship truck: vehicles 0, animals 1
 IS_ANIMAL = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1, 0, 0])

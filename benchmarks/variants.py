@@ -29,22 +29,26 @@ from rich.console import Console
 from torch import nn
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, evaluate, prune, search
+from bise_prune.app.demo import train_demo_checkpoint
+from bise_prune.baselines.ffw import ffw
+from bise_prune.baselines.magnitude import magnitude_masks
+from bise_prune.baselines.random_scores import random_masks
+from bise_prune.baselines.taylor import taylor_masks
+from bise_prune.checkpoint.networks import load_model
 from bise_prune.config import FinetuneConfig
-from bise_prune.criteria import magnitude_masks, random_masks, taylor_masks
 from bise_prune.data import BatchLoader, DataSplits, load_data
 from bise_prune.data.noise import noisy_bias_labels
-from bise_prune.demo import train_demo_checkpoint
-from bise_prune.ffw import ffw
+from bise_prune.diagnostics.probe import probe_bias
+from bise_prune.diagnostics.sweep import threshold_sweep
 from bise_prune.files import write_json
-from bise_prune.finetuning import finetune
-from bise_prune.identification import pseudo_bias_labels, untrained_copy, with_pseudo_labels
 from bise_prune.mask_search import SearchResult
-from bise_prune.probe import probe_bias
-from bise_prune.report import side_by_side
-from bise_prune.slim import load_model
-from bise_prune.subgroups import aligned_values
-from bise_prune.sweep import threshold_sweep
+from bise_prune.metrics.subgroups import aligned_values
+from bise_prune.report.tables import side_by_side
+from bise_prune.tuning.finetuning import finetune
+from bise_prune.tuning.pseudo_labels import pseudo_bias_labels, untrained_copy, with_pseudo_labels
 
+PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "variants.md"
+RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/variants.json"
 BASE: dict[str, Any] = {"anneal_every": 2, "head_epochs": 10}
 TUNING = FinetuneConfig(epochs=10)
 # Name -> settings of the search, and what the paper reports (accuracy, sparsity; BiasedMNIST, rho .99).
@@ -83,12 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the vanilla networks")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--merge", action="store_true", help="keep the other rows of the record that is there")
-    parser.add_argument("--markdown", action="store_true", help="write docs/variants.md from the record, run nothing")
+    parser.add_argument("--markdown", action="store_true", help="write docs/pages/evidence/variants.md, run nothing")
     parser.add_argument("--output", type=Path, default=RECORDS / "variants.json")
     arguments = parser.parse_args(argv)
     if arguments.markdown:
-        page = markdown(json.loads(arguments.output.read_text()))
-        (RECORDS.parents[1] / "docs" / "variants.md").write_text(page)
+        PAGE.write_text(markdown(json.loads(arguments.output.read_text())))
         return 0
     torch.set_num_threads(1)
     rows: dict[str, dict[str, list[float]]] = {}
@@ -140,17 +143,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def markdown(record: dict[str, Any]) -> str:
     """The record as a page; rows in the order of the record, the last epoch's masks beside the selected ones."""
+    protocol = record["protocol"]
     lines = [
-        "# Variants of the search, measured",
+        "# Variants of the search",
         "",
-        "Written by `python benchmarks/variants.py --markdown` from "
-        "[the record](../benchmarks/records/variants.json); mean and standard deviation over the seeds.",
+        *textwrap.wrap(
+            "This page answers what each setting of the search contributes, one row per variant. It is written by `python "
+            f"benchmarks/variants.py --markdown` from [the record]({RECORD_URL}). Figures are the mean ± the standard "
+            "deviation over seeds. The symbols are the paper's: gamma is the weight of the mutual information, E the "
+            "epochs of the auxiliary head, kappa the factor of a temperature cut, upsilon the epochs between cuts, tau "
+            "the temperature and zeta the threshold on the masks.",
+            120,
+        ),
         "",
-        *textwrap.wrap(record["protocol"], 120),
+        *textwrap.wrap(f"Protocol: {protocol}", 120),
         "",
-        'On the few seeds alone, the row "BISE (best)" is "zeta 0.5".',
+        'With the seeds of the shorter runs, the row "BISE (best)" has the figures of the row "zeta 0.5".',
         "",
-        "| | unbiased accuracy, % | parameters gone, % | last epoch, unbiased, % | seeds | paper (BiasedMNIST) |",
+        "| variant | unbiased accuracy, % | sparsity, % | last epoch, unbiased accuracy, % | seeds | paper (BiasedMNIST) |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     rows = record["rows"]

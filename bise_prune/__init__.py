@@ -6,39 +6,48 @@ Names are imported on first use, so that ``bise-prune --help`` does not wait for
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import former_names
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .artifacts import GateSite, Latency, MaskSet, Measurement, PruningPlan, Verification
+    from .app.pipeline import run
+    from .checkpoint.networks import load_model, load_slim, save_slim
     from .config import Budget, FinetuneConfig, RunConfig, SearchConfig
     from .errors import BiseError
-    from .evaluation import evaluate
-    from .export import export_onnx, export_program
-    from .finetuning import finetune
-    from .gates import apply_masks, gate_sites
-    from .importance import BISEImportance
+    from .export.onnx_file import export_onnx
+    from .export.program import export_program
+    from .gates.gated_model import apply_masks
+    from .gates.masks import GateSite, MaskSet
+    from .gates.sites import gate_sites
     from .mask_search import SearchResult, search
-    from .measurement import measure
-    from .pipeline import run
+    from .metrics.accuracy import evaluate
+    from .metrics.cost import Latency, Measurement, measure
     from .pruning import PruningResult, fuse_batchnorm, prune
-    from .slim import load_model, load_slim, save_slim
-    from .verification import verify
+    from .pruning.plan import PruningPlan
+    from .pruning.verification import Verification, verify
+    from .torch_pruning.importance import BISEImportance
+    from .tuning.finetuning import finetune
+
+former_names.install()
 
 _HOMES = {
-    "artifacts": ("GateSite", "Latency", "MaskSet", "Measurement", "PruningPlan", "Verification"),
+    "app.pipeline": ("run",),
+    "checkpoint.networks": ("load_model", "load_slim", "save_slim"),
     "config": ("Budget", "FinetuneConfig", "RunConfig", "SearchConfig"),
     "errors": ("BiseError",),
-    "evaluation": ("evaluate",),
-    "export": ("export_onnx", "export_program"),
-    "finetuning": ("finetune",),
-    "gates": ("apply_masks", "gate_sites"),
-    "importance": ("BISEImportance",),
-    "measurement": ("measure",),
-    "pipeline": ("run",),
-    "pruning": ("PruningResult", "fuse_batchnorm", "prune"),
+    "export.onnx_file": ("export_onnx",),
+    "export.program": ("export_program",),
+    "gates.gated_model": ("apply_masks",),
+    "gates.masks": ("GateSite", "MaskSet"),
+    "gates.sites": ("gate_sites",),
     "mask_search": ("SearchResult", "search"),
-    "slim": ("load_model", "load_slim", "save_slim"),
-    "verification": ("verify",),
+    "metrics.accuracy": ("evaluate",),
+    "metrics.cost": ("Latency", "Measurement", "measure"),
+    "pruning": ("PruningResult", "fuse_batchnorm", "prune"),
+    "pruning.plan": ("PruningPlan",),
+    "pruning.verification": ("Verification", "verify"),
+    "torch_pruning.importance": ("BISEImportance",),
+    "tuning.finetuning": ("finetune",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -8,21 +8,22 @@ import torch.nn.functional as F
 from cases import biased_data, biased_loader, images, network, random_masks, torchvision_network
 
 from bise_prune import SearchConfig, apply_masks, evaluate, gate_sites, prune, search
+from bise_prune.baselines.ffw import ffw, weight_gate
+from bise_prune.baselines.magnitude import magnitude_masks
+from bise_prune.baselines.random_scores import random_masks as random_scores
+from bise_prune.baselines.taylor import taylor_masks
 from bise_prune.config import FinetuneConfig
-from bise_prune.criteria import magnitude_masks, taylor_masks
-from bise_prune.criteria import random_masks as random_scores
 from bise_prune.data import BatchLoader
 from bise_prune.data.noise import noisy_bias_labels
+from bise_prune.diagnostics.probe import probe_bias
+from bise_prune.diagnostics.sweep import threshold_sweep
 from bise_prune.errors import BiseError, ConfigError, DataError, ModelError
-from bise_prune.ffw import ffw, weight_gate
-from bise_prune.finetuning import finetune
-from bise_prune.identification import pseudo_bias_labels, untrained_copy, with_pseudo_labels
 from bise_prune.mask_search.weights import subgroup_weights
+from bise_prune.metrics.subgroups import aligned_values, count_subgroups
 from bise_prune.models.simple_convnet import SimpleConvNet
-from bise_prune.probe import probe_bias
-from bise_prune.subgroups import aligned_values, count_subgroups
-from bise_prune.sweep import threshold_sweep
-from bise_prune.training import train_vanilla
+from bise_prune.tuning.finetuning import finetune
+from bise_prune.tuning.pseudo_labels import pseudo_bias_labels, untrained_copy, with_pseudo_labels
+from bise_prune.tuning.vanilla import train_vanilla
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_taylor_scores_estimate_what_closing_a_channel_does(trained):
     def loss(name, channel, value):
         keep = {site.name: torch.ones(site.num_channels) for site in sites}
         keep[name][channel] = value
-        from bise_prune.gates import constant_gates
+        from bise_prune.gates.gated_model import constant_gates
 
         with torch.no_grad():
             return float(F.cross_entropy(constant_gates(model, sites, keep)(inputs), target))

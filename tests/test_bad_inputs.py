@@ -18,7 +18,8 @@ from cases import biased_data
 from PIL import Image
 from torch import nn
 
-from bise_prune import cli, load_model
+from bise_prune import load_model
+from bise_prune.app import cli
 from bise_prune.checkpoint import Checkpoint, save_checkpoint
 from bise_prune.models import build_model
 

@@ -27,7 +27,7 @@ from bise_prune.config import FinetuneConfig  # noqa: E402
 from bise_prune.data import BatchLoader, load_data  # noqa: E402
 from bise_prune.data.multi_color_mnist import TRAIN_RHO  # noqa: E402
 from bise_prune.models import build_model  # noqa: E402
-from bise_prune.training import train_vanilla  # noqa: E402
+from bise_prune.tuning.vanilla import train_vanilla  # noqa: E402
 
 NETWORK = {"kernel_size": 3, "widths": [8, 8], "strides": [2, 2]}
 RECORDED = Recorded(ROOT / "benchmarks" / "records")

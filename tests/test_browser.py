@@ -17,8 +17,8 @@ from PIL import Image
 from test_cli import FAST, write_project
 from test_tools import tool
 
-from bise_prune import cli
-from bise_prune.export import open_session
+from bise_prune.app import cli
+from bise_prune.export.runtime import open_session
 
 selenium = pytest.importorskip("selenium.webdriver")
 NODE = Path(os.environ.get("BISE_PRUNE_NODE_MODULES", "/nowhere"))

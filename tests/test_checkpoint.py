@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from bise_prune import MaskSet, load_model, prune
 from bise_prune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bise_prune.checkpoint.networks import save_slim
 from bise_prune.checkpoint.pickles import _module_class
 from bise_prune.errors import CheckpointError, ConfigError, ModelError
 from bise_prune.models import build_model, identify_architecture
 from bise_prune.models.pretrained import published_arguments, published_preprocessing
 from bise_prune.models.registry import _empty, torchvision_classifiers
-from bise_prune.slim import save_slim
 
 
 class Gadget:

@@ -14,11 +14,12 @@ from cases import biased_data
 from PIL import Image
 from test_data import write_folder
 
-from bise_prune import cli, load_model
+from bise_prune import load_model
+from bise_prune.app import cli
 from bise_prune.checkpoint import Checkpoint, save_checkpoint
 from bise_prune.data import BatchLoader
 from bise_prune.models import build_model
-from bise_prune.training import train_vanilla
+from bise_prune.tuning.vanilla import train_vanilla
 
 ARCHITECTURE = {"kernel_size": 3, "widths": [6, 8], "strides": [2, 1]}
 FAST = ["--anneal-every", "1", "--head-epochs", "2", "--batch-size", "20", "--device", "cpu"]
@@ -203,7 +204,7 @@ def test_results_are_not_overwritten(done, capsys):
 
 
 def test_an_interrupted_run_is_resumed(project, tmp_path, capsys, monkeypatch):
-    from bise_prune import pipeline
+    from bise_prune.app import pipeline
 
     search = pipeline.search
 
@@ -232,7 +233,7 @@ def test_an_interrupted_run_is_resumed(project, tmp_path, capsys, monkeypatch):
 
 
 def test_masks_survive_a_target_that_cannot_be_met(project, tmp_path, capsys, monkeypatch):
-    from bise_prune import pipeline
+    from bise_prune.app import pipeline
     from bise_prune.errors import PruningError
 
     def unreachable(*arguments, **options):

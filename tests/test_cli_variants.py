@@ -16,11 +16,13 @@ import pytest
 import torch
 from test_cli import FAST, fails, write_project
 
-from bise_prune import MaskSet, cli, delivery, load_model, load_slim, pipeline
+from bise_prune import MaskSet, load_model, load_slim
+from bise_prune.app import cli, pipeline
+from bise_prune.app import export_stage as delivery
 from bise_prune.checkpoint import save_checkpoint
 from bise_prune.errors import BiseError
 from bise_prune.files import locked
-from bise_prune.session import FRONTIER_FILE, STATE_FILE
+from bise_prune.report.files import FRONTIER_FILE, STATE_FILE
 
 
 @pytest.fixture(scope="module")

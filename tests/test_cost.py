@@ -8,11 +8,11 @@ from bise_prune import SearchConfig, gate_sites, search
 from bise_prune.config import Budget
 from bise_prune.data import BatchLoader
 from bise_prune.errors import ConfigError
-from bise_prune.mask_search.cost import GateCost
+from bise_prune.mask_search.gate_cost import GateCost
 from bise_prune.models.simple_convnet import SimpleConvNet
-from bise_prune.pruning.plan import Planner
+from bise_prune.pruning.planner import Planner
 from bise_prune.tracing import trace
-from bise_prune.training import train_vanilla
+from bise_prune.tuning.vanilla import train_vanilla
 
 from cases import biased_data  # isort: skip
 

@@ -18,8 +18,8 @@ from bise_prune.data.biased_mnist import (
 from bise_prune.data.mnist import load_mnist
 from bise_prune.data.multi_color_mnist import LEFT_PALETTE, assign_cells, colour_halves, load_multi_color_mnist
 from bise_prune.errors import ConfigError, DataError
-from bise_prune.evaluation import score
-from bise_prune.subgroups import is_aligned
+from bise_prune.metrics.accuracy import score
+from bise_prune.metrics.subgroups import is_aligned
 
 TRAIN_LABELS = torch.arange(10).repeat_interleave(
     torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])

@@ -18,16 +18,20 @@ from google.protobuf import text_format
 from test_cli import FAST, fails, write_project
 from tritonclient.grpc import model_config_pb2
 
-from bise_prune import cli, export_onnx, load_model
+from bise_prune import export_onnx, load_model
+from bise_prune.app import cli
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import ConfigError
-from bise_prune.export import open_session, opset_of
-from bise_prune.formats import AsImages, balanced_rows, half_overflow, onnx_predictions, write_half, write_int8
-from bise_prune.loggers import Loggers
-from bise_prune.pages import write_card, write_page
-from bise_prune.pages.plots import Line, plot
-from bise_prune.report import command_line
-from bise_prune.triton import write_repository
+from bise_prune.export.image_input import AsImages
+from bise_prune.export.onnx_file import opset_of
+from bise_prune.export.precision import balanced_rows, half_overflow, write_half, write_int8
+from bise_prune.export.runtime import onnx_predictions, open_session
+from bise_prune.export.triton import write_repository
+from bise_prune.report.card import write_card
+from bise_prune.report.loggers import Loggers
+from bise_prune.report.page import write_page
+from bise_prune.report.plots import Line, plot
+from bise_prune.report.record import command_line
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +187,7 @@ def test_files_that_lose_too_much_are_refused(project, tmp_path, capsys, monkeyp
         onnx.save(proto, path)
         return {"n": 1, "least_per_subgroup": 1, "most_per_subgroup": 1}
 
-    monkeypatch.setattr("bise_prune.delivery.write_int8", spoiled)
+    monkeypatch.setattr("bise_prune.app.export_stage.write_int8", spoiled)
     arguments = [project / "net.pt", "--data", project / "data", *FAST, "--int8", "--output", tmp_path / "out"]
     assert cli.main([str(a) for a in arguments]) == 4
     captured = capsys.readouterr()
@@ -230,7 +234,7 @@ def test_what_cannot_be_delivered_is_said_before_the_work(
     project, tmp_path, capsys, monkeypatch, options, code, complaint
 ):
     if "mlflow" in options:
-        monkeypatch.setattr("bise_prune.loggers.find_spec", lambda name: None)
+        monkeypatch.setattr("bise_prune.report.loggers.find_spec", lambda name: None)
     arguments = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "none", *options]
     assert complaint in fails(capsys, *arguments, code=code)
     assert not (tmp_path / "none").exists()
@@ -443,7 +447,7 @@ def test_other_loggers_get_the_same(name, monkeypatch):
         log_metrics=noted("log_metrics"), end_run=noted("end_run"), init=noted("init", run),
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, name, double)
-    monkeypatch.setattr("bise_prune.loggers.find_spec", lambda _: True)
+    monkeypatch.setattr("bise_prune.report.loggers.find_spec", lambda _: True)
     with pytest.raises(RuntimeError), Loggers([f"{name}:place"], {"seed": 0, "masks": None}) as loggers:
         loggers.log("search", 3, {"loss": 1.5, "validation": {"accuracy": 0.5}, "done": True, "name": "x"})
         raise RuntimeError  # the run is closed all the same
@@ -466,7 +470,7 @@ def test_a_logger_that_does_not_open_closes_those_that_did(monkeypatch):
     first = types.SimpleNamespace(start_run=lambda: None, log_params=lambda _: None, end_run=ended.append)
     monkeypatch.setitem(sys.modules, "mlflow", first)
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=broken))
-    monkeypatch.setattr("bise_prune.loggers.find_spec", lambda _: True)
+    monkeypatch.setattr("bise_prune.report.loggers.find_spec", lambda _: True)
     with (
         pytest.raises(ConfigError, match="log = 'wandb' cannot be opened: no API key"),
         Loggers(("mlflow", "wandb"), {}),

@@ -14,7 +14,7 @@ from bise_prune import SearchConfig, search
 from bise_prune.config import FinetuneConfig
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import ConfigError
-from bise_prune.finetuning import finetune
+from bise_prune.tuning.finetuning import finetune
 
 SETTINGS = dict(anneal_every=2, min_temperature=0.2, head_epochs=3)
 
@@ -100,8 +100,8 @@ def test_the_command_runs_in_two_processes_and_one_of_them_writes(tmp_path):
 
 
 def test_batch_norm_statistics_need_one_process(monkeypatch):
-    from bise_prune.mask_search import run
+    from bise_prune.mask_search import assembly
 
-    monkeypatch.setattr(run, "world", lambda: (0, 2))
+    monkeypatch.setattr(assembly, "world", lambda: (0, 2))
     with pytest.raises(ConfigError, match="batchnorm 'statistics' needs the whole batch in one process"):
         search(network("simple_convnet"), [], SearchConfig(**SETTINGS, batchnorm="statistics"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bise_prune import MaskSet, fuse_batchnorm, gate_sites, prune
-from bise_prune.rewiring import RewiredModel
+from bise_prune.channels.edited_model import RewiredModel
 
 
 def half_closed(model, inputs, placement):

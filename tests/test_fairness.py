@@ -6,8 +6,8 @@ import torch
 from fairlearn.metrics import MetricFrame, demographic_parity_difference, equalized_odds_difference
 from sklearn.metrics import accuracy_score
 
-from bise_prune.evaluation import score
-from bise_prune.fairness import fairness_record
+from bise_prune.metrics.accuracy import score
+from bise_prune.metrics.fairness import fairness_record
 
 
 def sample(n=400, classes=2, values=2, seed=0, biases=1):

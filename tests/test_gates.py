@@ -8,7 +8,7 @@ from torch import nn
 
 from bise_prune import MaskSet, apply_masks, gate_sites
 from bise_prune.errors import ConfigError, ModelError
-from bise_prune.gates import step_gate
+from bise_prune.gates.step import step_gate
 from bise_prune.models import build_model
 
 

@@ -5,8 +5,8 @@ from cases import images, network, random_masks
 
 from bise_prune import BISEImportance, MaskSet
 from bise_prune.errors import ConfigError, ModelError
-from bise_prune.graph import build_graph
-from bise_prune.importance import tie_free
+from bise_prune.gates.ranking import tie_free
+from bise_prune.torch_pruning.graph import build_graph
 
 
 def pruner(model, masks, **options):

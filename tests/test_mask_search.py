@@ -9,12 +9,12 @@ from oracles import literal_algorithm_1
 from bise_prune import MaskSet, SearchConfig, apply_masks, search
 from bise_prune.data import BatchLoader
 from bise_prune.errors import BiseError, ConfigError, DataError
-from bise_prune.evaluation import evaluate
 from bise_prune.mask_search.mutual_information import bias_information
 from bise_prune.mask_search.objective import objective_of, reweighted_cross_entropy
 from bise_prune.mask_search.schedule import temperatures
 from bise_prune.mask_search.weights import alignment_weights, sample_weights, subgroup_weights
-from bise_prune.subgroups import aligned_bias_values, aligned_values, count_subgroups
+from bise_prune.metrics.accuracy import evaluate
+from bise_prune.metrics.subgroups import aligned_bias_values, aligned_values, count_subgroups
 
 SHORT = dict(anneal_every=2, min_temperature=0.2, head_epochs=3)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from bise_prune import SearchConfig, export_onnx, fuse_batchnorm, measure, prune, search
 from bise_prune.errors import ConfigError, ModelError, VerificationError
-from bise_prune.measurement import measure_latency
+from bise_prune.metrics.cost import measure_latency
 from bise_prune.models import build_model
 
 
@@ -103,7 +103,7 @@ def test_exported_files_hold_nothing_of_this_machine(tmp_path):
 
 
 def test_a_wrong_export_leaves_no_file(tmp_path, monkeypatch):
-    from bise_prune import export
+    from bise_prune.export import onnx_file as export
 
     exported = export._exported
 

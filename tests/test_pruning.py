@@ -6,9 +6,9 @@ from cases import NETWORKS, Net, biased_loader, images, network, random_masks, r
 from torch import nn
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, fuse_batchnorm, gate_sites, prune, search, verify
+from bise_prune.channels.edited_model import RewiredModel
 from bise_prune.errors import ConfigError, PruningError, VerificationError
 from bise_prune.models import build_model
-from bise_prune.rewiring import RewiredModel
 
 
 def num_params(model):

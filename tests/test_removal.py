@@ -13,20 +13,11 @@ import torch.nn.functional as F
 from cases import Net, randomise, torchvision_network
 from torch import nn
 
-from bise_prune import (
-    MaskSet,
-    apply_masks,
-    export_program,
-    fuse_batchnorm,
-    gate_sites,
-    load_slim,
-    prune,
-    save_slim,
-)
+from bise_prune import MaskSet, apply_masks, export_program, fuse_batchnorm, gate_sites, load_slim, prune, save_slim
+from bise_prune.channels.edited_model import RewiredModel
 from bise_prune.checkpoint import load_checkpoint
 from bise_prune.errors import CheckpointError, ModelError, PruningError
-from bise_prune.export import flush_denormals
-from bise_prune.rewiring import RewiredModel
+from bise_prune.export.denormals import flush_denormals
 
 ACTIVATIONS = [torch.relu, F.silu, F.gelu, torch.tanh, F.hardswish, torch.sigmoid, F.softplus, F.leaky_relu]
 

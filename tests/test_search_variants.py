@@ -14,14 +14,16 @@ from bise_prune import MaskSet, SearchConfig, apply_masks, evaluate, gate_sites,
 from bise_prune.config import Budget
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import BiseError, ConfigError, DataError, ModelError
-from bise_prune.mask_search import SearchInterrupted, closed
-from bise_prune.mask_search.forward import MaskedForward
+from bise_prune.mask_search import SearchInterrupted
+from bise_prune.mask_search.algorithm import _mask_epoch
+from bise_prune.mask_search.assembly import assemble
 from bise_prune.mask_search.heads import BiasHeads
 from bise_prune.mask_search.mutual_information import JointPool, bias_information, information, joint_sums
-from bise_prune.mask_search.prefix import cached_prefix
-from bise_prune.mask_search.run import SearchRun
 from bise_prune.mask_search.selection import resolve
-from bise_prune.mask_search.stopping import none_can_flip
+from bise_prune.mask_search.speed import FastPasses, Speedups
+from bise_prune.mask_search.speed import skipped_channels as closed
+from bise_prune.mask_search.speed.cached_prefix import cached_prefix
+from bise_prune.mask_search.stopping import is_settled, none_can_flip
 from bise_prune.tracing import trace
 
 SHORT = dict(anneal_every=2, min_temperature=0.2, head_epochs=3)
@@ -170,7 +172,7 @@ def test_closed_channels_are_left_out_of_both_directions(layer, shape, monkeypat
 
 class _Sparing(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        found = closed.sparing(func, args, kwargs or {})
+        found = closed.without_closed_channels(func, args, kwargs or {})
         return func(*args, **(kwargs or {})) if found is None else found
 
 
@@ -217,23 +219,19 @@ def test_a_search_that_spares_closed_channels_finds_the_same(name, monkeypatch):
 def test_a_network_that_stands_still_is_run_once_per_sample(options, monkeypatch):
     model = network("simple_convnet").double()
     options = dict(anneal_every=6, min_temperature=0.02, head_epochs=2, mask_lr=0.1, early_stop=False, **options)
-    forward, epoch = MaskedForward.plain, SearchRun.mask_epoch
+    forward = FastPasses.forward
 
     def run(remember):
         samples = []
 
-        def counted(self, gates, inputs, resume):
-            samples.append(len(inputs))
-            return forward(self, gates, inputs, resume)
+        def counted(self, gates, inputs):
+            samples.append(len(inputs.input))
+            return forward(self, gates, inputs)
 
-        def forgetful(self, *arguments):
-            self.can_remember = remember
-            return epoch(self, *arguments)
-
-        monkeypatch.setattr(MaskedForward, "plain", counted)
-        monkeypatch.setattr(SearchRun, "mask_epoch", forgetful)
+        monkeypatch.setattr(FastPasses, "forward", counted)
         loader = BatchLoader(_double(biased_data(n=120, rho=0.9)), 20, shuffle=True)
-        return search(model, loader, SearchConfig(**options)), sum(samples)
+        speedups = Speedups(batched_steps=remember)
+        return search(model, loader, SearchConfig(**options), speedups=speedups), sum(samples)
 
     (kept, few), (anew, many) = run(True), run(False)
     still = [not record.mask_flips for record in anew.history]
@@ -271,16 +269,15 @@ def test_stopping_early_changes_no_mask(seed):
 
 def test_a_mask_that_flips_and_comes_back_does_not_stand_still():
     config = SearchConfig(**SHORT, mask_lr=1e-9, initial_logit=1.0)
-    run = SearchRun(network("simple_convnet"), BatchLoader(biased_data(), 20), config, None, None, None)
+    run = assemble(network("simple_convnet"), BatchLoader(biased_data(), 20), config)
 
     def disturb():
-        with torch.no_grad():
-            run.gates.logits[0] = -1.0 if run.done == 2 else 1.0
+        run.state.logits[0] = -1.0 if run.state.position.batches == 2 else 1.0
 
-    assert run.mask_epoch(1, 1.0, disturb).mask_flips == 1
-    assert bool((run.gates.logits > 0).all()) and not run.is_settled([1e-3])
-    assert run.mask_epoch(2, 1.0, lambda: None).mask_flips == 0
-    assert run.is_settled([1e-3])
+    assert _mask_epoch(run, 1, 1.0, disturb).mask_flips == 1
+    assert bool((run.state.logits > 0).all()) and not is_settled(run, [1e-3])
+    assert _mask_epoch(run, 2, 1.0, lambda: None).mask_flips == 0
+    assert is_settled(run, [1e-3])
 
 
 def test_the_bound_stops_only_what_stands():
@@ -506,15 +503,14 @@ def test_mask_gradients_are_those_of_the_plain_network():
     """The search's own forward pass (affine batch norms, replayed prefix) against hooks and autograd."""
     model = network("resnet").double()
     data = _double(biased_data(n=20))
-    run = SearchRun(model, BatchLoader(data, 20), SearchConfig(head_epochs=1, mi_weight=0.0), None, None, None)
-    gates = run.gates.flat()
+    run = assemble(model, BatchLoader(data, 20), SearchConfig(head_epochs=1, mi_weight=0.0))
+    gates = run.network.gates.flat()
     gates.retain_grad()
-    (rows,) = run._pass()
-    ((_, inputs),) = run._ready([rows])
-    logits, _ = run.forward(gates.split(run.gates.sizes), *inputs)
-    F.cross_entropy(logits, run.labels(rows).target).backward()
-    ones = [torch.ones(site.num_channels, dtype=torch.float64, requires_grad=True) for site in run.gated.sites]
-    with run.gated.gating(ones):
+    ((rows, inputs),) = run.passes.inputs(run.data.next_pass(run.state.position))
+    logits, _ = run.passes.forward(gates, inputs)
+    F.cross_entropy(logits, run.labels.of(rows).target).backward()
+    ones = [torch.ones(site.num_channels, dtype=torch.float64, requires_grad=True) for site in run.network.sites]
+    with run.network.gated.gating(ones):
         plain = model(data.inputs)
     F.cross_entropy(plain, data.target).backward()
     assert torch.allclose(gates.grad, torch.cat([one.grad for one in ones]), rtol=0, atol=1e-12)

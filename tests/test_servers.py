@@ -26,8 +26,8 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from bise_prune import export_onnx, fuse_batchnorm, prune
-from bise_prune.export import open_session
-from bise_prune.triton import write_repository
+from bise_prune.export.runtime import open_session
+from bise_prune.export.triton import write_repository
 
 CLASSES = ["digit", "letter", "any other sign"]
 LATEST = ""  # the version of requests that name none

@@ -7,10 +7,10 @@ import tomllib
 
 import pytest
 
-from bise_prune import cli
+from bise_prune.app import cli
+from bise_prune.app.settings import SETTINGS, read_settings, run_config, settings_of, write_settings
 from bise_prune.config import FinetuneConfig, RunConfig, SearchConfig
 from bise_prune.errors import ConfigError
-from bise_prune.settings import SETTINGS, read_settings, run_config, settings_of, write_settings
 
 
 def parsed(*argv):

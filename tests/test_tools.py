@@ -8,8 +8,8 @@ from cases import images, network, random_masks
 
 from bise_prune import export_onnx, prune
 from bise_prune.checkpoint import Checkpoint, save_checkpoint
+from bise_prune.checkpoint.networks import save_slim
 from bise_prune.models import build_model
-from bise_prune.slim import save_slim
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import models
 
 from bise_prune.errors import ConfigError
-from bise_prune.export import open_session
+from bise_prune.export.runtime import open_session
 
 RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 TEMPLATE = Path(__file__).with_name("browser_page.html")

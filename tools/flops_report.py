@@ -15,8 +15,8 @@ from typing import Any
 import models
 from rich.console import Console
 
-from bise_prune.measurement import FLOPS_CONVENTION, measure
-from bise_prune.report import side_by_side
+from bise_prune.metrics.cost import FLOPS_CONVENTION, measure
+from bise_prune.report.tables import side_by_side
 
 
 def main(argv: Sequence[str] | None = None) -> int:

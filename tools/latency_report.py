@@ -26,10 +26,11 @@ import torch
 from rich.console import Console
 
 from bise_prune.errors import ConfigError
-from bise_prune.export import export_onnx, open_session
-from bise_prune.measurement import summarise, time_by_turns
+from bise_prune.export.onnx_file import export_onnx
+from bise_prune.export.runtime import open_session
+from bise_prune.metrics.cost import summarise, time_by_turns
 from bise_prune.pruning import fuse_batchnorm
-from bise_prune.report import side_by_side
+from bise_prune.report.tables import side_by_side
 
 PROVIDERS = {
     ("onnxruntime", "cpu"): "CPUExecutionProvider",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bise_prune.checkpoint import load_checkpoint
+from bise_prune.checkpoint.networks import example_input, model_of
 from bise_prune.errors import BiseError, ModelError
-from bise_prune.slim import example_input, model_of
 from bise_prune.tracing import logits_of
 
 

@@ -16,8 +16,8 @@ import models
 from rich.console import Console
 from torch import nn
 
-from bise_prune.report import side_by_side
-from bise_prune.rewiring import RewiredModel
+from bise_prune.channels.edited_model import RewiredModel
+from bise_prune.report.tables import side_by_side
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,20 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from bise_prune import MaskSet, SearchConfig, evaluate, export_onnx, fuse_batchnorm, measure, prune, search
+from bise_prune.app.settings import Data, Setting
 from bise_prune.config import FinetuneConfig
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import PruningError
-from bise_prune.evaluation import Evaluation
+from bise_prune.export.runtime import onnx_latencies
 from bise_prune.files import atomic_path, write_json
-from bise_prune.finetuning import finetune
-from bise_prune.formats import onnx_latencies
-from bise_prune.gates import apply_masks
+from bise_prune.gates.gated_model import apply_masks
 from bise_prune.mask_search import SearchInterrupted
+from bise_prune.metrics.accuracy import Evaluation
+from bise_prune.metrics.subgroups import aligned_values, is_aligned
 from bise_prune.pruning.exact import PruningResult
-from bise_prune.subgroups import aligned_values, is_aligned
-from bise_prune.training import train_vanilla
-
-from .settings import Data, Setting
+from bise_prune.tuning.finetuning import finetune
+from bise_prune.tuning.vanilla import train_vanilla
 
 Figures = dict[str, float | None]
 

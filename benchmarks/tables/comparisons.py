@@ -1,4 +1,4 @@
-"""Comparisons beyond the paper: peers, conflicting samples, wrong labels, other conditions, the README's table."""
+"""Comparisons beyond the paper: peers, conflicting samples, wrong labels, other test sets, the README's table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from .cases import LATENCY_BATCH
 from .methods import BUDGETS, SHORT
 from .recorded import Recorded, Where, mean, seeds_of, spread, write_table
 from .settings import NAMES, Setting, setting_of
+
+RECORDS_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records"
 
 _CRITERIA = {"magnitude": "magnitude", "lamp": "LAMP", "taylor": "Taylor", "fpgm": "FPGM", "random": "random"}
 
@@ -21,19 +23,19 @@ def peer_rows(setting: Setting) -> list[tuple[str, str, str, str]]:
     return [
         ("", "vanilla", "vanilla", "vanilla"),
         ("", "the weights it started from", "vanilla", "starting weights"),
-        ("no weight touched", "BISE", "bise", setting.rule),
-        ("no weight touched", "BISE, widths rounded up", "rounded", "rounded"),
-        *(("no weight touched", f"{label} (torch-pruning)", run, "as is") for label, run in cut),
-        ("no weight touched", "FFW, gates on weights", "ffw", "FFW"),
-        ("last layer", "reweighted, training set", "last-layer", "last layer, reweighted"),
-        ("last layer", "DFR, validation set", "last-layer", "DFR, validation set"),
+        ("not trained", "BISE", "bise", setting.rule),
+        ("not trained", "BISE, widths rounded up", "rounded", "rounded"),
+        *(("not trained", f"{label} (torch-pruning)", run, "as is") for label, run in cut),
+        ("not trained", "FFW, gates on weights", "ffw", "FFW"),
+        ("last layer refitted", "reweighted, training set", "last-layer", "last layer, reweighted"),
+        ("last layer refitted", "DFR, validation set", "last-layer", "DFR, validation set"),
         ("finetuned", "BISE", "finetuned", "finetuned"),
         *(("finetuned", f"{label} (torch-pruning)", run, "finetuned") for label, run in cut),
         ("finetuned", "dense", "finetuned", "dense, finetuned"),
-        ("trained anew", "ERM (SpuCo)", "spuco-erm", "ERM"),
-        ("trained anew", "GroupBalance (SpuCo)", "spuco-group-balance", "GroupBalance"),
-        ("trained anew", "GroupDRO (SpuCo)", "spuco-group-dro", "GroupDRO"),
-        ("trained anew", "JTT (SpuCo)", "spuco-jtt", "JTT"),
+        ("trained from the start", "ERM (SpuCo)", "spuco-erm", "ERM"),
+        ("trained from the start", "GroupBalance (SpuCo)", "spuco-group-balance", "GroupBalance"),
+        ("trained from the start", "GroupDRO (SpuCo)", "spuco-group-dro", "GroupDRO"),
+        ("trained from the start", "JTT (SpuCo)", "spuco-jtt", "JTT"),
     ]
 
 
@@ -44,17 +46,17 @@ _NOT_SELECTED = ("FFW", "last layer, reweighted")
 def _needs(setting: Setting, row: str) -> str:
     """Which bias labels a row needs, to train on and to select by."""
     if row in _NO_LABELS:
-        return "no"
+        return "none"
     trained = ["training"] if row not in ("JTT", "DFR, validation set") else []
     selected = ["validation"] if setting.rule == "best" and row not in _NOT_SELECTED else []
-    return ", ".join(trained + selected) or "no"
+    return ", ".join(trained + selected) or "none"
 
 
 def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
-    """Everything that is compared on a data set, and in words what beats the search."""
+    """Everything that is compared on a data set, and which methods have a higher mean than the search."""
     header = (
-        "", "", "seeds", "unbiased, %", "worst group, %", "aligned - conflicting", "parameters, k", "kFLOPs",
-        "latency, of dense", "vanilla epochs", "bias labels",
+        "weights", "method", "seeds", "unbiased accuracy, %", "worst group, %", "aligned - conflicting, points",
+        "parameters, k", "kFLOPs", "latency / dense", "cost, vanilla epochs", "bias labels in",
     )  # fmt: skip
     rows, used, means = [], [], dict[tuple[str, str], float]()
     places = [
@@ -77,24 +79,25 @@ def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     counts = used[0]["n"]
     disagreeing = " and ".join(f"{count:,}" for count in counts["conflicting"])  # one a bias
     about = (
-        f"{counts['train']:,} training samples, {disagreeing} of them conflicting (seed {used[0]['seed']}), "
-        f"{counts['test']:,} test samples. Latency: onnxruntime, one thread, batch {LATENCY_BATCH}, by turns with the "
-        "dense network. Vanilla epochs: CPU time on top of the checkpoint, in epochs of the vanilla training; "
-        "validation after each epoch counts for BISE and finetuning, not for those that train anew."
+        f"{counts['train']:,} training samples, {disagreeing} of them bias-conflicting (seed {used[0]['seed']}), "
+        f"{counts['test']:,} test samples ([records]({RECORDS_URL}/{setting.folder})). Latency is onnxruntime's on one "
+        f"thread at batch {LATENCY_BATCH}, measured by turns with the dense network. The cost is the CPU time beyond the "
+        "checkpoint, in epochs of the vanilla training; it includes validation after each epoch for BISE and "
+        "finetuning, but not for the methods that train from the start."
     )
-    ours = means.get(("no weight touched", "BISE"), 0.0)
+    ours = means.get(("not trained", "BISE"), 0.0)
     better = [
         f"{label} ({kind})" if kind else label
         for (kind, label), found in means.items()
         if found > ours and "BISE" not in label
     ]
     says = (
-        f"More unbiased than BISE as it is, in the mean: {'; '.join(better)}."
+        f"Higher mean unbiased accuracy than BISE without training: {'; '.join(better)}."
         if better
-        else "Nothing is ahead of BISE."
+        else "No method has a higher mean unbiased accuracy than BISE."
     )
     return [
-        f"### {_title(setting, rho)}",
+        f"## {_title(setting, rho)}",
         "",
         *textwrap.wrap(about, 120),
         "",
@@ -108,7 +111,7 @@ def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
 
 
 def conflicting(records: Recorded) -> list[str]:
-    """Gain against the number of bias-conflicting training samples."""
+    """The gain by the number of bias-conflicting training samples."""
     rows = []
     for rho in records.rhos("biased_mnist", "small", "bise"):
 
@@ -127,20 +130,20 @@ def conflicting(records: Recorded) -> list[str]:
             spread(records.values(where("finetuned", "finetuned"), "unbiased")),
         ])  # fmt: skip
     header = (
-        "rho", "seeds", "conflicting samples", "vanilla", "BISE", "gain", "FLOPs left", "last layer, reweighted",
-        "dense, finetuned", "BISE, finetuned",
+        "rho", "seeds", "bias-conflicting samples", "vanilla", "BISE", "gain, points", "FLOPs left",
+        "last layer, reweighted", "dense, finetuned", "BISE, finetuned",
     )  # fmt: skip
     return write_table(header, rows)
 
 
 def noise(records: Recorded) -> list[str]:
-    """Wrong bias labels, and labels that a briefly trained network made up."""
+    """The search with wrong bias labels and with pseudo bias labels."""
     rho = setting_of("biased_mnist", "small").rhos[0]
     records = records.matched(Where("biased_mnist", "small", rho, method, "") for method in ("bise", "noise-0.1"))
     rows = []
     for label, method in (
-        ("true labels", "bise"),
-        *((f"{share:.0%} of the labels wrong", f"noise-{share:g}") for share in (0.1, 0.3, 0.5, 0.8)),
+        ("true bias labels", "bise"),
+        *((f"{share:.0%} of the bias labels wrong", f"noise-{share:g}") for share in (0.1, 0.3, 0.5, 0.8)),
         ("pseudo labels, one epoch", "unsupervised"),
         ("pseudo labels, three epochs", "unsupervised-3"),
     ):
@@ -148,15 +151,15 @@ def noise(records: Recorded) -> list[str]:
         keys = ((best, "unbiased"), (last, "unbiased"), (best, "sparsity"), (best, "precision"), (best, "recall"))
         rows.append([label, str(len(records.of(best))), *(spread(records.values(*key)) for key in keys)])
     vanilla = records.values(Where("biased_mnist", "small", rho, "vanilla", "vanilla"), "unbiased")
-    rows.append(["(vanilla)", str(len(vanilla)), spread(vanilla), "", "", "", ""])
+    rows.append(["vanilla network, no search", str(len(vanilla)), spread(vanilla), "", "", "", ""])
     header = (
-        "", "seeds", "unbiased, %", "last epoch, %", "parameters gone, %", "what conflicts: precision, %", "recall, %"
+        "", "seeds", "unbiased accuracy, %", "last epoch, %", "sparsity, %", "conflicting: precision, %", "recall, %"
     )  # fmt: skip
     return write_table(header, rows)
 
 
 def transfer(records: Recorded, name: str) -> list[str]:
-    """The masks of the tables on other test sets."""
+    """The same masks evaluated on other test sets."""
     rows = []
     rhos = setting_of(name, "small").rhos
     seeds = seeds_of(records.of(Where(name, "small", rhos[0], "transfer", "")))
@@ -175,7 +178,7 @@ def transfer(records: Recorded, name: str) -> list[str]:
 
 
 def after_finetuning(records: Recorded) -> list[str]:
-    """Whether the criterion matters once the weights are trained on."""
+    """Criteria at equal FLOPs, before and after finetuning."""
     lines: list[str] = []
     for rho in records.rhos("biased_mnist", "small", "after-finetuning"):
         rows = []
@@ -196,20 +199,37 @@ def _title(setting: Setting, rho: float) -> str:
     return f"{NAMES[setting.name]}, {setting.size}" + (f", rho {rho:g}" if rho else "")
 
 
+# The README's data sets: one in the paper's size, the others small.
+_README = (
+    ("multi_color_mnist", "full", 0.0),
+    ("digits", "small", 0.95),
+    ("biased_mnist", "small", 0.95),
+    ("corrupted_cifar10", "small", 0.95),
+    ("toxic_comments", "small", 0.0),
+)
+
+
 def evidence(records: Recorded) -> list[str]:
-    """The README's tables, one a size: each data set in a line, over the seeds that all its cells have."""
+    """The README's table: five data sets, one in a line."""
+    return _evidence(records, [(setting_of(name, size), rho) for name, size, rho in _README], "benchmarks/records")
+
+
+def all_evidence(records: Recorded) -> list[str]:
+    """The same for every data set and share of aligned samples, one table a size."""
     names = ("digits", "biased_mnist", "corrupted_cifar10", "toxic_comments")
+    small = [(each, rho) for each in map(setting_of, names, ["small"] * 4) for rho in each.rhos or (0.0,)]
     return [
         "The paper's data and network:", "",
-        *_evidence(records, [setting_of("multi_color_mnist", "full")]),
-        "Smaller ones, as far as a CPU goes, with protocols of their own:", "",
-        *_evidence(records, [setting_of(name, "small") for name in names]),
+        *_evidence(records, [(setting_of("multi_color_mnist", "full"), 0.0)], RECORDS_URL),
+        "Small settings for a CPU, with protocols of their own:", "",
+        *_evidence(records, small, RECORDS_URL),
     ]  # fmt: skip
 
 
-def _evidence(records: Recorded, settings: Sequence[Setting]) -> list[str]:
+def _evidence(records: Recorded, places: Sequence[tuple[Setting, float]], folder: str) -> list[str]:
+    """One data set in a line, over the seeds that all its cells have."""
     rows = []
-    for setting, rho in [(each, rho) for each in settings for rho in each.rhos or (0.0,)]:
+    for setting, rho in places:
         place = (setting.name, setting.size, rho)
         criteria = {title: Where(*place, f"tp-{criterion}", "as is") for criterion, title in _CRITERIA.items()}
         columns = [
@@ -218,25 +238,25 @@ def _evidence(records: Recorded, settings: Sequence[Setting]) -> list[str]:
                 ("vanilla", "vanilla"),
                 ("bise", setting.rule),
                 ("last-layer", "last layer, reweighted"),
+                ("last-layer", "DFR, validation set"),
                 ("finetuned", "dense, finetuned"),
                 ("finetuned", "finetuned"),
             )
         ]
         shared = records.matched([*columns, *criteria.values()])
-        vanilla, bise, last_layer, dense, finetuned = (shared.values(where, "unbiased") for where in columns)
+        vanilla, bise, *cures = (shared.values(where, "unbiased") for where in columns)
         if not bise:
             continue
         others = {title: shared.values(where, "unbiased") for title, where in criteria.items()}
         others = {title: found for title, found in others.items() if len(found) == len(bise)}
-        title = max(others, key=lambda name: mean(others[name]) or 0.0, default="")
+        best = max(others, key=lambda name: mean(others[name]) or 0.0, default="")
         rows.append([
-            f"[{_title(setting, rho)}](benchmarks/records/{setting.folder})",
+            f"[{_title(setting, rho)}]({folder}/{setting.folder})",
             str(len(bise)), spread(vanilla), spread(bise), spread(shared.values(columns[1], "flops_left")),
-            f"{spread(others[title])} ({title})" if title else "", spread(last_layer), spread(dense),
-            spread(finetuned),
+            f"{spread(others[best])} ({best})" if best else "–", *(spread(values) or "–" for values in cures),
         ])  # fmt: skip
     header = (
-        "unbiased accuracy, %", "seeds", "vanilla", "BISE", "FLOPs left", "best other criterion there",
-        "last layer, reweighted", "dense, finetuned", "BISE, finetuned",
+        "unbiased accuracy, %", "seeds", "vanilla", "BISE", "FLOPs left", "other criterion",
+        "last layer, reweighted", "last layer, unbiased data", "dense, finetuned", "BISE, finetuned",
     )  # fmt: skip
     return write_table(header, rows)

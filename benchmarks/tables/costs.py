@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bise_prune.demo import EPOCHS
+from bise_prune.app.demo import EPOCHS
 
 IMAGES, MASK_EPOCHS, HEAD_EPOCHS, VANILLA_EPOCHS = 1_281_167, 100, 550, 90
 PHASES = 11  # of the head, with features of their own
@@ -33,8 +33,9 @@ def cost_section(folder: Path) -> list[str]:
     steps, searches = record["steps"], record["searches"]
     lines = [
         *textwrap.wrap(
-            "One CPU thread ([record](../benchmarks/records/cost.json), `python benchmarks/cost.py`). A mask step "
-            "against a vanilla training step of the same batch:",
+            "Measured on one CPU thread ([record](https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/"
+            "cost.json), `python benchmarks/cost.py`). A mask step compared with a vanilla training step on the same "
+            "batch:",
             120,
         ),
         "",
@@ -49,7 +50,7 @@ def cost_section(folder: Path) -> list[str]:
                 for row in steps
             ],
         ),
-        "A whole search (20 epochs of the masks) against 16 epochs of vanilla training, the demo's network:",
+        "A whole search (20 mask epochs) compared with 16 epochs of vanilla training, on the demo's network:",
         "",
         *_table(
             (
@@ -65,7 +66,7 @@ def cost_section(folder: Path) -> list[str]:
                 for row in searches
             ],
         ),
-        "Removal (plan, cut, check in float64, fusion) and ONNX export at 224x224, once per network whatever the data:",
+        "The removal (plan, surgery, verification in float64, batch-norm fusion) and the ONNX export at 224x224, once per network:",
         "",
         *_table(
             ("", "removal, CPU s", "export, CPU s"),
@@ -100,19 +101,19 @@ def _extrapolated(record: dict[str, Any]) -> list[str]:
     vanilla = VANILLA_EPOCHS * IMAGES * seconds["vanilla"]
     ratio = (search + heads) / vanilla
     text = (
-        f"Growth: seconds a sample go with FLOPs to the power {fits['vanilla'][1]:.2f} for vanilla steps and "
-        f"{fits['mask'][1]:.2f} for mask steps; a whole search goes with the number of samples to the power "
-        f"{by_data:.2f}. The fits miss no step measured by more than {worst:.0%}."
+        f"Growth: the seconds per sample grow with the FLOPs to the power {fits['vanilla'][1]:.2f} for vanilla steps and "
+        f"{fits['mask'][1]:.2f} for mask steps. A whole search grows with the number of samples to the power "
+        f"{by_data:.2f}. No measured step is further than {worst:.0%} from these fits."
     )
     far = (
-        f"**Extrapolated, not measured**: {IMAGES:,} images, ResNet-50 at 224x224 ({about['flops'] / 1e9:.1f} GFLOPs), "
-        f"the paper's whole schedule ({MASK_EPOCHS} epochs of the masks, {HEAD_EPOCHS} of the head, no early stop) "
-        f"against {VANILLA_EPOCHS} epochs of vanilla training: {ratio:.1f} times its time, of which the head is "
-        f"{heads / (search + heads):.0%}. Divided over several GPUs, a mask step sums the gradients of "
-        f"{about['gates']:,} gates ({4 * about['gates'] / 1e6:.2f} MB), where training sums those of all weights "
-        f"({4 * about['params'] / 1e6:.0f} MB), so that communication does not bound it and the "
-        "time falls at best with the number of GPUs. The head trains on features that are computed once a temperature; "
-        "its epochs could be cut first (they hardly matter, Appendix H)."
+        f"**Extrapolated, not measured**: for {IMAGES:,} images and a ResNet-50 at 224x224 ({about['flops'] / 1e9:.1f} "
+        f"GFLOPs), the paper's whole schedule ({MASK_EPOCHS} mask epochs, {HEAD_EPOCHS} epochs of the auxiliary head, no "
+        f"early stop) would take {ratio:.1f} times as long as {VANILLA_EPOCHS} epochs of vanilla training; the auxiliary "
+        f"head takes {heads / (search + heads):.0%} of it. On several GPUs, a mask step sums the gradients of "
+        f"{about['gates']:,} gates ({4 * about['gates'] / 1e6:.2f} MB), where training sums the gradients of all weights "
+        f"({4 * about['params'] / 1e6:.0f} MB), so communication does not limit it. The auxiliary head trains on "
+        "features that are computed once per temperature; its epochs could be reduced first (they hardly matter, "
+        "Appendix H of the paper)."
     )
     return [*textwrap.wrap(text, 120), "", *textwrap.wrap(far, 120), ""]
 

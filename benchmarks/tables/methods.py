@@ -7,20 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from bise_prune.cases import Case, Figures, Found, timed
+from bise_prune.shifts import shifted_test_sets
 
-from bise_prune import MaskSet
+from bise_prune import MaskSet, finetunings, peers
+from bise_prune.baselines.magnitude import magnitude_masks
+from bise_prune.baselines.random_scores import random_masks
 from bise_prune.config import Budget
-from bise_prune.criteria import magnitude_masks, random_masks
 from bise_prune.data import BatchLoader
 from bise_prune.data.noise import noisy_bias_labels
+from bise_prune.diagnostics.probe import probe_bias
+from bise_prune.diagnostics.sweep import threshold_sweep
 from bise_prune.errors import PruningError
-from bise_prune.identification import pseudo_bias_labels, with_pseudo_labels
-from bise_prune.probe import probe_bias
-from bise_prune.sweep import threshold_sweep
-
-from . import finetunings, peers
-from .cases import Case, Figures, Found, timed
-from .shifts import shifted_test_sets
+from bise_prune.tuning.pseudo_labels import pseudo_bias_labels, with_pseudo_labels
 
 Rows = dict[str, Figures]
 Run = Callable[[Case], Rows]

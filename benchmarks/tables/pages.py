@@ -1,4 +1,4 @@
-"""docs/results.md, and the tables that other pages take from the records."""
+"""The pages below docs/pages/evidence that are written from the records, and the tables that other pages take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .comparisons import after_finetuning, conflicting, evidence, noise, peer_table, transfer
+from .comparisons import (
+    RECORDS_URL,
+    after_finetuning,
+    all_evidence,
+    conflicting,
+    evidence,
+    noise,
+    peer_table,
+    transfer,
+)
 from .costs import cost_section
 from .finetunings import EPOCHS, WAYS
 from .methods import SPARSITIES
@@ -16,9 +25,13 @@ from .recorded import Recorded, Where, mean, seeds_of, spread, write_table
 from .settings import NAMES, SETTINGS, setting_of
 
 _NOT_RUN = {
-    "biased_mnist": "not run: the full size takes a GPU (see [cost](#cost)), and none was at hand",
-    "corrupted_cifar10": "not run: the full size takes a GPU and ImageNet weights, and neither was at hand",
+    "biased_mnist": "not run; this size needs a GPU (see [cost](cost.md)), and none was available",
+    "corrupted_cifar10": "not run; this size needs a GPU and ImageNet weights, and neither was available",
 }
+_WRITTEN = (
+    f"This page is written by `python benchmarks/results.py` from [the records]({RECORDS_URL}): one JSON file per run, "
+    "with its command, commit, versions and seed. Figures are the mean ± the sample standard deviation over seeds."
+)
 
 # -- the paper's tables ----------------------------------------------------------------------------
 
@@ -32,7 +45,7 @@ def paper_table(records: Recorded, table: Table) -> list[str]:
         theirs = f"{row.mean:.{row.digits}f} ± {row.std:.{row.digits}f}"
         count = str(len(values)) if values else ""
         rows.append([row.label, theirs, spread(values, row.scale) or "–", count, _deviation(row, values)])
-    lines = [f"### Table {table.name}: {table.title}", ""]
+    lines = [f"## Table {table.name}: {table.title}", ""]
     lines += write_table(("", "paper, 3 seeds", "ours", "seeds", "difference"), rows)
     for reason in dict.fromkeys(EXPLAINED.values()):
         labels = [label for (name, label), why in EXPLAINED.items() if name == table.name and why == reason]
@@ -56,10 +69,10 @@ def _finetunings(records: Recorded) -> list[str]:
     tried |= {way.label: (f"finetuned-{name}", f"{EPOCHS} epochs") for name, way in WAYS.items()}
     paper = [f"{row.mean:.1f} ± {row.std:.1f}" for row in table_of("7").rows if "finetuning" in row.label]
     lines = [
-        "### Table 7, finetuned in other ways", "",
+        "## Table 7, finetuned in other ways", "",
         *textwrap.wrap(
-            "To explain a difference, not to choose: nothing here is used elsewhere. Accuracy in % on the test images "
-            f"after {EPOCHS} epochs.", 120,
+            "These runs only look for the cause of the difference above; no other result uses them. Accuracy in % on the "
+            f"test images after {EPOCHS} epochs.", 120,
         ), "",
     ]  # fmt: skip
     for name, seeds in (("seeds 0 to 2", {0, 1, 2}), ("seed 0", {0})):
@@ -79,7 +92,7 @@ def _counts(records: Recorded) -> list[str]:
         for name, row in rows.items()
     ]
     header = ("", "weights, paper", "weights, ours", "mask parameters, paper", "mask parameters, ours")
-    return ["### Table E.1: parameters", "", *write_table(header, cells)]
+    return ["## Table E.1: parameters", "", *write_table(header, cells)]
 
 
 def _trials(records: Recorded) -> list[str]:
@@ -90,8 +103,8 @@ def _trials(records: Recorded) -> list[str]:
         ]
         for row in json.loads((records.folder / "trials.json").read_text())["rows"]
     ]  # fmt: skip
-    header = ("", "rho", "training images", "epochs", "unbiased, validation, %", "CPU s")
-    return ["### How they were chosen: vanilla networks, seed 0", "", *write_table(header, rows)]
+    header = ("", "rho", "training images", "epochs", "unbiased accuracy, validation, %", "CPU s")
+    return ["## How the small settings were chosen: vanilla networks, seed 0", "", *write_table(header, rows)]
 
 
 # -- the same tables at a small size ---------------------------------------------------------------
@@ -128,10 +141,10 @@ SMALL = (
     Small("Table 8, the parts of the objective", "biased_mnist", (
         ("neither", "loss-plain", "best"),
         ("reweighting alone", "loss-reweighted", "best"),
-        ("information alone", "loss-information", "best"),
+        ("mutual information alone", "loss-information", "best"),
         ("both", "bise", "best"),
     )),
-    Small("Figure 3a, the weight of the information", "biased_mnist", (
+    Small("Figure 3a, the weight of the mutual information", "biased_mnist", (
         ("gamma = 0", "loss-reweighted", "best"),
         ("gamma = .1", "gamma-0.1", "best"),
         ("gamma = 1", "bise", "best"),
@@ -139,7 +152,7 @@ SMALL = (
         ("gamma = 10", "gamma-10", "best"),
     )),
     Small("Appendix H, sensitivity", "biased_mnist", _SENSITIVITY),
-    Small("Appendix I, batch norms that follow", "biased_mnist", (
+    Small("Appendix I, batch norms that are updated during the search", "biased_mnist", (
         ("frozen", "bise", "best"),
         ("avg, std", "batchnorm-statistics", "best"),
         ("avg, std, beta, gamma", "batchnorm-affine", "best"),
@@ -163,7 +176,7 @@ def small_table(records: Recorded, small: Small) -> list[str]:
     )
     header, lines = ["", "seeds"], []
     for rho in rhos:
-        header += [f"unbiased, rho {rho:g}", "parameters gone", "FLOPs left"]
+        header += [f"unbiased accuracy, rho {rho:g}", "sparsity", "FLOPs left"]
     counts = [
         min(len(records.of(Where(small.setting, "small", rho, method, row))) for rho in rhos)
         for _, method, row in small.rows
@@ -176,8 +189,8 @@ def small_table(records: Recorded, small: Small) -> list[str]:
         if any(cells[2:]):
             lines.append(cells)
     return [
-        f"### {small.title}: {NAMES[small.setting]}, small", "",
-        "In %.", "", *write_table(header, lines),
+        f"## {small.title}: {NAMES[small.setting]}, small", "",
+        "All figures in %.", "", *write_table(header, lines),
     ]  # fmt: skip
 
 
@@ -187,11 +200,11 @@ _TEXTS = (
     ("BISE", "80.4 ± 0.2", "bise", "best"),
     ("BISE (last)", "67.9 ± 1.8", "bise", "last"),
     ("BISE + finetuning", "81.0 ± 0.1", "finetuned", "finetuned"),
-    ("BISE, gates tied", "", "placement-tied", "best"),
-    ("BISE (last), gates tied", "", "placement-tied", "last"),
+    ("BISE, tied placement", "", "placement-tied", "best"),
+    ("BISE (last), tied placement", "", "placement-tied", "last"),
     ("dense + the same finetuning", "", "finetuned", "dense, finetuned"),
     ("last layer, reweighted, training set", "", "last-layer", "last layer, reweighted"),
-    ("last layer, refitted on the validation texts", "", "last-layer", "DFR, validation set"),
+    ("last layer, refitted on the validation texts (DFR)", "", "last-layer", "DFR, validation set"),
 )
 
 
@@ -201,17 +214,17 @@ def _texts(records: Recorded) -> list[str]:
         where = Where("toxic_comments", "small", 0.0, method, row)
         keys = ("worst_group", "unbiased", "closed", "sparsity", "flops_left")
         rows.append([label, theirs, *(spread(records.values(where, key)) for key in keys)])
-    header = ("", "CivilComments, BERT-base (paper)", "worst group", "unbiased", "neurons closed", "parameters gone",
+    header = ("", "CivilComments, BERT-base (paper)", "worst group", "unbiased accuracy", "neurons closed", "sparsity",
               "FLOPs left")  # fmt: skip
     seeds = seeds_of(records.of(Where("toxic_comments", "small", 0.0, "bise", "best")))
     return [
-        "### Table 6's protocol on other texts: toxic comments, small", "",
+        "## Table 6's protocol on other texts: toxic comments, small", "",
         *textwrap.wrap(
-            f"In %, {seeds} (`python benchmarks/run.py --table 6`, [records](../benchmarks/records/toxic_comments/small"
-            ")); the worst group is the lowest of four, of a hundred or so test texts. The texts are the 12,180 "
-            "talk-page comments of Hongcheng-Gao/RobTest-Demo on GitHub, with a column of our own that says whether a "
-            "word of a list of identities occurs. The paper's column is of another data set and a larger network, so "
-            "only the rows of one column compare.",
+            f"All figures in %, {seeds} (`python benchmarks/run.py --table 6`, [records]({RECORDS_URL}/toxic_comments/"
+            "small)). The worst group is the subgroup with the lowest accuracy, out of four; it has about a hundred test "
+            "texts. The texts are the 12,180 talk-page comments of Hongcheng-Gao/RobTest-Demo on GitHub. Our bias label "
+            "says whether a text contains a word from a list of identities. The paper's column belongs to another data "
+            "set and a larger network, so compare only rows within one column.",
             120,
         ),
         "",
@@ -233,88 +246,123 @@ def _curves(records: Recorded) -> list[str]:
         for sparsity in SPARSITIES
     ]
     lines = [
-        f"### Figure 3b, channels ranked and cut, nothing finetuned: BiasedMNIST, small, rho {rho:g}", "",
+        f"## Figure 3b, channels ranked and removed without finetuning: BiasedMNIST, small, rho {rho:g}", "",
         f"Unbiased accuracy in %, {seeds('rankings')}.", "",
-        *write_table(("parameters gone", "by m (BISE)", "by magnitude", "at random"), rows),
-        f"### Figure J.1, the threshold zeta: BiasedMNIST, small, rho {rho:g}", "",
+        *write_table(("sparsity", "by mask logit (BISE)", "by magnitude", "at random"), rows),
+        f"## Figure J.1, the threshold zeta on the masks: BiasedMNIST, small, rho {rho:g}", "",
     ]  # fmt: skip
     zetas = records.row_names(Where("biased_mnist", "small", rho, "sweep", ""))
     rows = [[zeta, values("sweep", zeta), values("sweep", zeta, "sparsity")] for zeta in zetas]
-    lines += write_table((f"zeta, {seeds('sweep')}", "unbiased, %", "parameters gone, %"), rows)
+    lines += write_table((f"zeta, {seeds('sweep')}", "unbiased accuracy, %", "sparsity, %"), rows)
     rows = [[name, values("probe", name, "bias_read")] for name in ("vanilla", "BISE")]
-    lines += [f"### Table M.1, colour read by a linear head: BiasedMNIST, small, rho {rho:g}", ""]
+    lines += [f"## Table M.1, the colour predicted by a linear head: BiasedMNIST, small, rho {rho:g}", ""]
     return lines + write_table((seeds("probe"), "accuracy, %"), rows)
 
 
-def results(records: Recorded) -> str:
-    """docs/results.md."""
-    lines = [
-        "# Results",
-        "",
-        *textwrap.wrap(
-            "Written by `python benchmarks/results.py` from the records in `benchmarks/records`, one JSON file a run, "
-            "each with its command, commit, versions and seed; `python benchmarks/run.py --table 1 8 peers --size "
-            "small --seeds 0-2 --data-root data` makes those that are missing. Mean ± sample standard deviation over "
-            "seeds; the rows of a table share theirs, but for runs of fewer than three, which say so. Unbiased "
-            "accuracy is the unweighted mean over all subgroups (class, bias), on Multi-Color MNIST over the four "
-            "groups by what is aligned; the worst group is the lowest subgroup, of as few as 20 test images. S, "
-            "parameters gone: the share of the dense network's parameters that was removed. Epochs are selected on "
-            "validation data; Multi-Color MNIST has none, and the last epoch counts. The small settings were chosen by "
-            "their vanilla networks ([trials](../benchmarks/records/trials.json)), with one exception in favour of the "
-            "search: "
-            "a ResNet-20 on Corrupted CIFAR-10 was given up after the search had broken it, on validation and on test "
-            "images of one seed ([decisions](decisions/2026-11-21-evidence.md)).",
-            120,
-        ),
-        "",
-        "## The paper's tables at the paper's size",
-        "",
-        "Difference: ours minus the paper's, in the paper's standard deviations.",
-        "",
-    ]
+# -- pages -----------------------------------------------------------------------------------------
+
+
+def paper_tables(records: Recorded) -> str:
+    """docs/pages/evidence/paper-tables.md."""
+    lines = _head(
+        "The paper's tables at the paper's size",
+        f'{_WRITTEN} Only runs with the paper\'s data, network and schedule stand here. "Difference" is our mean minus '
+        "the paper's, in units of the paper's standard deviation. S is the sparsity: the share of the dense network's "
+        "parameters that was removed. Unbiased accuracy is the unweighted mean over all subgroups of class and bias "
+        "label; on Multi-Color MNIST, which has two bias labels, over the four groups that are aligned or conflicting "
+        "with each. Masks are those of the epoch that is best on validation data; Multi-Color MNIST has none, so there "
+        "the last epoch counts.",
+    )
     for table in TABLES:
         lines += paper_table(records, table)
         if table.name == "7":
             lines += _finetunings(records)
     lines += _counts(records)
     lines += [
-        "### Tables 5, 9 (CelebA) and 6 (CivilComments)", "",
-        "Not run: the data were not at hand. Their loaders are tested on small files; Table 6's protocol is run on "
-        "other texts below.", "",
-        "## The same at a small size", "",
-        *_trials(records),
+        "## Tables 5, 9 (CelebA) and 6 (CivilComments)", "",
+        *textwrap.wrap(
+            "Not run, because the data were not available. The loaders of these data sets are tested on small files. The "
+            "protocol of Table 6 is run on [other texts](small-tables.md).", 120,
+        ), "",
     ]  # fmt: skip
+    return _joined(lines)
+
+
+def small_tables(records: Recorded) -> str:
+    """docs/pages/evidence/small-tables.md."""
+    lines = _head(
+        "The paper's tables at a small size",
+        f"{_WRITTEN} The small settings fit a CPU: fewer or smaller images, smaller networks and shorter schedules "
+        "([protocols](protocols.md)). Their figures are not comparable with the paper's. The rows of a table share "
+        "their seeds. The settings were chosen by their vanilla networks alone, with one exception in favour of the "
+        "search: a ResNet-20 on Corrupted CIFAR-10 was given up after the search had broken it, on validation images "
+        "and on the test images of one seed ([decision](../decisions/2026-11-21-evidence.md)).",
+    )
+    lines += _trials(records)
     for small in SMALL:
         lines += small_table(records, small)
-    lines += ["Variants beyond the paper, on the demo's digits: [variants.md](variants.md).", ""]
-    lines += [*_curves(records), *_texts(records), "## Against what one would use instead", ""]
+    lines += ["More variants, on the demo's digits, are on [a page of their own](variants.md).", ""]
+    return _joined([*lines, *_curves(records), *_texts(records)])
+
+
+def comparisons(records: Recorded) -> str:
+    """docs/pages/evidence/comparisons.md."""
+    lines = _head(
+        "Compared with other methods",
+        f"{_WRITTEN} Each section compares, on the same tensors and with the same seeds: networks in which no weight was "
+        "trained, networks with a refitted last layer, finetuned networks, and networks that were trained from the "
+        "start with a debiasing method. Pruning criteria are those of Torch-Pruning, at the FLOPs that BISE left. "
+        "Unbiased accuracy is the unweighted mean over all subgroups. The worst group is the subgroup with the lowest "
+        "accuracy; the smallest subgroups have 20 test images. [Protocols](protocols.md).",
+    )
     compared = [setting_of(name, "small") for name in ("digits", "biased_mnist", "corrupted_cifar10")]
     for setting in (setting_of("multi_color_mnist", "full"), *compared):
         for rho in setting.rhos or (0.0,):
             lines += peer_table(records, setting, rho)
-    lines += ["## After finetuning", "", "Unbiased accuracy in %, BiasedMNIST, small.", "", *after_finetuning(records)]
-    lines += ["## The number of conflicting samples", "", "BiasedMNIST, small, in %.", "", *conflicting(records)]
-    lines += [
-        "## Wrong and made-up bias labels", "",
-        "BiasedMNIST, small, rho .95. Wrong labels are in the training set alone; true ones select the epoch.", "",
-        *noise(records),
-    ]  # fmt: skip
-    lines += ["## Masks under other conditions", "", "Accuracy in %.", ""]
-    for name in ("biased_mnist", "corrupted_cifar10"):
-        lines += transfer(records, name)
-    lines += ["## Cost", "", *cost_section(records.folder), "## Protocols", ""]
+    return _joined(lines)
+
+
+def cost(records: Recorded) -> str:
+    """docs/pages/evidence/cost.md."""
+    return _joined([*_head("What a search costs", _WRITTEN), *cost_section(records.folder)])
+
+
+def protocols(records: Recorded) -> str:
+    """docs/pages/evidence/protocols.md."""
+    lines = _head(
+        "Protocols of the experiments",
+        "Data, network, training and selection of each setting, as the records hold them. This page is written by "
+        "`python benchmarks/results.py`; `python benchmarks/run.py --table 1 8 peers --size small --seeds 0-2 "
+        "--data-root data` makes the records that are missing.",
+    )
     for setting in SETTINGS:
         about = f"- **{NAMES[setting.name]}, {setting.size}**: {setting.protocol}"
         lines += textwrap.wrap(about, 120, subsequent_indent="  ")
+    return _joined(lines)
+
+
+def _head(title: str, introduction: str) -> list[str]:
+    return [f"# {title}", "", *textwrap.wrap(introduction, 120, break_on_hyphens=False), ""]
+
+
+def _joined(lines: Sequence[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+# Pages that are written as a whole, by their names below docs/pages/evidence.
+WHOLE: dict[str, Callable[[Recorded], str]] = {
+    "paper-tables.md": paper_tables,
+    "small-tables.md": small_tables,
+    "comparisons.md": comparisons,
+    "cost.md": cost,
+    "protocols.md": protocols,
+}
 # Tables that pages take between "<!-- NAME -->" and "<!-- end -->".
 BLOCKS: dict[str, Callable[[Recorded], list[str]]] = {
     "evidence": evidence,
+    "all evidence": all_evidence,
     "conflicting": conflicting,
     "noise": noise,
     "transfer": lambda records: transfer(records, "biased_mnist") + transfer(records, "corrupted_cifar10"),
     "after finetuning": after_finetuning,
-    "cost": lambda records: cost_section(records.folder),
 }

@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch_pruning as tp
+from bise_prune.cases import Case, Figures, timed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
 
 from bise_prune import measure
+from bise_prune.baselines.ffw import ffw
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import DataError
-from bise_prune.ffw import ffw
-from bise_prune.gates import CapturedInputs, head_name
+from bise_prune.gates.bottleneck import CapturedInputs, head_name
 from bise_prune.mask_search.weights import sample_weights
 from bise_prune.tracing import run as run_network
 from bise_prune.tracing import trace
-
-from .cases import Case, Figures, timed
 
 Rows = dict[str, Figures]
 Run = Callable[[Case], Rows]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .settings import Size
+from bise_prune.app.settings import Size
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from bise_prune import SearchConfig
+from bise_prune.app.demo import ARCHITECTURE as DEMO_NETWORK
+from bise_prune.app.demo import EPOCHS as DEMO_EPOCHS
 from bise_prune.config import FinetuneConfig
 from bise_prune.data import BatchLoader, BiasedDataset, DataSplits, load_data
 from bise_prune.data.biased_mnist import load_biased_mnist, vanilla_training_set
@@ -23,12 +25,10 @@ from bise_prune.data.cifar10 import load_cifar10
 from bise_prune.data.corrupted_cifar10 import MEAN, STD, corrupt, load_corrupted_cifar10
 from bise_prune.data.multi_color_mnist import TRAIN_RHO, load_multi_color_mnist
 from bise_prune.data.text import load_text, load_tokenizer
-from bise_prune.demo import ARCHITECTURE as DEMO_NETWORK
-from bise_prune.demo import EPOCHS as DEMO_EPOCHS
 from bise_prune.errors import ConfigError, DataError
 from bise_prune.files import atomic_path
 from bise_prune.models import build_model
-from bise_prune.training import train_vanilla
+from bise_prune.tuning.vanilla import train_vanilla
 
 Size = Literal["full", "small"]
 SIZES: tuple[Size, ...] = ("full", "small")

@@ -1,22 +1,48 @@
-"""Algorithm 1 of BISE: learn masks on frozen weights against an auxiliary head that reads the bias."""
+"""Algorithm 1 of BISE: learn masks on frozen weights against an auxiliary head that reads the bias.
+
+The lines of the algorithm, and where they stand:
+
+====  ==============================================================  ==========================================
+line  what it does                                                    where
+====  ==============================================================  ==========================================
+1, 2  m = m_0, tau = 1; gates 1{sigma(m / tau) >= .5} on frozen f     :mod:`.network`, :mod:`bise_prune.gates.step`
+3     heads C_aux                                                     :mod:`.heads`
+4     train the heads for E epochs                                    :func:`_train_heads`
+5-7   for each epoch and batch                                        :func:`search`, :func:`_mask_epoch`
+8     J = L_r + gamma I (Eq. 5)                                       :mod:`.objective`
+9     a step of SGD on m                                              :meth:`.step.MaskStep.descend`
+10    a step of SGD on the heads                                      :meth:`.heads.BiasHeads.step`
+11    every upsilon epochs tau = kappa tau                            :mod:`.schedule`
+13    train the heads for E epochs                                    :func:`_train_heads`
+15    until tau < tau_min                                             :mod:`.schedule`
+16    the masks                                                       :mod:`.recording`
+====  ==============================================================  ==========================================
+
+Shortcuts that change no mask are in :mod:`.speed`, behind the methods of :class:`.passes.Passes`.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..artifacts import MaskSet
 from ..config import SearchConfig
 from ..data.batch import Loader
 from ..distributed import summed
-from ..errors import BiseError
-from . import state
+from ..errors import BiseError, DataError
+from ..gates.masks import MaskSet
+from . import state_file
+from .assembly import Search, assemble
+from .recording import record_epoch, result_of
 from .result import EpochRecord, SearchResult
-from .run import SearchRun
-from .schedule import temperatures
+from .speed import Speedups
+from .state import EpochTally
+from .stopping import is_settled
+from .training_data import EXHAUSTED
 
 
 class SearchInterrupted(BiseError):
@@ -36,6 +62,7 @@ def search(
     on_epoch: Callable[[EpochRecord, int], None] | None = None,
     state_path: Path | None = None,
     interrupted: Callable[[], bool] | None = None,
+    speedups: Speedups | None = None,
 ) -> SearchResult:
     """Run BISE (Algorithm 1) on a trained network; it stays as it is, on its device and in its precision.
 
@@ -58,6 +85,7 @@ def search(
         state_path: file to keep the state in after each epoch; an existing one of the same search is resumed.
         interrupted: asked after each batch, or after the few that are done at a time; if it says so, the state is saved
             and the search stops. Resumed, it takes up the epoch where it was.
+        speedups: which shortcuts to take; all by default. They change the last bits of a figure at most, not the masks.
 
     Raises:
         ConfigError: a selection rule that the data do not support.
@@ -65,35 +93,63 @@ def search(
         ModelError: the network has nothing to gate.
         SearchInterrupted: ``interrupted`` said so.
     """
-    config = config or SearchConfig()
-    run = SearchRun(model, train_loader, config, val_loader, aligned, start)
+    found = assemble(model, train_loader, config or SearchConfig(), val_loader, aligned, start, speedups)  # lines 1-3
+    config, schedule, history = found.config, found.schedule, found.state.history
     if state_path is not None:
-        state.load(run, state_path)
-    schedule = temperatures(config.anneal_every, config.anneal_factor, config.min_temperature)
-    stopped_early = False
+        state_file.load(found, state_path)
 
     def stop_if_asked() -> None:
         # Processes stop after the same batch, whichever was asked first.
-        if interrupted is not None and bool(summed(torch.tensor(float(interrupted()), device=run.device))):
-            if state_path is not None:
-                state.save(run, state_path)
-            raise SearchInterrupted("interrupted; the same search takes up where it stopped")
-
-    run.train_heads_first()  # line 4
-    if run.history and not run.done:  # of a search that was interrupted between epochs, perhaps after its end
-        stopped_early = config.early_stop and run.is_settled(schedule[len(run.history) :])
-    for epoch, temperature in enumerate(schedule, start=1):  # lines 5 to 15
-        if stopped_early:
-            break
-        if epoch <= len(run.history):
-            continue
-        record = run.mask_epoch(epoch, temperature, stop_if_asked)  # lines 7 to 10
-        stopped_early = config.early_stop and run.is_settled(schedule[epoch:])
-        # Line 13; after the last epoch it could not change the masks any more.
-        if epoch % config.anneal_every == 0 and epoch < len(schedule) and not stopped_early:
-            run.train_heads()
+        if interrupted is None or not summed(torch.tensor(float(interrupted()), device=found.network.device)):
+            return
         if state_path is not None:
-            state.save(run, state_path)
+            state_file.save(found, state_path)
+        raise SearchInterrupted("interrupted; the same search takes up where it stopped")
+
+    if not found.state.heads_trained:
+        _train_heads(found)  # line 4
+    between_epochs = bool(history) and not found.state.position.batches  # of a resumed search, perhaps at its end
+    stopped_early = between_epochs and config.early_stop and is_settled(found, schedule[len(history) :])
+    while len(history) < len(schedule) and not stopped_early:  # lines 5 and 15
+        epoch = len(history) + 1
+        record = _mask_epoch(found, epoch, schedule[epoch - 1], stop_if_asked)
+        stopped_early = config.early_stop and is_settled(found, schedule[epoch:])
+        if epoch % config.anneal_every == 0 and epoch < len(schedule) and not stopped_early:  # line 11
+            _train_heads(found)  # line 13; after the last epoch it could not change the masks any more
+        if state_path is not None:
+            state_file.save(found, state_path)
         if on_epoch is not None:
             on_epoch(record, len(schedule))
-    return run.result(stopped_early)  # line 16
+    return result_of(found, stopped_early)  # line 16
+
+
+def _train_heads(search: Search) -> None:
+    """Train the heads for E epochs on the masked network's features, computed once: nothing else moves meanwhile."""
+    if search.config.head_epochs:
+        bottleneck = search.passes.bottleneck(search.state.position)
+        search.state.heads.train(
+            bottleneck.features,
+            bottleneck.bias.to(search.network.device),
+            epochs=search.config.head_epochs,
+            batch_size=int(summed(torch.tensor(len(search.data.first.target), device=search.network.device))),
+            generator=search.state.generator,
+        )
+    search.state.heads_trained = True
+
+
+def _mask_epoch(search: Search, epoch: int, temperature: float, after_step: Callable[[], None]) -> EpochRecord:
+    """One pass over the training set, with a step of the masks and one of the heads per batch: lines 7 to 10."""
+    state, gates, position = search.state, search.network.gates, search.state.position
+    gates.temperature = temperature
+    if search.budget is not None:
+        search.budget.limit = search.budget.limit_in(epoch)
+    if not position.batches:
+        state.tally = EpochTally(gates.closed)
+    search.network.let_norms_follow(search.config.batchnorm != "frozen")
+    batches = itertools.islice(search.data.next_pass(position), position.batches, None)  # the rest, of a stopped epoch
+    search.passes.take_steps(search.step, batches, after_step)
+    search.network.let_norms_follow(False)
+    if not position.batches:
+        raise DataError(EXHAUSTED)
+    state.steps, position.batches = position.batches, 0
+    return record_epoch(search, epoch, temperature)

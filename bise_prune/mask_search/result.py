@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..artifacts import MaskSet
-from ..evaluation import Evaluation
+from ..gates.masks import MaskSet
+from ..metrics.accuracy import Evaluation
 from .selection import LAST, Selected
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..artifacts import MaskSet
 from ..config import Select
 from ..errors import ConfigError
-from ..evaluation import Evaluation
+from ..gates.masks import MaskSet
+from ..metrics.accuracy import Evaluation
 
 LAST = "last"
 RULES: Mapping[str, Callable[[Evaluation], float]] = {

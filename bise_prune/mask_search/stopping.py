@@ -7,9 +7,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .assembly import Search
+
 SAFETY = 2.0  # over the last epoch's gradients
 _FLOORS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
 _DRIFT = 0.1  # share of an epoch's pushes towards zero that may come to add up over epochs
+
+
+def is_settled(search: Search, temperatures: Sequence[float]) -> bool:
+    """Whether no mask can flip any more in epochs to come of these temperatures."""
+    config, state, history = search.config, search.state, search.state.history
+    if config.batchnorm != "frozen" or not temperatures or history[-1].mask_flips:
+        return False
+    if search.budget is not None:
+        cost = history[-1].cost
+        if cost is not None and not search.budget.is_met(cost):
+            return False
+        if search.budget.limit_in(len(history) + 1) > search.budget.budget.share:
+            return False
+    return none_can_flip(
+        state.logits,
+        state.velocity,
+        state.tally.pushes[0],
+        state.tally.pushes[1],
+        temperatures,
+        lr=config.mask_lr,
+        momentum=config.mask_momentum,
+        weight_decay=config.mask_weight_decay,
+        steps=state.steps,
+    )
 
 
 def none_can_flip(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import Weighting
 from ..errors import ConfigError
-from ..subgroups import count_subgroups, is_aligned
+from ..metrics.subgroups import count_subgroups, is_aligned
 
 
 def subgroup_weights(counts: Tensor) -> Tensor:

@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..artifacts import GateSite, MaskSet, PruningPlan, Verification
 from ..channels import Joins
+from ..channels.edited_model import RewiredModel
 from ..config import ENGINES, JOINS, Engine, JoinsChoice, RoundFill, Rounding, RoundTo, TargetSparsity
 from ..errors import BiseError, ConfigError, ModelError, PruningError, VerificationError
-from ..gates import constant_gates, matching_sites, with_learned_state
-from ..measurement import measure, measure_latency
-from ..rewiring import RewiredModel
-from ..tracing import Inputs, Trace, trace
-from ..verification import require, verify
-from .plan import LATENCY_TOLERANCE, Planner, Proposal, fingerprint
+from ..gates.gated_model import constant_gates, with_learned_state
+from ..gates.masks import GateSite, MaskSet
+from ..gates.sites import matching_sites
+from ..metrics.cost import measure, measure_latency
+from ..torch_pruning.engine import remove_by_groups
+from ..tracing import NONLINEARITIES, Inputs, Trace, trace
+from .plan import PruningPlan, fingerprint
+from .planner import LATENCY_TOLERANCE, Planner, Proposal
 from .surgery import cut
-from .torch_pruning import remove_by_groups
+from .verification import Verification, require, verify
 
 # Multiples at which kernels are fast: 16 in onnxruntime's CPU convolutions, 8 on tensor cores.
 _AUTO_MULTIPLE = {"cpu": 16, "cuda": 8}
@@ -109,7 +111,7 @@ def prune(
         return _replayed(model, masks, record, example_inputs, finish)
     sites = matching_sites(record, model, masks)
     if engine == "torch-pruning":
-        if any(call.kind != "nonlinearity" for site in sites for call in site.calls):
+        if any(call.function not in NONLINEARITIES for site in sites for call in site.calls):
             raise PruningError("engine 'torch-pruning' cannot change layer norms; use engine 'exact'")
         slim, plan = remove_by_groups(model, masks, sites, record, example_inputs)
         return finish(sites, slim, plan)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..rewiring import RewiredModel
+from ..channels.edited_model import RewiredModel
 from ..tracing import Inputs, Trace, trace
 
 _Module = TypeVar("_Module", bound=nn.Module)

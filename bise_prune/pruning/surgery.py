@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..channels import Layout
 from ..channels.analysis import offset
+from ..channels.edited_model import RewiredModel
 from ..channels.layout import folded_inputs
-from ..rewiring import RewiredModel
+from ..models.widths import declare_widths
 from ..tracing import Call
 
 
@@ -154,27 +155,6 @@ def _put(module: nn.Module, dense: nn.Module, leaf: str, tensor: Tensor) -> None
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=trains)
     else:
         module._buffers[leaf] = tensor
-
-
-def declare_widths(module: nn.Module, groups: int | None = None) -> None:
-    """Make a module's own account of its widths agree with its weights.
-
-    Args:
-        module: any module; those without widths are left alone.
-        groups: of a convolution, if they have changed.
-    """
-    if isinstance(module, nn.modules.conv._ConvNd):
-        module.groups = groups or module.groups
-        first, second = module.weight.shape[:2]
-        inputs, outputs = (first, second * module.groups) if module.transposed else (second * module.groups, first)
-        module.in_channels, module.out_channels = inputs, outputs
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        tensor = module.running_mean if module.running_mean is not None else module.weight
-        module.num_features = len(tensor) if isinstance(tensor, Tensor) else module.num_features
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.numel()
 
 
 def _groups(layout: Layout, name: str) -> int | None:

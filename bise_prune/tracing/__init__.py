@@ -12,9 +12,10 @@ from .record import Call, Nonlinearity, Slot, Trace, Value
 from .rules import CONSEQUENCE, INTEGERS
 from .running import ByPosition, Inputs, evaluating, logits_of, output_tensors, run
 from .tracer import trace
+from .union_find import UnionFind
 
 __all__ = [
     "CONSEQUENCE", "INTEGERS", "NONLINEARITIES", "ByPosition", "Call", "CallCounter", "FunctionMode", "Inputs",
-    "Nonlinearity", "Slot", "Trace", "Value", "evaluating", "function_name", "logits_of", "output_tensors",
+    "Nonlinearity", "Slot", "Trace", "UnionFind", "Value", "evaluating", "function_name", "logits_of", "output_tensors",
     "replace_tensors", "run", "tensors_in", "trace",
 ]  # fmt: skip

@@ -186,11 +186,11 @@ class Trace:
         forks = [value.readers[0] for value in self.values if not value.parameter and len(value.readers) > 1]
         return min(forks, default=None)
 
-    def gated_call(self, index: int, kind: str = "nonlinearity") -> Call:
-        """The ``index``-th call of a kind: of nonlinearities, or of a function by its name."""
-        if kind == "nonlinearity":
-            return next(self.calls[n.call] for n in self.nonlinearities if n.index == index)
-        return next(call for call in self.calls if call.key == (kind, index))
+    @cached_property
+    def call_of(self) -> dict[tuple[str, int], Call]:
+        """Key -> the counted call that has it; once the pass is over."""
+        # A call that is not counted has the key of the next one that is, which takes its place here.
+        return {call.key: call for call in self.calls}
 
     def calls_of(self, layer: str) -> list[Call]:
         """The calls that use a module's own weights, in order."""

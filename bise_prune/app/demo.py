@@ -1,0 +1,80 @@
+"""The embedded demo: a small network trained on digits whose background gives the answer away, then debiased."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ..config import RunConfig, SearchConfig
+from ..data import BatchLoader, load_data
+from ..errors import ConfigError
+from ..models import build_model
+from ..tuning.vanilla import train_vanilla
+from .pipeline import run
+from .session import Progress, check_environment
+
+CHECKPOINT = "dense.pt"
+RHO = 0.95
+EPOCHS = 16
+ARCHITECTURE = {"kernel_size": 3, "strides": [2, 2, 2, 1], "last_activation": "relu"}
+
+
+def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progress | None = None) -> dict[str, Any]:
+    """Train the demo's vanilla network into ``output/dense.pt`` and run the pipeline on it into ``output/slim``.
+
+    Args:
+        output: folder; it must not hold an earlier demo.
+        seed: of data, training and search.
+        device: where to train and search.
+        progress: see :data:`bise_prune.session.Progress`.
+    """
+    checkpoint = output / CHECKPOINT
+    config = demo_config(checkpoint, output / "slim", seed, device)
+    check_environment(config)
+    if not checkpoint.exists():
+        train_demo_checkpoint(checkpoint, seed, progress)
+    elif load_checkpoint(checkpoint).data != _specification(seed):  # a demo that was interrupted goes on
+        raise ConfigError(f"{checkpoint} is another network; choose another folder with --output")
+    return run(config, progress)
+
+
+def demo_config(checkpoint: Path, output: Path, seed: int, device: str = "cpu") -> RunConfig:
+    """The demo's settings: the paper's, but for a temperature cut every 2 epochs instead of 10."""
+    return RunConfig(
+        checkpoint=checkpoint, output=output, device=device, search=SearchConfig(anneal_every=2, seed=seed)
+    )
+
+
+def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = None) -> None:
+    """Train the vanilla network and save it with the name of its data, so that the command line needs no --data."""
+    specification = _specification(seed)
+    splits = load_data(specification)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model("simple_convnet", 10, ARCHITECTURE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
+    train_vanilla(
+        model,
+        BatchLoader(splits.train, 100, shuffle=True, seed=seed),
+        optimizer,
+        epochs=EPOCHS,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
+        on_epoch=None if progress is None else lambda epoch, loss: progress("train the vanilla network", epoch, EPOCHS),
+    )
+    about = Checkpoint(
+        state=model.state_dict(),
+        arch="simple_convnet",
+        num_classes=10,
+        arguments=ARCHITECTURE,
+        data=specification,
+        preprocessing={"mean": list(splits.train.mean), "std": list(splits.train.std), "size": [16, 16]},
+    )
+    save_checkpoint(path, dataclasses.replace(about, classes=tuple(splits.classes)))
+
+
+def _specification(seed: int) -> str:
+    return f"digits,rho={RHO},seed={seed}"

@@ -1,0 +1,168 @@
+"""What a run understood of its arguments, before it does anything: checkpoint, data, weights, gates, and time."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor
+
+from ..config import RunConfig, portable
+from ..gates.gated_model import GatedModel
+from ..gates.masks import GateSite
+from ..gates.sites import gate_sites
+from ..mask_search.schedule import temperatures
+from ..mask_search.weights import sample_weights
+from ..metrics.subgroups import count_subgroups, is_aligned
+from ..tracing import logits_of, run
+from .session import Progress, Session, given_masks, prepared
+
+_MOST_CELLS = 30  # of a table of subgroups that is still read
+
+
+def preview(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Everything that a run reads and checks before its work starts; nothing is written.
+
+    Returns:
+        What ``--dry-run --json`` prints: checkpoint, data, biases, gates, estimate.
+
+    Raises:
+        BiseError: whatever the run itself would refuse.
+    """
+    session = prepared(config, progress or (lambda stage, done, total: None), dry=True)
+    checkpoint, splits = session.checkpoint, session.splits
+    sites = gate_sites(session.dense, session.example, config.search.placement)
+    sizes = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return {
+        "checkpoint": {
+            "arch": checkpoint.arch,
+            "arguments": {key: value for key, value in checkpoint.arguments.items() if key != "config"},
+            "num_classes": session.num_classes,
+            "params": sum(parameter.numel() for parameter in session.dense.parameters()),
+            "sha256": checkpoint.sha256,
+            "preprocessing": dict(checkpoint.preprocessing),
+            "notes": list(checkpoint.notes),
+        },
+        "data": {
+            "specification": portable(session.specification),
+            "samples": {name: 0 if data is None else len(data) for name, data in sizes.items()},
+            "classes": list(splits.classes),
+            "input": list(session.example.shape[1:]) if isinstance(session.example, Tensor) else list(session.example),
+            "notes": list(splits.notes),
+            "warnings": list(splits.warnings),
+        },
+        "biases": _biases(session),
+        "gates": [{"name": s.name, "channels": s.num_channels} for s in sites],
+        "estimate": _estimate(session, sites),
+    }
+
+
+def _biases(session: Session) -> list[dict[str, Any]]:
+    """Per bias: samples per (y, b) in the training split, the aligned values, and their share."""
+    train, config = session.splits.train, session.config.search
+    if not train.has_bias:
+        return []
+    weights = sample_weights(
+        train.target, train.bias, session.num_classes, session.aligned, config.weighting, config.rho
+    )(train.target, train.bias)
+    found = []
+    for k, column in enumerate(train.bias.unbind(1)):
+        values = int(column.max()) + 1
+        counts = count_subgroups(train.target, column, session.num_classes, values)
+        sums = torch.zeros(counts.numel(), dtype=torch.float64)
+        sums.index_add_(0, train.target * values + column, weights.double())
+        mean = (sums.view_as(counts) / counts.clamp(min=1)).tolist()
+        aligned = is_aligned(train.target, train.bias, session.aligned)[:, k]
+        found.append({
+            "counts": counts.tolist(),
+            "mean_weights": mean,
+            "aligned": session.aligned[:, k].tolist(),
+            "share_aligned": float(aligned.double().mean()),
+            "num_conflicting": int((~aligned).sum()),
+        })  # fmt: skip
+    return found
+
+
+def _estimate(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
+    """How long the search may take: a step timed, times the steps of the whole schedule."""
+    config = session.config
+    if given_masks(config)[0] is not None or config.criterion != "learned":
+        return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
+    settings = config.search
+    epochs = len(temperatures(settings.anneal_every, settings.anneal_factor, settings.min_temperature))
+    loader = session.train_loader()
+    model = copy.deepcopy(session.dense).to(session.device).requires_grad_(False)
+    gated = GatedModel(model, sites, torch.nn.Identity())
+    inputs = next(iter(loader)).to(session.device).input
+    spent = []
+    for _ in range(3):
+        ones = [torch.ones(site.num_channels, device=session.device, requires_grad=True) for site in sites]
+        start = time.perf_counter()
+        with gated.gating(ones):
+            output = run(model, inputs)
+        logits_of(output).float().logsumexp(1).sum().backward()
+        if session.device.type == "cuda":
+            torch.cuda.synchronize(session.device)
+        spent.append(time.perf_counter() - start)
+    heads = epochs // settings.anneal_every + 1  # features of every head phase: a forward pass, a third of a step
+    steps = len(loader)
+    return {"epochs": epochs, "steps_per_epoch": steps, "seconds": min(spent) * steps * (epochs + heads / 3)}
+
+
+def preview_tables(record: dict[str, Any]) -> Group:
+    """The record for people."""
+    about, data, estimate = record["checkpoint"], record["data"], record["estimate"]
+    summary = Table(title="What was understood", title_justify="left", show_header=False)
+    given = ", ".join(f"{key}={value}" for key, value in about["arguments"].items())
+    samples = ", ".join(f"{name} {number:,}" for name, number in data["samples"].items())
+    channels = sum(gate["channels"] for gate in record["gates"])
+    summary.add_row("network", f"{about['arch'] or 'as in the file'}{f'({given})' if given else ''}")
+    summary.add_row("parameters", f"{about['params']:,}; {about['num_classes']} classes")
+    summary.add_row("data", f"{data['specification']}; {samples}")
+    summary.add_row("classes", ", ".join(map(str, data["classes"][:10])) or "unnamed")
+    summary.add_row("input", " x ".join(map(str, data["input"])))
+    summary.add_row("gates", f"{len(record['gates'])} masks over {channels:,} channels")
+    if estimate["epochs"]:
+        summary.add_row(
+            "search",
+            f"{estimate['epochs']} epochs of {estimate['steps_per_epoch']} steps, about "
+            f"{math.ceil(estimate['seconds'] / 60):,} min on this device",
+        )
+    for k, bias in enumerate(record["biases"]):
+        summary.add_row(
+            f"bias {k}",
+            f"{bias['share_aligned']:.1%} of the training samples are aligned, {bias['num_conflicting']:,} conflicting",
+        )
+    for note in (*about["notes"], *data["notes"]):
+        summary.add_row("note", note)
+    for warning in data["warnings"]:
+        summary.add_row("warning", warning)
+    return Group(summary, *(_bias_table(k, bias, data["classes"]) for k, bias in enumerate(record["biases"])))
+
+
+def _bias_table(k: int, bias: dict[str, Any], classes: list[str]) -> Table:
+    counts = bias["counts"]
+    wide = len(counts) * len(counts[0]) > _MOST_CELLS
+    table = Table(title=f"bias {k}: samples{'' if wide else ' (mean r)'}", title_justify="left")
+    table.add_column("class")
+    table.add_column("aligned with", justify="right")
+    columns = [] if wide else list(range(len(counts[0])))
+    for value in columns:
+        table.add_column(f"b = {value}", justify="right")
+    if wide:
+        table.add_column("aligned", justify="right")
+        table.add_column("conflicting", justify="right")
+    for y, row in enumerate(counts):
+        name = str(classes[y]) if y < len(classes) else str(y)
+        aligned = bias["aligned"][y]
+        cells = [f"{row[value]:,} ({bias['mean_weights'][y][value]:.2f})" for value in columns]
+        if wide:
+            cells = [f"{row[aligned]:,}", f"{sum(row) - row[aligned]:,}"]
+        table.add_row(name, str(aligned), *cells)
+    return table

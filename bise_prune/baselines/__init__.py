@@ -1,0 +1,1 @@
+"""What masks are compared with: random, magnitude and Taylor scores, and the predecessor FFW."""

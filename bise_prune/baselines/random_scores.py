@@ -1,0 +1,27 @@
+"""Channels scored at random."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..config import Placement
+from ..gates.masks import MaskSet
+from ..gates.sites import gate_sites
+from ..tracing import Inputs
+
+
+def random_masks(model: nn.Module, example_inputs: Inputs, seed: int = 0, placement: Placement = "tied") -> MaskSet:
+    """Scores drawn uniformly: :func:`bise_prune.prune` to a target then removes channels at random.
+
+    Args:
+        model: the network; never changed.
+        example_inputs: its input(s), batch first.
+        seed: of the draw.
+        placement: see :func:`bise_prune.gate_sites`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sites = gate_sites(model, example_inputs, placement)
+    return MaskSet(
+        {site.name: torch.rand(site.num_channels, generator=generator) for site in sites}, {"criterion": "random"}
+    )

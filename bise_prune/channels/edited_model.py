@@ -1,0 +1,165 @@
+"""A network of the user's class whose function calls are changed here and there: what widths alone cannot express.
+
+Channels are put back, dropped or multiplied by zero where tensors of different widths meet. The network's own forward
+pass runs; calls are recognised by name and position in it, as in tracing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..tracing import CallCounter, replace_tensors, tensors_in
+from . import Edit, Regather
+from .open_layer_norm import normalise_open
+
+_STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # torchvision's, timm's and transformers'
+
+
+class RewiredModel(nn.Module):
+    """``model`` with edited function calls.
+
+    Args:
+        model: the network.
+        edits: at most one per call. Their constants are float64 until the model is cast.
+        totals: edited function -> how often it is called in a whole forward pass.
+    """
+
+    def __init__(self, model: nn.Module, edits: Sequence[Edit], totals: Mapping[str, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.edits = tuple(edits)
+        self.totals = dict(totals)
+        self.rewirings = nn.ModuleList(_Rewiring(edit) for edit in edits)
+        self.rewirings.to(next((p.device for p in model.parameters()), torch.device("cpu")))
+        self.train(model.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own forward pass, with the edits."""
+        table = {(edit.function, edit.count): module for edit, module in zip(self.edits, self.rewirings, strict=True)}
+        rewire = _Rewire(table)
+        with rewire:
+            output = self.model(*args, **kwargs)
+        for function, total in self.totals.items():
+            if rewire.counts[function] != total:
+                raise ModelError(
+                    f"the forward pass took another path than the traced one: it called '{function}' "
+                    f"{rewire.counts[function]} times instead of {total}, so that its edits cannot be placed"
+                )
+        return output
+
+    def train(self, mode: bool = True) -> RewiredModel:
+        """Training mode, but for stochastic depth: it changes which functions run, and so their count."""
+        super().train(mode)
+        for module in self.modules():
+            if type(module).__name__ in _STOCHASTIC_DEPTH:
+                module.training = False
+        return self
+
+
+class _Rewire(CallCounter):
+    def __init__(self, table: Mapping[tuple[str, int], nn.Module]) -> None:
+        super().__init__()
+        self.table = table
+
+    def called(
+        self,
+        key: tuple[str, int],
+        counted: bool,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        rewiring = self.table.get(key) if counted else None
+        return func(*args, **kwargs) if rewiring is None else rewiring(func, args, kwargs)
+
+
+class _Rewiring(nn.Module):
+    """Carries one edit out; its index and constant tensors are buffers, so that they move with the model."""
+
+    mask: Tensor
+    statistics: Tensor
+
+    def __init__(self, edit: Edit) -> None:
+        super().__init__()
+        self.edit = edit
+        self.operands = nn.ModuleDict({str(k): _Regathering(change) for k, change in edit.operands.items()})
+        self.results = nn.ModuleList(
+            nn.Identity() if change is None else _Regathering(change) for change in edit.results
+        )
+        for k, (shape, numbers) in edit.fixed.items():
+            self.register_buffer(f"fixed{k}", torch.tensor(numbers, dtype=torch.float64).view(shape), persistent=False)
+        if edit.statistics is not None:
+            self.register_buffer("statistics", torch.tensor(edit.statistics).double(), persistent=False)
+        if edit.mask is not None:
+            self.register_buffer("mask", torch.tensor(edit.mask[1]).double(), persistent=False)
+
+    def forward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the edited call returns."""
+        edit = self.edit
+        tensors = list(tensors_in([*args, *kwargs.values()]))
+        if edit.action == "copy":
+            result = self.results[0](tensors[edit.operand])
+            return result.clone() if result is tensors[edit.operand] else result
+        if edit.action == "skip":
+            results = tuple(change(tensors[edit.operand]) for change in self.results)
+            return results if len(results) > 1 else results[0]
+        for key, change in self.operands.items():
+            tensors[int(key)] = change(tensors[int(key)])
+        for k in edit.fixed:
+            tensors[k] = getattr(self, f"fixed{k}").to(tensors[1 - k if len(tensors) == 2 else 0].dtype)
+            if k == 0 and len(tensors) > 1:  # functions that write into their first operand need its full shape
+                tensors[0] = tensors[0] + torch.zeros_like(tensors[1])
+        if edit.action == "drop":
+            tensors = [tensor for k, tensor in enumerate(tensors) if k not in edit.dropped]
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            return torch.cat(tensors, dim)
+        given = iter(tensors)
+        args, kwargs = replace_tensors((args, kwargs), lambda _: next(given))
+        if edit.statistics is not None:
+            output = normalise_open(self.statistics, *args, **kwargs)
+        else:
+            output = func(*args, **kwargs)
+        if edit.mask is not None:
+            shape = [1] * output.ndim
+            shape[edit.mask[0]] = -1
+            output = output * self.mask.view(shape).to(output.dtype)
+        return output
+
+
+class _Regathering(nn.Module):
+    """Channels in another order, constants for those that are missing: Pad or Concat, then Gather."""
+
+    index: Tensor
+    constants: Tensor
+
+    def __init__(self, change: Regather) -> None:
+        super().__init__()
+        self.change = change
+        self.register_buffer("index", torch.tensor(change.index, dtype=torch.int64), persistent=False)
+        self.register_buffer("constants", torch.tensor(change.constants, dtype=torch.float64), persistent=False)
+        self.in_order = list(change.index) == list(range(len(change.index)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` with ``len(index)`` channels along the dimension."""
+        dim, present = self.change.dim, self.change.present
+        if x.shape[dim] != present:
+            raise ModelError(
+                f"the forward pass took another path than the traced one: expected {present} channels along dimension "
+                f"{dim}, got shape {tuple(x.shape)}"
+            )
+        if self.change.constants:
+            shape = list(x.shape)
+            shape[dim] = len(self.change.constants)
+            if any(self.change.constants):
+                view = [1] * x.ndim
+                view[dim] = -1
+                extra = self.constants.view(view).to(x.dtype).expand(shape)
+                x = torch.cat([x, extra], dim)
+            else:
+                x = nn.functional.pad(x, [0, 0] * (x.ndim - 1 - dim) + [0, shape[dim]])
+        return x if self.in_order and len(self.change.index) == x.shape[dim] else x.index_select(dim, self.index)

@@ -1,0 +1,93 @@
+"""How much of the bias a linear classifier reads off a network's bottleneck (BISE, App. M)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import Loader, as_batch
+from ..errors import DataError
+from ..gates.bottleneck import CapturedInputs, head_name
+from ..mask_search.heads import BiasHeads
+from ..tracing import run, trace
+
+
+@dataclass(frozen=True)
+class BiasProbe:
+    """Accuracy of linear classifiers of the biases on frozen features, in [0, 1], one entry per bias.
+
+    Attributes:
+        accuracy: on the test data.
+        majority: of always predicting the most frequent bias value of the test data.
+        n: test samples.
+    """
+
+    accuracy: tuple[float, ...]
+    majority: tuple[float, ...]
+    n: int
+
+
+def probe_bias(
+    model: nn.Module,
+    train_loader: Loader,
+    test_loader: Loader,
+    *,
+    epochs: int = 100,
+    batch_size: int = 100,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    seed: int = 0,
+) -> BiasProbe:
+    """Train a linear head per bias on what the classifier reads, and test it; the network stands still.
+
+    Args:
+        model: masked, slim or dense, ending in a linear layer.
+        train_loader: *unbiased* data, so that the heads cannot read the bias off the class (the paper's rho = .1).
+        test_loader: unbiased data.
+        epochs: of the heads, by SGD.
+        batch_size: of the heads' training.
+        lr: of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        seed: of initial weights and batches.
+
+    Raises:
+        DataError: a loader is empty, or has no bias labels.
+        ModelError: the network does not end in a linear layer.
+    """
+    features, bias = _features(model, train_loader)
+    test_features, test_bias = _features(model, test_loader)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [max(2, int(torch.cat([a, b]).max()) + 1) for a, b in zip(bias.unbind(1), test_bias.unbind(1), strict=True)]
+    heads = BiasHeads(
+        features.shape[1], sizes, generator, features.dtype, features.device,
+        lr=lr, momentum=momentum, weight_decay=weight_decay,
+    )  # fmt: skip
+    heads.train(features, bias, epochs=epochs, batch_size=batch_size, generator=generator)
+    with torch.no_grad():
+        hits = [
+            float((logits.argmax(1) == test_bias[:, k]).double().mean())
+            for k, logits in enumerate(heads(test_features))
+        ]
+    majority = [float(column.bincount().max()) / len(column) for column in test_bias.unbind(1)]
+    return BiasProbe(tuple(hits), tuple(majority), len(test_bias))
+
+
+def _features(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
+    """Bottleneck features (N, d) and bias labels (N, K), on the model's device."""
+    device = next(model.parameters()).device
+    features, biases = [], []
+    layer = ""
+    for raw in loader:
+        batch = as_batch(raw).to(device)
+        layer = layer or head_name(model, trace(model, batch.input))
+        with torch.no_grad(), CapturedInputs(model, layer) as bottleneck:
+            run(model, batch.input)
+        features.append(bottleneck.inputs.pop().flatten(1))
+        biases.append(batch.bias)
+    if not features or not biases[0].shape[1]:
+        raise DataError("a probe needs samples with bias labels, for training and for testing")
+    return torch.cat(features), torch.cat(biases)

@@ -1,0 +1,86 @@
+"""Module paths of version 0.1.0: each still leads to where its names live now, with a warning, until version 0.3.
+
+``from bise_prune.criteria import random_masks`` keeps working; ``bise_prune.baselines.random_scores`` is its new place.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_PACKAGE = __name__.partition(".")[0]
+
+# Former module -> the modules that hold its names now.
+HOMES = {
+    "artifacts": ("gates.masks", "pruning.plan", "pruning.verification", "metrics.cost"),
+    "cli": ("app.cli",),
+    "criteria": ("baselines.random_scores", "baselines.magnitude", "baselines.taylor"),
+    "demo": ("app.demo",),
+    "evaluation": ("metrics.accuracy",),
+    "fairness": ("metrics.fairness",),
+    "ffw": ("baselines.ffw",),
+    "finetuning": ("tuning.finetuning",),
+    "formats": ("export.precision", "export.image_input", "export.runtime"),
+    "graph": ("torch_pruning.graph",),
+    "identification": ("tuning.pseudo_labels",),
+    "importance": ("torch_pruning.importance", "gates.ranking"),
+    "loggers": ("report.loggers",),
+    "mask_search.cost": ("mask_search.gate_cost",),
+    "measurement": ("metrics.cost",),
+    "normalisation": ("channels.open_layer_norm",),
+    "pages": ("report.page", "report.card", "report.comparison"),
+    "pipeline": ("app.pipeline",),
+    "preview": ("app.dry_run",),
+    "probe": ("diagnostics.probe",),
+    "rewiring": ("channels.edited_model",),
+    "settings": ("app.settings",),
+    "slim": ("checkpoint.networks",),
+    "subgroups": ("metrics.subgroups",),
+    "sweep": ("diagnostics.sweep",),
+    "training": ("tuning.vanilla",),
+    "triton": ("export.triton",),
+    "verification": ("pruning.verification",),
+}
+
+
+class _FormerModules(MetaPathFinder, Loader):
+    """Finds modules that have moved; asked only where no module of that name exists."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        return ModuleSpec(fullname, self) if package == _PACKAGE and name in HOMES else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None  # an empty module
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = HOMES[module.__name__.partition(".")[2]]
+        now = ", ".join(f"{_PACKAGE}.{home}" for home in homes)
+        warnings.warn(
+            f"{module.__name__} has moved to {now}; the former name goes with version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+
+        def lookup(name: str) -> Any:
+            for home in homes:
+                found = import_module(f"{_PACKAGE}.{home}")
+                if hasattr(found, name):
+                    return getattr(found, name)
+            raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'; it has moved to {now}")
+
+        vars(module)["__getattr__"] = lookup
+
+
+def install() -> None:
+    """Let former module paths be imported; more than once does no harm."""
+    if not any(isinstance(finder, _FormerModules) for finder in sys.meta_path):
+        sys.meta_path.append(_FormerModules())

@@ -1,0 +1,117 @@
+"""Networks that run under gates: every gated output is multiplied by its mask (Eq. 2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..channels.open_layer_norm import normalise_open
+from ..errors import ModelError
+from ..tracing import CallCounter, FunctionMode, Inputs
+from .masks import GateCall, GateSite, MaskSet
+from .sites import sites_of
+from .step import ConstantGates
+
+
+def apply_masks(model: nn.Module, masks: MaskSet, example_inputs: Inputs) -> GatedModel:
+    """A copy of ``model`` in eval mode that computes the masked function: closed channels read as zero.
+
+    Args:
+        model: the dense network; never changed.
+        masks: its masks, with what else the search changed.
+        example_inputs: its input(s), batch first.
+
+    Raises:
+        ModelError: the masks belong to another network.
+    """
+    sites = sites_of(masks, model, example_inputs)
+    return constant_gates(with_learned_state(copy.deepcopy(model), masks).eval(), sites, masks.keep)
+
+
+def with_learned_state(model: nn.Module, masks: MaskSet) -> nn.Module:
+    """``model`` with the parameters and buffers that the search changed; a copy, if there are any.
+
+    Raises:
+        ModelError: the network has no such tensors.
+    """
+    if not masks.state:
+        return model
+    model = copy.deepcopy(model)
+    own = model.state_dict()
+    for name, tensor in masks.state.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise ModelError(f"the masks come with '{name}' {tuple(tensor.shape)}, which this network does not have")
+    model.load_state_dict(dict(masks.state), strict=False)
+    return model
+
+
+def constant_gates(model: nn.Module, sites: Sequence[GateSite], keep: Mapping[str, Tensor]) -> GatedModel:
+    """``model`` itself, run with fixed masks (bool, True = keep) on its gate sites."""
+    parameter = next(model.parameters())
+    return GatedModel(model, sites, ConstantGates([keep[site.name].to(parameter) for site in sites]))
+
+
+class GatedModel(nn.Module):
+    """A network whose nonlinearities' outputs are multiplied by gates: h_i * gate_i (Eq. 2).
+
+    The network runs unmodified; the outputs are caught on their way, by position in the forward pass, so modules that
+    are called several times (one ReLU for a whole residual block) have one gate per call.
+
+    Args:
+        model: the network.
+        sites: its gate sites.
+        gates: returns one tensor of shape (channels,) per site.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[GateSite], gates: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.gates = gates
+        self.sites = tuple(sites)
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own forward pass, gated."""
+        with self.gating(self.gates()):
+            return self.model(*args, **kwargs)
+
+    def gating(self, values: Sequence[Tensor]) -> FunctionMode:
+        """The mode under which the network runs with the given values of its gates.
+
+        Args:
+            values: one tensor per site, of shape (channels,), or (N, channels) to give each sample its own.
+        """
+        return _Gating({
+            call.key: (value, call)
+            for site, value in zip(self.sites, values, strict=True)
+            for call in site.calls
+        })  # fmt: skip
+
+
+class _Gating(CallCounter):
+    def __init__(self, gates: Mapping[tuple[str, int], tuple[Tensor, GateCall]]) -> None:
+        super().__init__()
+        self.gates = gates
+
+    def called(
+        self,
+        key: tuple[str, int],
+        counted: bool,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not counted or key not in self.gates:
+            return self.passed_on(func, args, kwargs)
+        gate, place = self.gates[key]
+        if place.is_layer_norm:
+            return normalise_open(gate, *args, **kwargs)
+        output = self.passed_on(func, args, kwargs)
+        shape = [1] * output.ndim
+        shape[place.dim] = -1
+        if gate.ndim == 2:
+            shape[0] = len(gate)
+        return output * gate.reshape(shape)

@@ -1,0 +1,212 @@
+"""Where gates sit in a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..channels import lay_out
+from ..config import PLACEMENTS, Placement
+from ..errors import ConfigError, ModelError
+from ..tracing import Call, Inputs, Nonlinearity, Trace, UnionFind, trace
+from .masks import GateCall, GateSite, MaskSet
+
+
+def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> list[GateSite]:
+    """Where gates sit in ``model``: the outputs of its nonlinearities, found by running it once.
+
+    Args:
+        model: any network that runs in Python and ends in a linear head; never changed.
+        example_inputs: its input(s), batch first.
+        placement: "paper" = one mask per gated output; the stem of a branching network (its first nonlinearity, if
+            it comes before the first fork) has none, as in the paper's ResNet-18 (3,840 mask logits). In a transformer
+            with layer norms behind its sums (BERT), gates sit in front of the nonlinearities and on what feed-forward
+            blocks add to the stream, whose layer norm then leaves closed channels out (46,848 logits in BERT-base).
+            "tied" = outputs whose channels belong to one dependency group share one mask, the stem's included, and
+            only where a closed channel can be removed from the plain network.
+
+    Returns:
+        The sites in order of execution.
+
+    Raises:
+        ModelError: the network has no linear head or no nonlinearity before it.
+        ConfigError: an unknown placement.
+    """
+    record = trace(model, example_inputs)
+    return sites_in(record, model, placement)
+
+
+def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[GateSite]:
+    """:func:`gate_sites` for a forward pass already traced."""
+    if placement not in PLACEMENTS:
+        raise ConfigError(f"unknown placement '{placement}': choose one of {', '.join(PLACEMENTS)}")
+    head = record.head
+    if head is None:
+        raise ModelError(
+            "the network's logits are not the channels of one linear or convolutional layer, so that it has no "
+            "classifier to leave alone; wrap it so that it ends in one"
+        )
+    eligible = [n for n in record.nonlinearities if n.index not in record.scales and n.call < head.index]
+    if not eligible:
+        raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
+    return _paper_sites(eligible, record) if placement == "paper" else _tied_sites(eligible, model, record)
+
+
+def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[GateSite]:
+    """The gate sites of ``model`` that ``masks`` were learned for, in either placement.
+
+    Raises:
+        ModelError: the masks belong to another network.
+    """
+    return matching_sites(trace(model, example_inputs), model, masks)
+
+
+def matching_sites(record: Trace, model: nn.Module, masks: MaskSet) -> list[GateSite]:
+    """:func:`sites_of` for a forward pass already traced."""
+    wanted = {name: len(logits) for name, logits in masks.logits.items()}
+    complaint = ""
+    for placement in reversed(PLACEMENTS):  # the paper's are found at once
+        try:
+            sites = sites_in(record, model, placement)
+        except ModelError as error:
+            complaint += f"; {placement}: {error}"
+            continue
+        found = {site.name: site.num_channels for site in sites}
+        if found == wanted:
+            return sites
+        foreign = [name for name in wanted if name not in found]
+        missing = [name for name in found if name not in wanted]
+        sizes = [name for name in wanted if name in found and wanted[name] != found[name]]
+        complaint += f"; {placement}: unknown {foreign[:3]}, missing {missing[:3]}, other length {sizes[:3]}"
+    raise ModelError(f"the masks do not belong to this network{complaint}")
+
+
+def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:
+    normalised = {n.index: place for n in eligible if (place := _layer_norm_behind(n, record)) is not None}
+    if normalised:
+        return _transformer_sites(eligible, normalised, record)
+    fork = record.first_fork
+    has_stem = fork is not None and eligible[0].call < fork and len(eligible) > 1
+    gated = eligible[1:] if has_stem else eligible
+    return _named([(n.layer or f"{n.function}.{n.index}", n.num_channels, (_gate_on(n, record),)) for n in gated])
+
+
+def _gate_on(n: Nonlinearity, record: Trace) -> GateCall:
+    return GateCall(*record.calls[n.call].key, n.dim, n.layer)
+
+
+def _named(places: Sequence[tuple[str, int, tuple[GateCall, ...]]]) -> list[GateSite]:
+    counts: dict[str, int] = {}
+    sites = []
+    for base, num_channels, calls in places:
+        count = counts[base] = counts.get(base, 0) + 1
+        sites.append(GateSite(base if count == 1 else f"{base}@{count - 1}", num_channels, calls))
+    return sites
+
+
+def _transformer_sites(
+    eligible: list[Nonlinearity], normalised: Mapping[int, tuple[Call, Call]], record: Trace
+) -> list[GateSite]:
+    """Gates in front of the nonlinearities, and on what feed-forward blocks add to the stream before its layer norm."""
+    places: list[tuple[str, int, tuple[GateCall, ...]]] = []
+    for n in eligible:
+        layer = _linear_before(n, record)
+        gate = _gate_on(n, record) if layer is None else GateCall(*layer.key, n.dim, layer.layer)
+        places.append((n.layer or f"{n.function}.{n.index}", n.num_channels, (gate,)))
+        if n.index in normalised:
+            second, norm = normalised[n.index]
+            value = record.values[second.outputs[0]]
+            dim = len(value.shape) - 1
+            calls = (
+                GateCall(*second.key, dim, second.layer),
+                GateCall(*norm.key, dim, norm.layer),
+            )
+            places.append((second.layer or f"linear.{second.count}", value.shape[-1], calls))
+    return _named(places)
+
+
+def _linear_before(n: Nonlinearity, record: Trace) -> Call | None:
+    """The linear layer whose output the nonlinearity reads, if nothing is in between."""
+    operand = record.calls[n.call].operands[0]
+    source = None if operand is None else record.values[operand].call
+    call = None if source is None else record.calls[source]
+    return call if call is not None and call.function == "linear" else None
+
+
+def _layer_norm_behind(n: Nonlinearity, record: Trace) -> tuple[Call, Call] | None:
+    """The second linear layer of a post-norm feed-forward block, and the layer norm behind its sum with the stream."""
+    readers = record.values[record.calls[n.call].outputs[0]].readers
+    calls = [record.calls[reader] for reader in readers]
+    if len(calls) != 1 or calls[0].function != "linear":
+        return None
+    second, seen = calls[0], {"add": 0}
+    call = second
+    while True:
+        readers = record.values[call.outputs[0]].readers if call.outputs else []
+        if len(readers) != 1:
+            return None
+        call = record.calls[readers[0]]
+        if call.function == "layer_norm":
+            return (second, call) if seen["add"] == 1 else None
+        if call.function not in ("dropout", "add"):
+            return None
+        seen["add"] += call.function == "add"
+
+
+def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -> list[GateSite]:
+    stream = _streams(record)
+    tied: dict[int, list[Nonlinearity]] = {}
+    for n in eligible:
+        (output,) = record.calls[n.call].outputs
+        if n.layer is not None and record.values[output].num_channels == n.num_channels:
+            tied.setdefault(stream[output], []).append(n)
+    sites = []
+    for members in _removable(list(tied.values()), model, record):
+        name = members[0].layer or ""
+        name += f"+{len(members) - 1}" if len(members) > 1 else ""
+        sites.append(GateSite(name, members[0].num_channels, tuple(_gate_on(n, record) for n in members)))
+    if not sites:
+        raise ModelError("no closed channel of this network could be removed; use placement='paper'")
+    return sites
+
+
+def _streams(record: Trace) -> list[int]:
+    """Per value, the first one that must have the same channels: joined one to one, or computed channel by channel."""
+    streams = UnionFind(len(record.values))
+    by_layer: dict[str, Call] = {}
+    for call in record.calls:
+        pairs = [
+            (operand, output)
+            for k, operand in enumerate(call.operands)
+            for o, output in enumerate(call.outputs)
+            if operand is not None
+            and call.keeps(k, o)
+            and record.values[operand].num_channels == record.values[output].num_channels
+        ]
+        if call.layer is not None:
+            other = by_layer.setdefault(call.layer, call)
+            pairs.append((other.outputs[0], call.outputs[0]))
+        for one, other in pairs:
+            streams.join(one, other)
+    return [streams.first(value) for value in range(len(record.values))]
+
+
+def _removable(tied: list[list[Nonlinearity]], model: nn.Module, record: Trace) -> list[list[Nonlinearity]]:
+    """Those of which a channel that all members close can go from all of them, whatever the others close.
+
+    Found out by closing half of the channels of each at random.
+    """
+    generator = torch.Generator().manual_seed(0)
+    masks = []
+    for members in tied:
+        size = members[0].num_channels
+        masks.append(torch.randperm(size, generator=generator) < max(1, size // 2))
+    closed = {n.call: mask for members, mask in zip(tied, masks, strict=True) for n in members}
+    layout = lay_out(record, model, closed, "intersection")
+    return [
+        members
+        for members, mask in zip(tied, masks, strict=True)
+        if not any(bool((layout.present[record.calls[n.call].outputs[0]] & mask).any()) for n in members)
+    ]

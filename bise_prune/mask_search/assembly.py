@@ -1,0 +1,139 @@
+"""From the arguments of a search to its parts, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import SearchConfig
+from ..data.batch import Loader, as_batch, input_map
+from ..data.loader import BatchLoader
+from ..distributed import world
+from ..errors import ConfigError, DataError
+from ..gates.masks import MaskSet
+from ..metrics.accuracy import Evaluation, evaluate
+from .budget import BudgetTerm
+from .heads import BiasHeads
+from .network import MaskedNetwork
+from .passes import Passes
+from .schedule import temperatures
+from .selection import resolve
+from .speed import FastPasses, Speedups
+from .state import SearchState
+from .step import MaskStep
+from .training_data import Position, TrainingData, TrainingLabels, digest
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Data to select an epoch on.
+
+    Attributes:
+        loader: its batches.
+        aligned: the bias value each class is aligned with, shape (classes, K), on the CPU.
+        has_bias: whether it has bias labels.
+    """
+
+    loader: Loader
+    aligned: Tensor
+    has_bias: bool
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """Accuracies of a model; processes of ``torch.distributed`` share a ``BatchLoader``."""
+        loader, (rank, processes) = self.loader, world()
+        shared = isinstance(loader, BatchLoader) and processes > 1
+        if shared:
+            loader = dataclasses.replace(loader, shard=(rank, processes))  # type: ignore[type-var]
+        return evaluate(model, loader, self.aligned, sharded=shared)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is ready to run.
+
+    Attributes:
+        config: its settings.
+        schedule: the temperature of each epoch.
+        network: the masked network.
+        data: the training set.
+        labels: what its labels say.
+        passes: how the network is run over it.
+        state: all that changes.
+        step: what changes it, batch by batch.
+        budget: a cost to meet.
+        validation: data to select an epoch on.
+        rule: how an epoch is selected.
+        digest: what tells the labels of its data from others.
+    """
+
+    config: SearchConfig
+    schedule: list[float]
+    network: MaskedNetwork
+    data: TrainingData
+    labels: TrainingLabels
+    passes: Passes
+    state: SearchState
+    step: MaskStep
+    budget: BudgetTerm | None
+    validation: Validation | None
+    rule: str
+    digest: list[object]
+
+
+def assemble(
+    model: nn.Module,
+    train_loader: Loader,
+    config: SearchConfig,
+    val_loader: Loader | None = None,
+    aligned: Tensor | None = None,
+    start: MaskSet | None = None,
+    speedups: Speedups | None = None,
+) -> Search:
+    """The parts of a search; see :func:`bise_prune.search` for the arguments and errors."""
+    if config.batchnorm != "frozen" and world()[1] > 1:
+        raise ConfigError(f"batchnorm '{config.batchnorm}' needs the whole batch in one process")
+    data = TrainingData(train_loader)
+    parameter = next(model.parameters())
+    for tensor in [data.first.input] if isinstance(data.first.input, Tensor) else data.first.input.values():
+        if tensor.dtype == torch.uint8 or (tensor.is_floating_point() and tensor.dtype != parameter.dtype):
+            raise DataError(f"inputs are {tensor.dtype}, the model is {parameter.dtype}: convert one of them")
+    example = input_map(data.first.input, lambda tensor: tensor[:2].to(parameter.device))
+    network = MaskedNetwork(model, example, config, start)  # lines 1 and 2
+    schedule = temperatures(config.anneal_every, config.anneal_factor, config.min_temperature)
+    budget = None if config.budget is None else BudgetTerm(config.budget, network, len(schedule))
+    passes = FastPasses(network, data, speedups or Speedups())
+    generator, position = torch.Generator().manual_seed(config.seed), Position()
+    features, target, bias = passes.bottleneck(position)
+    labels = TrainingLabels(
+        target, bias, network.num_classes, config, aligned, network.device, network.dtype,
+        in_order=data.in_memory is not None,
+    )  # fmt: skip
+    heads = BiasHeads(  # line 3
+        features.shape[1], labels.num_bias_classes, generator, network.dtype, network.device,
+        lr=config.head_lr, momentum=config.head_momentum, weight_decay=config.head_weight_decay,
+    )  # fmt: skip
+    validation, digests = None, list(labels.digest)
+    if val_loader is not None:
+        validation = _validation(val_loader, labels.aligned.cpu(), bias.shape[1])
+        if isinstance(val_loader, BatchLoader):
+            val = val_loader.data
+            digests.append(digest(torch.cat([val.target[:, None], val.bias], 1).cpu(), True))
+    state = SearchState.at_start(network, heads, generator, position, config)
+    rule = resolve(config.select, validation is not None, validation is not None and validation.has_bias)
+    return Search(
+        config, schedule, network, data, labels, passes, state, MaskStep(state, labels, config, budget), budget,
+        validation, rule, digests,
+    )  # fmt: skip
+
+
+def _validation(loader: Loader, aligned: Tensor, num_biases: int) -> Validation:
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise DataError("the validation loader is empty")
+    columns = as_batch(batch).bias.shape[1]
+    if columns not in (0, num_biases):
+        raise DataError(f"the validation data have {columns} biases, the training data {num_biases}")
+    return Validation(loader, aligned, columns > 0)

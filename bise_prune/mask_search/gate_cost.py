@@ -1,0 +1,290 @@
+"""What a gated network costs, as a differentiable function of its gates.
+
+The traced graph gives every tensor a number in [0, 1] per channel, 1 = there, 0 = gone: forwards, a channel is live if
+anything but zero reaches it; backwards, it is needed if anything that counts reads it; it is there if both. Sums over
+gates that may disagree are maxima, products are what a gate does. For gates of 0 and 1 this is the width of every
+layer after removal, and the derivative says what closing or opening a channel would change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..channels import Joins
+from ..config import CostUnit
+from ..distributed import share_object
+from ..gates.masks import GateSite
+from ..metrics.cost import time_by_turns
+from ..tracing import Call, Trace, UnionFind
+
+_WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)  # of a layer's inputs and outputs at which its latency is measured
+_RUNS = 9
+
+
+class GateCost:
+    """Cost of a network under gates, as a share of the dense one's.
+
+    Args:
+        trace: of the network.
+        model: the network.
+        sites: its gate sites.
+        of: "flops" (multiply-accumulates of convolutions and linear layers), "params", or "latency" (a table of
+            measured times of these layers at several widths, interpolated).
+        joins: the lowering where gates disagree; see :func:`bise_prune.prune`.
+    """
+
+    def __init__(
+        self, trace: Trace, model: nn.Module, sites: Sequence[GateSite], of: CostUnit = "flops", joins: Joins = "expand"
+    ) -> None:
+        self.trace, self.sites = trace, list(sites)
+        self.gate_of = {
+            trace.call_of[call.key].index: number
+            for number, site in enumerate(sites)
+            for call in site.calls
+            if not call.is_layer_norm
+        }
+        self.joined = _joined(trace) if joins == "intersection" else {}
+        self.terms = _latency_terms(trace, model) if of == "latency" else _terms(trace, model, of)
+        ones = [torch.ones(site.num_channels, dtype=torch.float64) for site in sites]
+        self.dense = 1.0
+        self.dense = float(self(ones))
+
+    def __call__(self, gates: Sequence[Tensor]) -> Tensor:
+        """Share of the dense cost under gates in [0, 1], one tensor (channels,) per site: float64, on the CPU."""
+        present = self._present([gate.cpu().double() for gate in gates])
+        return torch.stack([term(present) for term in self.terms]).sum() / self.dense
+
+    def _present(self, gates: Sequence[Tensor]) -> list[Tensor]:
+        values, calls = self.trace.values, self.trace.calls
+        live = [torch.ones(value.num_channels, dtype=torch.float64) for value in values]
+        for call in calls:
+            for o, output in enumerate(call.outputs):
+                live[output] = self._forwards(call, o, live)
+            if call.index in self.gate_of:
+                gate = gates[self.gate_of[call.index]]
+                if len(gate) == len(live[call.outputs[0]]):
+                    live[call.outputs[0]] = live[call.outputs[0]] * gate
+        wanted: list[list[Tensor]] = [[] for _ in values]
+        for output in self.trace.outputs:
+            wanted[output].append(torch.ones(values[output].num_channels, dtype=torch.float64))
+        needed = [torch.zeros(value.num_channels, dtype=torch.float64) for value in values]
+        for call in reversed(calls):
+            for output in call.outputs:
+                needed[output] = _either(wanted[output], values[output].num_channels)
+            for k, operand in enumerate(call.operands):
+                if operand is not None:
+                    wanted[operand].append(self._backwards(call, k, operand, live, needed, gates))
+        for index, value in enumerate(values):
+            if value.call is None:
+                needed[index] = _either(wanted[index], value.num_channels)
+        present = [a * b for a, b in zip(live, needed, strict=True)]
+        for index, members in self.joined.items():
+            present[index] = _either([present[member] for member in members], len(present[index]))
+        return present
+
+    def _forwards(self, call: Call, o: int, live: list[Tensor]) -> Tensor:
+        """Whether anything but zero reaches an output's channels."""
+        size = self.trace.values[call.outputs[o]].num_channels
+        if call.kind == "mixing":
+            operand = call.operands[0]
+            if call.groups == 1 or operand is None or call.whole or len(live[operand]) % call.groups or o:
+                return torch.ones(size, dtype=torch.float64)
+            return live[operand].view(call.groups, -1).amax(1).repeat_interleave(size // call.groups)
+        parts = []
+        for k, operand in enumerate(call.operands):
+            mapping = call.maps.get((k, o))
+            if operand is not None and mapping is not None and len(mapping) == size:
+                parts.append(torch.where(mapping >= 0, live[operand][mapping.clamp(min=0)], 0.0))
+        if call.kind == "opaque" or not parts:
+            return torch.ones(size, dtype=torch.float64)
+        return torch.stack(parts).prod(0) if call.function == "mul" else torch.stack(parts).amax(0)
+
+    def _backwards(
+        self, call: Call, k: int, operand: int, live: list[Tensor], needed: list[Tensor], gates: Sequence[Tensor]
+    ) -> Tensor:
+        """Whether anything that counts reads an operand's channels."""
+        size = self.trace.values[operand].num_channels
+        if call.kind == "mixing" and call.groups > 1 and not call.whole and size % call.groups == 0 and k == 0:
+            output = needed[call.outputs[0]] * live[call.outputs[0]]
+            if len(output) % call.groups == 0:
+                return output.view(call.groups, -1).amax(1).repeat_interleave(size // call.groups)
+        if call.kind in ("mixing", "opaque"):
+            return torch.ones(size, dtype=torch.float64)
+        parts = []
+        for o, output_index in enumerate(call.outputs):
+            mapping = call.maps.get((k, o))
+            if mapping is None or len(mapping) != len(needed[output_index]):
+                continue
+            wanted = needed[output_index]
+            if call.function == "mul":
+                wanted = wanted * live[output_index]
+            if call.index in self.gate_of:
+                gate = gates[self.gate_of[call.index]]
+                wanted = wanted * gate if len(gate) == len(wanted) else wanted
+            reads = mapping >= 0
+            spread = torch.zeros(size, dtype=torch.float64)
+            parts.append(spread.scatter_reduce(0, mapping[reads], wanted[reads], "amax"))
+        return _either(parts, size) if parts else torch.ones(size, dtype=torch.float64)
+
+
+Term = Callable[[list[Tensor]], Tensor]
+
+
+def _either(parts: Sequence[Tensor], size: int) -> Tensor:
+    if not parts:
+        return torch.zeros(size, dtype=torch.float64)
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).amax(0)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Widths of one mixing call as shares: of its outputs and of the inputs that each of them reads."""
+
+    call: Call
+
+    def shares(self, present: list[Tensor]) -> tuple[Tensor, Tensor]:
+        outputs = present[self.call.outputs[0]]
+        operand = self.call.operands[0]
+        if operand is None or self.call.whole:
+            return outputs.mean(), outputs.new_ones(())
+        return outputs.mean(), present[operand].mean()
+
+    def product(self, present: list[Tensor]) -> Tensor:
+        """Share of the weights that stay."""
+        operand, groups = self.call.operands[0], self.call.groups
+        outputs = present[self.call.outputs[0]]
+        if operand is None or self.call.whole or groups == 1:
+            out, into = self.shares(present)
+            return out * into
+        return (outputs.view(groups, -1).mean(1) * present[operand].view(groups, -1).mean(1)).mean()
+
+
+def _terms(trace: Trace, model: nn.Module, of: CostUnit) -> list[Term]:
+    terms: list[Term] = []
+    counted: set[int] = set()
+    for name, calls in trace.calls_by_layer.items():
+        layer = model.get_submodule(name)
+        for number, call in enumerate(calls):
+            if of == "flops" and call.kind == "mixing":
+                terms.append(_scaled(_Layer(call).product, call.macs))
+            elif of == "params" and number == 0:
+                for leaf, parameter in layer.named_parameters(recurse=False):
+                    counted.add(id(parameter))
+                    if call.kind == "mixing" and leaf == "weight":
+                        terms.append(_scaled(_Layer(call).product, parameter.numel()))
+                    else:
+                        terms.append(_scaled(_mean_of(call.outputs[0]), parameter.numel()))
+    if of == "params":
+        rest = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in counted)
+        terms.append(lambda present: torch.tensor(float(rest), dtype=torch.float64))
+    return terms
+
+
+def _scaled(share: Term, size: float) -> Term:
+    return lambda present: share(present) * size
+
+
+def _mean_of(value: int) -> Term:
+    return lambda present: present[value].mean()
+
+
+def _latency_terms(trace: Trace, model: nn.Module) -> list[Term]:
+    """Per mixing call a bilinear interpolation of its measured times; the same for calls of equal geometry."""
+    tables: dict[tuple[object, ...], Tensor] = {}
+    terms: list[Term] = []
+    device = next(model.parameters()).device
+    for calls in trace.calls_by_layer.values():
+        for call in calls:
+            operand = call.operands[0]
+            if call.kind != "mixing" or operand is None or call.layer is None:
+                continue
+            layer = model.get_submodule(call.layer)
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            geometry = getattr(layer, "stride", None), getattr(layer, "dilation", None), call.groups
+            key = (call.function, tuple(weight.shape), trace.values[operand].shape, geometry)
+            if key not in tables:
+                tables[key] = _measured(call, layer, trace.values[operand].shape, device)
+            terms.append(_interpolated(_Layer(call), tables[key]))
+    return terms
+
+
+def _measured(call: Call, layer: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Milliseconds of a layer by share of inputs (rows) and outputs (columns); grouped ones shrink both at once."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    outputs = weight.shape[1] * call.groups if call.transposed else weight.shape[0]
+    inputs = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
+    is_linear = isinstance(layer, nn.Linear)
+    runs: list[Callable[[], object]] = []
+    for into in _WIDTHS:
+        for out in _WIDTHS:
+            width, height = max(1, round(inputs * into)), max(1, round(outputs * out))
+            if is_linear:
+                module: nn.Module = nn.Linear(width, height)
+                example = torch.randn(*shape[:-1], width)
+            else:
+                assert isinstance(layer, nn.modules.conv._ConvNd)
+                groups = max(1, math.gcd(width, height)) if call.groups > 1 else 1
+                module = type(layer)(  # type: ignore[call-arg]
+                    width,
+                    height,
+                    layer.kernel_size,
+                    layer.stride,
+                    layer.padding,
+                    dilation=layer.dilation,
+                    groups=groups,
+                )
+                example = torch.randn(shape[0], width, *shape[2:])
+            module.to(device).eval()
+            runs.append(_timed(module, example.to(device)))
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    medians = [sorted(times)[_RUNS // 2] for times in time_by_turns(runs, _RUNS, wait, warm_up_s=0.0)]
+    return torch.tensor(share_object(medians), dtype=torch.float64).view(len(_WIDTHS), len(_WIDTHS))
+
+
+def _timed(module: nn.Module, example: Tensor) -> Callable[[], object]:
+    def call() -> object:
+        with torch.inference_mode():
+            return module(example)
+
+    return call
+
+
+def _interpolated(layer: _Layer, table: Tensor) -> Term:
+    knots = torch.tensor(_WIDTHS, dtype=torch.float64)
+
+    def weights(share: Tensor) -> Tensor:
+        """Of each knot, piecewise linear; below the first one proportional to it."""
+        upper = int(torch.searchsorted(knots, share.detach().clamp(max=1.0)).clamp(1, len(knots) - 1))
+        low, high = knots[upper - 1], knots[upper]
+        part = (share - low) / (high - low)
+        row = torch.zeros(len(knots), dtype=torch.float64)
+        return row.index_put((torch.tensor([upper - 1, upper]),), torch.stack([1 - part, part]))
+
+    def term(present: list[Tensor]) -> Tensor:
+        out, into = layer.shares(present)
+        return weights(into) @ table @ weights(out)
+
+    return term
+
+
+def _joined(trace: Trace) -> dict[int, list[int]]:
+    """Values whose channels must all be there if any of them has them, with the members of their stream."""
+    streams = UnionFind(len(trace.values))
+    for call in trace.calls:
+        if call.kind in ("mixing", "opaque") or not call.outputs:
+            continue
+        for k, operand in enumerate(call.operands):
+            if operand is not None and call.keeps(k) and len(call.maps[k, 0]) == trace.values[operand].num_channels:
+                streams.join(operand, call.outputs[0])
+    members: dict[int, list[int]] = {}
+    for value in range(len(trace.values)):
+        members.setdefault(streams.first(value), []).append(value)
+    return {value: stream for stream in members.values() if len(stream) > 1 for value in stream}

@@ -1,0 +1,132 @@
+"""The network of a search: frozen, with gates on its outputs, and its bottleneck caught on the way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import SearchConfig
+from ..data.batch import Batch, Input, input_map
+from ..errors import ConfigError, ModelError
+from ..gates.bottleneck import CapturedInputs, head_name
+from ..gates.gated_model import GatedModel, with_learned_state
+from ..gates.masks import MaskSet
+from ..gates.sites import sites_in
+from ..gates.step import LearnedGates
+from ..tracing import FunctionMode, logits_of, run, trace
+
+
+class MaskedNetwork:
+    """f = C o E of the paper with a gate on each of its sites; weights have no gradient.
+
+    Args:
+        model: the vanilla-trained classifier; it is copied.
+        example: two samples of its input, on its device.
+        config: ``placement``, ``initial_logit``, ``batchnorm``, ``precision`` and ``channels_last``.
+        start: masks to start from, with what else an earlier search has changed.
+
+    Attributes:
+        trace: one forward pass, watched.
+        sites: the gate sites.
+        gates: m and tau.
+        gated: the network under ``gates``.
+        head_layer: name of the classifier head C.
+        norms: batch-norm modules.
+        device: where the network is.
+        dtype: precision of its weights, of the mask logits, and of what a forward pass returns.
+
+    Raises:
+        ConfigError: batch norms are to follow, and there are none.
+        ModelError: there is nothing to gate, or ``start`` belongs to another network or placement.
+    """
+
+    def __init__(self, model: nn.Module, example: Input, config: SearchConfig, start: MaskSet | None) -> None:
+        parameter = next(model.parameters())
+        self.device, self.dtype, self.config = parameter.device, parameter.dtype, config
+        frozen = copy.deepcopy(model if start is None else with_learned_state(model, start))
+        frozen = frozen.eval().requires_grad_(False)
+        if config.channels_last:
+            frozen = frozen.to(memory_format=torch.channels_last)
+        self.trace = trace(frozen, example)
+        self.head_layer = head_name(frozen, self.trace)
+        self.sites = sites_in(self.trace, frozen, config.placement)
+        self.gates = LearnedGates([site.num_channels for site in self.sites], config.initial_logit, self.dtype)
+        if start is not None:
+            parts = [start.logits.get(site.name, torch.zeros(0)) for site in self.sites]
+            if [len(part) for part in parts] != self.gates.sizes:
+                raise ModelError("the masks to start from belong to another network or placement")
+            with torch.no_grad():
+                self.gates.logits.copy_(torch.cat(parts))
+        self.gated = GatedModel(frozen, self.sites, self.gates).to(self.device)
+        self.norms = [module for module in frozen.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if config.batchnorm != "frozen" and not self.norms:
+            raise ConfigError(f"batchnorm '{config.batchnorm}': the network has no batch norm")
+
+    @property
+    def model(self) -> nn.Module:
+        """The bare network."""
+        return self.gated.model
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier head."""
+        return int(self.model.get_submodule(self.head_layer).out_features)  # type: ignore[arg-type]
+
+    def placed(self, batch: Batch) -> Input:
+        """A batch's input as the network takes it: on its device, in its memory format."""
+        return input_map(batch.to(self.device).input, self._formatted)
+
+    def _formatted(self, tensor: Tensor) -> Tensor:
+        images = self.config.channels_last and tensor.ndim == 4
+        return tensor.to(memory_format=torch.channels_last) if images else tensor
+
+    def forward(
+        self,
+        gates: Sequence[Tensor],
+        inputs: Any,
+        bottleneck: CapturedInputs | None = None,
+        resume: FunctionMode | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) and bottleneck features (N, d), in the masks' precision.
+
+        Args:
+            gates: one tensor per site, as :meth:`bise_prune.gates.GatedModel.gating` takes them.
+            inputs: of the network.
+            bottleneck: what catches the features and may compute functions in another way; by default it only catches.
+            resume: a mode between the gates and the bottleneck that may stand in for functions.
+        """
+        bottleneck = bottleneck or CapturedInputs(self.model, self.head_layer)
+        gating = self.gated.gating(gates)
+        gating.behind = resume or bottleneck
+        if resume is not None:
+            resume.behind = bottleneck
+        with self.precision(), gating:
+            output = run(self.model, inputs)
+        return logits_of(output).to(self.dtype), bottleneck.inputs.pop().flatten(1).to(self.dtype)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """The precision of forward and backward passes; that of masks, heads and losses stays."""
+        if self.config.precision == "float32":
+            yield
+        elif self.config.precision == "bfloat16":
+            with torch.autocast(self.device.type, torch.bfloat16):
+                yield
+        else:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+
+    def let_norms_follow(self, follow: bool) -> None:
+        """Let batch norms use and update the statistics of their batches, or fix them; all else stays in eval mode."""
+        self.gated.eval()
+        for norm in self.norms:
+            norm.train(follow)

@@ -1,0 +1,106 @@
+"""How a search runs its network over its training data: the plain way.
+
+:class:`bise_prune.mask_search.speed.FastPasses` does the same in less time, behind the same methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.batch import as_batch
+from ..distributed import gathered, world
+from ..errors import DataError
+from ..metrics.accuracy import Evaluation
+from .network import MaskedNetwork
+from .step import MaskStep
+from .training_data import EXHAUSTED, Part, Position, TrainingData
+
+
+class Bottleneck(NamedTuple):
+    """Of the whole training set: features (N, d) on the network's device, labels (N,) and biases (N, K) on the CPU.
+
+    Samples come in the data set's order where it is known, in the loader's otherwise.
+    """
+
+    features: Tensor
+    target: Tensor
+    bias: Tensor
+
+
+class Passes:
+    """Forward passes of a masked network over training data.
+
+    Args:
+        network: the network.
+        data: the training set.
+    """
+
+    def __init__(self, network: MaskedNetwork, data: TrainingData) -> None:
+        self.network, self.data = network, data
+
+    def inputs(self, parts: Iterable[Part]) -> Iterator[tuple[Part, Any]]:
+        """Batches, each with what :meth:`forward` takes; those of a ``BatchLoader`` are made ahead of their turn."""
+        if self.data.in_memory is not None:
+            for rows, batch in self.data.in_memory.prepared(parts):  # type: ignore[arg-type]
+                yield rows, self.network.placed(batch)
+        else:
+            for part in parts:
+                yield part, self.network.placed(self.data.batch(part))
+
+    def forward(self, gates: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) and bottleneck features (N, d) of a batch.
+
+        Args:
+            gates: the values of all gates, shape (M,), or (N, M) to give each sample its own.
+            inputs: from :meth:`inputs`.
+        """
+        return self.network.forward(gates.split(self.network.gates.sizes, -1), inputs)
+
+    def bottleneck(self, position: Position) -> Bottleneck:
+        """Bottleneck features of the whole training set under the present masks."""
+        gates, features, targets, biases = self.network.gates.values, [], [], []
+        with torch.no_grad():
+            if (loader := self.data.in_memory) is not None:
+                rank, processes = world()
+                numbers = torch.arange(len(loader.data))[rank::processes].split(loader.batch_size)
+                features = [self.forward(gates, inputs)[1] for _, inputs in self.inputs(numbers)]
+                rows = gathered(torch.cat(numbers).to(self.network.device))
+                every = gathered(torch.cat(features))
+                return Bottleneck(every[rows.argsort()], loader.data.target.cpu(), loader.data.bias.cpu())
+            for part, inputs in self.inputs(map(as_batch, self.data.next_pass(position))):
+                features.append(self.forward(gates, inputs)[1])
+                targets.append(self.data.batch(part).target.to(self.network.device))
+                biases.append(self.data.batch(part).bias.to(self.network.device))
+            if not features:
+                raise DataError(EXHAUSTED)
+            whole = [gathered(torch.cat(parts)) for parts in (features, targets, biases)]
+            return Bottleneck(whole[0], whole[1].cpu(), whole[2].cpu())
+
+    def take_steps(self, step: MaskStep, parts: Iterator[Part], after_step: Callable[[], None]) -> None:
+        """Take a step on each batch (lines 8 to 10); ``after_step`` is called after each, or after a few at a time."""
+        for part, inputs in self.inputs(parts):
+            logits, features = self.forward(gates := step.open_gates(), inputs)
+            step(gates, logits, features, part)
+            step.state.position.batches += 1
+            after_step()
+
+    def validated(self, evaluate: Callable[[], Evaluation], last: Evaluation | None, unchanged: bool) -> Evaluation:
+        """The validation accuracies of an epoch.
+
+        Args:
+            evaluate: measures them.
+            last: those of the epoch before, if there was one.
+            unchanged: whether no mask flipped since.
+        """
+        return evaluate()
+
+    def saved_memory(self) -> dict[str, Any] | None:
+        """What must be saved with the search's state, so that a resumed search takes the same steps; None = nothing."""
+        return None
+
+    def restore_memory(self, memory: dict[str, Any] | None) -> None:
+        """Take up what was saved."""

@@ -1,0 +1,175 @@
+"""All shortcuts together, behind the methods of :class:`bise_prune.mask_search.passes.Passes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import batch_norm
+
+from ...data.batch import Input
+from ...distributed import world
+from ...errors import ConfigError
+from ...gates.bottleneck import CapturedInputs
+from ...metrics.accuracy import Evaluation
+from ...tracing import FunctionMode
+from ..network import MaskedNetwork
+from ..passes import Bottleneck, Passes
+from ..step import MaskStep
+from ..training_data import Part, Position, TrainingData
+from .affine_norms import affine_norm
+from .batched_steps import SampleMemory, steps_while_still
+from .cached_prefix import cached_prefix
+from .skipped_channels import without_closed_channels
+from .switches import Speedups
+
+
+class _Inputs(NamedTuple):
+    """What a forward pass takes: inputs, and the mode under which it skips what the cached prefix knows."""
+
+    input: Input
+    resume: FunctionMode | None
+
+
+class FastPasses(Passes):
+    """Forward passes with shortcuts; see :class:`Passes` for the methods.
+
+    Args:
+        network: the network; its configuration says what is compiled, and how much memory shortcuts may take.
+        data: the training set.
+        speedups: which shortcuts to take.
+
+    Raises:
+        ConfigError: CUDA graphs without CUDA.
+    """
+
+    def __init__(self, network: MaskedNetwork, data: TrainingData, speedups: Speedups) -> None:
+        super().__init__(network, data)
+        self.speedups, config, device = speedups, network.config, network.device.type
+        if config.cuda_graphs and device != "cuda":
+            raise ConfigError(f"cuda_graphs needs a CUDA device, the network is on {device}; use compile instead")
+        self.compiled = config.compile or config.cuda_graphs
+        self.stands_still = config.batchnorm == "frozen"  # between two flips the network is a constant
+        # A GPU would wait to be told what is zero; autocast knows nothing of the layers that spare it.
+        plain_cpu = device == "cpu" and not self.compiled and config.precision == "float32"
+        self.skips_channels = speedups.skipped_channels and plain_cpu
+        mode = "reduce-overhead" if config.cuda_graphs else None
+        self._run = torch.compile(self._eager, dynamic=False, mode=mode) if self.compiled else self._eager
+        self.prefix = None
+        caches = speedups.cached_prefix and config.cache_bytes and self.stands_still and not self.compiled
+        if caches and data.in_memory is not None:
+            with network.precision():
+                self.prefix = cached_prefix(
+                    network.model, network.trace, network.sites, data.in_memory, network.device, config.cache_bytes
+                )
+        self._kept: tuple[Tensor, Bottleneck] | None = None  # closed channels, and the features under them
+        self._memory: SampleMemory | None = None
+        self._num_features = 0
+
+    def inputs(self, parts: Iterable[Part]) -> Iterator[tuple[Part, _Inputs]]:
+        """Batches, each with what :meth:`forward` takes."""
+        if self.prefix is None:
+            for part, inputs in super().inputs(parts):
+                yield part, _Inputs(inputs, None)
+        else:
+            for part in parts:
+                yield part, self.inputs_of(cast(Tensor, part))
+
+    def inputs_of(self, rows: Tensor) -> _Inputs:
+        """What :meth:`forward` takes for samples of the data set by their numbers."""
+        if self.prefix is not None:
+            return _Inputs(self.prefix.placeholder(len(rows)), self.prefix.replaying(rows))
+        return _Inputs(self.network.placed(self.data.batch(rows)), None)
+
+    def forward(self, gates: Tensor, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+        """Logits and bottleneck features of a batch."""
+        parts = gates.split(self.network.gates.sizes, -1)
+        if not self.network.config.cuda_graphs:
+            return self._run(parts, *inputs)
+        torch.compiler.cudagraph_mark_step_begin()
+        logits, features = self._run(parts, *inputs)
+        return logits.clone(), features.clone()  # the next replay writes over them
+
+    def _eager(self, gates: tuple[Tensor, ...], inputs: Input, resume: FunctionMode | None) -> tuple[Tensor, Tensor]:
+        bottleneck = _FrugalFunctions(self.network, self.speedups.affine_norms, self.skips_channels)
+        return self.network.forward(gates, inputs, bottleneck, resume)
+
+    def bottleneck(self, position: Position) -> Bottleneck:
+        """Bottleneck features of the whole training set; as long as no mask flips, they are computed once."""
+        closed = self.network.gates.closed.cpu()
+        if self._kept is not None and self.stands_still and torch.equal(self._kept[0], closed):
+            return self._kept[1]
+        found = super().bottleneck(position)
+        self._num_features = found.features.shape[1]
+        size = found.features.numel() * found.features.element_size()
+        if self.speedups.kept_results and size <= self.network.config.cache_bytes:
+            self._kept = (closed, found)
+        return found
+
+    def take_steps(self, step: MaskStep, parts: Iterator[Part], after_step: Callable[[], None]) -> None:
+        """Steps on all batches: several at a time as long as no mask flips, one by one from then on."""
+        history, flipped = step.state.history, step.state.tally.flipped
+        still = self.can_remember and bool(history) and not history[-1].mask_flips
+        self._memory = (self._memory or self._new_memory()) if still else None
+        if self._memory is not None and not flipped.any():
+            rows = cast(list[Tensor], list(parts))
+            parts = steps_while_still(self, step, self._memory, rows, after_step)
+        super().take_steps(step, parts, after_step)
+
+    @property
+    def can_remember(self) -> bool:
+        """Whether per-sample results can be kept: the samples come first in every gated tensor, and there is room."""
+        network, loader = self.network, self.data.in_memory
+        if not self.speedups.batched_steps or loader is None or not self.stands_still or self.compiled:
+            return False
+        values, call_of = network.trace.values, network.trace.call_of
+        num_samples = values[network.trace.inputs[0]].shape[0]
+        batch_first = all(
+            not call.is_layer_norm and values[call_of[call.key].outputs[0]].shape[0] == num_samples
+            for site in network.sites
+            for call in site.calls
+        )
+        logits = network.gates.logits
+        needed = len(loader.data) * (self._num_features + len(logits)) * logits.element_size()
+        return world()[1] == 1 and batch_first and needed <= network.config.cache_bytes
+
+    def _new_memory(self) -> SampleMemory:
+        loader, logits = self.data.in_memory, self.network.gates.logits.detach()
+        assert loader is not None
+        return SampleMemory(len(loader.data), self._num_features, len(logits), logits)
+
+    def validated(self, evaluate: Callable[[], Evaluation], last: Evaluation | None, unchanged: bool) -> Evaluation:
+        """The validation accuracies of an epoch; those of the last one, if nothing has changed."""
+        return last if last is not None and unchanged and self.speedups.kept_results else evaluate()
+
+    def saved_memory(self) -> dict[str, Any] | None:
+        """Per-sample results: other sums of them would have other last bits."""
+        return None if self._memory is None else self._memory.state_dict()
+
+    def restore_memory(self, memory: dict[str, Any] | None) -> None:
+        """Take up what was saved."""
+        if memory is not None:
+            self._memory = self._new_memory()
+            self._memory.load_state_dict(memory)
+
+
+class _FrugalFunctions(CapturedInputs):
+    """While active, catches the bottleneck, and computes some functions in ways that keep and do less.
+
+    Modes that count the network's calls must be entered after this one, or this one stand behind them, so that they
+    see the batch norm and not what it is made of.
+    """
+
+    def __init__(self, network: MaskedNetwork, affine_norms: bool, skips_channels: bool) -> None:
+        super().__init__(network.model, network.head_layer)
+        self.affine_norms, self.skips_channels = affine_norms, skips_channels
+
+    def passed_on(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = None
+        if func is batch_norm:
+            found = affine_norm(*args, **kwargs) if self.affine_norms else None
+        elif self.skips_channels:
+            found = without_closed_channels(func, args, kwargs)
+        return super().passed_on(func, args, kwargs) if found is None else found

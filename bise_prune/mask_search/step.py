@@ -1,0 +1,85 @@
+"""One step of the masks and of the heads (Algorithm 1, lines 8 to 10)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..config import SearchConfig
+from ..distributed import summed, world
+from ..gates.step import step_slope
+from .budget import BudgetTerm
+from .objective import objective_of, reweighted_cross_entropy, silent_share
+from .state import SearchState
+from .training_data import Part, TrainingLabels
+
+
+class MaskStep:
+    """Changes a search's state by one batch.
+
+    Args:
+        state: what is changed.
+        labels: of the training set.
+        config: gamma, and the settings of SGD.
+        budget: a cost to meet; None = the masks close what they close.
+    """
+
+    def __init__(
+        self, state: SearchState, labels: TrainingLabels, config: SearchConfig, budget: BudgetTerm | None
+    ) -> None:
+        self.state, self.labels, self.config, self.budget = state, labels, config, budget
+
+    def open_gates(self) -> Tensor:
+        """The present values of all gates, shape (M,), to run the network under and to differentiate by."""
+        return self.state.network.gates.values.requires_grad_()
+
+    def __call__(self, gates: Tensor, logits: Tensor, features: Tensor, part: Part) -> None:
+        """Take the step of one batch.
+
+        Args:
+            gates: from :meth:`open_gates`.
+            logits: y_hat under these gates, shape (N, C).
+            features: z, shape (N, d).
+            part: the batch.
+        """
+        state, labels = self.state, self.labels.of(part)
+        terms = objective_of(  # line 8: Eq. 5
+            reweighted_cross_entropy(logits, labels.target, labels.weight),
+            len(labels.target),
+            state.heads(features),  # the information's gradient stops at the heads' weights
+            labels.bias,
+            labels.conflicting,
+            self.config.mi_weight,
+            state.pool,
+        )
+        head_loss = state.heads.step(features, labels.bias, terms.num_samples if world()[1] > 1 else None)  # line 10
+        terms.total.backward()
+        if state.norm_optimizer is not None:
+            state.norm_optimizer.step()
+            state.norm_optimizer.zero_grad()
+        slope = self.descend(cast(Tensor, gates.grad))  # line 9
+        silent = silent_share(terms.num_conflicting, logits.dtype)
+        shares = [terms.total, terms.cross_entropy, terms.mutual_information, head_loss, silent]
+        state.tally.note(slope[None], torch.stack(shares).detach()[None], state.network.gates.closed)
+
+    def descend(self, slope: Tensor) -> Tensor:
+        """A step of SGD on the mask logits down J, whose gradient dJ/dgate is ``slope``, every process's in one.
+
+        Returns:
+            That gradient, summed over the processes and with the budget's term.
+        """
+        config, state, logits = self.config, self.state, self.state.logits
+        slope = summed(slope)
+        if self.budget is not None:
+            slope = slope + self.budget.slope(state.network.gates.values)
+        gradient = (slope * step_slope(logits, state.network.gates.temperature)).add_(
+            logits, alpha=config.mask_weight_decay
+        )
+        state.velocity.mul_(config.mask_momentum).add_(gradient)
+        logits.sub_(state.velocity, alpha=config.mask_lr)
+        if self.budget is not None:
+            self.budget.keep_floor(logits)
+        state.tally.flipped |= state.network.gates.closed != state.tally.closed_before
+        return slope

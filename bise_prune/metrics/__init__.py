@@ -1,0 +1,1 @@
+"""Figures of a classifier: accuracy per subgroup, fairness, parameters, FLOPs and latency."""

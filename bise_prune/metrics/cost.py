@@ -1,0 +1,180 @@
+"""Parameters, FLOPs and latency of any module."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..tracing import ByPosition, Inputs, evaluating, replace_tensors, run, tensors_in
+
+FLOPS_CONVENTION = "fvcore, 1 multiply-accumulate = 1 FLOP, one sample"
+
+
+def measure(
+    model: nn.Module, example_inputs: Inputs, *, latency: bool = False, runs: int = 30, device: str = "cpu"
+) -> Measurement:
+    """Measure a model; it is not changed.
+
+    Args:
+        model: any module.
+        example_inputs: its input(s), batch first; FLOPs are counted on the first sample, latency on the whole batch.
+        latency: time it too.
+        runs: timed runs.
+        device: where to time it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        counts = _count_flops(model, example_inputs)
+    timed = measure_latency([model], example_inputs, runs=runs, device=device)[0] if latency else None
+    state = [*model.parameters(), *model.buffers()]
+    return Measurement(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state),
+        flops=int(counts.total()),
+        flops_by_layer={name: int(flops) for name, flops in counts.by_module().items() if flops and name},
+        unsupported_operators=dict(counts.unsupported_ops()),
+        latency=timed,
+    )
+
+
+def measure_latency(
+    models: Sequence[nn.Module], example_inputs: Inputs, *, runs: int = 30, device: str = "cpu"
+) -> list[Latency]:
+    """Time forward passes of several models by turns, so that what disturbs one disturbs all.
+
+    Eval and inference mode; warm-up of at least 3 runs and .2 s each; CUDA is synchronised around every run.
+
+    Args:
+        models: the models; they are not changed, and copied only if they are on another device.
+        example_inputs: the input(s) to time with.
+        runs: timed runs of each model.
+        device: "cpu" or "cuda[:N]".
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{device}' was asked for, but torch sees no CUDA device")
+    inputs = replace_tensors(example_inputs, lambda tensor: tensor.to(target))
+    timed = [model if _is_on(model, target) else copy.deepcopy(model).to(target) for model in models]
+    synchronise = partial(torch.cuda.synchronize, target) if target.type == "cuda" else None
+    with torch.inference_mode(), contextlib.ExitStack() as modes:
+        for model in timed:
+            modes.enter_context(evaluating(model))
+        samples = time_by_turns([partial(run, model, inputs) for model in timed], runs, synchronise)
+    name = torch.cuda.get_device_name(target) if target.type == "cuda" else "cpu"
+    batch_size = len(next(tensors_in([example_inputs])))
+    return [summarise(times, batch_size, name, torch.get_num_threads()) for times in samples]
+
+
+def _is_on(model: nn.Module, device: torch.device) -> bool:
+    return all(tensor.device == device for tensor in [*model.parameters(), *model.buffers()])
+
+
+def time_by_turns(
+    calls: Sequence[Callable[[], object]],
+    runs: int,
+    synchronise: Callable[[], None] | None = None,
+    warm_up_s: float = 0.2,
+) -> list[list[float]]:
+    """Milliseconds of each call, ``runs`` times, interleaved, after a warm-up of 3 runs and ``warm_up_s`` seconds."""
+    wait = synchronise or (lambda: None)
+    for call in calls:
+        start, count = time.perf_counter(), 0
+        while count < 3 or time.perf_counter() - start < warm_up_s:
+            call()
+            wait()
+            count += 1
+    samples: list[list[float]] = [[] for _ in calls]
+    for _ in range(runs):
+        for call, times in zip(calls, samples, strict=True):
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            times.append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+def summarise(times_ms: Sequence[float], batch_size: int, device: str, threads: int) -> Latency:
+    """Median and spread of timed runs."""
+    deciles = statistics.quantiles(times_ms, n=10) if len(times_ms) > 1 else [times_ms[0]] * 9
+    median = statistics.median(times_ms)
+    return Latency(median, deciles[0], deciles[8], len(times_ms), batch_size, device, threads)
+
+
+def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore compiles a loss on import, in a way that torch deprecates
+        from fvcore.nn import FlopCountAnalysis
+    model = copy.deepcopy(model).cpu().eval()
+    inputs = replace_tensors(example_inputs, lambda tensor: tensor[:1].cpu())
+    if isinstance(inputs, dict):
+        model, inputs = ByPosition(model, list(inputs)).eval(), tuple(inputs.values())
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)  # what is not counted is returned, not logged
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the tracer behind fvcore
+            counts = FlopCountAnalysis(model, inputs).uncalled_modules_warnings(False)
+            counts.total()
+            return counts
+    finally:
+        logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one forward pass, in milliseconds.
+
+    Attributes:
+        median_ms: median over the timed runs.
+        p10_ms: 10th percentile.
+        p90_ms: 90th percentile.
+        runs: timed runs, after warm-up.
+        batch_size: samples per run.
+        device: where it ran, in words.
+        threads: CPU threads of torch or onnxruntime (0 = the runtime's own choice).
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    batch_size: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Size and cost of one model.
+
+    Attributes:
+        params: number of parameters.
+        size_bytes: bytes of parameters and buffers.
+        flops: fvcore's count for one sample, 1 multiply-accumulate = 1 FLOP (the paper's convention).
+        flops_by_layer: module name -> flops; modules without any are left out.
+        unsupported_operators: operators that fvcore does not count -> occurrences.
+        latency: None where it was not asked for.
+    """
+
+    params: int
+    size_bytes: int
+    flops: int
+    flops_by_layer: Mapping[str, int]
+    unsupported_operators: Mapping[str, int]
+    latency: Latency | None = None

@@ -1,0 +1,302 @@
+"""From masks and a target to a plan: which channels go, before anything is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..channels import Edit, Joins, Layout, lay_out
+from ..channels.layout import folded_inputs
+from ..config import Rounding
+from ..errors import ConfigError, PruningError
+from ..gates.masks import GateSite, MaskSet
+from ..gates.ranking import least_open, tie_free
+from ..tracing import CONSEQUENCE, INTEGERS, Call, Inputs, Trace, tensors_in, trace
+from .plan import LayerPlan, PruningPlan
+
+TOLERANCE = 0.01  # a target is met within one point
+LATENCY_TOLERANCE = 0.05  # one that is measured, within five
+
+
+class DeadNetworkError(PruningError):
+    """Nothing of the input would reach the logits."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan with the layout that carries it out."""
+
+    plan: PruningPlan
+    layout: Layout
+
+
+class Planner:
+    """Turns masks into plans for one network, which is traced once.
+
+    Args:
+        model: the dense network; never changed.
+        sites: its gate sites.
+        example_inputs: its input(s), batch first.
+        record: a trace of it, if there is one already.
+        rounding: how kept channels are rounded up.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[GateSite],
+        example_inputs: Inputs,
+        *,
+        record: Trace | None = None,
+        rounding: Rounding | None = None,
+    ) -> None:
+        self.model, self.sites, self.example_inputs = model, list(sites), example_inputs
+        self.trace = record if record is not None else trace(model, example_inputs)
+        self.rounding = rounding or Rounding()
+        self.rigid: set[int] = set()
+        self.params = sum(parameter.numel() for parameter in model.parameters())
+        first = next(tensors_in([example_inputs]), None)
+        self.batch_size = len(first) if first is not None and first.ndim else 1
+        if not self.batch_size:
+            raise ConfigError("example_inputs hold no sample; at least one is needed to watch the forward pass")
+        self.macs = sum(call.macs for call in self.trace.calls) // self.batch_size
+
+    def propose(self, keep: Mapping[str, Tensor], joins: Joins) -> Proposal:
+        """The plan that computes the function with exactly these channels open.
+
+        Raises:
+            PruningError: nothing of the input would reach the logits.
+        """
+        closed: dict[int, Tensor] = {}
+        normed: dict[int, Tensor] = {}
+        for site in self.sites:
+            for gate in site.calls:
+                call = self.trace.call_of[gate.key]
+                (normed if gate.is_layer_norm else closed)[call.index] = ~keep[site.name].cpu()
+        multiple = self.rounding.multiple
+        layout = lay_out(
+            self.trace, self.model, closed, joins,
+            rounding=(lambda kept: math.ceil(kept / multiple) * multiple) if multiple > 1 else None,
+            rigid=self.rigid,
+            normed=normed,
+        )  # fmt: skip
+        if not any(bool(layout.analysis.live(value).any()) for value in self.trace.inputs):
+            raise DeadNetworkError(
+                "a dead network: with these masks nothing of the input reaches the logits; open more channels"
+            )
+        return Proposal(self._plan(keep, layout, joins), layout)
+
+    def rank(
+        self,
+        masks: MaskSet,
+        joins: Joins,
+        target: float,
+        value: Callable[[Proposal], float],
+        what: str,
+        tolerance: float = TOLERANCE,
+        floor: float = 0.0,
+    ) -> Proposal:
+        """The plan that closes the channels of lowest m until ``value`` reaches ``target``.
+
+        Args:
+            masks: the logits to rank by.
+            joins: the lowering.
+            target: share that is to be gone, in (0, 1).
+            value: the share that is gone in a proposal; it grows with the number of closed channels.
+            what: the target's name in messages.
+            tolerance: how far off it may end; without meaning for widths that are rounded.
+            floor: share of each site's channels, the best ones, that ranking never closes; one at least.
+
+        Raises:
+            PruningError: the target cannot be met; the message names the nearest that can.
+        """
+        names = [site.name for site in self.sites]
+        parts = tie_free([masks.logits[name] for name in names])
+        for part in parts:
+            part[part.topk(least_open(len(part), floor)).indices] = float("inf")
+        scores, sizes = torch.cat(parts), [len(part) for part in parts]
+        order = scores.argsort(stable=True)
+
+        def closing(count: int) -> tuple[float, Proposal | None]:
+            keep = torch.ones(len(scores), dtype=torch.bool)
+            keep[order[:count]] = False
+            split = dict(zip(names, keep.split(sizes), strict=True))
+            try:
+                proposal = self.propose(self.rounded_up(split, masks), joins)
+            except DeadNetworkError:  # more than can be closed
+                return float("inf"), None
+            return value(proposal), proposal
+
+        low, high = 0, int(torch.isfinite(scores).sum())
+        below, above = closing(low), closing(high)
+        if above[0] < target:
+            low, below = high, above
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried = closing(middle)
+            if tried[0] <= target:
+                low, below = middle, tried
+            else:
+                high, above = middle, tried
+        reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target))
+        assert nearest is not None  # closing nothing is always possible
+        nearest = replace(
+            nearest,
+            plan=replace(nearest.plan, target={"of": what, "asked": target, "reached": reached, "layer_floor": floor}),
+        )
+        if abs(reached - target) > tolerance and self.rounding.multiple == 1:
+            raise PruningError(
+                f"no ranking of the channels comes within {tolerance * 100:g} points of target {what} {target:g}; "
+                f"the nearest reachable is {reached:.4f}"
+                + (f" with {floor:g} of every layer kept: lower the layer floor" if floor and reached < target else "")
+            )
+        return nearest
+
+    def rounded_up(self, keep: Mapping[str, Tensor], masks: MaskSet) -> dict[str, Tensor]:
+        """The masks with the best-ranked closed channels opened again, if rounding fills up in that way."""
+        if self.rounding.multiple == 1 or self.rounding.fill != "best":
+            return dict(keep)
+        opened = {}
+        for name, mask in keep.items():
+            kept = int(mask.sum())
+            wanted = min(math.ceil(kept / self.rounding.multiple) * self.rounding.multiple, len(mask))
+            ranked = torch.where(mask, float("inf"), masks.logits[name].cpu().double()).argsort(descending=True)
+            opened[name] = mask.clone()
+            opened[name][ranked[:wanted]] = True
+        return opened
+
+    # -- the plan in words ---------------------------------------------------------------------------
+
+    def _plan(self, keep: Mapping[str, Tensor], layout: Layout, joins: Joins) -> PruningPlan:
+        layers, saved = {}, 0
+        for name, calls in self.trace.calls_by_layer.items():
+            call = calls[0]
+            rows = layout.present[call.outputs[0]]
+            columns = _columns(call, layout)
+            change = _saved(self.model.get_submodule(name), call, layout, calls, name in layout.dead)
+            saved += change
+            if not bool(rows.all()) or not (columns is None or bool(columns.all())):
+                layers[name] = LayerPlan(
+                    tuple(rows.nonzero().flatten().tolist()),
+                    len(rows),
+                    None if columns is None else tuple(columns.nonzero().flatten().tolist()),
+                    None if columns is None else len(columns),
+                )
+        for value in self.trace.values:
+            present = layout.present[value.index]
+            if value.parameter is not None and value.dim is not None and bool(present.any()):
+                owner, _, leaf = value.parameter.rpartition(".")
+                if leaf in self.model.get_submodule(owner)._parameters:
+                    saved += math.prod(value.shape) // len(present) * int((~present).sum())
+        macs = sum(_macs(self.model, call, layout) for call in self.trace.calls) // self.batch_size
+        edits = tuple(f"{edit.function} number {edit.count + 1}: {_in_words(edit)}" for edit in layout.edits)
+        return PruningPlan(
+            keep=dict(keep),
+            layers=layers,
+            params=(self.params, self.params - saved),
+            macs=(self.macs, macs),
+            joins=joins if edits or joins == "intersection" else "dense",
+            edits=edits,
+            reasons=self._reasons(keep, layout),
+            not_followed=self._not_followed(),
+        )
+
+    def _not_followed(self) -> tuple[str, ...]:
+        untold = (CONSEQUENCE, INTEGERS)
+        calls = [c.why for c in self.trace.calls if c.kind == "opaque" and not c.why.endswith(untold)]
+        idle = [f"'{name}' does not run in eval mode: it stays as it was" for name in self.trace.unused]
+        return (*dict.fromkeys(calls), *idle)
+
+    def _reasons(self, keep: Mapping[str, Tensor], layout: Layout) -> dict[str, dict[str, tuple[int, ...]]]:
+        reasons: dict[str, dict[str, tuple[int, ...]]] = {}
+        for site in self.sites:
+            causes: dict[str, list[int]] = {}
+            closed = ~keep[site.name].cpu()
+            for gate in site.calls:
+                if gate.is_layer_norm:
+                    continue
+                call = self.trace.call_of[gate.key]
+                places = [call.outputs[0]]
+                if gate.layer is not None and (producers := self.trace.calls_of(gate.layer)):
+                    places.append(producers[0].outputs[0])
+                for value in places:
+                    if len(layout.present[value]) == len(closed):
+                        for channel in (layout.present[value] & closed).nonzero().flatten().tolist():
+                            channels = causes.setdefault(layout.reason(value, channel), [])
+                            if channel not in channels:
+                                channels.append(channel)
+            if causes:
+                reasons[site.name] = {why: tuple(sorted(channels)) for why, channels in causes.items()}
+        return reasons
+
+
+def _in_words(edit: Edit) -> str:
+    if edit.action in ("skip", "copy"):
+        gathered = [change for change in edit.results if change is not None]
+        return f"skipped, its operand {edit.operand + 1} " + ("rearranged" if gathered else "passed on")
+    parts = [
+        f"operand {k + 1} rearranged from {c.present} to {len(c.index)} channels" for k, c in edit.operands.items()
+    ]
+    parts += [f"operand {k + 1} replaced by constants" for k in edit.fixed]
+    parts += [f"operand {k + 1} left out" for k in edit.dropped]
+    if edit.statistics is not None:
+        parts.append(f"statistics over {edit.statistics.count(True)} of {len(edit.statistics)} channels")
+    if edit.mask is not None:
+        parts.append(f"{edit.mask[1].count(False)} of {len(edit.mask[1])} channels multiplied by zero")
+    return ", ".join(parts)
+
+
+def _columns(call: Call, layout: Layout) -> Tensor | None:
+    operand = call.operands[0]
+    if call.kind != "mixing" or operand is None or call.whole:
+        return None
+    return layout.present[operand]
+
+
+def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
+    """Entries of the slim weight, and slim outputs."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    inputs = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
+    taps = math.prod(weight.shape[2:])
+    rows = int(layout.present[call.outputs[0]].sum())
+    columns, groups = _columns(call, layout), call.groups
+    if columns is not None:
+        inputs = int(columns.sum())
+        groups = int(columns.view(call.groups, -1).any(1).sum())
+    return rows * inputs // max(groups, 1) * taps, rows
+
+
+def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], dead: bool) -> int:
+    """Parameters of a layer that are gone (negative where a bias comes new)."""
+    own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))  # buffers do not count
+    rows = layout.present[call.outputs[0]]
+    if dead:
+        return own
+    if not bool(rows.any()):
+        return 0
+    if call.kind != "mixing":
+        per_channel = [p for p in layer.parameters(recurse=False) if p.ndim and len(p) == len(rows)]
+        return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel)
+    weights, kept = _size(call, layout, layer)
+    weights = weights if layer._parameters.get("weight") is not None else 0
+    operand = call.operands[0]
+    assert operand is not None
+    has_bias = layer._parameters.get("bias") is not None
+    if not has_bias and _columns(call, layout) is not None:
+        folded = folded_inputs(call, calls, layout.analysis, layer)
+        has_bias = bool((folded & (layout.analysis.constant[operand].nan_to_num(0.0) != 0)).any())
+    return own - weights - (kept if has_bias else 0)
+
+
+def _macs(model: nn.Module, call: Call, layout: Layout) -> int:
+    """Multiply-accumulates of one call in the slim network, for the whole example batch."""
+    if not call.macs or call.layer is None:
+        return call.macs
+    weight = model.get_submodule(call.layer).weight
+    assert isinstance(weight, Tensor)
+    return call.macs // weight.numel() * _size(call, layout, model.get_submodule(call.layer))[0]

@@ -1,0 +1,9 @@
+"""What a run found, for machines and people: report.json, tables, the page, the model card, comparisons."""
+
+from .record import SCHEMA_VERSION, command_line, environment_record, evaluation_record, model_record
+from .tables import comparison_table, frontier_table, side_by_side
+
+__all__ = [
+    "SCHEMA_VERSION", "command_line", "comparison_table", "environment_record", "evaluation_record", "frontier_table",
+    "model_record", "side_by_side",
+]  # fmt: skip

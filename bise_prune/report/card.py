@@ -1,0 +1,42 @@
+"""The model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .page import _FEW
+from .rendering import write_text
+
+
+def write_card(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the model card: Markdown whose head the Hugging Face hub understands."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = "text-classification" if "inputs" in record["data"]["preprocessing"] else "image-classification"
+    data = record["data"]["specification"]
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=data.partition(":")[0],
+            dataset_name=data,
+            dataset_split=record["evaluated_on"],
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(record["slim"][key], 4),
+        )
+        for name, key in (
+            ("accuracy", "accuracy"),
+            ("unbiased accuracy (mean over subgroups)", "unbiased_accuracy"),
+            ("worst-group accuracy", "worst_group_accuracy"),
+        )
+    ]
+    about = ModelCardData(
+        library_name="bise-prune",
+        pipeline_tag=task,
+        tags=["pruning", "debiasing", "fairness", "onnx"],
+        model_name=f"{Path(record['config']['checkpoint']).stem}, slim",
+        eval_results=results,
+    )
+    write_text(path, "card.md.jinja", r=record, head=about.to_yaml(), few=_FEW)

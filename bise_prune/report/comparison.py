@@ -1,0 +1,133 @@
+"""Several runs side by side: a table, and accuracy against size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..errors import ConfigError
+from .files import FRONTIER_FILE, REPORT_FILE
+from .plots import Line, plot
+from .record import SCHEMA_VERSION
+from .rendering import write_text
+
+Runs = Sequence[tuple[str, Mapping[str, Any]]]
+
+_FIGURES = (
+    ("accuracy", "accuracy"), ("unbiased_accuracy", "unbiased accuracy"), ("worst_group_accuracy", "worst subgroup"),
+)  # fmt: skip
+
+
+def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """Reports of runs, and of every point of frontiers, by the names of their folders.
+
+    Raises:
+        ConfigError: a folder holds no report, or one of another version.
+    """
+    places = [folder.resolve() for folder in folders]
+    runs: list[tuple[str, dict[str, Any]]] = []
+    for folder in places:
+        path = next((folder / name for name in (REPORT_FILE, FRONTIER_FILE) if (folder / name).is_file()), None)
+        if path is None:
+            raise ConfigError(f"{folder} holds neither a {REPORT_FILE} nor a {FRONTIER_FILE} of bise-prune")
+        alike = sum(other.name == folder.name for other in places) > 1
+        name = f"{folder.parent.name}/{folder.name}" if alike else folder.name
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found = [(f"{name}/{p['folder']}", p["report"]) for p in record.get("frontier", [])] or [(name, record)]
+            versions = {report["schema_version"] for _, report in found}
+            summaries(found)  # whether it has what is compared
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is no report with the figures to compare ({type(error).__name__}: {error}); run it again"
+            ) from error
+        if versions != {SCHEMA_VERSION}:
+            raise ConfigError(f"{path} is of report version {max(versions)}, this is {SCHEMA_VERSION}")
+        runs += found
+    return runs
+
+
+def summaries(runs: Runs) -> list[dict[str, Any]]:
+    """The figures of each run that are compared, and whether any other run is better in both size and accuracy.
+
+    Unbiased accuracy against FLOPs decides, among runs that were evaluated on the same data: one is on the Pareto front
+    if no other has more of the one without more of the other. A dense network that several runs share stands once.
+    """
+    rows: list[dict[str, Any]] = []
+    shown = set()
+    for name, report in runs:
+        sources = report["sources"]["checkpoint"], report["sources"]["data"], report["evaluated_on"]
+        if sources not in shown:
+            rows.append(_row(f"{report['config']['checkpoint']}, dense", report, "dense", 0.0))
+            shown.add(sources)
+        rows.append(_row(name, report, "slim", report["sparsity"]))
+    for row in rows:
+        row["on_front"] = not any(_dominates(other, row) for other in rows)
+    return rows
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of :func:`summaries` for the terminal."""
+    title = "Accuracies in %; * on the Pareto front of unbiased accuracy and FLOPs"
+    if len({(row["data_sha256"], row["evaluated_on"]) for row in rows}) > 1:
+        title += "\nThe runs were evaluated on different data: compare with care."
+    table = Table(title=title, title_justify="left")
+    table.add_column("", overflow="fold", min_width=16)
+    for name in ("gone", "MFLOPs", "ms", "all", "unbiased", "worst", "gap"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row["name"] + (" *" if row["on_front"] else ""),
+            f"{100 * row['sparsity']:.1f}",
+            f"{row['flops'] / 1e6:.2f}",
+            f"{row['latency_ms']:.2f}",
+            *(f"{100 * row[key]['value']:.1f}" for key, _ in _FIGURES),
+            "-" if row["gap"] is None else f"{100 * row['gap']:.1f}",
+        )
+    return table
+
+
+def write_comparison(path: Path, runs: Runs) -> None:
+    """Write the comparison as one HTML file that needs nothing else."""
+    rows = summaries(runs)
+    drawn = {}
+    for key, label in _FIGURES:
+        x, y = [row["flops"] / 1e6 for row in rows], [100 * row[key]["value"] for row in rows]
+        front = sorted((a, b) for a, b, row in zip(x, y, rows, strict=True) if row["on_front"])
+        lines = [Line("runs", x, y, joined=False)]
+        if key == "unbiased_accuracy":
+            lines.append(Line("Pareto front", [a for a, _ in front], [b for _, b in front]))
+        texts = [(a, b, str(i)) for i, (a, b) in enumerate(zip(x, y, strict=True), 1)]
+        words = f"{label} against FLOPs, one point per row of the table, by its number"
+        drawn[label] = plot(key, words, lines, "MFLOPs", f"{label}, %", texts=texts)
+    write_text(path, "comparison.html.jinja", rows=rows, plots=drawn, level=runs[0][1]["fairness"]["interval"]["level"])
+
+
+def _row(name: str, report: Mapping[str, Any], which: str, sparsity: float) -> dict[str, Any]:
+    model, fairness = report[which], report["fairness"][which]
+    gaps = [bias["aligned_conflicting_gap"]["value"] for bias in fairness["biases"]]
+    known = [gap for gap in gaps if gap is not None]
+    return {
+        "name": name,
+        "sparsity": sparsity,
+        "params": model["params"],
+        "flops": model["flops"],
+        "latency_ms": model["latency_ms"],
+        **{key: fairness[key] for key, _ in _FIGURES},
+        "gap": max(known, key=abs) if known else None,
+        "n": report["fairness"]["n"],
+        "evaluated_on": report["evaluated_on"],
+        "data": report["data"]["specification"],
+        "data_sha256": report["sources"]["data"],
+    }
+
+
+def _dominates(other: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    if any(other[key] != row[key] for key in ("data_sha256", "evaluated_on")):
+        return False
+    figures = [(r["unbiased_accuracy"]["value"], -r["flops"]) for r in (other, row)]
+    return all(a >= b for a, b in zip(*figures, strict=True)) and figures[0] != figures[1]

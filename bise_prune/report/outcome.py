@@ -1,0 +1,28 @@
+"""What a finished run falls short of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import QualityError, VerificationError
+
+if TYPE_CHECKING:
+    pass
+
+
+def shortcomings(record: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """What a finished run falls short of, in words, and the exit code for it; 0 if there is nothing."""
+    runs = {point["folder"]: point["report"] for point in record.get("frontier", [])} or {"": record}
+    where = {folder: f"{folder}: " if folder else "" for folder in runs}
+    refused = [f"{where[f]}{form['refused']}" for f, run in runs.items() for form in run["formats"] if form["refused"]]
+    missed = [
+        f"{where[f]}quality gate --{gate['name'].replace('_', '-')} {gate['asked']:g} missed: {gate['value']:.4g}"
+        for f, run in runs.items()
+        for gate in run["gates"]
+        if not gate["passed"]
+    ]
+    if missed and any(run["config"]["triton"] for run in runs.values()):
+        missed.append("a gate was missed, so that nothing was added to the Triton repository")
+    code = VerificationError.exit_code if refused else QualityError.exit_code if missed else 0
+    return code, refused + missed

@@ -1,0 +1,83 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    pass
+
+
+def comparison_table(record: Mapping[str, Any]) -> Table:
+    """Dense against slim, one row a figure."""
+    dense, slim = record["dense"], record["slim"]
+    table = Table(title=f"{record['evaluated_on']} set, n = {dense['n']}", title_justify="left")
+    table.add_column("")
+    for name in ("dense", "slim", "change"):
+        table.add_column(name, justify="right")
+    for label, key in (
+        ("accuracy", "accuracy"),
+        ("unbiased accuracy", "unbiased_accuracy"),
+        (f"worst of {len(dense['groups'])} subgroups", "worst_group_accuracy"),
+    ):
+        change = (slim[key] - dense[key]) * 100
+        table.add_row(label, f"{dense[key]:.1%}", f"{slim[key]:.1%}", f"{change:+.1f} points")
+    for label, key, unit in (
+        ("parameters", "params", ""),
+        ("FLOPs (1 MAC = 1)", "flops", ""),
+        ("size", "size_bytes", " B"),
+    ):
+        change = (slim[key] / dense[key] - 1) * 100
+        table.add_row(label, f"{dense[key]:,}{unit}", f"{slim[key]:,}{unit}", f"{change:+.1f} %")
+    fairness = record["fairness"]
+    for k, _ in enumerate(fairness["dense"]["biases"]):
+        of = f" of bias {k}" if len(fairness["dense"]["biases"]) > 1 else ""
+        for label, key in (
+            ("aligned - conflicting", "aligned_conflicting_gap"),
+            ("demographic parity difference", "demographic_parity_difference"),
+            ("equalised odds difference", "equalized_odds_difference"),
+        ):
+            values = [fairness[name]["biases"][k][key]["value"] for name in ("dense", "slim", "change")]
+            cells = ["undefined" if value is None else f"{value * 100:.1f}" for value in values[:2]]
+            table.add_row(label + of, *cells, "" if values[2] is None else f"{values[2] * 100:+.1f} points")
+    latency, ratio = dense["latency"], slim["latency_ms"] / dense["latency_ms"]
+    table.add_row(
+        f"latency, batch {latency['batch_size']}, {latency['device']}",
+        f"{dense['latency_ms']:.2f} ms",
+        f"{slim['latency_ms']:.2f} ms",
+        f"x {ratio:.2f}",
+    )
+    return table
+
+
+def frontier_table(record: Mapping[str, Any]) -> Table:
+    """One row a target, the dense network first."""
+    points = record["frontier"]
+    dense = points[0]["report"]["dense"]
+    table = Table(title=f"{points[0]['report']['evaluated_on']} set, n = {dense['n']}", title_justify="left")
+    for name in ("sparsity", "FLOPs left", "latency", "accuracy", "unbiased accuracy", "worst subgroup"):
+        table.add_column(name, justify="right")
+    for sparsity, model in [(0.0, dense), *((p["report"]["sparsity"], p["report"]["slim"]) for p in points)]:
+        table.add_row(
+            f"{sparsity:.1%}",
+            f"{model['flops'] / dense['flops']:.1%}",
+            f"{model['latency_ms']:.2f} ms",
+            f"{model['accuracy']:.1%}",
+            f"{model['unbiased_accuracy']:.1%}",
+            f"{model['worst_group_accuracy']:.1%}",
+        )
+    return table
+
+
+def side_by_side(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], title: str) -> Table:
+    """One column per model, one row per figure."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for label, values in rows:
+        table.add_row(label, *values)
+    return table

@@ -1,0 +1,1 @@
+"""Everything that uses the library torch-pruning: its dependency graph, masks as its importance, its engine."""

@@ -1,0 +1,109 @@
+"""Removal by torch-pruning's own engine: whole dependency groups, for comparison and for its users."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..channels import Analysis, analyse
+from ..gates.gated_model import constant_gates
+from ..gates.masks import GateSite, MaskSet
+from ..pruning.plan import LayerPlan, PruningPlan
+from ..tracing import Inputs, Trace
+from .graph import DependencyGroup, build_graph, dependency_groups, remove_channels
+
+
+def remove_by_groups(
+    model: nn.Module, masks: MaskSet, sites: Sequence[GateSite], record: Trace, example_inputs: Inputs
+) -> tuple[nn.Module, PruningPlan]:
+    """A copy of ``model`` without the channels that are zero in every layer of a dependency group.
+
+    What is closed but coupled to something open stays under constant gates, and a layer that would be left empty
+    keeps one channel.
+    """
+    slim = copy.deepcopy(model).eval()
+    graph = build_graph(slim, example_inputs)
+    closed = {record.call_of[gate.key].index: ~masks.keep[site.name].cpu() for site in sites for gate in site.calls}
+    analysis = analyse(record, model, closed)
+    removed: dict[str, tuple[int, ...]] = {}
+    gone: dict[str, Tensor] = {}
+    layers: dict[str, LayerPlan] = {}
+    for group in dependency_groups(graph):
+        channels = _removable(group, record, analysis)
+        if bool(channels.all()):
+            channels[0] = False
+        if bool(channels.any()):
+            removed[group.root] = tuple(channels.nonzero().flatten().tolist())
+            for member in group.members:
+                if member.is_output:
+                    mask = gone.setdefault(member.layer, torch.zeros(_width(model, member.layer), dtype=torch.bool))
+                    mask[member.channels[channels[member.roots]]] = True
+    remove_channels(graph, removed)
+    for name, mask in gone.items():
+        if bool(mask.any()):
+            layers[name] = LayerPlan(tuple((~mask).nonzero().flatten().tolist()), len(mask))
+    leftover, keep = [], {}
+    reasons: dict[str, dict[str, tuple[int, ...]]] = {}
+    for site in sites:
+        for gate in site.calls:
+            (output,) = record.call_of[gate.key].outputs
+            there = _remaining(output, record, gone, {})
+            mask = masks.keep[site.name].cpu()
+            if not bool(mask[there].all()):
+                stays = tuple((there & ~mask).nonzero().flatten().tolist())
+                reasons[site.name] = {"coupled outputs read these channels while they are open": stays}
+                name = f"{site.name}#{gate.count}"
+                leftover.append(GateSite(name, int(there.sum()), (gate,)))
+                keep[name] = mask[there]
+    params = tuple(sum(parameter.numel() for parameter in m.parameters()) for m in (model, slim))
+    plan = PruningPlan(dict(masks.keep), layers, (params[0], params[1]), (0, 0), "dense", (), reasons)
+    return (constant_gates(slim, leftover, keep) if leftover else slim), plan
+
+
+def _removable(group: DependencyGroup, record: Trace, analysis: Analysis) -> Tensor:
+    """Root channels that every reader of the group finds to be zero, and that nothing else reads."""
+    removable = torch.full((group.num_channels,), group.followed)
+    readers = 0
+    for member in group.members:
+        for call in record.calls_of(member.layer):
+            value = call.operands[0] if not member.is_output else call.outputs[0]
+            readers += not member.is_output
+            size = record.values[value].num_channels if value is not None else 0
+            if value is None or call.groups not in (1, size) or size <= int(member.channels.max()):
+                return torch.zeros_like(removable)
+            if member.is_output:
+                live = analysis.live(value)
+            else:
+                live = analysis.constant[value] != 0  # NaN differs from 0, too
+            removable[member.roots[live[member.channels]]] = False
+        if not record.calls_of(member.layer):
+            return torch.zeros_like(removable)
+    return removable & bool(readers)
+
+
+def _remaining(value: int, record: Trace, gone: Mapping[str, Tensor], seen: dict[int, Tensor]) -> Tensor:
+    """Channels of a value that are still there once layers have lost theirs."""
+    if value not in seen:
+        index = record.values[value].call
+        call = record.calls[index] if index is not None else None
+        there = torch.ones(record.values[value].num_channels, dtype=torch.bool)
+        if call is not None and call.kind == "mixing" and call.layer is not None and call.layer in gone:
+            there = ~gone[call.layer]
+        elif call is not None and call.kind not in ("mixing", "opaque"):
+            for (k, o), mapping in call.maps.items():
+                operand = call.operands[k]
+                if operand is not None and call.outputs[o] == value:
+                    source = _remaining(operand, record, gone, seen)
+                    if len(source) > 1:
+                        there &= (mapping < 0) | source[mapping.clamp(min=0)]
+        seen[value] = there
+    return seen[value]
+
+
+def _width(model: nn.Module, layer: str) -> int:
+    weight = model.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]

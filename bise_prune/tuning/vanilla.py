@@ -1,0 +1,53 @@
+"""Plain training of a classifier: the vanilla models that debiasing starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ..data.batch import Loader, as_batch, input_map
+from ..tracing import logits_of, run
+
+
+def train_vanilla(
+    model: nn.Module,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> None:
+    """Minimise the plain cross-entropy (empirical risk) and leave ``model``, changed in place, in eval mode.
+
+    Args:
+        model: the network.
+        loader: batches with named fields; bias labels are not used.
+        optimizer: of the network's parameters.
+        epochs: passes over the loader.
+        scheduler: stepped once per epoch.
+        augment: applied to each batch of inputs.
+        on_epoch: called with the epoch, from 1, and its mean loss.
+    """
+    device = next(model.parameters()).device
+    model.train()
+    for epoch in range(1, epochs + 1):
+        total, count = 0.0, 0
+        for raw in loader:
+            batch = as_batch(raw).to(device)
+            inputs = batch.input if augment is None else input_map(batch.input, augment)
+            loss = cross_entropy(logits_of(run(model, inputs)), batch.target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(batch.target)
+            count += len(batch.target)
+        if scheduler is not None:
+            scheduler.step()
+        if on_epoch is not None:
+            on_epoch(epoch, total / count)
+    model.eval()
