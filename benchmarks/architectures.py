@@ -187,18 +187,20 @@ def markdown(record: dict[str, Any]) -> str:
     """The record as a page, a row a network."""
     rows, count = record["rows"], totals(record["rows"])
     outcome = (
-        f"**Outcome.** Of {count['networks']} networks, {count['told']} are recognised from their weights, with the right "
-        f"number of classes and exactly the same logits; {count['ambiguous']} are ambiguous and {count['not told']} are "
-        f"not recognised. Of the slim networks, {count['slim']} come back from their files with exactly the same logits, "
-        f"and {count['slim left out']} was left out because of the time limit; {count['failed']} failed (commit "
-        f"{record['commit']}). Trying all architectures on weights that fit none takes {record['first_look_s']:.1f} s."
+        f"**Outcome.** Of {count['networks']} networks, {count['told']} are recognised from their weights, with the "
+        f"right number of classes and exactly the same logits; {count['ambiguous']} are ambiguous and "
+        f"{count['not told']} are not recognised. Of the slim networks, {count['slim']} come back from their files "
+        f"with exactly the same logits, and {count['slim left out']} was left out because of the time limit; "
+        f"{count['failed']} failed (commit {record['commit']}). Trying all architectures on weights that fit none "
+        f"takes {record['first_look_s']:.1f} s."
     )
     how = (
-        "**How it was measured.** Each network has seven classes and random weights, in float32 and at its full size. The "
-        "statistics of batch norms are those of two random images. The dense network is saved as a bare state dict and "
-        "loaded without naming its architecture. For the slim network, random masks close 40 % of the channels in the "
-        "paper's placement, with the lowering `expand`; it is then saved and loaded as safetensors. Each network runs in "
-        "a process of its own on one thread. A slim network that takes more than two minutes is left out."
+        "**How it was measured.** Each network has seven classes and random weights, in float32 and at its full size. "
+        "The statistics of batch norms are those of two random images. The dense network is saved as a bare state "
+        "dict and loaded without naming its architecture. For the slim network, random masks close 40 % of the "
+        "channels in the paper's placement, with the lowering `expand`; it is then saved and loaded as safetensors. "
+        "Each network runs in a process of its own on one thread. A slim network that takes more than two minutes is "
+        "left out."
     )
     columns = (
         '**Columns.** "Recognised as" is the architecture that the dense weights were taken for. "Error" is the '
@@ -216,7 +218,8 @@ def markdown(record: dict[str, Any]) -> str:
     lines = ["# Architectures recognised from the weights", ""]
     lines += textwrap.wrap(
         "This page answers which of torchvision's classifiers bise-prune recognises from their weights alone. It is "
-        f"written by `python benchmarks/architectures.py --markdown` from [the record]({RECORD_URL}), which was made by "
+        f"written by `python benchmarks/architectures.py --markdown` from [the record]({RECORD_URL}), which was made "
+        "by "
         f"`{record['command']}`.", 120, break_on_hyphens=False,
     )  # fmt: skip
     for text in (outcome, how, columns, limits):

@@ -286,21 +286,22 @@ This page answers on which networks the removal of closed channels was checked, 
 [torchvision]({RECORDS_URL}/removal_torchvision.json), [timm]({RECORDS_URL}/removal_timm.json) and
 [Hugging Face]({RECORDS_URL}/removal_hf.json) networks.
 
-**How it was measured.** Weights, normalisation layers and masks are random. "Error" is the largest difference between the
-logits of the slim and the masked network in float64, as a share of the largest logit: the worst over both placements,
-the shares of closed channels, both lowerings, batches of 1 and 7 samples, and two resolutions. Networks of more than 30
-million parameters run at 32 x 32 and with half of the lowerings; networks of more than 200 million run with one share per
-placement and in float32, but the check itself is in float64.
+**How it was measured.** Weights, normalisation layers and masks are random. "Error" is the largest difference between
+the logits of the slim and the masked network in float64, as a share of the largest logit: the worst over both
+placements, the shares of closed channels, both lowerings, batches of 1 and 7 samples, and two resolutions. Networks
+of more than 30 million parameters run at 32 x 32 and with half of the lowerings; networks of more than 200 million
+run with one share per placement and in float32, but the check itself is in float64.
 
-**Columns.** Sparsity and FLOPs left are for the paper's placement with 30 % of the channels closed (`intersection`) and
-70 % closed (`expand`). "ONNX error" is the same difference between the ONNX file in onnxruntime and the slim network in
-float32, for networks of up to 60 million parameters. "Copies" is the largest difference after a deep copy, after
-saving and loading, and under `torch.compile` (up to 30 million parameters). "Closed but kept" counts the closed channels
-that stay when 70 % are closed, with the commonest reason.
+**Columns.** Sparsity and FLOPs left are for the paper's placement with 30 % of the channels closed (`intersection`)
+and 70 % closed (`expand`). "ONNX error" is the same difference between the ONNX file in onnxruntime and the slim
+network in float32, for networks of up to 60 million parameters. "Copies" is the largest difference after a deep copy,
+after saving and loading, and under `torch.compile` (up to 30 million parameters). "Closed but kept" counts the closed
+channels that stay when 70 % are closed, with the commonest reason.
 
-**Batch-norm statistics.** They are random in these records, and {{count}} networks (EfficientNet, MNASNet, MobileNet, GoogLeNet)
-hardly depended on their input then. With statistics of their inputs these networks agree as well, with a worst error of
-{{worst}} ([record]({RECORDS_URL}/removal_settled.json)); the benchmark sets the statistics this way now.
+**Batch-norm statistics.** They are random in these records, and {{count}} networks (EfficientNet, MNASNet, MobileNet,
+GoogLeNet) hardly depended on their input then. With statistics of their inputs these networks agree as well, with a
+worst error of {{worst}} ([record]({RECORDS_URL}/removal_settled.json)); the benchmark sets the statistics this way
+now.
 """
 # Reasons as the records hold them, in the words of today.
 _REASONS = {"it is read where it is not closed": "another layer reads this channel while its gate is open"}

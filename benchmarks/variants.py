@@ -148,11 +148,11 @@ def markdown(record: dict[str, Any]) -> str:
         "# Variants of the search",
         "",
         *textwrap.wrap(
-            "This page answers what each setting of the search contributes, one row per variant. It is written by `python "
-            f"benchmarks/variants.py --markdown` from [the record]({RECORD_URL}). Figures are the mean ± the standard "
-            "deviation over seeds. The symbols are the paper's: gamma is the weight of the mutual information, E the "
-            "epochs of the auxiliary head, kappa the factor of a temperature cut, upsilon the epochs between cuts, tau "
-            "the temperature and zeta the threshold on the masks.",
+            "This page answers what each setting of the search contributes, one row per variant. It is written by "
+            f"`python benchmarks/variants.py --markdown` from [the record]({RECORD_URL}). Figures are the mean ± the "
+            "standard deviation over seeds. The symbols are the paper's: gamma is the weight of the mutual "
+            "information, E the epochs of the auxiliary head, kappa the factor of a temperature cut, upsilon the "
+            "epochs between cuts, tau the temperature and zeta the threshold on the masks.",
             120,
         ),
         "",
@@ -160,7 +160,8 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         'With the seeds of the shorter runs, the row "BISE (best)" has the figures of the row "zeta 0.5".',
         "",
-        "| variant | unbiased accuracy, % | sparsity, % | last epoch, unbiased accuracy, % | seeds | paper (BiasedMNIST) |",
+        "| variant | unbiased accuracy, % | sparsity, % | last epoch, unbiased accuracy, % | seeds | paper "
+        "(BiasedMNIST) |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     rows = record["rows"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
@@ -26,23 +27,101 @@ Engine = Literal["exact", "torch-pruning"]
 RoundTo = int | Literal["auto"]
 RoundFill = Literal["zero", "best"]
 
-JOINS = ("auto", "intersection", "expand")
-ENGINES = ("exact", "torch-pruning")
-ROUND_FILLS = ("zero", "best")
-PLACEMENTS: tuple[Placement, ...] = ("tied", "paper")
-WEIGHTINGS = ("auto", "subgroup", "alignment", "none")
-SELECTS = ("auto", "best", "worst-group", "accuracy", "worst-class", "last")
-BATCHNORMS = ("frozen", "statistics", "affine")
-PRECISIONS = ("float32", "tf32", "bfloat16")
-CRITERIA = ("learned", "random", "magnitude", "taylor")
-COST_UNITS = ("flops", "params", "latency")
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("constant", "cosine")
+TargetKind = Literal["sparsity", "flops", "latency"]
+
+JOINS: tuple[JoinsChoice, ...] = get_args(JoinsChoice)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+ROUND_FILLS: tuple[RoundFill, ...] = get_args(RoundFill)
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+SELECTS: tuple[Select, ...] = get_args(Select)
+BATCHNORMS: tuple[BatchNorm, ...] = get_args(BatchNorm)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
         raise ConfigError(f"{name} = {value!r} is out of range: expected {expected}")
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    _require(value in choices, name, value, f"one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A size that a network is to reach.
+
+    Attributes:
+        kind: what is counted: parameters ("sparsity"), FLOPs, or measured latency.
+        share: in (0, 1): for "sparsity" the share that is to go, for the others the share that may stay.
+    """
+
+    kind: TargetKind
+    share: float
+
+    @classmethod
+    def of(
+        cls,
+        target_sparsity: TargetSparsity = "auto",
+        target_flops: float | None = None,
+        target_latency: float | None = None,
+    ) -> Target | None:
+        """The target among three settings, of which at most one may be given; None = what the masks close.
+
+        Raises:
+            ConfigError: a share is out of range, or several are given.
+        """
+        given: list[Target] = []
+        if target_sparsity != "auto":
+            _require(_is_share(target_sparsity), "target_sparsity", target_sparsity, "'auto' or a number in (0, 1)")
+            given.append(cls("sparsity", float(target_sparsity)))
+        kinds: tuple[tuple[TargetKind, float | None], ...] = (("flops", target_flops), ("latency", target_latency))
+        for kind, value in kinds:
+            if value is not None:
+                _require(_is_share(value), f"target_{kind}", value, "a number in (0, 1)")
+                given.append(cls(kind, float(value)))
+        if len(given) > 1:
+            raise ConfigError("give one target: target_sparsity, target_flops, target_latency or targets")
+        return given[0] if given else None
+
+    @property
+    def removed(self) -> float:
+        """The share that is to go."""
+        return self.share if self.kind == "sparsity" else 1 - self.share
+
+    @property
+    def left(self) -> float:
+        """The share that may stay."""
+        return 1 - self.removed
+
+    @property
+    def tolerance(self) -> float:
+        """How far off a result may be: one point, or five of what is measured."""
+        return 0.05 if self.kind == "latency" else 0.01
+
+    @property
+    def unit(self) -> CostUnit:
+        """What is counted."""
+        return "params" if self.kind == "sparsity" else self.kind
+
+    @property
+    def name(self) -> str:
+        """Its name in messages, of what is to go."""
+        return {"sparsity": "sparsity", "flops": "removal of FLOPs", "latency": "removal of latency"}[self.kind]
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +147,9 @@ class Budget:
     joins: Literal["intersection", "expand"] = "expand"
 
     def __post_init__(self) -> None:
-        _require(self.joins in ("intersection", "expand"), "budget joins", self.joins, "intersection or expand")
+        require_choice("budget joins", self.joins, ("intersection", "expand"))
         _require(0 < self.share < 1, "budget share", self.share, "a number in (0, 1)")
-        _require(self.of in COST_UNITS, "budget of", self.of, f"one of {', '.join(COST_UNITS)}")
+        require_choice("budget of", self.of, COST_UNITS)
         _require(self.weight > 0, "budget weight", self.weight, "a number > 0")
         _require(0 <= self.descent < 1, "budget descent", self.descent, "a number in [0, 1)")
         _require(0 <= self.layer_floor < 1, "budget layer_floor", self.layer_floor, "a number in [0, 1)")
@@ -148,11 +227,11 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.placement in PLACEMENTS, "placement", self.placement, f"one of {', '.join(PLACEMENTS)}")
-        for name, choices in (
-            ("weighting", WEIGHTINGS), ("select", SELECTS), ("batchnorm", BATCHNORMS), ("precision", PRECISIONS),
-        ):  # fmt: skip
-            _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+        require_choice("placement", self.placement, PLACEMENTS)
+        require_choice("weighting", self.weighting, WEIGHTINGS)
+        require_choice("select", self.select, SELECTS)
+        require_choice("batchnorm", self.batchnorm, BATCHNORMS)
+        require_choice("precision", self.precision, PRECISIONS)
         _require(self.anneal_every >= 1, "anneal_every", self.anneal_every, "an integer >= 1")
         _require(0 < self.anneal_factor < 1, "anneal_factor", self.anneal_factor, "a number in (0, 1)")
         _require(0 < self.min_temperature < 1, "min_temperature", self.min_temperature, "a number in (0, 1)")
@@ -207,10 +286,10 @@ class FinetuneConfig:
         _require(self.lr > 0, "finetuning lr", self.lr, "a number > 0")
         _require(0 <= self.momentum < 1, "finetuning momentum", self.momentum, "a number in [0, 1)")
         _require(self.weight_decay >= 0, "finetuning weight_decay", self.weight_decay, "a number >= 0")
-        for name, choices in (
-            ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("weighting", WEIGHTINGS), ("select", SELECTS),
-        ):  # fmt: skip
-            _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+        require_choice("optimizer", self.optimizer, OPTIMIZERS)
+        require_choice("schedule", self.schedule, SCHEDULES)
+        require_choice("weighting", self.weighting, WEIGHTINGS)
+        require_choice("select", self.select, SELECTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +307,7 @@ class Rounding:
 
     def __post_init__(self) -> None:
         _require(isinstance(self.multiple, int) and self.multiple >= 1, "round_to", self.multiple, "an integer >= 1")
-        _require(self.fill in ROUND_FILLS, "round_fill", self.fill, f"one of {', '.join(ROUND_FILLS)}")
+        require_choice("round_fill", self.fill, ROUND_FILLS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,18 +419,13 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        target = self.target_sparsity
-        _require(target == "auto" or 0 < float(target) < 1, "target_sparsity", target, "'auto' or a number in (0, 1)")
-        for name in ("target_flops", "target_latency"):
-            value = getattr(self, name)
-            _require(value is None or 0 < value < 1, name, value, "a number in (0, 1)")
         for value in self.targets:
             _require(0 < value < 1, "targets", value, "numbers in (0, 1)")
-        given = [target != "auto", self.target_flops is not None, self.target_latency is not None, bool(self.targets)]
-        if sum(given) > 1:
+        is_targeted = self.target is not None or bool(self.targets)
+        if self.target is not None and self.targets:
             raise ConfigError("give one target: target_sparsity, target_flops, target_latency or targets")
-        _require(self.criterion in CRITERIA, "criterion", self.criterion, f"one of {', '.join(CRITERIA)}")
-        if self.criterion != "learned" and (not any(given) or self.masks or self.plan):
+        require_choice("criterion", self.criterion, CRITERIA)
+        if self.criterion != "learned" and (not is_targeted or self.masks or self.plan):
             raise ConfigError(f"criterion '{self.criterion}' only ranks: give a target with it, and no masks or plan")
         _require(0 <= self.layer_floor < 1, "layer_floor", self.layer_floor, "a number in [0, 1)")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
@@ -368,13 +442,13 @@ class RunConfig:
         _require(
             self.identification_epochs >= 1, "identification_epochs", self.identification_epochs, "an integer >= 1"
         )
-        chosen = any(given) or self.masks is not None or self.joins != "auto" or self.round_to != 1
+        chosen = is_targeted or self.masks is not None or self.joins != "auto" or self.round_to != 1
         if self.plan is not None and chosen:
             raise ConfigError("a plan holds its masks and widths: give no masks, target, joins or rounding beside it")
-        _require(self.joins in JOINS, "joins", self.joins, f"one of {', '.join(JOINS)}")
+        require_choice("joins", self.joins, JOINS)
         if self.round_to != "auto":
             Rounding(multiple=self.round_to, fill=self.round_fill)
-        _require(self.round_fill in ROUND_FILLS, "round_fill", self.round_fill, f"one of {', '.join(ROUND_FILLS)}")
+        require_choice("round_fill", self.round_fill, ROUND_FILLS)
         _require(self.opset is None or self.opset >= 1, "opset", self.opset, "an integer >= 1")
         _require(0 <= self.format_tolerance <= 1, "format_tolerance", self.format_tolerance, "a number in [0, 1]")
         for name in ("min_worst_group", "max_accuracy_drop"):
@@ -388,6 +462,11 @@ class RunConfig:
         _require(0 <= self.budget_descent < 1, "budget_descent", self.budget_descent, "a number in [0, 1)")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer >= 1")
         _require(self.device.split(":")[0] in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda[:N]")
+
+    @property
+    def target(self) -> Target | None:
+        """The size to reach; None = what the masks close, or several sizes (``targets``)."""
+        return Target.of(self.target_sparsity, self.target_flops, self.target_latency)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; paths by name only, so that records carry no machine's folders."""

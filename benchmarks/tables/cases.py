@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from bise_prune import MaskSet, SearchConfig, evaluate, export_onnx, fuse_batchnorm, measure, prune, search
-from bise_prune.app.settings import Data, Setting
 from bise_prune.config import FinetuneConfig
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import PruningError
@@ -29,6 +28,8 @@ from bise_prune.metrics.subgroups import aligned_values, is_aligned
 from bise_prune.pruning.exact import PruningResult
 from bise_prune.tuning.finetuning import finetune
 from bise_prune.tuning.vanilla import train_vanilla
+
+from .settings import Data, Setting
 
 Figures = dict[str, float | None]
 

@@ -55,7 +55,7 @@ def _needs(setting: Setting, row: str) -> str:
 def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     """Everything that is compared on a data set, and which methods have a higher mean than the search."""
     header = (
-        "weights", "method", "seeds", "unbiased accuracy, %", "worst group, %", "aligned - conflicting, points",
+        "method", "weights", "seeds", "unbiased accuracy, %", "worst group, %", "aligned - conflicting, points",
         "parameters, k", "kFLOPs", "latency / dense", "cost, vanilla epochs", "bias labels in",
     )  # fmt: skip
     rows, used, means = [], [], dict[tuple[str, str], float]()
@@ -73,17 +73,17 @@ def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         cells = [spread(records.values(where, key)) for key in ("unbiased", "worst_group", "gap")]
         cells += [spread(records.values(where, key), 10.0**-n) for key, n in (("params", 3), ("flops", 3))]
         cells += [spread(records.values(where, "latency_ratio"), 1, 2), epochs, _needs(setting, where.row)]
-        rows.append([kind, label, str(len(found)), *cells])
+        rows.append([label, kind or "–", str(len(found)), *cells])
     if len(rows) < 2:
         return []
     counts = used[0]["n"]
     disagreeing = " and ".join(f"{count:,}" for count in counts["conflicting"])  # one a bias
     about = (
         f"{counts['train']:,} training samples, {disagreeing} of them bias-conflicting (seed {used[0]['seed']}), "
-        f"{counts['test']:,} test samples ([records]({RECORDS_URL}/{setting.folder})). Latency is onnxruntime's on one "
-        f"thread at batch {LATENCY_BATCH}, measured by turns with the dense network. The cost is the CPU time beyond the "
-        "checkpoint, in epochs of the vanilla training; it includes validation after each epoch for BISE and "
-        "finetuning, but not for the methods that train from the start."
+        f"{counts['test']:,} test samples ([records]({RECORDS_URL}/{setting.folder})). Latency is onnxruntime's on "
+        f"one thread at batch {LATENCY_BATCH}, measured by turns with the dense network. The cost is the CPU time "
+        "beyond the checkpoint, in epochs of the vanilla training; it includes validation after each epoch for BISE "
+        "and finetuning, but not for the methods that train from the start."
     )
     ours = means.get(("not trained", "BISE"), 0.0)
     better = [

@@ -33,9 +33,9 @@ def cost_section(folder: Path) -> list[str]:
     steps, searches = record["steps"], record["searches"]
     lines = [
         *textwrap.wrap(
-            "Measured on one CPU thread ([record](https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/"
-            "cost.json), `python benchmarks/cost.py`). A mask step compared with a vanilla training step on the same "
-            "batch:",
+            "Measured on one CPU thread "
+            "([record](https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/cost.json), `python "
+            "benchmarks/cost.py`). A mask step compared with a vanilla training step on the same batch:",
             120,
         ),
         "",
@@ -66,7 +66,8 @@ def cost_section(folder: Path) -> list[str]:
                 for row in searches
             ],
         ),
-        "The removal (plan, surgery, verification in float64, batch-norm fusion) and the ONNX export at 224x224, once per network:",
+        "The removal (plan, surgery, verification in float64, batch-norm fusion) and the ONNX export at 224x224, once "
+        "per network:",
         "",
         *_table(
             ("", "removal, CPU s", "export, CPU s"),
@@ -101,19 +102,19 @@ def _extrapolated(record: dict[str, Any]) -> list[str]:
     vanilla = VANILLA_EPOCHS * IMAGES * seconds["vanilla"]
     ratio = (search + heads) / vanilla
     text = (
-        f"Growth: the seconds per sample grow with the FLOPs to the power {fits['vanilla'][1]:.2f} for vanilla steps and "
-        f"{fits['mask'][1]:.2f} for mask steps. A whole search grows with the number of samples to the power "
+        f"Growth: the seconds per sample grow with the FLOPs to the power {fits['vanilla'][1]:.2f} for vanilla steps "
+        f"and {fits['mask'][1]:.2f} for mask steps. A whole search grows with the number of samples to the power "
         f"{by_data:.2f}. No measured step is further than {worst:.0%} from these fits."
     )
     far = (
-        f"**Extrapolated, not measured**: for {IMAGES:,} images and a ResNet-50 at 224x224 ({about['flops'] / 1e9:.1f} "
-        f"GFLOPs), the paper's whole schedule ({MASK_EPOCHS} mask epochs, {HEAD_EPOCHS} epochs of the auxiliary head, no "
-        f"early stop) would take {ratio:.1f} times as long as {VANILLA_EPOCHS} epochs of vanilla training; the auxiliary "
-        f"head takes {heads / (search + heads):.0%} of it. On several GPUs, a mask step sums the gradients of "
-        f"{about['gates']:,} gates ({4 * about['gates'] / 1e6:.2f} MB), where training sums the gradients of all weights "
-        f"({4 * about['params'] / 1e6:.0f} MB), so communication does not limit it. The auxiliary head trains on "
-        "features that are computed once per temperature; its epochs could be reduced first (they hardly matter, "
-        "Appendix H of the paper)."
+        f"**Extrapolated, not measured**: for {IMAGES:,} images and a ResNet-50 at 224x224 "
+        f"({about['flops'] / 1e9:.1f} GFLOPs), the paper's whole schedule ({MASK_EPOCHS} mask epochs, {HEAD_EPOCHS} "
+        f"epochs of the auxiliary head, no early stop) would take {ratio:.1f} times as long as {VANILLA_EPOCHS} "
+        f"epochs of vanilla training; the auxiliary head takes {heads / (search + heads):.0%} of it. On several GPUs, "
+        f"a mask step sums the gradients of {about['gates']:,} gates ({4 * about['gates'] / 1e6:.2f} MB), where "
+        f"training sums the gradients of all weights ({4 * about['params'] / 1e6:.0f} MB), so communication does not "
+        "limit it. The auxiliary head trains on features that are computed once per temperature; its epochs could be "
+        "reduced first (they hardly matter, Appendix H of the paper)."
     )
     return [*textwrap.wrap(text, 120), "", *textwrap.wrap(far, 120), ""]
 

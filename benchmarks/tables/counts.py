@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bise_prune.paper import COUNTS
 from torch import nn
 
 from bise_prune import gate_sites
 from bise_prune.models import build_model
+
+from .paper import COUNTS
 
 
 def counts() -> dict[str, dict[str, int]]:

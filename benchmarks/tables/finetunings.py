@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from bise_prune.cases import Case, Figures
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bise_prune.data.multi_color_mnist import TRAIN_RHO
 from bise_prune.metrics.subgroups import is_aligned
+
+from .cases import Case, Figures
 
 EPOCHS, LOOK_EVERY = 50, 10
 _SHARE = torch.tensor(TRAIN_RHO)

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bise_prune.cases import Case, Figures, Found, timed
-from bise_prune.shifts import shifted_test_sets
 
-from bise_prune import MaskSet, finetunings, peers
+from bise_prune import MaskSet
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
 from bise_prune.config import Budget
@@ -20,6 +18,10 @@ from bise_prune.diagnostics.probe import probe_bias
 from bise_prune.diagnostics.sweep import threshold_sweep
 from bise_prune.errors import PruningError
 from bise_prune.tuning.pseudo_labels import pseudo_bias_labels, with_pseudo_labels
+
+from . import finetunings, peers
+from .cases import Case, Figures, Found, timed
+from .shifts import shifted_test_sets
 
 Rows = dict[str, Figures]
 Run = Callable[[Case], Rows]

@@ -23,6 +23,7 @@ from .methods import SPARSITIES
 from .paper import EXPLAINED, GROUPS, TABLES, Row, Table, table_of
 from .recorded import Recorded, Where, mean, seeds_of, spread, write_table
 from .settings import NAMES, SETTINGS, setting_of
+from .singles import demo, frontier, removal_cost, resnet18, search_speed, serving, speedup
 
 _NOT_RUN = {
     "biased_mnist": "not run; this size needs a GPU (see [cost](cost.md)), and none was available",
@@ -71,7 +72,8 @@ def _finetunings(records: Recorded) -> list[str]:
     lines = [
         "## Table 7, finetuned in other ways", "",
         *textwrap.wrap(
-            "These runs only look for the cause of the difference above; no other result uses them. Accuracy in % on the "
+            "These runs only look for the cause of the difference above; no other result uses them. Accuracy in % on "
+            "the "
             f"test images after {EPOCHS} epochs.", 120,
         ), "",
     ]  # fmt: skip
@@ -220,11 +222,12 @@ def _texts(records: Recorded) -> list[str]:
     return [
         "## Table 6's protocol on other texts: toxic comments, small", "",
         *textwrap.wrap(
-            f"All figures in %, {seeds} (`python benchmarks/run.py --table 6`, [records]({RECORDS_URL}/toxic_comments/"
-            "small)). The worst group is the subgroup with the lowest accuracy, out of four; it has about a hundred test "
-            "texts. The texts are the 12,180 talk-page comments of Hongcheng-Gao/RobTest-Demo on GitHub. Our bias label "
-            "says whether a text contains a word from a list of identities. The paper's column belongs to another data "
-            "set and a larger network, so compare only rows within one column.",
+            f"All figures in %, {seeds} (`python benchmarks/run.py --table 6`, "
+            f"[records]({RECORDS_URL}/toxic_comments/small)). The worst group is the subgroup with the lowest "
+            "accuracy, out of four; it has about a hundred test texts. The texts are the 12,180 talk-page comments "
+            "of Hongcheng-Gao/RobTest-Demo on GitHub. Our bias label says whether a text contains a word from a list "
+            "of identities. The paper's column belongs to another data set and a larger network, so compare only "
+            "rows within one column.",
             120,
         ),
         "",
@@ -281,7 +284,8 @@ def paper_tables(records: Recorded) -> str:
     lines += [
         "## Tables 5, 9 (CelebA) and 6 (CivilComments)", "",
         *textwrap.wrap(
-            "Not run, because the data were not available. The loaders of these data sets are tested on small files. The "
+            "Not run, because the data were not available. The loaders of these data sets are tested on small files. "
+            "The "
             "protocol of Table 6 is run on [other texts](small-tables.md).", 120,
         ), "",
     ]  # fmt: skip
@@ -309,11 +313,11 @@ def comparisons(records: Recorded) -> str:
     """docs/pages/evidence/comparisons.md."""
     lines = _head(
         "Compared with other methods",
-        f"{_WRITTEN} Each section compares, on the same tensors and with the same seeds: networks in which no weight was "
-        "trained, networks with a refitted last layer, finetuned networks, and networks that were trained from the "
-        "start with a debiasing method. Pruning criteria are those of Torch-Pruning, at the FLOPs that BISE left. "
-        "Unbiased accuracy is the unweighted mean over all subgroups. The worst group is the subgroup with the lowest "
-        "accuracy; the smallest subgroups have 20 test images. [Protocols](protocols.md).",
+        f"{_WRITTEN} Each section compares, on the same tensors and with the same seeds: networks in which no weight "
+        "was trained, networks with a refitted last layer, finetuned networks, and networks that were trained from "
+        "the start with a debiasing method. Pruning criteria are those of Torch-Pruning, at the FLOPs that BISE "
+        "left. Unbiased accuracy is the unweighted mean over all subgroups. The worst group is the subgroup with the "
+        "lowest accuracy; the smallest subgroups have 20 test images. [Protocols](protocols.md).",
     )
     compared = [setting_of(name, "small") for name in ("digits", "biased_mnist", "corrupted_cifar10")]
     for setting in (setting_of("multi_color_mnist", "full"), *compared):
@@ -365,4 +369,11 @@ BLOCKS: dict[str, Callable[[Recorded], list[str]]] = {
     "noise": noise,
     "transfer": lambda records: transfer(records, "biased_mnist") + transfer(records, "corrupted_cifar10"),
     "after finetuning": after_finetuning,
+    "demo": demo,
+    "resnet18": resnet18,
+    "frontier": frontier,
+    "search speed": search_speed,
+    "speedup": speedup,
+    "serving": serving,
+    "removal cost": removal_cost,
 }

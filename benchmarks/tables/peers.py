@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch_pruning as tp
-from bise_prune.cases import Case, Figures, timed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
@@ -24,6 +23,8 @@ from bise_prune.gates.bottleneck import CapturedInputs, head_name
 from bise_prune.mask_search.weights import sample_weights
 from bise_prune.tracing import run as run_network
 from bise_prune.tracing import trace
+
+from .cases import Case, Figures, timed
 
 Rows = dict[str, Figures]
 Run = Callable[[Case], Rows]

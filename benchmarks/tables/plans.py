@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bise_prune.finetunings import WAYS
-from bise_prune.peers import CRITERIA
-
-from bise_prune.app.settings import Setting, Size, setting_of
+from .finetunings import WAYS
+from .peers import CRITERIA
+from .settings import Setting, Size, setting_of
 
 _CRITERIA = tuple(f"tp-{name}" for name in CRITERIA)
 PEERS = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bise_prune.app.settings import Size
+from .settings import Size
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bise_prune.app.settings import halved
 from bise_prune.data import BiasedDataset
 from bise_prune.data.cifar10 import load_cifar10
 from bise_prune.data.mnist import load_mnist
 
+from .settings import halved
+
 if TYPE_CHECKING:
-    from bise_prune.cases import Case
+    from .cases import Case
 
 NOISE = (0.1, 0.2, 0.3)  # standard deviations, on the [0, 1] scale
 

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from bise_prune import evaluate
-from bise_prune.app.settings import CLEAN_NETWORK, Setting, adam, setting_of
 from bise_prune.data import BatchLoader
 from bise_prune.metrics.subgroups import aligned_values
 from bise_prune.models import build_model
 from bise_prune.tuning.vanilla import train_vanilla
+
+from .settings import CLEAN_NETWORK, Setting, adam, setting_of
 
 
 def trials(root: Path, work: Path) -> list[dict[str, Any]]:

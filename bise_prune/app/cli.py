@@ -419,10 +419,10 @@ def _run(arguments: argparse.Namespace) -> int:
     config = run_config({**given, "output": arguments.output or _beside(arguments.checkpoint)})
     if arguments.dry_run:
         with _Display() as display:
-            from .dry_run import preview
+            from .dry_run import dry_run
 
-            understood = preview(config, display.progress)
-        _show_preview(understood, arguments.json)
+            understood = dry_run(config, display.progress)
+        _show_dry_run(understood, arguments.json)
         return 0
     with _Display() as display:
         from .pipeline import run
@@ -463,15 +463,15 @@ def _beside(checkpoint: Path) -> Path:
     return place.with_name(f"{place.name if checkpoint.is_dir() else place.stem}-slim")
 
 
-def _show_preview(record: dict[str, Any], as_json: bool) -> None:
+def _show_dry_run(record: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(record))
         return
     from rich.console import Console
 
-    from .dry_run import preview_tables
+    from .dry_run import dry_run_tables
 
-    Console().print(preview_tables(record))
+    Console().print(dry_run_tables(record))
 
 
 def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:

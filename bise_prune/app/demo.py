@@ -14,8 +14,10 @@ from ..data import BatchLoader, load_data
 from ..errors import ConfigError
 from ..models import build_model
 from ..tuning.vanilla import train_vanilla
+from .checks import check_device
+from .output_folder import check_output, check_resumable
 from .pipeline import run
-from .session import Progress, check_environment
+from .progress import Progress
 
 CHECKPOINT = "dense.pt"
 RHO = 0.95
@@ -30,11 +32,13 @@ def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progres
         output: folder; it must not hold an earlier demo.
         seed: of data, training and search.
         device: where to train and search.
-        progress: see :data:`bise_prune.session.Progress`.
+        progress: see :data:`bise_prune.app.progress.Progress`.
     """
     checkpoint = output / CHECKPOINT
     config = demo_config(checkpoint, output / "slim", seed, device)
-    check_environment(config)
+    check_device(config.device)
+    check_output(config)
+    check_resumable(config)
     if not checkpoint.exists():
         train_demo_checkpoint(checkpoint, seed, progress)
     elif load_checkpoint(checkpoint).data != _specification(seed):  # a demo that was interrupted goes on

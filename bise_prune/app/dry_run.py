@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -21,12 +21,14 @@ from ..mask_search.schedule import temperatures
 from ..mask_search.weights import sample_weights
 from ..metrics.subgroups import count_subgroups, is_aligned
 from ..tracing import logits_of, run
-from .session import Progress, Session, given_masks, prepared
+from .progress import Progress, StageClock
+from .reading import read_session
+from .session import Session
 
 _MOST_CELLS = 30  # of a table of subgroups that is still read
 
 
-def preview(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
+def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Everything that a run reads and checks before its work starts; nothing is written.
 
     Returns:
@@ -35,10 +37,9 @@ def preview(config: RunConfig, progress: Progress | None = None) -> dict[str, An
     Raises:
         BiseError: whatever the run itself would refuse.
     """
-    session = prepared(config, progress or (lambda stage, done, total: None), dry=True)
+    session = read_session(config, StageClock(progress))
     checkpoint, splits = session.checkpoint, session.splits
     sites = gate_sites(session.dense, session.example, config.search.placement)
-    sizes = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
         "checkpoint": {
             "arch": checkpoint.arch,
@@ -51,7 +52,7 @@ def preview(config: RunConfig, progress: Progress | None = None) -> dict[str, An
         },
         "data": {
             "specification": portable(session.specification),
-            "samples": {name: 0 if data is None else len(data) for name, data in sizes.items()},
+            "samples": {name: 0 if data is None else len(data) for name, data in splits.by_name.items()},
             "classes": list(splits.classes),
             "input": list(session.example.shape[1:]) if isinstance(session.example, Tensor) else list(session.example),
             "notes": list(splits.notes),
@@ -71,7 +72,7 @@ def _biases(session: Session) -> list[dict[str, Any]]:
     weights = sample_weights(
         train.target, train.bias, session.num_classes, session.aligned, config.weighting, config.rho
     )(train.target, train.bias)
-    found = []
+    found, values_of = [], session.splits.bias_values
     for k, column in enumerate(train.bias.unbind(1)):
         values = int(column.max()) + 1
         counts = count_subgroups(train.target, column, session.num_classes, values)
@@ -85,6 +86,7 @@ def _biases(session: Session) -> list[dict[str, Any]]:
             "aligned": session.aligned[:, k].tolist(),
             "share_aligned": float(aligned.double().mean()),
             "num_conflicting": int((~aligned).sum()),
+            "values": [str(name) for name in values_of[k]] if k < len(values_of) else [],
         })  # fmt: skip
     return found
 
@@ -92,12 +94,12 @@ def _biases(session: Session) -> list[dict[str, Any]]:
 def _estimate(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     """How long the search may take: a step timed, times the steps of the whole schedule."""
     config = session.config
-    if given_masks(config)[0] is not None or config.criterion != "learned":
+    if session.masks is not None or config.criterion != "learned":
         return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
     settings = config.search
     epochs = len(temperatures(settings.anneal_every, settings.anneal_factor, settings.min_temperature))
     loader = session.train_loader()
-    model = copy.deepcopy(session.dense).to(session.device).requires_grad_(False)
+    model = session.on_device(session.dense).requires_grad_(False)
     gated = GatedModel(model, sites, torch.nn.Identity())
     inputs = next(iter(loader)).to(session.device).input
     spent = []
@@ -115,7 +117,7 @@ def _estimate(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     return {"epochs": epochs, "steps_per_epoch": steps, "seconds": min(spent) * steps * (epochs + heads / 3)}
 
 
-def preview_tables(record: dict[str, Any]) -> Group:
+def dry_run_tables(record: dict[str, Any]) -> Group:
     """The record for people."""
     about, data, estimate = record["checkpoint"], record["data"], record["estimate"]
     summary = Table(title="What was understood", title_justify="left", show_header=False)
@@ -153,8 +155,9 @@ def _bias_table(k: int, bias: dict[str, Any], classes: list[str]) -> Table:
     table.add_column("class")
     table.add_column("aligned with", justify="right")
     columns = [] if wide else list(range(len(counts[0])))
+    named = bias["values"] if len(bias["values"]) >= len(counts[0]) else [f"b = {b}" for b in range(len(counts[0]))]
     for value in columns:
-        table.add_column(f"b = {value}", justify="right")
+        table.add_column(escape(named[value]), justify="right")
     if wide:
         table.add_column("aligned", justify="right")
         table.add_column("conflicting", justify="right")
@@ -164,5 +167,5 @@ def _bias_table(k: int, bias: dict[str, Any], classes: list[str]) -> Table:
         cells = [f"{row[value]:,} ({bias['mean_weights'][y][value]:.2f})" for value in columns]
         if wide:
             cells = [f"{row[aligned]:,}", f"{sum(row) - row[aligned]:,}"]
-        table.add_row(name, str(aligned), *cells)
+        table.add_row(escape(name), escape(named[aligned]), *cells)
     return table

@@ -15,11 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Call, Trace, Value
+from ..tracing import Call, Reason, Trace, Value, Why
 from .analysis import Analysis, analyse, physical_constants
-from .edits import Edit
-from .lowering import edits_of
-from .movement import movements
+from .movement import Movement, movements
 
 Joins = Literal["intersection", "expand"]
 Rounding = Callable[[int], int]
@@ -31,7 +29,7 @@ _REPLACEABLE = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
     """The physical channels of one slim network.
 
@@ -43,9 +41,9 @@ class Layout:
         present: per value, bool over its channels.
         clean: per value, constant channels whose physical value must be the constant.
         carriers: call index of a padded convolution -> the input channel that carries all constants.
-        edits: changes to function calls that the layers' new widths alone do not bring about.
-        totals: function name -> calls in a whole forward pass, for the functions that are edited.
         dead: layers that compute nothing that is used.
+        movement: how calls that only move data deal with fewer channels.
+        zeroed: call index -> channels of its result that are there, wanted, and must be multiplied by zero.
     """
 
     trace: Trace
@@ -54,17 +52,17 @@ class Layout:
     normed: Mapping[int, Tensor]
     present: list[Tensor]
     clean: list[Tensor]
-    carriers: dict[int, int]
-    edits: list[Edit]
+    carriers: Mapping[int, int]
     dead: list[str]
-    totals: dict[str, int]
+    movement: Movement
+    zeroed: dict[int, Tensor]
     _cause: list[Tensor]
-    _texts: list[str]
+    _reasons: list[Reason]
 
-    def reason(self, value: int, channel: int) -> str:
+    def reason(self, value: int, channel: int) -> Reason:
         """Why a channel that nobody needs is there."""
         code = int(self._cause[value][channel])
-        return self._texts[code] if code >= 0 else "it is read where it is not closed"
+        return self._reasons[code] if code >= 0 else Reason(Why.READ_ELSEWHERE)
 
     def silent(self, call: Call) -> Tensor:
         """Output channels of a layer that are there, but whose weights are set to zero."""
@@ -124,12 +122,12 @@ class _Builder:
         self._freeze()
         self.clean = [torch.zeros_like(mask) for mask in self.present]
         self.cause = [torch.full(mask.shape, -1, dtype=torch.int64) for mask in self.present]
-        self.texts: list[str] = []
-        self.codes: dict[str, int] = {}
+        self.reasons: list[Reason] = []
+        self.codes: dict[Reason, int] = {}
         self.waiting = dict.fromkeys(range(len(trace.calls) - 1, -1, -1))
         self.same_layer = trace.calls_by_layer
         self.carriers: dict[int, int] = {}
-        self.movement, self.origin = movements(trace, rigid)
+        self.movement = movements(trace, rigid)
 
     def _freeze(self) -> None:
         """Weights that a function reads which is not their layer's own keep their shape."""
@@ -155,10 +153,10 @@ class _Builder:
         self._demand_clean()
         dead = [layer for layer in self.same_layer if self._is_dead(layer)]
         layout = Layout(
-            self.trace, self.analysis, self.closed, self.normed, self.present, self.clean, self.carriers, [], dead, {},
-            self.cause, self.texts,
+            self.trace, self.analysis, self.closed, self.normed, self.present, self.clean, self.carriers, dead,
+            self.movement, {}, self.cause, self.reasons,
         )  # fmt: skip
-        layout.edits.extend(edits_of(self.model, layout, self.movement, self.origin, self._masked(layout)))
+        layout.zeroed.update(self._zeroed(layout))
         return layout
 
     def _is_dead(self, layer: str) -> bool:
@@ -173,25 +171,25 @@ class _Builder:
 
     # -- growth ------------------------------------------------------------------------------------
 
-    def _grow(self, value: int, mask: Tensor, reason: str | Tensor) -> None:
-        """Add channels; the reason is a text, or the codes of the channels that they follow."""
+    def _grow(self, value: int, mask: Tensor, reason: Reason | Tensor) -> None:
+        """Add channels, for a reason, or for those (by their codes) of the channels that they follow."""
         new = mask & ~self.present[value]
         if not bool(new.any()):
             return
         self.present[value] |= new
         self._wake(value)
-        if isinstance(reason, str):
+        if isinstance(reason, Reason):
             self.cause[value][new] = self._code(reason)
         else:
             self.cause[value][new] = reason[new]
 
-    def _code(self, text: str) -> int:
-        if text not in self.codes:
-            self.codes[text] = len(self.texts)
-            self.texts.append(text)
-        return self.codes[text]
+    def _code(self, reason: Reason) -> int:
+        if reason not in self.codes:
+            self.codes[reason] = len(self.reasons)
+            self.reasons.append(reason)
+        return self.codes[reason]
 
-    def _codes_of(self, value: int, fallback: str) -> Tensor:
+    def _codes_of(self, value: int, fallback: Reason) -> Tensor:
         return torch.where(self.cause[value] >= 0, self.cause[value], self._code(fallback))
 
     def _wake(self, value: int) -> None:
@@ -209,8 +207,8 @@ class _Builder:
     def _apply(self, call: Call) -> None:
         for o in call.outputs:
             if self.values[o].measured and not bool(self.present[o].any()):
-                self._grow(o, torch.arange(len(self.present[o])) == 0, "its size is asked for")
-        movement = self.movement.get(call.index)
+                self._grow(o, torch.arange(len(self.present[o])) == 0, Reason(Why.SIZE_ASKED))
+        movement = self.movement.kinds.get(call.index)
         if call.kind == "opaque":
             self._opaque(call)
         elif call.kind == "mixing":
@@ -225,23 +223,24 @@ class _Builder:
                 (calls[0].outputs[0], calls[0].operands[0]), (call.outputs[0], call.operands[0]), strict=True
             ):
                 if first is not None and second is not None and len(self.present[first]) == len(self.present[second]):
-                    shared = f"'{call.layer}' runs more than once"
+                    shared = Reason(Why.SHARED_LAYER, layer=call.layer)
                     self._grow(second, self.present[first], shared)
                     self._grow(first, self.present[second], shared)
 
     def _opaque(self, call: Call) -> None:
+        why = call.why or Reason(Why.NO_RULE, function=call.function)
         wanted = not call.outputs or any(bool((self.analysis.needed[o] | self.present[o]).any()) for o in call.outputs)
         if not wanted:
             # Nothing reads it as a tensor, but Python may (a mask that is tested): it runs if it can.
             if all(bool(self.present[operand].all()) for operand in call.operands if operand is not None):
                 for o in call.outputs:
-                    self._grow(o, torch.ones_like(self.present[o]), call.why)
+                    self._grow(o, torch.ones_like(self.present[o]), why)
             return
         for o in call.outputs:
-            self._grow(o, torch.ones_like(self.present[o]), call.why)
+            self._grow(o, torch.ones_like(self.present[o]), why)
         for operand in call.operands:
             if operand is not None and not self._expandable(call, operand):
-                self._grow(operand, torch.ones_like(self.present[operand]), call.why)
+                self._grow(operand, torch.ones_like(self.present[operand]), why)
 
     def _expandable(self, call: Call, operand: int) -> bool:
         """Whether the operand of a call that wants all channels may be rearranged on its way."""
@@ -250,7 +249,7 @@ class _Builder:
 
     def _rigid(self, call: Call) -> None:
         if any(bool(self.present[o].any()) for o in call.outputs):
-            why = f"{call.function} needs the full width"
+            why = Reason(Why.FULL_WIDTH, function=call.function)
             for value in (*call.outputs, *call.operands):
                 if value is not None:
                     self._grow(value, torch.ones_like(self.present[value]), why)
@@ -269,19 +268,20 @@ class _Builder:
             inside = mapping >= 0
             if len(self.present[operand]) == 1 < int(inside.sum()):
                 if bool(self.present[output].any()) and not self._dispensable(operand):
-                    self._grow(operand, torch.ones(1, dtype=torch.bool), "it scales all channels")
+                    self._grow(operand, torch.ones(1, dtype=torch.bool), Reason(Why.SCALES_ALL))
                 continue
             if self.values[operand].dim is None and self.values[operand].num_channels > 1:
                 if bool(self.present[output].any()):
-                    self._grow(operand, torch.ones_like(self.present[operand]), f"{call.function} needs the full width")
-                    self._grow(output, torch.ones_like(self.present[output]), f"{call.function} needs the full width")
+                    why = Reason(Why.FULL_WIDTH, function=call.function)
+                    self._grow(operand, torch.ones_like(self.present[operand]), why)
+                    self._grow(output, torch.ones_like(self.present[output]), why)
                 continue
             constant = call.kind == "elementwise" and len(call.maps) > 1 and self._dispensable(operand)
             constant &= self.values[operand].parameter is None and call.function not in ("cat", "stack")
             if soft or constant or (call.keeps(k) and torch.equal(self.present[operand], self.present[output])):
                 continue
             sources = mapping.clamp(min=0)
-            stream = f"a tensor that {call.function} joins has it open"
+            stream = Reason(Why.JOINED, function=call.function)
             self._grow(output, inside & self.present[operand][sources], self._codes_of(operand, stream)[sources])
             wanted = torch.zeros_like(self.present[operand])
             wanted[mapping[inside & self.present[output]]] = True
@@ -307,7 +307,7 @@ class _Builder:
             k, operand = whole[0]
             first = torch.zeros_like(self.present[operand])
             first[call.maps[k, 0][self.present[output]][:1].clamp(min=0)] = True
-            self._grow(operand, first, f"{call.function} would have no operand left")
+            self._grow(operand, first, Reason(Why.LAST_OPERAND, function=call.function))
 
     def _shape_beside_channels(self, index: int) -> tuple[int, ...]:
         value = self.values[index]
@@ -334,12 +334,12 @@ class _Builder:
         if operand is None or not bool(self.present[output].any()):
             return
         if any(other.whole for other in self.same_layer.get(call.layer or "", [call])):
-            self._grow(operand, torch.ones_like(self.present[operand]), f"'{call.layer}' reads it in another order")
+            self._grow(operand, torch.ones_like(self.present[operand]), Reason(Why.OTHER_ORDER, layer=call.layer))
         else:
             if not bool(self.present[operand].any()):
                 first = torch.zeros_like(self.present[operand])
                 first[0] = True
-                self._grow(operand, first, f"'{call.layer}' would have no input left")
+                self._grow(operand, first, Reason(Why.LAST_INPUT, layer=call.layer))
             self._fold(call, operand, output)
         if call.groups > 1:
             self._balance(call, operand, output)
@@ -350,17 +350,17 @@ class _Builder:
         folded = self.folded(call)
         stays = ~constant.isnan() & ~folded & self.present[output].any()
         if call.layer is not None and len(self.same_layer[call.layer]) > 1:
-            why = f"'{call.layer}' runs more than once, each time on other constants"
+            why = Why.SHARED_CONSTANTS
         elif call.groups > 1:
-            why = f"'{call.layer}' is grouped and pads, so that this constant cannot be folded into it"
+            why = Why.GROUPED_PADDING
         else:
-            why = f"it carries a constant into '{call.layer}', whose padding forbids a bias"
+            why = Why.CARRIES_CONSTANT
             if bool(stays.any()):
                 largest = int(torch.where(stays, constant.abs(), 0.0).argmax())
                 self.carriers[call.index] = largest
                 stays = torch.zeros_like(stays)
                 stays[largest] = True
-        self._grow(operand, stays, why)
+        self._grow(operand, stays, Reason(why, layer=call.layer))
 
     def _layer(self, call: Call) -> nn.Module:
         return self.model.get_submodule(call.layer or "")
@@ -371,9 +371,9 @@ class _Builder:
 
     def _balance(self, call: Call, operand: int, output: int) -> None:
         if call.whole:
-            self._grow(output, torch.ones_like(self.present[output]), f"'{call.layer}' is grouped")
+            self._grow(output, torch.ones_like(self.present[output]), Reason(Why.GROUPED, layer=call.layer))
             return
-        why = f"'{call.layer}' needs groups of equal size"
+        why = Reason(Why.EQUAL_GROUPS, layer=call.layer)
         inputs = self.present[operand].view(call.groups, -1)
         outputs = self.present[output].view(call.groups, -1)
         alive = inputs.any(1) | outputs.any(1)
@@ -392,7 +392,7 @@ class _Builder:
                 if kept and self.values[o].dim is not None and self.values[o].layer and o not in self.trace.outputs:
                     wanted = min(self.rounding(kept), len(mask))
                     filled = _filled(mask.view(1, -1), torch.ones(1, dtype=torch.bool), wanted).flatten()
-                    self._grow(o, filled, "widths are rounded up")
+                    self._grow(o, filled, Reason(Why.ROUNDED_UP))
 
     # -- what kept constants must be --------------------------------------------------------------
 
@@ -425,7 +425,7 @@ class _Builder:
                         wanted[sources] = True
                         clean[operand] |= settled & wanted
 
-    def _masked(self, layout: Layout) -> dict[int, Tensor]:
+    def _zeroed(self, layout: Layout) -> dict[int, Tensor]:
         """Gated calls whose closed channels must be multiplied by zero, since they are there, wanted and not zero."""
         wanted = {
             index: closed & self.present[output] & self.clean[output]

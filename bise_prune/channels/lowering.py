@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..tracing import Call
 from .edits import Edit, Regather
-from .movement import Origin
-
-if TYPE_CHECKING:
-    from .layout import Layout
+from .layout import Layout
 
 
-def edits_of(
-    model: nn.Module, layout: Layout, movement: Mapping[int, str], origin: Origin, masked: Mapping[int, Tensor]
-) -> list[Edit]:
-    """The edits that a layout needs; ``layout.totals`` is set as well.
+@dataclass(frozen=True)
+class Lowering:
+    """Changes to function calls that the layers' new widths alone do not bring about.
 
-    Args:
-        model: the dense network.
-        layout: complete but for its edits.
-        movement: what becomes of movement calls, and
-        origin: where gathered values come from; see :func:`movements`.
-        masked: call index -> channels of its result that must be multiplied by zero.
+    Attributes:
+        edits: at most one per call.
+        totals: function name -> calls in a whole forward pass, for the functions that are edited.
     """
+
+    edits: tuple[Edit, ...]
+    totals: dict[str, int]
+
+
+def lower(layout: Layout, model: nn.Module) -> Lowering:
+    """The edits that a layout of ``model`` needs."""
     edits = []
-    gathered = _gathered(layout, movement, origin)
+    gathered = _gathered(layout)
     vanished: set[int] = set()  # calls of modules that become identities are not counted any more
     for call in layout.trace.calls:
         if call.layer in layout.dead:
@@ -43,13 +43,13 @@ def edits_of(
         if call.index in vanished:
             gone[call.function] += 1
             continue
-        edit = gathered.get(call.index) or _edit(layout, call, masked.get(call.index))
+        edit = gathered.get(call.index) or _edit(layout, call, layout.zeroed.get(call.index))
         if (out := layout.normed.get(call.index)) is not None and bool(out.any()):
             edit = replace(edit or Edit(call.function, call.count), statistics=tuple((~out).tolist()))
         if edit is not None:
             edits.append(replace(edit, count=edit.count - gone[call.function]))
-    layout.totals = {edit.function: layout.trace.totals[edit.function] - gone[edit.function] for edit in edits}
-    return edits
+    totals = {edit.function: layout.trace.totals[edit.function] - gone[edit.function] for edit in edits}
+    return Lowering(tuple(edits), totals)
 
 
 def _edit(layout: Layout, call: Call, mask: Tensor | None) -> Edit | None:
@@ -147,12 +147,12 @@ def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
     return Regather(dim if dim is not None else 1, tuple(index), tuple(extra), len(kept))
 
 
-def _gathered(layout: Layout, movement: Mapping[int, str], origin: Origin) -> dict[int, Edit]:
+def _gathered(layout: Layout) -> dict[int, Edit]:
     """Edits of movement calls whose results are gathered straight from where a chain of such calls begins."""
-    trace, present = layout.trace, layout.present
+    trace, present, origin = layout.trace, layout.present, layout.movement.origin
     chains: dict[int, list[Call]] = {}
     for call in trace.calls:
-        if movement.get(call.index) == "gather":
+        if layout.movement.kinds.get(call.index) == "gather":
             chains.setdefault(origin[call.outputs[0]][0], []).append(call)
     edits: dict[int, Edit] = {}
     for source, calls in chains.items():

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..tracing import Call, Trace
 
-Origin = dict[int, tuple[int, Tensor]]  # value -> the value that it is gathered from, and the channels of that
+Kind = Literal["native", "gather", "rigid"]
 
 
-def movements(trace: Trace, rigid: set[int]) -> tuple[dict[int, str], Origin]:
-    """How each movement call deals with fewer channels.
+@dataclass(frozen=True)
+class Movement:
+    """How each call that only moves data deals with fewer channels.
 
-    Returns:
-        Call index -> "native": it runs as it is; "gather": it is skipped, and its result gathered from where the chain
-        of such calls begins; "rigid": it needs the full width. And where gathered values come from.
+    Attributes:
+        kinds: call index -> "native": it runs as it is; "gather": it is skipped, and its result gathered from where the
+            chain of such calls begins; "rigid": it needs the full width.
+        origin: gathered value -> the value that it is gathered from, and the channels of that.
     """
+
+    kinds: dict[int, Kind]
+    origin: dict[int, tuple[int, Tensor]]
+
+
+def movements(trace: Trace, rigid: set[int]) -> Movement:
+    """Find out how movement calls deal with fewer channels; those among ``rigid`` need the full width."""
     movement = {call.index: _plain_movement(trace, call, rigid) for call in trace.calls if call.kind == "movement"}
     while True:
-        origin: Origin = {}
+        origin: dict[int, tuple[int, Tensor]] = {}
         broken: set[int] = set()
         for call in trace.calls:
             if movement.get(call.index) != "gather":
@@ -41,11 +52,11 @@ def movements(trace: Trace, rigid: set[int]) -> tuple[dict[int, str], Origin]:
                         if movement.get(c.index) == "gather" and origin.get(c.outputs[0], (-1,))[0] == source
                     }
         if not broken:
-            return movement, origin
-        movement.update(dict.fromkeys(broken, "rigid"))
+            return Movement(movement, origin)
+        movement |= dict.fromkeys(broken, "rigid")
 
 
-def _gatherable(trace: Trace, source: int, output: int, movement: Mapping[int, str]) -> bool:
+def _gatherable(trace: Trace, source: int, output: int, movement: Mapping[int, Kind]) -> bool:
     start, end = trace.values[source], trace.values[output]
     if end.dim is None:  # on the way: only movements that are skipped as well may read it
         return start.dim is not None and all(movement.get(reader) == "gather" for reader in end.readers)
@@ -53,7 +64,7 @@ def _gatherable(trace: Trace, source: int, output: int, movement: Mapping[int, s
     return start.dim == end.dim and others[0] == others[1]
 
 
-def _plain_movement(trace: Trace, call: Call, rigid: set[int]) -> str:
+def _plain_movement(trace: Trace, call: Call, rigid: set[int]) -> Kind:
     if call.index in rigid:
         return "rigid"
     operands = [o for o in call.operands if o is not None]

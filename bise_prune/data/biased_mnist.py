@@ -16,6 +16,7 @@ PALETTE = (
     (255, 0, 0), (0, 255, 0), (0, 0, 255), (225, 225, 0), (225, 0, 225),
     (0, 255, 255), (255, 128, 0), (255, 0, 128), (128, 0, 255), (128, 128, 128),
 )  # fmt: skip
+COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan", "orange", "pink", "violet", "grey")
 
 
 def assign_bias(labels: Tensor, rho: float, generator: torch.Generator, num_bias_classes: int = 10) -> Tensor:
@@ -82,6 +83,7 @@ def load_biased_mnist(root: Path, rho: float = 0.99, protocol: str = "paper", se
         val=_coloured(images[second], labels[second], 0.1, generator),
         test=_coloured(test_images, test_labels, 0.1, generator),
         classes=[str(digit) for digit in range(10)],
+        bias_values=[COLOURS],
         notes=[f"BiasedMNIST, rho {rho}, protocol {protocol}, seed {seed}; validation and test at rho .1"],
     )
 

@@ -70,7 +70,9 @@ def load_celeba(root: Path, seed: int = 0, size: int = 224) -> DataSplits:
         BiasedDataset(inputs, target[part], bias[part, None], MEAN, STD)
         for inputs, part in zip(images.split([len(part) for part in parts]), parts, strict=True)
     )
-    return DataSplits(train=train_data, val=val_data, test=test_data, classes=CLASSES, notes=notes)
+    return DataSplits(
+        train=train_data, val=val_data, test=test_data, classes=CLASSES, notes=notes, bias_values=[("male", "female")]
+    )
 
 
 def _find_lists(root: Path) -> tuple[Path, Path]:

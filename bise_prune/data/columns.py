@@ -114,12 +114,14 @@ class Labels:
         bias: bias labels, (N, K), int64.
         classes: class names.
         notes: what was understood.
+        bias_values: names of each bias's values; () where they are numbers.
     """
 
     target: Tensor
     bias: Tensor
     classes: list[str]
     notes: list[str]
+    bias_values: tuple[tuple[str, ...], ...] = ()
 
 
 def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = ()) -> Labels:
@@ -134,15 +136,17 @@ def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = ()) -> La
         classes: of the checkpoint, if it names them.
     """
     target, found, notes = _read_column(table, chosen.label, classes)
-    columns = []
+    columns, bias_values = [], list[tuple[str, ...]]()
     for name in chosen.biases:
         values, meanings, remarks = _read_column(table, name)
         columns.append(values)
         notes += remarks
-        if not remarks and meanings != [str(i) for i in range(len(meanings))]:
+        named = meanings != [str(i) for i in range(len(meanings))]
+        bias_values.append(tuple(meanings) if named else ())
+        if not remarks and named:
             notes.append(f"bias '{name}': " + ", ".join(f"{i} = {meaning}" for i, meaning in enumerate(meanings)))
     bias = torch.stack(columns, 1) if columns else torch.zeros((len(target), 0), dtype=torch.long)
-    return Labels(target, bias, found, notes)
+    return Labels(target, bias, found, notes, tuple(bias_values))
 
 
 def read_splits(table: Table, column: str) -> list[str]:

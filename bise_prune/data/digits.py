@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from ..errors import ConfigError
-from .biased_mnist import PALETTE, assign_bias
+from .biased_mnist import COLOURS, PALETTE, assign_bias
 from .loader import BiasedDataset, DataSplits
 
 SIZE = 16
@@ -54,6 +54,7 @@ def load_digits_demo(rho: float = 0.95, samples: int = 10_000, seed: int = 0) ->
         val=_every_colour(images[val_rows], labels[val_rows]),
         test=_every_colour(images[test_rows], labels[test_rows]),
         classes=[str(digit) for digit in range(10)],
+        bias_values=[COLOURS],
         notes=[
             f"scikit-learn digits, rho {rho}, {samples} training samples of {len(train)} scans, seed {seed}; "
             f"validation ({len(val_rows)} scans) and test ({len(test_rows)} scans) show each scan in all ten colours"

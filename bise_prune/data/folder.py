@@ -114,7 +114,10 @@ def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Column
     notes = [f"columns: {chosen}", *labels.notes]
     if not chosen.biases:
         notes.append(f"no column of bias labels among {', '.join(read_header(path))}")
-    return Listing(root, files, names, labels.target, labels.bias, parts, labels.classes, notes, whole.problems)
+    return Listing(
+        root, files, names, labels.target, labels.bias, parts, labels.classes, notes, whole.problems,
+        bias_values=labels.bias_values,
+    )  # fmt: skip
 
 
 def _from_names(root: Path, classes: Sequence[str]) -> Listing:

@@ -91,6 +91,7 @@ def load_huggingface(
     labels = read_labels(table, chosen, classes)
     meanings = [f"bias '{name}': {', '.join(f'{i} = {n}' for i, n in enumerate(rows.classes[name]))}"
                 for name in chosen.biases if name in rows.classes]  # fmt: skip
+    bias_values = [rows.classes.get(name, own) for name, own in zip(chosen.biases, labels.bias_values, strict=True)]
     sources, names = [], []
     for i, value in enumerate(rows.columns[chosen.content]):
         source, name = _source(value, path)
@@ -98,7 +99,7 @@ def load_huggingface(
         names.append(name or f"the image of row {i + 1}")
     listing = Listing(
         path, sources, names, labels.target, labels.bias, parts, labels.classes,
-        [f"columns: {chosen}", *labels.notes, *meanings], table.problems,
+        [f"columns: {chosen}", *labels.notes, *meanings], table.problems, bias_values=bias_values,
     )  # fmt: skip
     return splits_of(listing, preprocessing, skip_bad)
 

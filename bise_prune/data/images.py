@@ -49,6 +49,7 @@ class Listing:
         notes: what was understood.
         problems: what is wrong, one sentence each.
         without_bias: whether this kind of folder has no place for bias labels.
+        bias_values: names of each bias's values; see :class:`bise_prune.data.DataSplits`.
     """
 
     root: Path
@@ -61,6 +62,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     without_bias: bool = False
+    bias_values: Sequence[Sequence[str]] = ()
 
 
 def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool = False, seed: int = 0) -> DataSplits:
@@ -118,8 +120,9 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
         inputs = decoded.images[int(chosen[0]) : int(chosen[-1]) + 1]
         found[part] = BiasedDataset(inputs, target[chosen], bias[chosen], mean, std)
     return DataSplits(
-        found["train"], found.get("val"), found.get("test"), listing.classes, notes, doubts, listing.without_bias
-    )
+        found["train"], found.get("val"), found.get("test"), listing.classes, notes, doubts, listing.without_bias,
+        listing.bias_values,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

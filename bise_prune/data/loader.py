@@ -230,6 +230,7 @@ class DataSplits:
         notes: what a reader of the results should know of the data.
         warnings: what calls the results into question.
         without_bias: whether the data have no place for bias labels, so that none were forgotten.
+        bias_values: per bias the names of its values, if they have any; () for a bias whose values are numbers.
     """
 
     train: BiasedDataset
@@ -239,6 +240,7 @@ class DataSplits:
     notes: Sequence[str] = field(default=())
     warnings: Sequence[str] = field(default=())
     without_bias: bool = False
+    bias_values: Sequence[Sequence[str]] = field(default=())
 
     @property
     def by_name(self) -> dict[str, BiasedDataset | None]:

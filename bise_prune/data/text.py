@@ -125,7 +125,9 @@ def text_splits(
     notes = [first, *labels.notes, *notes]
     if not chosen.biases:
         notes.append("no bias labels")
-    return assemble(texts, tokenizer, max_length, labels.target, labels.bias, parts, labels.classes, notes)
+    return assemble(
+        texts, tokenizer, max_length, labels.target, labels.bias, parts, labels.classes, notes, labels.bias_values
+    )
 
 
 def read_texts(table: Table, column: str) -> list[str]:
@@ -202,6 +204,7 @@ def assemble(
     parts: Sequence[str],
     classes: Sequence[str],
     notes: Sequence[str],
+    bias_values: Sequence[Sequence[str]] = (),
 ) -> DataSplits:
     """Tokenise, and sort into splits.
 
@@ -214,6 +217,7 @@ def assemble(
         parts: train, val or test per text; at least one train.
         classes: class names.
         notes: what is known of the data; tokens cut off are added.
+        bias_values: names of each bias's values, if known.
     """
     inputs = tokenize(texts, tokenizer, max_length)
     full = int((inputs["attention_mask"].sum(1) == max_length).sum())
@@ -226,4 +230,4 @@ def assemble(
         found[part] = whole.subset(rows) if len(rows) else None
     train = found["train"]
     assert train is not None
-    return DataSplits(train, found["val"], found["test"], classes, notes)
+    return DataSplits(train, found["val"], found["test"], classes, notes, bias_values=bias_values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,14 +117,39 @@ def score(predicted: Tensor, target: Tensor, bias: Tensor, aligned: Tensor) -> E
 def subgroup_members(target: Tensor, bias: Tensor, aligned: Tensor) -> list[tuple[str, Tensor]]:
     """The subgroups of :class:`Evaluation`, with or without samples: each one's name and members, bool (N,)."""
     if bias.shape[1] == 0:
-        return [(f"y={y}", target == y) for y in target.unique().tolist()]
+        return [(_class_name(y), target == y) for y in target.unique().tolist()]
     if bias.shape[1] == 1:
         column = bias[:, 0]
         cells = itertools.product(target.unique().tolist(), column.unique().tolist())
-        return [(f"y={y} b={b}", (target == y) & (column == b)) for y, b in cells]
+        return [(_cell_name(y, b), (target == y) & (column == b)) for y, b in cells]
     flags = is_aligned(target, bias, aligned)
     patterns = itertools.product((True, False), repeat=bias.shape[1])
     return [
         (", ".join("aligned" if flag else "conflicting" for flag in pattern), (flags == torch.tensor(pattern)).all(1))
         for pattern in patterns
     ]
+
+
+def subgroup_labels(classes: Sequence[str], bias_values: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Subgroup's name -> what it is called in the data, as in "blond, male", for subgroups that have such names.
+
+    Args:
+        classes: class names.
+        bias_values: per bias the names of its values; subgroups of several biases are called by their alignment.
+
+    >>> subgroup_labels(["dark", "blond"], [["male", "female"]])["y=1 b=0"]
+    'blond, male'
+    """
+    labels = {_class_name(y): name for y, name in enumerate(classes)}
+    if len(bias_values) == 1 and bias_values[0]:
+        for (y, one), (b, other) in itertools.product(enumerate(classes), enumerate(bias_values[0])):
+            labels[_cell_name(y, b)] = f"{one}, {other}"
+    return labels
+
+
+def _class_name(y: int) -> str:
+    return f"y={y}"
+
+
+def _cell_name(y: int, b: int) -> str:
+    return f"y={y} b={b}"

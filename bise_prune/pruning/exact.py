@@ -13,7 +13,17 @@ from torch import nn
 
 from ..channels import Joins
 from ..channels.edited_model import RewiredModel
-from ..config import ENGINES, JOINS, Engine, JoinsChoice, RoundFill, Rounding, RoundTo, TargetSparsity
+from ..config import (
+    ENGINES,
+    JOINS,
+    Engine,
+    JoinsChoice,
+    RoundFill,
+    Rounding,
+    RoundTo,
+    Target,
+    TargetSparsity,
+)
 from ..errors import BiseError, ConfigError, ModelError, PruningError, VerificationError
 from ..gates.gated_model import constant_gates, with_learned_state
 from ..gates.masks import GateSite, MaskSet
@@ -22,7 +32,7 @@ from ..metrics.cost import measure, measure_latency
 from ..torch_pruning.engine import remove_by_groups
 from ..tracing import NONLINEARITIES, Inputs, Trace, trace
 from .plan import PruningPlan, fingerprint
-from .planner import LATENCY_TOLERANCE, Planner, Proposal
+from .planner import Planner, Proposal
 from .surgery import cut
 from .verification import Verification, require, verify
 
@@ -97,11 +107,16 @@ def prune(
         PruningError: the target cannot be met, the network would be dead, or the plan is for other weights.
         VerificationError: the slim network does not compute the masked function.
     """
-    _check(target_sparsity, target_flops, target_latency, joins, engine, layer_floor)
-    targeted = target_sparsity != "auto" or target_flops is not None or target_latency is not None
-    if isinstance(masks, PruningPlan) and (targeted or joins != "auto" or round_to != 1 or engine != "exact"):
+    target = Target.of(target_sparsity, target_flops, target_latency)
+    for name, value, choices in (("joins", joins, JOINS), ("engine", engine, ENGINES)):
+        if value not in choices:
+            raise ConfigError(f"unknown {name} '{value}': choose one of {', '.join(choices)}")
+    if not 0 <= layer_floor < 1:
+        raise ConfigError(f"layer_floor = {layer_floor!r} is out of range: expected a number in [0, 1)")
+    shaped = target is not None or joins != "auto" or round_to != 1
+    if isinstance(masks, PruningPlan) and (shaped or engine != "exact"):
         raise ConfigError("a plan holds its widths and lowering: give no target, joins, rounding or engine beside it")
-    if engine == "torch-pruning" and (targeted or joins != "auto" or round_to != 1):
+    if engine == "torch-pruning" and shaped:
         raise ConfigError("engine 'torch-pruning' takes no target, joins or rounding: it removes what the masks close")
     if isinstance(masks, MaskSet):
         model = with_learned_state(model, masks)
@@ -119,41 +134,8 @@ def prune(
     multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
     rounding = Rounding(multiple=multiple, fill=round_fill)
     planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
-    choose = partial(
-        _chosen, planner, masks, joins, _Target(target_sparsity, target_flops, target_latency, layer_floor)
-    )
+    choose = partial(_chosen, planner, masks, joins, target, layer_floor)
     return _with_fallback(planner, lambda: finish(sites, *choose()))
-
-
-def _check(
-    target_sparsity: object,
-    target_flops: float | None,
-    target_latency: float | None,
-    joins: str,
-    engine: str,
-    floor: float,
-) -> None:
-    if target_sparsity != "auto" and not (isinstance(target_sparsity, float) and 0 < target_sparsity < 1):
-        raise ConfigError(f"target_sparsity = {target_sparsity!r}: expected 'auto' or a number in (0, 1)")
-    for name, value in (("target_flops", target_flops), ("target_latency", target_latency)):
-        if value is not None and not (isinstance(value, float) and 0 < value < 1):
-            raise ConfigError(f"{name} = {value!r}: expected a number in (0, 1)")
-    if (target_sparsity != "auto") + (target_flops is not None) + (target_latency is not None) > 1:
-        raise ConfigError("give one target: target_sparsity, target_flops or target_latency")
-    if not 0 <= floor < 1:
-        raise ConfigError(f"layer_floor = {floor!r}: expected a number in [0, 1)")
-    if joins not in JOINS:
-        raise ConfigError(f"unknown joins '{joins}': choose one of {', '.join(JOINS)}")
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}")
-
-
-@dataclass(frozen=True)
-class _Target:
-    sparsity: TargetSparsity
-    flops: float | None
-    latency: float | None
-    floor: float
 
 
 Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
@@ -204,36 +186,40 @@ def _replayed(
     def attempt() -> PruningResult:
         proposal = planner.propose(plan.keep, "intersection" if plan.joins == "intersection" else "expand")
         again = replace(proposal.plan, costs_ms=plan.costs_ms, target=plan.target, rounding=plan.rounding)
-        result = finish(sites, cut(model, proposal.layout), again)
-        if (again.layers, again.edits) != (plan.layers, plan.edits):
+        result = finish(sites, cut(model, proposal.layout, proposal.lowering), again)
+        if again.layers != plan.layers or (plan.edits_digest and again.edits_digest != plan.edits_digest):
             raise VerificationError("the plan's widths do not follow from its masks: it was changed, or made elsewhere")
         return result
 
     return _with_fallback(planner, attempt)
 
 
-def _propose(planner: Planner, masks: MaskSet, joins: Joins, target: _Target) -> Proposal:
-    model, inputs = planner.model, planner.example_inputs
-    if target.sparsity != "auto":
-        share = float(target.sparsity)
-        return planner.rank(
-            masks, joins, share, lambda proposal: proposal.plan.sparsity, "sparsity", floor=target.floor
-        )
-    if target.flops is not None:
+def _propose(planner: Planner, masks: MaskSet, joins: Joins, target: Target | None, floor: float) -> Proposal:
+    if target is None:
+        return planner.propose(planner.rounded_up(masks.keep, masks), joins)
+    return planner.rank(masks, joins, target, partial(_removed, planner, target), floor)
+
+
+def _removed(planner: Planner, target: Target, proposal: Proposal) -> float:
+    """The share of what a target counts that is gone in a proposal."""
+    model, inputs, plan = planner.model, planner.example_inputs, proposal.plan
+    if target.kind == "sparsity":
+        return plan.sparsity
+    if target.kind == "flops":
         # Where fvcore takes no keyword arguments, the multiply-accumulates are all there is to count by.
         total = planner.macs if isinstance(inputs, Mapping) else measure(model, inputs).flops
-        return planner.rank(
-            masks, joins, 1 - target.flops,
-            lambda proposal: (proposal.plan.macs[0] - proposal.plan.macs[1]) / total, "removal of FLOPs",
-            floor=target.floor,
-        )  # fmt: skip
-    if target.latency is not None:
-        return planner.rank(
-            masks, joins, 1 - target.latency,
-            lambda proposal: 1 - time_ratio(model, settled(cut(model, proposal.layout), model), inputs),
-            "removal of latency", LATENCY_TOLERANCE, target.floor,
-        )  # fmt: skip
-    return planner.propose(planner.rounded_up(masks.keep, masks), joins)
+        return (plan.macs[0] - plan.macs[1]) / total
+    slim = settled(cut(model, proposal.layout, proposal.lowering), model)
+    return 1 - time_ratio(model, slim, inputs)
+
+
+def removed_share(target: Target, dense: nn.Module, result: PruningResult, example_inputs: Inputs) -> float:
+    """The share of what a target counts that is gone from a pruned network; latency is measured by turns."""
+    if target.kind == "sparsity":
+        return result.plan.sparsity
+    if target.kind == "flops":
+        return (result.plan.macs[0] - result.plan.macs[1]) / result.plan.macs[0]
+    return 1 - time_ratio(dense, result.model, example_inputs)
 
 
 def time_ratio(dense: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
@@ -243,13 +229,15 @@ def time_ratio(dense: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
     return slim_ms / dense_ms
 
 
-def _chosen(planner: Planner, masks: MaskSet, joins: JoinsChoice, target: _Target) -> tuple[nn.Module, PruningPlan]:
+def _chosen(
+    planner: Planner, masks: MaskSet, joins: JoinsChoice, target: Target | None, floor: float
+) -> tuple[nn.Module, PruningPlan]:
     """The slim network and its plan, of two lowerings the faster one; of two that are as fast, the smaller."""
     model = planner.model
-    proposals = [_propose(planner, masks, "expand" if joins == "auto" else joins, target)]
-    if joins == "auto" and proposals[0].layout.edits:
-        proposals.append(_propose(planner, masks, "intersection", target))
-    slims = [cut(model, proposal.layout) for proposal in proposals]
+    proposals = [_propose(planner, masks, "expand" if joins == "auto" else joins, target, floor)]
+    if joins == "auto" and proposals[0].lowering.edits:
+        proposals.append(_propose(planner, masks, "intersection", target, floor))
+    slims = [cut(model, proposal.layout, proposal.lowering) for proposal in proposals]
     best, costs = 0, {}
     if len(slims) > 1:
         candidates = [settled(_sharing_copy(slim), model) for slim in slims]
@@ -263,13 +251,12 @@ def _chosen(planner: Planner, masks: MaskSet, joins: JoinsChoice, target: _Targe
     return slims[best], replace(plan, costs_ms=costs, rounding=_given_back(planner, masks, plan, target))
 
 
-def _given_back(planner: Planner, masks: MaskSet, plan: PruningPlan, target: _Target) -> Mapping[str, Any]:
+def _given_back(planner: Planner, masks: MaskSet, plan: PruningPlan, target: Target | None) -> Mapping[str, Any]:
     """What rounding costs, beside the same masks (or the same ranking's, for a target) without it."""
     rounding = planner.rounding
     if rounding.multiple == 1:
         return {}
-    by_ranking = target != _Target("auto", None, None, target.floor)
-    keep = plan.keep if by_ranking else masks.keep
+    keep = masks.keep if target is None else plan.keep
     unrounded = Planner(planner.model, planner.sites, planner.example_inputs, record=planner.trace)
     unrounded.rigid = planner.rigid
     bare = unrounded.propose(keep, "intersection" if plan.joins == "intersection" else "expand").plan

@@ -57,7 +57,7 @@ def _foldable(record: Trace) -> Iterable[tuple[str, str, int]]:
             continue
         layer = source.layer
         own = {f"{name}.{leaf}" for name in (layer, call.layer) for leaf in ("weight", "bias", "running_mean")}
-        if len(record.calls_of(layer)) == len(record.calls_of(call.layer)) == 1 and not own & set(record.rigid):
+        if len(record.calls_of(layer)) == len(record.calls_of(call.layer)) == 1 and not own & record.rigid:
             yield layer, call.layer, call.count
 
 

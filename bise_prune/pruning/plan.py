@@ -5,29 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..channels import Edit, Regather
+from ..config import Target, TargetKind
 from ..errors import PruningError
 from ..files import write_json
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and bytes of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            continue
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
-
+from ..tracing import Reason
 
 PLAN_FORMAT = "bise-prune plan"
 PLAN_VERSION = 1
@@ -64,9 +54,10 @@ class PruningPlan:
         reasons: site name -> why closed channels stay -> which.
         not_followed: what is left at full width: function calls that are not understood, modules that do not run.
         costs_ms: where the lowering was chosen by measurement, the median time of each candidate.
-        target: for a ranking, what was asked for and reached, as shares that are gone; empty without one.
+        target: for a ranking, its kind, what was asked for and reached, as shares that are gone; empty without one.
         rounding: what rounding widths up gave back; empty without it.
         fingerprint: of the dense model's weights; empty for plans that were never tied to a file.
+        edits_digest: SHA-256 of the edits in full; empty for plans of version 0.1.0, and where nothing is edited.
     """
 
     keep: Mapping[str, Tensor]
@@ -75,12 +66,13 @@ class PruningPlan:
     macs: tuple[int, int]
     joins: str
     edits: tuple[str, ...] = ()
-    reasons: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
-    not_followed: tuple[str, ...] = ()
+    reasons: Mapping[str, Mapping[Reason, tuple[int, ...]]] = field(default_factory=dict)
+    not_followed: tuple[Reason, ...] = ()
     costs_ms: Mapping[str, float] = field(default_factory=dict)
     target: Mapping[str, Any] = field(default_factory=dict)
     rounding: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    edits_digest: str = ""
 
     @property
     def sparsity(self) -> float:
@@ -115,9 +107,14 @@ class PruningPlan:
             },
             "layers": {name: dataclasses.asdict(layer) for name, layer in self.layers.items()},
             "edits": list(self.edits),
+            "edits_digest": self.edits_digest,
             "not_followed": list(self.not_followed),
             "closed_but_kept": {
                 name: {why: list(channels) for why, channels in causes.items()} for name, causes in self.reasons.items()
+            },
+            "reasons": {
+                name: [why.as_dict() for why in causes]
+                for name, causes in self.reasons.items()  # in the same order
             },
         }
 
@@ -164,15 +161,64 @@ class PruningPlan:
                 macs=(about["macs"]["dense"], about["macs"]["slim"]),
                 joins=about["joins"],
                 edits=tuple(about["edits"]),
-                not_followed=tuple(about["not_followed"]),
-                reasons={
-                    name: {why: tuple(channels) for why, channels in causes.items()}
-                    for name, causes in about["closed_but_kept"].items()
-                },
+                not_followed=tuple(Reason.recorded(text) for text in about["not_followed"]),
+                reasons=_reasons(about),
                 costs_ms=dict(about["costs_ms"]),
-                target=dict(about["target"]),
+                target=_target(about["target"]),
                 rounding=dict(about["rounding"]),
                 fingerprint=str(about["fingerprint"]),
+                edits_digest=str(about.get("edits_digest", "")),
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PruningError(f"{path}: the plan is damaged ({type(error).__name__}: {error})") from error
+
+
+def _reasons(about: Mapping[str, Any]) -> dict[str, dict[Reason, tuple[int, ...]]]:
+    """Why closed channels stay, and which; version 0.1.0 wrote the words alone."""
+    found = {}
+    for name, causes in about["closed_but_kept"].items():
+        told = about.get("reasons", {}).get(name)
+        whys = [Reason.from_dict(why) for why in told] if told is not None else map(Reason.recorded, causes)
+        found[name] = {why: tuple(channels) for why, channels in zip(whys, causes.values(), strict=True)}
+    return found
+
+
+def _target(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A target's outcome with its kind, which version 0.1.0 did not write."""
+    names = {Target(kind, 0.5).name: kind for kind in get_args(TargetKind)}
+    return {"kind": names[about["of"]], **about} if about else {}
+
+
+def digest(edits: Sequence[Edit]) -> str:
+    """SHA-256 of what edits do to which channels; empty for none.
+
+    The values of constants are left out: their last bits depend on the processor.
+    """
+    if not edits:
+        return ""
+    without_values = [
+        {
+            **edit.as_dict(),
+            "operands": {str(k): _structure(change) for k, change in edit.operands.items()},
+            "results": [None if change is None else _structure(change) for change in edit.results],
+            "fixed": {str(k): shape for k, (shape, _) in edit.fixed.items()},
+        }
+        for edit in edits
+    ]
+    return hashlib.sha256(json.dumps(without_values, sort_keys=True).encode()).hexdigest()
+
+
+def _structure(change: Regather) -> list[Any]:
+    return [change.dim, change.index, change.present, len(change.constants)]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

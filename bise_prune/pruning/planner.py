@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..channels import Edit, Joins, Layout, lay_out
+from ..channels import Edit, Joins, Layout, Lowering, lay_out, lower
 from ..channels.layout import folded_inputs
-from ..config import Rounding
+from ..config import Rounding, Target
 from ..errors import ConfigError, PruningError
 from ..gates.masks import GateSite, MaskSet
 from ..gates.ranking import least_open, tie_free
-from ..tracing import CONSEQUENCE, INTEGERS, Call, Inputs, Trace, tensors_in, trace
-from .plan import LayerPlan, PruningPlan
-
-TOLERANCE = 0.01  # a target is met within one point
-LATENCY_TOLERANCE = 0.05  # one that is measured, within five
+from ..tracing import Call, Inputs, Reason, Trace, Why, tensors_in, trace
+from .plan import LayerPlan, PruningPlan, digest
 
 
 class DeadNetworkError(PruningError):
@@ -28,10 +26,11 @@ class DeadNetworkError(PruningError):
 
 @dataclass(frozen=True)
 class Proposal:
-    """A plan with the layout that carries it out."""
+    """A plan with the layout and the edits that carry it out."""
 
     plan: PruningPlan
     layout: Layout
+    lowering: Lowering
 
 
 class Planner:
@@ -88,27 +87,24 @@ class Planner:
             raise DeadNetworkError(
                 "a dead network: with these masks nothing of the input reaches the logits; open more channels"
             )
-        return Proposal(self._plan(keep, layout, joins), layout)
+        lowering = lower(layout, self.model)
+        return Proposal(self._plan(keep, layout, lowering, joins), layout, lowering)
 
     def rank(
         self,
         masks: MaskSet,
         joins: Joins,
-        target: float,
-        value: Callable[[Proposal], float],
-        what: str,
-        tolerance: float = TOLERANCE,
+        target: Target,
+        removed: Callable[[Proposal], float],
         floor: float = 0.0,
     ) -> Proposal:
-        """The plan that closes the channels of lowest m until ``value`` reaches ``target``.
+        """The plan that closes the channels of lowest m until the target is met.
 
         Args:
             masks: the logits to rank by.
             joins: the lowering.
-            target: share that is to be gone, in (0, 1).
-            value: the share that is gone in a proposal; it grows with the number of closed channels.
-            what: the target's name in messages.
-            tolerance: how far off it may end; without meaning for widths that are rounded.
+            target: the size to reach; its tolerance has no meaning for widths that are rounded.
+            removed: the share that is gone in a proposal; it grows with the number of closed channels.
             floor: share of each site's channels, the best ones, that ranking never closes; one at least.
 
         Raises:
@@ -129,32 +125,29 @@ class Planner:
                 proposal = self.propose(self.rounded_up(split, masks), joins)
             except DeadNetworkError:  # more than can be closed
                 return float("inf"), None
-            return value(proposal), proposal
+            return removed(proposal), proposal
 
         low, high = 0, int(torch.isfinite(scores).sum())
         below, above = closing(low), closing(high)
-        if above[0] < target:
+        if above[0] < target.removed:
             low, below = high, above
         while high - low > 1:
             middle = (low + high) // 2
             tried = closing(middle)
-            if tried[0] <= target:
+            if tried[0] <= target.removed:
                 low, below = middle, tried
             else:
                 high, above = middle, tried
-        reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target))
+        reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target.removed))
         assert nearest is not None  # closing nothing is always possible
-        nearest = replace(
-            nearest,
-            plan=replace(nearest.plan, target={"of": what, "asked": target, "reached": reached, "layer_floor": floor}),
-        )
-        if abs(reached - target) > tolerance and self.rounding.multiple == 1:
+        if abs(reached - target.removed) > target.tolerance and self.rounding.multiple == 1:
+            hint = f" with {floor:g} of every layer kept: lower the layer floor" if floor else ""
             raise PruningError(
-                f"no ranking of the channels comes within {tolerance * 100:g} points of target {what} {target:g}; "
-                f"the nearest reachable is {reached:.4f}"
-                + (f" with {floor:g} of every layer kept: lower the layer floor" if floor and reached < target else "")
+                f"no ranking of the channels comes within {target.tolerance * 100:g} points of target {target.name} "
+                f"{target.removed:g}; the nearest reachable is {reached:.4f}{hint if reached < target.removed else ''}"
             )
-        return nearest
+        outcome = {**outcome_of(target, reached), "layer_floor": floor}
+        return replace(nearest, plan=replace(nearest.plan, target=outcome))
 
     def rounded_up(self, keep: Mapping[str, Tensor], masks: MaskSet) -> dict[str, Tensor]:
         """The masks with the best-ranked closed channels opened again, if rounding fills up in that way."""
@@ -171,7 +164,7 @@ class Planner:
 
     # -- the plan in words ---------------------------------------------------------------------------
 
-    def _plan(self, keep: Mapping[str, Tensor], layout: Layout, joins: Joins) -> PruningPlan:
+    def _plan(self, keep: Mapping[str, Tensor], layout: Layout, lowering: Lowering, joins: Joins) -> PruningPlan:
         layers, saved = {}, 0
         for name, calls in self.trace.calls_by_layer.items():
             call = calls[0]
@@ -193,7 +186,7 @@ class Planner:
                 if leaf in self.model.get_submodule(owner)._parameters:
                     saved += math.prod(value.shape) // len(present) * int((~present).sum())
         macs = sum(_macs(self.model, call, layout) for call in self.trace.calls) // self.batch_size
-        edits = tuple(f"{edit.function} number {edit.count + 1}: {_in_words(edit)}" for edit in layout.edits)
+        edits = tuple(f"{edit.function} number {edit.count + 1}: {_in_words(edit)}" for edit in lowering.edits)
         return PruningPlan(
             keep=dict(keep),
             layers=layers,
@@ -203,18 +196,18 @@ class Planner:
             edits=edits,
             reasons=self._reasons(keep, layout),
             not_followed=self._not_followed(),
+            edits_digest=digest(lowering.edits),
         )
 
-    def _not_followed(self) -> tuple[str, ...]:
-        untold = (CONSEQUENCE, INTEGERS)
-        calls = [c.why for c in self.trace.calls if c.kind == "opaque" and not c.why.endswith(untold)]
-        idle = [f"'{name}' does not run in eval mode: it stays as it was" for name in self.trace.unused]
+    def _not_followed(self) -> tuple[Reason, ...]:
+        calls = [call.why for call in self.trace.calls if call.why is not None and not call.why.why.is_consequence]
+        idle = [Reason(Why.IDLE, layer=name) for name in self.trace.unused]
         return (*dict.fromkeys(calls), *idle)
 
-    def _reasons(self, keep: Mapping[str, Tensor], layout: Layout) -> dict[str, dict[str, tuple[int, ...]]]:
-        reasons: dict[str, dict[str, tuple[int, ...]]] = {}
+    def _reasons(self, keep: Mapping[str, Tensor], layout: Layout) -> dict[str, dict[Reason, tuple[int, ...]]]:
+        reasons: dict[str, dict[Reason, tuple[int, ...]]] = {}
         for site in self.sites:
-            causes: dict[str, list[int]] = {}
+            causes: dict[Reason, list[int]] = {}
             closed = ~keep[site.name].cpu()
             for gate in site.calls:
                 if gate.is_layer_norm:
@@ -232,6 +225,11 @@ class Planner:
             if causes:
                 reasons[site.name] = {why: tuple(sorted(channels)) for why, channels in causes.items()}
         return reasons
+
+
+def outcome_of(target: Target, reached: float) -> dict[str, Any]:
+    """A target and what came of it, as shares that are gone, for :attr:`PruningPlan.target`."""
+    return {"kind": target.kind, "of": target.name, "asked": target.removed, "reached": reached}
 
 
 def _in_words(edit: Edit) -> str:

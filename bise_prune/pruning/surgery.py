@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..channels import Layout
+from ..channels import Layout, Lowering
 from ..channels.analysis import offset
 from ..channels.edited_model import RewiredModel
 from ..channels.layout import folded_inputs
@@ -15,7 +15,7 @@ from ..models.widths import declare_widths
 from ..tracing import Call
 
 
-def cut(model: nn.Module, layout: Layout) -> nn.Module:
+def cut(model: nn.Module, layout: Layout, lowering: Lowering) -> nn.Module:
     """A copy of ``model``, in eval mode, with the channels of ``layout``; of the same class if widths alone suffice.
 
     Weights that constants were folded into are float64, so that the result can be compared exactly; the caller casts.
@@ -33,7 +33,7 @@ def cut(model: nn.Module, layout: Layout) -> nn.Module:
         _put(slim.get_submodule(owner), model.get_submodule(owner), leaf, tensor)
     for name in {name.rpartition(".")[0] for name in changes}:
         declare_widths(slim.get_submodule(name), _groups(layout, name) if layout.trace.calls_of(name) else None)
-    return RewiredModel(slim, layout.edits, layout.totals) if layout.edits else slim
+    return RewiredModel(slim, lowering.edits, lowering.totals) if lowering.edits else slim
 
 
 def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """What a run found, for machines and people: report.json, tables, the page, the model card, comparisons."""
 
-from .record import SCHEMA_VERSION, command_line, environment_record, evaluation_record, model_record
+from .environment import command_line, environment_record
+from .record import SCHEMA_VERSION, evaluation_record, model_record
 from .tables import comparison_table, frontier_table, side_by_side
 
 __all__ = [

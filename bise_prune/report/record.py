@@ -1,39 +1,104 @@
-"""Results as JSON for machines and as a table for people."""
+"""The report record: what ``report.json`` holds, one function a part."""
 
 from __future__ import annotations
 
 import dataclasses
-import platform
-import shlex
-import sys
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from ..config import portable
-from ..version import __version__
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ..metrics.accuracy import Evaluation
-    from ..metrics.cost import Latency, Measurement
+from ..config import RunConfig, portable
+from ..data import BiasedDataset
+from ..mask_search import EpochRecord, SearchResult
+from ..mask_search.selection import DESCRIPTIONS, LAST
+from ..metrics.accuracy import Evaluation, subgroup_labels, subgroup_members
+from ..metrics.cost import FLOPS_CONVENTION, Latency, Measurement
+from ..metrics.fairness import fairness_record
+from ..pruning import PruningResult
+from ..pruning.plan import PruningPlan
+from ..pruning.verification import Verification
+from ..tuning.pseudo_labels import PseudoLabels
+from .environment import command_line, environment_record
+from .results import ExportedFile, Figures, RunResults, Subject
+from .warnings import warnings_of
 
 SCHEMA_VERSION = 1
-_PACKAGES = ("torch", "torchvision", "torch-pruning", "fvcore", "onnx", "numpy")
-_RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
+GATES = ("min_worst_group", "max_accuracy_drop", "min_speedup")
+_SLACK = 1e-9  # of gates, for differences of shares
+_SHOWN, _SHOWN_IN_ALL = 4, 80  # samples with changed predictions
 
 
-def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
-    """Accuracies with the number of samples of every subgroup."""
+def report_of(results: RunResults) -> dict[str, Any]:
+    """The report record of a run."""
+    subject, plan, found = results.subject, results.pruned.plan, results.found
+    labels = subgroup_labels(subject.splits.classes, subject.splits.bias_values)
+    fairness = _fairness(results, labels)
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "dense": _network(results.dense, labels),
+        "slim": _network(results.slim, labels),
+        "sparsity": plan.sparsity,
+        "evaluated_on": subject.evaluated_on,
+        "fairness": fairness,
+        "changed_samples": _changed_samples(results, fairness, labels),
+        "selection": _selection(results, labels),
+        "finetuning": _finetuning(results, labels),
+        "identification": _identification(subject.pseudo),
+        "aligned": _aligned(subject, found),
+        "curve": _curve(results),
+        "bias_probe": _probes(results),
+        "verification": {
+            "slim_against_masked": _check(results.pruned.verification),
+            **{name: _check(check) for name, check in results.checks.items()},
+        },
+        "formats": _formats(results.files, labels),
+        "layers": _layers(subject.dense, results.pruned),
+        "closed_but_kept": dict(plan.closed_but_kept),
+        "plan": _plan(plan),
+        "denormals_flushed": results.denormals,
+        "history": [epoch_record(epoch) for epoch in found.history] if found else [],
+        "warnings": warnings_of(results, labels),
+        "data": _data(subject),
+        "checkpoint": {"arch": subject.checkpoint.arch, "notes": list(subject.checkpoint.notes)},
+        "sources": sources_record(subject),
+        "config": {**subject.config.as_dict(), **({} if found else {"search": None})},
+        "environment": environment_record(subject.device) | {"flops_convention": FLOPS_CONVENTION},
+        "command": command_line(),
+        "timings": dict(results.timings),
+    }
+    record["gates"] = gate_records(subject.config, record)
+    return record
+
+
+def evaluation_record(evaluation: Evaluation, labels: dict[str, str] | None = None) -> dict[str, Any]:
+    """Accuracies with the number of samples of every subgroup.
+
+    Args:
+        evaluation: the accuracies.
+        labels: what subgroups are called in the data, by name.
+    """
     return {
         "n": evaluation.n,
         "accuracy": evaluation.accuracy,
         "unbiased_accuracy": evaluation.unbiased_accuracy,
         "worst_group_accuracy": evaluation.worst_group_accuracy,
-        "groups": [{"name": group.name, "n": group.n, "accuracy": group.accuracy} for group in evaluation.subgroups],
+        "groups": [
+            {
+                "name": group.name,
+                "label": (labels or {}).get(group.name, group.name),
+                "n": group.n,
+                "accuracy": group.accuracy,
+            }
+            for group in evaluation.subgroups
+        ],
     }
 
 
-def model_record(measurement: Measurement, latency: Latency, evaluation: Evaluation) -> dict[str, Any]:
+def model_record(
+    measurement: Measurement, latency: Latency, evaluation: Evaluation, labels: dict[str, str] | None = None
+) -> dict[str, Any]:
     """One model's size, cost and accuracies."""
     return {
         "params": measurement.params,
@@ -42,37 +107,214 @@ def model_record(measurement: Measurement, latency: Latency, evaluation: Evaluat
         "latency_ms": latency.median_ms,
         "latency": dataclasses.asdict(latency),
         "unsupported_operators": dict(measurement.unsupported_operators),
-        **evaluation_record(evaluation),
+        **evaluation_record(evaluation, labels),
     }
 
 
-def environment_record(device: str) -> dict[str, Any]:
-    """Versions and machine, without names or paths."""
+def epoch_record(epoch: EpochRecord) -> dict[str, Any]:
+    """An epoch's figures, its validation without the subgroups: they would fill a megabyte."""
+    record = dataclasses.asdict(epoch)
+    if record["validation"] is not None:
+        del record["validation"]["subgroups"], record["validation"]["worst_class_accuracy"]
+    return record
+
+
+def sources_record(subject: Subject) -> dict[str, str]:
+    """Digests of the checkpoint and of the data."""
+    return {"checkpoint": subject.checkpoint.sha256, "data": subject.splits.fingerprint}
+
+
+def gate_records(config: RunConfig, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The quality gates that were set, what the slim network came to, and whether it passed."""
+    dense, slim = record["dense"], record["slim"]
+    drop, speedup = dense["accuracy"] - slim["accuracy"], dense["latency_ms"] / slim["latency_ms"]
+    gates = []
+    for name, value in zip(GATES, (slim["worst_group_accuracy"], drop, speedup), strict=True):
+        asked = getattr(config, name)
+        if asked is not None:
+            passed = value <= asked + _SLACK if name == "max_accuracy_drop" else value >= asked - _SLACK
+            gates.append({"name": name, "asked": asked, "value": value, "passed": passed})
+    return gates
+
+
+def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:
+    """How inputs are made from pixels, or which tokens a network takes."""
+    if not isinstance(data.inputs, Tensor):
+        return {"inputs": list(data.inputs), "max_length": max(t.shape[1] for t in data.inputs.values())}
+    size = list(data.inputs.shape[2:]) if data.inputs.ndim == 4 else None
+    scale = "uint8 / 255" if data.inputs.dtype == torch.uint8 else "as they are"
+    return {"mean": list(data.mean), "std": list(data.std), "size": size, "scale": scale}
+
+
+def _network(figures: Figures, labels: dict[str, str]) -> dict[str, Any]:
+    return model_record(figures.measurement, figures.latency, figures.evaluation, labels)
+
+
+def _check(verification: Verification) -> dict[str, Any]:
+    return {**dataclasses.asdict(verification), "passed": verification.passed}
+
+
+def _fairness(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
+    held_out, aligned = results.subject.held_out, results.subject.held_out_aligned
+    record = fairness_record(
+        results.dense.predicted, results.slim.predicted, held_out.target, held_out.bias, aligned, held_out.origin
+    )
+    for group in record["groups"]:
+        group["label"] = labels.get(group["name"], group["name"])
+    return record
+
+
+def _changed_samples(results: RunResults, fairness: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
+    """Samples whose predicted class differs between the networks, the first few of every subgroup."""
+    data, tokenizer = results.subject.held_out, results.subject.tokenizer
+    dense, slim = results.dense.predicted, results.slim.predicted
+    members = dict(subgroup_members(data.target, data.bias, results.subject.held_out_aligned))
+    samples = []
+    each = max(1, min(_SHOWN, _SHOWN_IN_ALL // len(fairness["groups"])))
+    for group in fairness["groups"]:
+        rows = (members[group["name"]] & (dense != slim)).nonzero().flatten().tolist()
+        for row in rows[:each]:
+            sample = {"group": group["name"], "row": row, "label": int(data.target[row]),
+                      "bias": data.bias[row].tolist(), "dense": int(dense[row]), "slim": int(slim[row])}  # fmt: skip
+            if tokenizer is not None and not isinstance(data.inputs, Tensor):
+                sample["text"] = tokenizer.decode(data.inputs["input_ids"][row], skip_special_tokens=True)
+            samples.append(sample)
+    return samples[: 2 * _SHOWN_IN_ALL]
+
+
+def _selection(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
+    """Which epoch the masks come from and why, and which ones the other rules would have picked."""
+    config, found = results.subject.config, results.found
+    if found is None:
+        if config.plan is not None:
+            return {"rule": "given plan"}
+        if config.masks is not None:
+            return {"rule": "given masks"}
+        return {"rule": f"criterion '{config.criterion}', without a search"}
+    picked = found.picks[found.rule]
+    record: dict[str, Any] = {
+        "rule": DESCRIPTIONS[found.rule],
+        "name": found.rule,
+        "epoch": picked.epoch,
+        "epoch_by_rule": {rule: pick.epoch for rule, pick in found.picks.items()},
+        "stopped_early": found.stopped_early,
+    }
+    if found.rule == LAST and not any(epoch.validation for epoch in found.history):
+        record["rule"] += " (no validation split)"
+    chosen = found.history[picked.epoch - 1].validation
+    if chosen is not None:
+        record |= {"validation_n": chosen.n, "validation_unbiased_accuracy": chosen.unbiased_accuracy}
+    return record | {name: evaluation_record(accuracies, labels) for name, accuracies in results.picked.items()}
+
+
+def _finetuning(results: RunResults, labels: dict[str, str]) -> dict[str, Any] | None:
+    """How the slim network was before finetuning, and which epoch it is now."""
+    tuned = results.tuned
+    if tuned is None:
+        return None
+    epochs = [
+        {"epoch": e.epoch, "loss": None if e.loss != e.loss else e.loss,
+         "validation_unbiased_accuracy": e.validation.unbiased_accuracy if e.validation else None}
+        for e in tuned.history
+    ]  # fmt: skip
+    record = {"rule": DESCRIPTIONS[tuned.rule], "epoch": tuned.epoch, "history": epochs}
+    return {**record, "before": evaluation_record(results.before_tuning, labels)}
+
+
+def _identification(pseudo: PseudoLabels | None) -> dict[str, Any] | None:
+    """How far pseudo bias labels can be trusted."""
+    if pseudo is None:
+        return None
+    record = dataclasses.asdict(pseudo)
+    del record["labels"]
+    return record
+
+
+def _aligned(subject: Subject, found: SearchResult | None) -> dict[str, Any]:
+    """What "bias-aligned" means here: per class, the bias value of each bias that is most associated with it."""
+    aligned = subject.search_aligned if found is None else found.aligned
+    names = subject.splits.classes
+    if len(names) != len(aligned):  # the model has more outputs than the data have labels
+        names = [str(label) for label in range(len(aligned))]
     return {
-        "bise_prune": __version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": device,
-        "packages": installed_versions(),
+        "meaning": "argmax_b p(b|y) - p(b) on the training split, per bias"
+        + (" (pseudo labels)" if subject.pseudo is not None else ""),
+        "by_class": {str(name): values for name, values in zip(names, aligned.tolist(), strict=True)},
     }
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that figures depend on."""
-    versions = {}
-    for name in (*_PACKAGES, *_RUNTIMES):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+def _curve(results: RunResults) -> list[dict[str, Any]] | None:
+    """The curve of accuracy against sparsity, without subgroups."""
+    if results.curve is None:
+        return None
+    return [
+        {
+            "zeta": point.zeta,
+            "closed": point.closed,
+            "sparsity": point.sparsity,
+            "flops_left": point.flops,
+            "accuracy": point.evaluation.accuracy,
+            "unbiased_accuracy": point.evaluation.unbiased_accuracy,
+            "worst_group_accuracy": point.evaluation.worst_group_accuracy,
+            "aligned_accuracy": point.evaluation.aligned_accuracy,
+            "conflicting_accuracy": point.evaluation.conflicting_accuracy,
+        }
+        for point in results.curve
+    ]
 
 
-def command_line() -> str:
-    """The command that made a record, with files and folders by their names alone."""
-    name = Path(sys.argv[0]).name
-    words = ["python -m bise_prune" if name == "__main__.py" else name]
-    for argument in sys.argv[1:]:
-        flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        words.append(f"{flag}{equals}{portable(value) if '/' in value else value}")
-    return " ".join([words[0], *map(shlex.quote, words[1:])])
+def _probes(results: RunResults) -> dict[str, Any] | None:
+    if results.probes is None:
+        return None
+    found = {name: dataclasses.asdict(probe) for name, probe in results.probes.items()}
+    return {"trained_on": "val", "evaluated_on": results.subject.evaluated_on, **found}
+
+
+def _formats(files: Sequence[ExportedFile], labels: dict[str, str]) -> list[dict[str, Any]]:
+    """Per ONNX file its size, latency and accuracies, and why it was refused, if it was."""
+    return [
+        {
+            "file": file.name,
+            "refused": file.refused,
+            "precision": file.precision,
+            **file.details,
+            "opset": file.opset,
+            "size_bytes": file.size_bytes,
+            "latency_ms": file.latency.median_ms,
+            "latency": dataclasses.asdict(file.latency),
+            "latency_ratio": file.latency.median_ms / files[0].latency.median_ms,
+            **evaluation_record(file.evaluation, labels),
+        }
+        for file in files
+    ]
+
+
+def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
+    """Kept channels of every convolution and linear layer that lost some."""
+    layers = []
+    for name, layer in pruned.plan.layers.items():
+        if name in pruned.plan.removed and isinstance(dense.get_submodule(name), (nn.modules.conv._ConvNd, nn.Linear)):
+            layers.append({"name": name, "dense": layer.num_outputs, "slim": len(layer.outputs)})
+    return layers
+
+
+def _plan(plan: PruningPlan) -> dict[str, Any]:
+    return {
+        "joins": plan.joins,
+        "costs_ms": dict(plan.costs_ms),
+        "edited_calls": len(plan.edits),
+        "target": dict(plan.target),
+        "rounding": dict(plan.rounding),
+        "fingerprint": plan.fingerprint,
+    }
+
+
+def _data(subject: Subject) -> dict[str, Any]:
+    splits = subject.splits
+    return {
+        "specification": portable(subject.specification),
+        "notes": list(splits.notes),
+        "classes": list(splits.classes),
+        "samples": {name: 0 if data is None else len(data) for name, data in splits.by_name.items()},
+        "preprocessing": preprocessing_record(splits.train),
+    }

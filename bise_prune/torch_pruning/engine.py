@@ -12,7 +12,7 @@ from ..channels import Analysis, analyse
 from ..gates.gated_model import constant_gates
 from ..gates.masks import GateSite, MaskSet
 from ..pruning.plan import LayerPlan, PruningPlan
-from ..tracing import Inputs, Trace
+from ..tracing import Inputs, Reason, Trace, Why
 from .graph import DependencyGroup, build_graph, dependency_groups, remove_channels
 
 
@@ -46,7 +46,7 @@ def remove_by_groups(
         if bool(mask.any()):
             layers[name] = LayerPlan(tuple((~mask).nonzero().flatten().tolist()), len(mask))
     leftover, keep = [], {}
-    reasons: dict[str, dict[str, tuple[int, ...]]] = {}
+    reasons: dict[str, dict[Reason, tuple[int, ...]]] = {}
     for site in sites:
         for gate in site.calls:
             (output,) = record.call_of[gate.key].outputs
@@ -54,7 +54,7 @@ def remove_by_groups(
             mask = masks.keep[site.name].cpu()
             if not bool(mask[there].all()):
                 stays = tuple((there & ~mask).nonzero().flatten().tolist())
-                reasons[site.name] = {"coupled outputs read these channels while they are open": stays}
+                reasons[site.name] = {Reason(Why.COUPLED): stays}
                 name = f"{site.name}#{gate.count}"
                 leftover.append(GateSite(name, int(there.sum()), (gate,)))
                 keep[name] = mask[there]

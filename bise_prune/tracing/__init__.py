@@ -8,14 +8,14 @@ the like. A function without a rule is *opaque*: it reads everything, and nothin
 """
 
 from .functions import NONLINEARITIES, CallCounter, FunctionMode, function_name, replace_tensors, tensors_in
+from .reasons import Reason, Why
 from .record import Call, Nonlinearity, Slot, Trace, Value
-from .rules import CONSEQUENCE, INTEGERS
 from .running import ByPosition, Inputs, evaluating, logits_of, output_tensors, run
 from .tracer import trace
 from .union_find import UnionFind
 
 __all__ = [
-    "CONSEQUENCE", "INTEGERS", "NONLINEARITIES", "ByPosition", "Call", "CallCounter", "FunctionMode", "Inputs",
-    "Nonlinearity", "Slot", "Trace", "UnionFind", "Value", "evaluating", "function_name", "logits_of", "output_tensors",
+    "NONLINEARITIES", "ByPosition", "Call", "CallCounter", "FunctionMode", "Inputs", "Nonlinearity", "Reason",
+    "Slot", "Trace", "UnionFind", "Value", "Why", "evaluating", "function_name", "logits_of", "output_tensors",
     "replace_tensors", "run", "tensors_in", "trace",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .functions import SCALES
+from .reasons import Reason
 
 # What a call does with channels: "mixing" computes each output channel from all input channels of its group
 # (convolution, linear layer), "channelwise" and "elementwise" from the same channel of each operand, the latter entry
@@ -104,7 +105,7 @@ class Call:
     whole: bool = False
     module: str = ""
     macs: int = 0
-    why: str = ""
+    why: Reason | None = None
     _identities: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def keeps(self, operand: int, output: int = 0) -> bool:
@@ -151,7 +152,7 @@ class Trace:
         logits: the value of the logits; None where they are not made by a function (a model that returns its input).
         unused: modules with weights of which none was read (auxiliary heads); not those within another such module.
         totals: function name -> counted calls, those on constants included.
-        rigid: parameter name -> why its shape must stay: a function reads it that is not its layer's own.
+        rigid: names of parameters whose shape must stay, since a function reads them that is not their layer's own.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -162,7 +163,7 @@ class Trace:
     logits: int | None = None
     totals: dict[str, int] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
-    rigid: dict[str, str] = field(default_factory=dict)
+    rigid: set[str] = field(default_factory=set)
 
     @property
     def scales(self) -> set[int]:

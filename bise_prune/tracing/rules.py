@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .functions import NONLINEARITIES, replace_tensors, tensors_in
+from .reasons import Reason, Why
 from .record import Call, Nonlinearity, Slot, Trace, Value
 
 _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
@@ -33,9 +34,6 @@ _MOVEMENTS = {
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _SAME_SHAPE_NORMS = {"layer_norm", "group_norm", "rms_norm", "local_response_norm"}
-
-# Why a call is opaque where that is nothing to tell of: it follows from another one, or has no channels.
-CONSEQUENCE, INTEGERS = "a tensor of unknown channels", "works on integers"
 
 
 class ChannelRules:
@@ -61,7 +59,7 @@ class ChannelRules:
         """
         name = call.function
         if not outputs:
-            _opaque(call, f"{name} hands it to Python")
+            _opaque(call, Why.LEAVES_TORCH)
             return
         pools = name in _REDUCTIONS or ("adaptive" in name and all(size in (1, None) for size in _pooled_to(call)))
         for value in outputs:
@@ -76,7 +74,7 @@ class ChannelRules:
     ) -> None:
         name, first = call.function, self._read(call, 0)
         if not any(tensor.is_floating_point() for tensor in tensors):
-            _opaque(call, f"{name} {INTEGERS}")
+            _opaque(call, Why.INTEGERS)
         elif name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear":
             self._mixing(call, tensors, shapes, outputs[0])
         elif name == "batch_norm" or name == "instance_norm":
@@ -90,12 +88,11 @@ class ChannelRules:
         elif name in _CHANNELWISE or name in _REDUCTIONS or name == "pad":
             self._channelwise(call, first, outputs[0])
         else:
-            _opaque(call, f"{name} is not understood")
             same = name in _SAME_SHAPE_NORMS or name in ("setitem", "normalize", "softmax")
-            if same and first is not None and first.compact is not None:
+            keeps = same and first is not None and first.compact is not None
+            _opaque(call, Why.NORMALISES_ALL if keeps and name in _SAME_SHAPE_NORMS else Why.NO_RULE)
+            if keeps and first is not None:
                 outputs[0].compact, outputs[0].layer = first.compact, first.layer
-                if name in _SAME_SHAPE_NORMS:
-                    call.why = f"{name} computes with all its channels at once"
 
     def _read(self, call: Call, position: int) -> Value | None:
         operand = call.operands[position] if len(call.operands) > position else None
@@ -120,12 +117,12 @@ class ChannelRules:
             place = shapes[0] if call.transposed else output.shape
             call.macs = math.prod(place) // place[dim] * tensors[slot.position].numel()
         if spatial and len(shapes[0]) != spatial + 2:
-            _opaque(call, "it runs on an unbatched input")
+            _opaque(call, Why.UNBATCHED)
             return
         output.compact = tuple(size if d == dim else 1 for d, size in enumerate(output.shape))
         layer = self._owned(call, tensors, ("weight", "bias"), (1, 2))
         if layer is None:
-            _opaque(call, f"the weights of {call.function} are no module's own parameters")
+            _opaque(call, Why.FOREIGN_WEIGHTS)
             return
         call.whole = inputs is None or inputs.compact != along(shapes[0], dim)
         call.layer, output.layer, call.kind = layer, layer, "mixing"
@@ -159,12 +156,12 @@ class ChannelRules:
         else:
             call.layer = self._owned(call, tensors, names, (1, 2, 3, 4))
             if call.layer is None:
-                _opaque(call, "the parameters of a batch norm are no module's own")
+                _opaque(call, Why.FOREIGN_NORM)
                 return
         if first is None or first.compact is None or first.compact != along(first.shape, 1):
             if first is not None:
                 output.compact, output.layer = first.compact, first.layer
-            _opaque(call, "it normalises another dimension than the channels'")
+            _opaque(call, Why.NORM_DIMENSION)
             return
         self._same_channels(call, first, output)
 
@@ -177,10 +174,10 @@ class ChannelRules:
         slot = call.argument(1, "weight")
         owner = self.owner.get(id(tensors[slot.position])) if isinstance(slot, Slot) else None
         if first is None or first.compact is None or owner is None:
-            _opaque(call, "the slopes of prelu are no module's own parameters")
+            _opaque(call, Why.FOREIGN_SLOPES)
             return
         if tensors[slot.position].numel() > 1 and first.compact != along(first.shape, 1):
-            _opaque(call, "prelu's slopes lie along another dimension than the channels")
+            _opaque(call, Why.SLOPES_DIMENSION)
             return
         call.layer = owner[0]
         self._same_channels(call, first, output)
@@ -188,14 +185,14 @@ class ChannelRules:
     def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:
         name = call.function
         if first is None or first.compact is None:
-            _opaque(call, f"{name} reads {CONSEQUENCE}")
+            _opaque(call, Why.READS_UNKNOWN)
             return
         compact = list(first.compact)
         if name in _REDUCTIONS:
             dims = call.argument(1, "dim")
             given = [] if dims is None else [dim % len(compact) for dim in _as_tuple(dims)]
             if not given or any(compact[dim] > 1 for dim in given):
-                _opaque(call, f"{name} runs over the channels")
+                _opaque(call, Why.RUNS_OVER_CHANNELS)
                 return
             if len(output.shape) < len(first.shape):
                 compact = [size for dim, size in enumerate(compact) if dim not in given]
@@ -204,14 +201,14 @@ class ChannelRules:
             amounts, mode = call.argument(1, "pad"), call.argument(2, "mode", "constant")
             touched = [len(compact) - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
             if mode == "constant" and call.argument(3, "value"):
-                _opaque(call, "pad surrounds the channels with a value other than zero")
+                _opaque(call, Why.PADS_A_VALUE)
                 return
             if any(compact[dim] > 1 for dim in touched):
                 self._pad_channels(call, first, output)
                 return
             call.padded = mode == "constant"
         elif any(size > 1 for size in compact[2:]) or len(compact) != len(output.shape):
-            _opaque(call, f"{name} runs over the channels")
+            _opaque(call, Why.RUNS_OVER_CHANNELS)
             return
         elif "avg_pool" in name and "adaptive" not in name:
             call.padded = any(_as_tuple(call.argument(3, "padding", 0))) or bool(call.argument(6, "divisor_override"))
@@ -222,7 +219,7 @@ class ChannelRules:
         """Channels of zeros before and after, as in the shortcuts of CIFAR's ResNets."""
         beside = [[size for d, size in enumerate(value.shape) if d != first.dim] for value in (first, output)]
         if first.dim is None or call.argument(2, "mode", "constant") != "constant" or beside[0] != beside[1]:
-            _opaque(call, "pad adds channels in a way that is not understood")
+            _opaque(call, Why.PADS_CHANNELS)
             return
         numbers = torch.arange(1, first.num_channels + 1).view(first.compact or ()).expand(first.shape)
         ids = _compressed(nn.functional.pad(numbers, call.argument(1, "pad")))
@@ -234,7 +231,7 @@ class ChannelRules:
         structured = [value for _, value in known if value.compact is not None]
         ndim = len(output.shape)
         if not structured or any(len(shape) > ndim for shape in shapes):
-            _opaque(call, f"{call.function} reads {CONSEQUENCE}")
+            _opaque(call, Why.READS_UNKNOWN)
             return
         compacts = [_aligned(value.compact or (), ndim) for value in structured]
         compact = tuple(max(sizes) for sizes in zip(*compacts, strict=True))
@@ -246,13 +243,13 @@ class ChannelRules:
                 own = part[ndim - len(shape) :]
                 if any(size > 1 for size in part) and self.owner.get(id(tensor)) is None:
                     output.compact, output.layer = compact, structured[0].layer
-                    _opaque(call, f"{call.function} reads a tensor made on the spot")
+                    _opaque(call, Why.READS_FOREIGN)
                     return
                 value = self._constant(tensor, call, k, own)
             elif value.compact is None:
                 if any(aligned[d] > 1 for d in range(ndim) if compact[d] > 1):
                     output.compact, output.layer = compact, structured[0].layer
-                    _opaque(call, f"{call.function} reads {CONSEQUENCE}")
+                    _opaque(call, Why.READS_UNKNOWN)
                     return
                 value.compact = (1,) * len(shape)
             numbers[k] = torch.arange(value.num_channels).view(_aligned(value.compact or (), ndim))
@@ -263,7 +260,7 @@ class ChannelRules:
                 for d, (size, mine) in enumerate(zip(theirs, compact, strict=True))
             ):
                 output.compact, output.layer = compact, structured[0].layer
-                _opaque(call, f"{call.function} joins tensors whose channels lie along different dimensions")
+                _opaque(call, Why.DIMENSIONS_DIFFER)
                 return
         output.compact, call.kind = compact, "elementwise"
         layers = [value.layer for value in structured if value.num_channels == output.num_channels]
@@ -284,7 +281,7 @@ class ChannelRules:
             if value is None:
                 value = self._constant(tensor, call, k, tuple(shapes[k]))
             if value.compact is None:
-                _opaque(call, f"{call.function} moves {CONSEQUENCE}")
+                _opaque(call, Why.MOVES_UNKNOWN)
                 return
             ids = torch.arange(value.num_channels).view(value.compact) + start
             places.append(ids.expand(shapes[k]))
@@ -327,7 +324,7 @@ class ChannelRules:
             for k, _, value in filter(None, sources):
                 call.maps[k, 0] = torch.arange(value.num_channels)
             return False
-        _opaque(call, f"{call.function} joins tensors whose channels lie along different dimensions")
+        _opaque(call, Why.DIMENSIONS_DIFFER)
         return False
 
     def _at_nonlinearity(self, call: Call, output: Value) -> None:
@@ -336,8 +333,7 @@ class ChannelRules:
             ndim = len(output.shape)
             dim = ndim - 1 if ndim == 3 else min(1, ndim - 1)
             if output.compact is None or output.num_channels > 1:
-                why = f"{call.function} reads {CONSEQUENCE}"
-                _opaque(call, why)
+                _opaque(call, Why.READS_UNKNOWN)
                 output.compact = along(output.shape, dim)
         else:
             dim = output.dim
@@ -346,8 +342,8 @@ class ChannelRules:
         self.trace.nonlinearities.append(Nonlinearity(index, call.function, dim, size, layer, call.index))
 
 
-def _opaque(call: Call, why: str) -> None:
-    call.kind, call.why, call.layer, call.maps = "opaque", why, None, {}
+def _opaque(call: Call, why: Why) -> None:
+    call.kind, call.why, call.layer, call.maps = "opaque", Reason(why, function=call.function), None, {}
 
 
 def _pooled_to(call: Call) -> tuple[Any, ...]:

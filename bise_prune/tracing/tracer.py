@@ -116,8 +116,7 @@ class _Tracer(CallCounter):
         for name, users in self.users.items():
             for index in users:
                 if not {name, name.rpartition(".")[0]} & own.get(index, set()):
-                    what = self.trace.calls[index].function if index >= 0 else "a function of weights alone"
-                    self.trace.rigid.setdefault(name, f"'{name}' is read by {what}")
+                    self.trace.rigid.add(name)
         for call in self.trace.calls:
             call.whole |= call.kind == "mixing" and call.layer in self.trace.frozen
 
@@ -161,8 +160,8 @@ class _Tracer(CallCounter):
         call.outputs = tuple(value.index for value in values)
         self.rules.apply(call, tensors, shapes, values)
         call.module = self.modules[-1] if self.modules else ""
-        if call.kind == "opaque" and call.module:
-            call.why = f"in '{call.module}', {call.why}"
+        if call.why is not None and call.module:
+            call.why = call.why.inside(call.module)
         return output
 
     # -- values ------------------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""What is checked before any long work, so that nothing refuses at the end."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..channels import Joins
+from ..checkpoint import Checkpoint
+from ..config import RunConfig, Target
+from ..data import BiasedDataset, DataSplits
+from ..data.batch import Input
+from ..data.registry import is_named
+from ..distributed import world
+from ..errors import ConfigError, DataError, PruningError
+from ..export import export_onnx
+from ..export.triton import check_repository
+from ..gates.masks import MaskSet
+from ..gates.ranking import least_open
+from ..gates.sites import gate_sites, sites_of
+from ..metrics.subgroups import aligned_values, is_aligned
+from ..pruning.planner import Planner
+from ..report.loggers import check_loggers
+from ..tracing import logits_of, run
+from .session import Session
+
+
+def check_device(name: str) -> torch.device:
+    """The device to use, "auto" resolved.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device '{name}' was asked for, but torch sees no CUDA device; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
+
+
+def check_image_settings(config: RunConfig, specification: str) -> None:
+    """Whether settings for images are given for data that have images to decode."""
+    given = [name for name in ("size", "mean", "std") if getattr(config, name) is not None]
+    given += ["skip_bad"] if config.skip_bad else []
+    if given and is_named(specification):
+        raise ConfigError(
+            f"{given[0]} has no use: data set '{specification.partition(',')[0]}' makes its images itself"
+        )
+
+
+def check_labels(splits: DataSplits, num_classes: int, has_bias: bool) -> None:
+    """Whether labels fit the network, and something conflicts with each bias in the training set."""
+    for name, data in splits.by_name.items():
+        if data is not None and (int(data.target.max()) >= num_classes or int(data.target.min()) < 0):
+            raise DataError(
+                f"the {name} split has labels from {int(data.target.min())} to {int(data.target.max())}, but the model "
+                f"has {num_classes} classes: labels must lie in [0, {num_classes - 1}]"
+            )
+    if not has_bias:
+        return
+    train = splits.train
+    aligned = is_aligned(train.target, train.bias, aligned_values(train.target, train.bias, num_classes))
+    for k, column in enumerate(aligned.unbind(1)):
+        if bool(column.all()):
+            raise DataError(
+                f"no bias-conflicting sample among the {len(train)} of the training split (bias {k}): label and bias "
+                "cannot be told apart there, so there is nothing to learn masks from"
+            )
+
+
+def check_bias_labels(session: Session) -> None:
+    """Whether there are the bias labels that the settings need."""
+    config, splits = session.config, session.splits
+    if session.needs_bias_labels and not splits.train.has_bias and not config.unsupervised:
+        raise DataError(
+            f"the training split has no bias labels ({splits.notes[-1]}); give some, or pass --unsupervised to find "
+            "pseudo labels"
+        )
+    if config.probe:
+        labelled = all(data is not None and data.has_bias for data in (splits.val, splits.test))
+        if not labelled or config.unsupervised:
+            raise ConfigError("--probe needs validation and test data with true bias labels: heads learn on the former")
+
+
+def check_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
+    """The data to debias on."""
+    specification = config.data or checkpoint.data
+    if specification is None:
+        raise ConfigError(
+            f"no data to debias on: {config.checkpoint.name} names none, so pass --data FOLDER, a folder with images "
+            "and a metadata.csv (label, bias, split, file), "
+            f"e.g. bise-prune {config.checkpoint.name} --data waterbirds/"
+        )
+    return specification
+
+
+def example_of(model: nn.Module, data: BiasedDataset) -> Input:
+    """Two samples' input, which the model takes."""
+    example = data.example()
+    try:
+        with torch.no_grad():
+            logits_of(run(model, example))
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = f"of shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"named {', '.join(example)}"
+        raise DataError(f"the model does not take inputs {what}: {reason}") from error
+    return example
+
+
+def model_name(checkpoint: Path) -> str:
+    """What the model of a checkpoint is called."""
+    return checkpoint.name if checkpoint.is_dir() else checkpoint.stem
+
+
+def check_exports(session: Session) -> None:
+    """Whether the files that were asked for could be written."""
+    config, inputs = session.config, session.splits.train.inputs
+    check_loggers(config.log)
+    if config.triton is not None:
+        check_repository(config.triton, model_name(config.checkpoint))
+    if config.image_input and not (isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4):
+        raise ConfigError("image_input needs images: the data have other inputs")
+    if config.opset is not None and world()[0] == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(session.dense, Path(folder) / "dense.onnx", session.example, opset=config.opset)
+
+
+def check_masks_or_targets(session: Session) -> None:
+    """Whether given masks fit the network, or else the target sparsities could be met by some masks."""
+    config = session.config
+    if session.masks is not None:
+        sites_of(session.masks, session.dense, session.example)
+        return
+    targets = [Target("sparsity", share) for share in config.targets] or [config.target]
+    sites = gate_sites(session.dense, session.example, config.search.placement)
+    for target in targets:
+        if target is None or target.kind != "sparsity":
+            continue  # what FLOPs and latency come to is found by the search
+        # The widest removal leaves the floor of channels everywhere.
+        logits = {
+            site.name: torch.arange(site.num_channels) - site.num_channels
+            + least_open(site.num_channels, config.layer_floor) + 0.5
+            for site in sites
+        }  # fmt: skip
+        joins: Joins = "intersection" if config.joins == "intersection" else "expand"
+        widest = Planner(session.dense, sites, session.example).propose(MaskSet(logits).keep, joins).plan.sparsity
+        if target.share > widest + target.tolerance:
+            floor = config.layer_floor
+            raise PruningError(
+                f"target sparsity {target.share:g} cannot be reached on this network with placement "
+                f"'{config.search.placement}': the most is {widest:.4f}"
+                + (f" with {floor:g} of every layer kept (--layer-floor)" if floor else "")
+            )

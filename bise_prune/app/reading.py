@@ -1,0 +1,113 @@
+"""From settings to a session: checkpoint, data and earlier results read, and everything checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ..checkpoint import Checkpoint, load_checkpoint
+from ..checkpoint.networks import model_of
+from ..config import RunConfig
+from ..data import DataSplits, load_data
+from ..data.columns import Columns
+from ..data.noise import noisy_bias_labels
+from ..data.text import load_tokenizer
+from ..errors import ConfigError
+from ..gates.masks import MaskSet
+from ..metrics.subgroups import aligned_values
+from ..models.pretrained import published_preprocessing
+from ..pruning.plan import PruningPlan
+from .checks import (
+    check_bias_labels,
+    check_device,
+    check_exports,
+    check_image_settings,
+    check_labels,
+    check_masks_or_targets,
+    check_specification,
+    example_of,
+)
+from .output_folder import check_output, check_resumable
+from .progress import StageClock
+from .session import Session
+
+
+def read_session(config: RunConfig, clock: StageClock) -> Session:
+    """Everything that a run reads, checked before any long work.
+
+    Raises:
+        BiseError: whatever a user can mend.
+    """
+    device = check_device(config.device)
+    check_output(config)
+    check_resumable(config)
+    with clock.stage("load"):
+        checkpoint = load_checkpoint(config.checkpoint, config.trust_pickle)
+        specification = check_specification(config, checkpoint)
+        dense, checkpoint = model_of(checkpoint, config.checkpoint, config.arch)
+        if checkpoint.slim is not None:
+            raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
+        tokenizer = load_tokenizer(config.checkpoint) if config.checkpoint.is_dir() else None
+        checkpoint = dataclasses.replace(checkpoint, preprocessing=_preprocessing(config, checkpoint))
+        check_image_settings(config, specification)
+        splits = _splits(config, checkpoint, specification, tokenizer)
+        if splits.without_bias and not config.unsupervised:
+            config = dataclasses.replace(config, unsupervised=True)
+            note = "the data have no place for bias labels: pseudo labels are found, as by --unsupervised"
+            splits = dataclasses.replace(splits, notes=[*splits.notes, note])
+        num_classes, train = checkpoint.num_classes or 0, splits.train
+        has_true_labels = train.has_bias and not config.unsupervised
+        check_labels(splits, num_classes, has_true_labels)
+        aligned = torch.arange(num_classes)[:, None]
+        if train.has_bias:
+            aligned = aligned_values(train.target, train.bias, num_classes)
+        masks, plan = _earlier_results(config)
+        session = Session(
+            config, device, checkpoint, dense, splits, specification, example_of(dense, train), aligned, tokenizer,
+            masks, plan,
+        )  # fmt: skip
+        check_bias_labels(session)
+        check_exports(session)
+        check_masks_or_targets(session)
+        return _with_noise(session) if config.bias_noise and has_true_labels else session
+
+
+def _preprocessing(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the settings say, or else the checkpoint, or else those who published its weights."""
+    given = {"mean": config.mean, "std": config.std, "size": config.size}
+    known = published_preprocessing(checkpoint.arch, checkpoint.sha256, checkpoint.module)
+    return {**known, **checkpoint.preprocessing, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _splits(config: RunConfig, checkpoint: Checkpoint, specification: str, tokenizer: Any) -> DataSplits:
+    columns = Columns(
+        config.label_column, config.bias_columns, config.split_column, config.file_column, config.text_column
+    )
+    return load_data(
+        specification,
+        checkpoint.preprocessing,
+        tokenizer,
+        columns=columns,
+        classes=checkpoint.classes,
+        skip_bad=config.skip_bad,
+    )
+
+
+def _earlier_results(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | None]:
+    """Masks and plan of an earlier run, if the settings name any; a plan's masks are those that it keeps."""
+    masks = None if config.masks is None else MaskSet.load(config.masks)
+    plan = None if config.plan is None else PruningPlan.load(config.plan)
+    if plan is not None:
+        masks = MaskSet({name: kept.float() * 2 - 1 for name, kept in plan.keep.items()})
+    return masks, plan
+
+
+def _with_noise(session: Session) -> Session:
+    """The session with some of the training set's bias labels made wrong."""
+    config, splits = session.config, session.splits
+    generator = torch.Generator().manual_seed(config.search.seed)
+    noisy = splits.train.with_bias(noisy_bias_labels(splits.train.bias, config.bias_noise, generator))
+    note = f"{config.bias_noise:.0%} of the training set's bias labels were replaced by wrong ones"
+    return dataclasses.replace(session, splits=dataclasses.replace(splits, train=noisy, notes=[*splits.notes, note]))

@@ -1,0 +1,160 @@
+"""What a run hands over: the slim network in every form asked for, each one checked before it takes its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...checkpoint.networks import save_slim
+from ...config import RunConfig
+from ...export.image_input import AsImages
+from ...export.onnx_file import export_onnx
+from ...export.precision import half_overflow, write_half, write_int8
+from ...export.program import export_program
+from ...export.runtime import onnx_latencies, onnx_predictions, open_session
+from ...export.triton import write_repository
+from ...metrics.accuracy import Evaluation
+from ...pruning.plan import PruningPlan
+from ...pruning.verification import Verification
+from ...report.files import HALF_FILE, IMAGES_FILE, INT8_FILE, ONNX_FILE, PLAN_FILE, PROGRAM_FILE, SLIM_FILE
+from ...report.record import preprocessing_record
+from ...report.results import ExportedFile
+from ..checks import model_name
+from ..session import Session
+
+LATENCY_BATCH = 16
+
+
+def export_all(
+    session: Session, slim: nn.Module, fused: nn.Module, plan: PruningPlan, accuracy: Evaluation
+) -> tuple[dict[str, Verification], list[ExportedFile]]:
+    """Write the slim network and its plan into the run's folder.
+
+    Args:
+        session: the run.
+        slim: the slim network.
+        fused: the same as it is exported, its batch norms folded or not.
+        plan: what was removed.
+        accuracy: of the slim network, by which its other precisions are judged.
+
+    Returns:
+        How far exported files are from the network, and the ONNX files, slim.onnx first.
+
+    Raises:
+        VerificationError: slim.onnx or slim.pt2 computes something else.
+    """
+    config, example, output = session.config, session.example, session.config.output
+    metadata = _onnx_metadata(session, plan)
+    output.mkdir(parents=True, exist_ok=True)
+    plain = output / ONNX_FILE
+    checks = {
+        "onnx_against_slim": export_onnx(fused, plain, example, metadata=metadata, opset=config.opset),
+        "program_against_slim": export_program(fused, output / PROGRAM_FILE, example),
+    }
+    made: dict[Path, dict[str, Any]] = {plain: {"precision": "float32"}}
+    if config.half:
+        write_half(plain, output / HALF_FILE)
+        overflow = half_overflow(fused, session.held_out[1], config.search.seed)
+        made[output / HALF_FILE] = {"precision": "float16", "refused": overflow}
+    if config.int8:
+        sample = write_int8(plain, output / INT8_FILE, session.splits.train, config.search.seed)
+        made[output / INT8_FILE] = {"precision": "int8", "details": {"calibration": sample}}
+    if config.image_input:
+        path, train = output / IMAGES_FILE, session.splits.train
+        assert isinstance(train.inputs, Tensor)  # checked before the search
+        images = train.inputs[:2].permute(0, 2, 3, 1).contiguous()
+        wrapped = AsImages(fused, train.mean, train.std)
+        about = {**metadata, "input": "uint8 (N, height, width, channels)", "output": "probabilities"}
+        checks["images_against_slim"] = export_onnx(
+            wrapped, path, images, metadata=about, opset=config.opset, output_name="probabilities"
+        )
+        made[path] = {"precision": "float32", "details": {"input": "uint8 images"}}
+    files = _judged(session, made, accuracy)
+    _save(session, slim, plan)
+    return checks, files
+
+
+def publish(session: Session, dense: nn.Module) -> None:
+    """Add dense and slim network to the Triton repository of the run; the last thing that it does."""
+    config = session.config
+    if config.triton is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        versions = [Path(folder) / "dense.onnx", config.output / ONNX_FILE]
+        about = _onnx_metadata(session)
+        export_onnx(dense, versions[0], session.example, metadata=about, opset=config.opset)
+        write_repository(config.triton, model_name(config.checkpoint), versions, session.splits.classes)
+
+
+def _onnx_metadata(session: Session, plan: PruningPlan | None = None) -> dict[str, str]:
+    """What an ONNX file says of itself, of a slim network with its plan: no path, no name of the machine."""
+    about = {
+        "sparsity": "0" if plan is None else f"{plan.sparsity:.6f}",
+        "source_sha256": session.checkpoint.sha256,
+        "preprocessing": json.dumps(preprocessing_record(session.splits.train)),
+        "classes": json.dumps(list(session.splits.classes)),
+    }
+    return about if plan is None else {**about, "plan_fingerprint": plan.fingerprint}
+
+
+def _save(session: Session, slim: nn.Module, plan: PruningPlan) -> None:
+    """slim.safetensors, which can be trained on, and the plan."""
+    completed = dataclasses.replace(
+        session.checkpoint,
+        data=None,
+        preprocessing=preprocessing_record(session.splits.train),
+        classes=tuple(session.splits.classes) or session.checkpoint.classes,
+    )
+    save_slim(session.config.output / SLIM_FILE, slim, completed, plan)
+    plan.save(session.config.output / PLAN_FILE)
+
+
+def _judged(session: Session, made: Mapping[Path, Mapping[str, Any]], accuracy: Evaluation) -> list[ExportedFile]:
+    """Size, latency and accuracy of each file; other precisions that fall too far behind are taken away again."""
+    held_out = session.held_out[1]
+    latencies = onnx_latencies(list(made), held_out, LATENCY_BATCH)
+    files = []
+    for (path, about), latency in zip(made.items(), latencies, strict=True):
+        found = session.scored(onnx_predictions(path, held_out, as_images=path.name == IMAGES_FILE))
+        refused = about.get("refused")
+        if about["precision"] != "float32":
+            refused = _refusal(f"{path.name} ({about['precision']})", refused, accuracy, found, session.config)
+        files.append(
+            ExportedFile(
+                name=path.name,
+                precision=about["precision"],
+                opset=int(open_session(path).get_modelmeta().custom_metadata_map["opset"]),
+                size_bytes=path.stat().st_size,
+                latency=latency,
+                evaluation=found,
+                refused=refused,
+                details=about.get("details", {}),
+            )
+        )
+        if refused is not None:
+            path.unlink()
+    return files
+
+
+def _refusal(name: str, unfit: str | None, network: Evaluation, file: Evaluation, config: RunConfig) -> str | None:
+    """Why a file is not handed over: it falls behind the network by more than the tolerance, or is unfit anyway."""
+    if unfit is not None:
+        return f"{name}: {unfit}"
+    drops = {
+        "accuracy": (network.accuracy, file.accuracy),
+        "unbiased accuracy": (network.unbiased_accuracy, file.unbiased_accuracy),
+        "worst group accuracy": (network.worst_group_accuracy, file.worst_group_accuracy),
+    }
+    figure, (before, after) = max(drops.items(), key=lambda drop: drop[1][0] - drop[1][1])
+    if before - after <= config.format_tolerance + 1e-9:
+        return None
+    return (
+        f"{name} loses {before - after:.1%} of {figure} ({before:.1%} to {after:.1%}), allowed "
+        f"{config.format_tolerance:.1%} (--format-tolerance)"
+    )

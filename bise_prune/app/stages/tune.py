@@ -1,0 +1,29 @@
+"""Training of weights after the removal."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ...pruning import PruningResult
+from ...tuning.finetuning import FinetuneEpoch, FinetuneResult, finetune
+from ..progress import StageClock
+from ..session import Session
+
+
+def finetuned(session: Session, slim: PruningResult, clock: StageClock) -> FinetuneResult:
+    """The slim network after some more training; its structure stays."""
+    assert session.config.finetune is not None
+    loader = dataclasses.replace(session.train_loader(), stratified=False)
+
+    def on_epoch(record: FinetuneEpoch, total: int) -> None:
+        clock.progress("finetune", record.epoch, total)
+        clock.log("finetune", record.epoch, {"loss": record.loss})
+
+    return finetune(
+        session.on_device(slim.model),
+        loader,
+        session.config.finetune,
+        session.val_loader(),
+        aligned=None if session.pseudo is None else session.search_aligned,
+        on_epoch=on_epoch,
+    )

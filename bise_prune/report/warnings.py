@@ -1,0 +1,139 @@
+"""What a reader of the results must know, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import Target
+from ..data import BiasedDataset
+from ..mask_search import SearchResult
+from ..mask_search.selection import NEED_BIAS
+from ..metrics.subgroups import is_aligned
+from ..pruning.plan import PruningPlan
+from .results import RunResults, Subject
+
+_FEW_SAMPLES = 10
+_WORSE = 0.05  # accuracy that a subgroup may lose without a word
+
+
+def warnings_of(results: RunResults, labels: Mapping[str, str]) -> list[str]:
+    """Everything that calls the results of a run into question.
+
+    Args:
+        results: of the run.
+        labels: what subgroups are called in the data, by name.
+    """
+    subject = results.subject
+    return [
+        *subject.splits.warnings,
+        *_of_pseudo_labels(subject),
+        *_of_training_data(subject, results.found),
+        *_of_selection(subject, results.found),
+        *_of_preprocessing(subject),
+        *subject.checkpoint.notes,
+        *_of_masks(results),
+        *_of_accuracies(results, labels),
+        *_of_target(results.pruned.plan),
+    ]
+
+
+def _of_pseudo_labels(subject: Subject) -> Iterator[str]:
+    if subject.pseudo is not None:
+        yield from subject.pseudo.warnings
+        yield "bias labels are pseudo labels: figures on subgroups of training and validation data rest on them"
+
+
+def _of_training_data(subject: Subject, found: SearchResult | None) -> Iterator[str]:
+    train = subject.splits.train
+    num_classes_seen = len(train.target.unique())
+    if train.has_bias:
+        aligned = subject.search_aligned if found is None else found.aligned
+        conflicting = int((~is_aligned(train.target, train.bias, aligned)).sum(0).min())
+        if conflicting < _FEW_SAMPLES * num_classes_seen:
+            yield f"only {conflicting} bias-conflicting training samples to learn from"
+        if single := _single_subgroups(train):
+            yield f"{single} subgroups have one training sample each, whose weight is the largest there is"
+    if unused := subject.num_classes - num_classes_seen:
+        yield f"the model has {subject.num_classes} classes, of which {unused} do not occur in the training data"
+    if train.has_bias and (empty := _empty_subgroups(train)):
+        yield f"{empty} subgroups have no training sample; they were weighted as if they had one"
+
+
+def _empty_subgroups(train: BiasedDataset) -> int:
+    """Cells (y, b) without samples, among classes and bias values that occur."""
+    cells = _cells(train)
+    return len(cells[:, 0].unique()) * len(cells[:, 1].unique()) - len(cells.unique(dim=0))
+
+
+def _single_subgroups(train: BiasedDataset) -> int:
+    """Cells (y, b) with one sample."""
+    _, counts = _cells(train).unique(dim=0, return_counts=True)
+    return int((counts == 1).sum())
+
+
+def _cells(train: BiasedDataset) -> Tensor:
+    return torch.stack([train.target, train.bias[:, 0]], 1)
+
+
+def _of_selection(subject: Subject, found: SearchResult | None) -> Iterator[str]:
+    chosen = None if found is None else found.history[found.picks[found.rule].epoch - 1].validation
+    if chosen is not None and found is not None and found.rule in NEED_BIAS:
+        least = min(group.n for group in chosen.subgroups)
+        if least < _FEW_SAMPLES:
+            yield f"the epoch was selected on validation subgroups of as few as {least} samples"
+    if subject.splits.val is None and found is not None:
+        yield "no validation split: the masks are the last epoch's"
+    if subject.splits.test is None:
+        yield "no test split: the accuracies above are on data that masks were learned or selected on"
+
+
+def _of_preprocessing(subject: Subject) -> Iterator[str]:
+    train = subject.splits.train
+    is_file = Path(subject.specification).exists()
+    if isinstance(train.inputs, Tensor) and "mean" not in subject.checkpoint.preprocessing and is_file:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (train.mean, train.std))
+        yield (
+            f"the checkpoint does not say how its inputs were normalised: mean {mean} and std {std} (ImageNet's) "
+            "are assumed; give --mean and --std if they differ"
+        )
+
+
+def _of_masks(results: RunResults) -> Iterator[str]:
+    masks, found = results.masks, results.found
+    if masks.num_closed in (0, masks.num_channels):
+        yield f"the masks are all {'open' if not masks.num_closed else 'closed'}"
+    if found is not None and (share := found.history[-1].silent_share) > 0.5:
+        yield f"the mutual information was silent in {share:.0%} of the batches (at most one conflicting sample)"
+
+
+def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[str]:
+    dense, slim = results.dense.evaluation, results.slim.evaluation
+    if slim.unbiased_accuracy < dense.unbiased_accuracy:
+        yield (
+            f"the slim network's unbiased accuracy is below the dense one's ({slim.unbiased_accuracy:.1%} against "
+            f"{dense.unbiased_accuracy:.1%}): give the search more epochs (--anneal-every) or a start that closes less "
+            "at once (--initial-logit 0.1)"
+        )
+    worse = [
+        after.name
+        for before, after in zip(dense.subgroups, slim.subgroups, strict=True)
+        if after.accuracy < before.accuracy - _WORSE and after.n >= _FEW_SAMPLES
+    ]
+    if worse:
+        first = labels.get(worse[0], worse[0])
+        yield f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, e.g. {first}"
+
+
+def _of_target(plan: PruningPlan) -> Iterator[str]:
+    """Where rounding kept a target from being met."""
+    if not plan.target:
+        return
+    asked, reached = plan.target["asked"], plan.target["reached"]
+    if abs(asked - reached) > Target(plan.target["kind"], 0.5).tolerance:
+        yield (
+            f"the target ({plan.target['of']} {asked:.1%}) was not met: with widths rounded up it came to {reached:.1%}"
+        )
