@@ -137,10 +137,10 @@ def check_masks_or_targets(session: Session) -> None:
     if session.masks is not None:
         sites_of(session.masks, session.dense, session.example)
         return
-    targets = [Target("sparsity", share) for share in config.targets] or [config.target]
+    targets = [Target("sparsity", share) for share in config.targets] + ([config.target] if config.target else [])
     sites = gate_sites(session.dense, session.example, config.search.placement)
     for target in targets:
-        if target is None or target.kind != "sparsity":
+        if target.kind != "sparsity":
             continue  # what FLOPs and latency come to is found by the search
         # The widest removal leaves the floor of channels everywhere.
         logits = {

@@ -1,8 +1,7 @@
-"""Settings as one flat table: the names that a file and the command line share, and the configuration they make."""
+"""Settings by their flat names: merged from defaults, a file and the command line, and made a configuration of."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import tomllib
@@ -13,50 +12,74 @@ from typing import Any
 from ..config import FinetuneConfig, RunConfig, SearchConfig
 from ..errors import ConfigError
 from ..files import atomic_path
+from .options import FINETUNE_PREFIX, SETTINGS
 
-SEARCH = tuple(field.name for field in dataclasses.fields(SearchConfig) if field.name != "budget")
-_FINETUNE = tuple(field.name for field in dataclasses.fields(FinetuneConfig) if field.name != "epochs")
-_OTHERS = ("search", "finetune", "resume")  # not one setting, or none of the run's
-RUN = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name not in _OTHERS)
-FINETUNE = {f"finetune_{name}": name for name in _FINETUNE}
-SETTINGS = (*RUN, *SEARCH, "finetune", *FINETUNE)
+_TARGETS = ("target_sparsity", "target_flops", "target_latency", "targets", "plan")  # of which one is given
 _SHARED = ("weighting", "rho", "select")  # which finetuning takes over from the search
+_OF_OTHER_PLACES = ("output", "triton", "log")  # folders that a run writes to
+
+
+def merged(given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """The settings of a command line over those of a file over the defaults.
+
+    Args:
+        given: what stands on the command line, by name.
+        file: settings as TOML or YAML, if there is one.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, or holds a wrong value.
+    """
+    from_file = {} if file is None else read_settings(file)
+    if any(name in given for name in _TARGETS):  # one target takes the place of another
+        from_file = {name: value for name, value in from_file.items() if name not in _TARGETS}
+    defaults = {name: setting.default for name, setting in SETTINGS.items() if name not in _FINETUNE}
+    return {**defaults, **from_file, **given}
+
+
+_FINETUNE = tuple(name for name, setting in SETTINGS.items() if name.startswith(FINETUNE_PREFIX))
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
     """The configuration of settings by their flat names; what is missing has its default.
 
     Args:
-        values: among :data:`SETTINGS`, and ``resume``; ``finetune`` is the number of epochs, 0 for none.
+        values: among :data:`bise_prune.app.options.SETTINGS`, and ``resume``; ``finetune`` is the number of epochs, 0
+            for none.
 
     Raises:
         ConfigError: a value is out of range, or contradicts another.
     """
-    unused = [key for key in FINETUNE if values.get(key) not in (None, _default_of(FINETUNE[key]))]
-    if unused and not values.get("finetune"):
+    epochs = values.get("finetune")
+    unused = [name for name in _FINETUNE if values.get(name) not in (None, SETTINGS[name].default)]
+    if unused and not epochs:
         raise ConfigError(f"{unused[0]} has no use without finetuning: give finetune, the number of epochs")
-    search = SearchConfig(**{name: values[name] for name in SEARCH if name in values})
+    search = SearchConfig(**_fields(values, SearchConfig))
     finetune = None
-    if values.get("finetune"):
-        own = {name: values[key] for key, name in FINETUNE.items() if values.get(key) is not None}
+    if epochs:
+        own = {SETTINGS[name].field: values[name] for name in _FINETUNE if values.get(name) is not None}
         shared = {name: getattr(search, name) for name in _SHARED if name != "rho" or "weighting" not in own}
-        finetune = FinetuneConfig(epochs=values["finetune"], **{**shared, **own})
-    return RunConfig(
-        **{name: values[name] for name in (*RUN, "resume") if name in values}, search=search, finetune=finetune
-    )
+        finetune = FinetuneConfig(epochs=epochs, **{**shared, **own})
+    fields = _fields(values, RunConfig)
+    if fields.get("bias_columns") is not None:
+        fields["bias_columns"] = tuple(fields["bias_columns"])
+    if "resume" in values:
+        fields["resume"] = values["resume"]
+    return RunConfig(**fields, search=search, finetune=finetune)
 
 
-def _default_of(name: str) -> Any:
-    return {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}[name]
+def _fields(values: Mapping[str, Any], config: type) -> dict[str, Any]:
+    """Those of the values that are fields of a configuration."""
+    return {name: values[name] for name, setting in SETTINGS.items() if setting.config is config and name in values}
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The inverse of :func:`run_config`, without what is None and without the folders that a run writes to."""
-    values = {name: getattr(config, name) for name in RUN if name not in ("output", "triton", "log")}
-    values |= {name: getattr(config.search, name) for name in SEARCH}
-    if config.finetune is not None:
-        values["finetune"] = config.finetune.epochs
-        values |= {key: getattr(config.finetune, name) for key, name in FINETUNE.items()}
+    parts = {RunConfig: config, SearchConfig: config.search, FinetuneConfig: config.finetune}
+    values = {
+        name: getattr(parts[setting.config], setting.field)
+        for name, setting in SETTINGS.items()
+        if name not in _OF_OTHER_PLACES and parts[setting.config] is not None
+    }
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value is not None
     }
@@ -84,15 +107,27 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a .toml or .yaml file of settings")
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds {type(found).__name__}, expected a table of settings")
+    return {name: _read(path, name, value) for name, value in _known(path, found).items()}
+
+
+def _known(path: Path, found: Mapping[Any, Any]) -> dict[str, Any]:
     values = {str(name).replace("-", "_"): value for name, value in found.items()}
-    for name, value in values.items():
+    for name in values:
         if name not in SETTINGS:
             near = difflib.get_close_matches(name, SETTINGS, n=1)
             hint = f": did you mean '{near[0]}'?" if near else "; see bise-prune --help for what there is"
             raise ConfigError(f"{path}: unknown setting '{name}'{hint}")
-        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value)):
-            raise ConfigError(f"{path}: '{name}' is nested; settings are names with a value or a list of values")
     return values
+
+
+def _read(path: Path, name: str, value: Any) -> Any:
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value)):
+        raise ConfigError(f"{path}: '{name}' is nested; settings are names with a value or a list of values")
+    reader = SETTINGS[name].reader
+    try:
+        return reader.from_value(value)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{path}: {name} = {value!r} is not {reader.expected}") from error
 
 
 def write_settings(path: Path, config: RunConfig) -> None:

@@ -23,7 +23,7 @@ def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placeme
     scores = {}
     for site in gate_sites(model, example_inputs, placement):
         squares = torch.zeros(site.num_channels, dtype=torch.float64)
-        for layer in dict.fromkeys(call.layer for call in site.calls if call.kind != "layer_norm"):
+        for layer in dict.fromkeys(call.layer for call in site.calls if not call.is_layer_norm):
             weight = None if layer is None else model.get_submodule(layer).weight
             if not isinstance(weight, Tensor):
                 raise ModelError(f"the channels of '{site.name}' have no filters of their own to measure")

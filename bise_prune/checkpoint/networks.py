@@ -41,6 +41,8 @@ def load_model(path: str | Path, arch: str | None = None, trust_pickle: bool = F
 def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tuple[nn.Module, Checkpoint]:
     """:func:`load_model` for a checkpoint already read."""
     name, num_classes, arguments = checkpoint.arch, checkpoint.num_classes, dict(checkpoint.arguments)
+    if fetching := [key for key in arguments if key in _FETCHING or key.startswith("pretrained")]:
+        raise CheckpointError(f"{path} wants '{fetching[0]}' for its network, which would fetch other files")
     if arch is not None:
         name, given = parse_architecture(arch)
         arguments = {**(arguments if name == checkpoint.arch else {}), **given}
@@ -48,8 +50,6 @@ def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tup
     elif name is not None:
         if is_factory(name):
             raise CheckpointError(f"{path} is built by the code '{name}', which is not run unasked: pass --arch {name}")
-        if fetching := [key for key in arguments if key in _FETCHING or key.startswith("pretrained")]:
-            raise CheckpointError(f"{path} wants '{fetching[0]}' for its network, which would fetch other files")
     elif checkpoint.module is not None:
         return _whole(checkpoint.module, checkpoint, path)
     else:

@@ -38,7 +38,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except ImportError as error:
         raise DataError("texts need the package transformers: pip install 'bise-prune[transformers]'") from error
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise DataError(f"no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
 

@@ -188,8 +188,8 @@ def _streams(record: Trace) -> list[int]:
         if call.layer is not None:
             other = by_layer.setdefault(call.layer, call)
             pairs.append((other.outputs[0], call.outputs[0]))
-        for one, other in pairs:
-            streams.join(one, other)
+        for one, two in pairs:
+            streams.join(one, two)
     return [streams.first(value) for value in range(len(record.values))]
 
 

@@ -119,7 +119,12 @@ def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> n
             "this network needs the package transformers: pip install 'bise-prune[transformers]'"
         ) from error
     try:
-        plain = {key: value for key, value in (config or {}).items() if key not in _CODE_IN_CONFIG}
+        # Names with an underscore are transformers' own notes, such as where to get an implementation of attention.
+        plain = {
+            key: value
+            for key, value in (config or {}).items()
+            if key not in _CODE_IN_CONFIG and not key.startswith("_")
+        }
         settings = AutoConfig.for_model(**{**plain, "num_labels": num_classes})
         return AutoModelForSequenceClassification.from_config(  # type: ignore[no-any-return]
             settings, trust_remote_code=False

@@ -125,7 +125,7 @@ def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[s
     ]
     if worse:
         first = labels.get(worse[0], worse[0])
-        yield f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, e.g. {first}"
+        yield f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, e.g. '{first}'"
 
 
 def _of_target(plan: PruningPlan) -> Iterator[str]:
