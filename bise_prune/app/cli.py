@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "checkpoint", nargs="?", type=Path, default=argparse.SUPPRESS,
+        "checkpoint", nargs="?", type=Path,
         help="trained classifier: a .pt, .pth, .safetensors or .pt2 file, or the folder of a Hugging Face model",
     )  # fmt: skip
     parser.add_argument("--demo", action="store_true", help="train the embedded example network and debias it")
@@ -134,7 +134,7 @@ def command_settings(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str,
         ConfigError: an option is unknown or has a wrong value, or the settings file does.
     """
     arguments = _parser().parse_args(argv)
-    given = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
+    given = {name: value for name, value in vars(arguments).items() if name in SETTINGS and value is not None}
     if arguments.demo:
         fixed = [name for name in given if name not in _DEMO]
         if "checkpoint" in given:

@@ -228,6 +228,6 @@ def _argument(reader: Reader) -> Any:
         try:
             return reader.from_text(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {reader.expected}") from error
+            raise argparse.ArgumentTypeError(f"{text!r} {reader.refusal}") from error
 
     return read

@@ -127,7 +127,7 @@ def _read(path: Path, name: str, value: Any) -> Any:
     try:
         return reader.from_value(value)
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{path}: {name} = {value!r} is not {reader.expected}") from error
+        raise ConfigError(f"{path}: {name} = {value!r} {reader.refusal}") from error
 
 
 def write_settings(path: Path, config: RunConfig) -> None:

@@ -14,14 +14,14 @@ class Reader:
     """Reads the values of one kind of setting.
 
     Attributes:
-        expected: what a value must be, for messages.
+        refusal: what is said of a value that cannot be read, after the value.
         metavar: what stands for a value in the help; empty where there is none to give.
         from_text: reads what the command line holds; raises ValueError.
         from_value: reads what a TOML or YAML file holds; raises ValueError.
         choices: the values that there are; empty for any.
     """
 
-    expected: str
+    refusal: str
     metavar: str
     from_text: Callable[[str], Any]
     from_value: Callable[[Any], Any]
@@ -58,13 +58,13 @@ def _choice(words: Sequence[str]) -> Reader:
             raise ValueError(value)
         return str(value)
 
-    return Reader(f"one of {', '.join(words)}", "NAME", read, read, tuple(words))
+    return Reader(f"is none of {', '.join(words)}", "NAME", read, read, tuple(words))
 
 
 def _or_word(reader: Reader, word: str) -> Reader:
-    """A reader that takes a word, such as "auto", besides."""
+    """A reader of numbers that takes a word, such as "auto", besides."""
     return Reader(
-        f"'{word}' or {reader.expected}",
+        f"is neither '{word}' nor {'an integer' if reader.metavar == 'N' else 'a number'}",
         f"{word}|{reader.metavar}",
         lambda text: word if text == word else reader.from_text(text),
         lambda value: word if value == word else reader.from_value(value),
@@ -120,14 +120,14 @@ def _size(value: Any) -> tuple[int, ...]:
 
 
 _SCALARS: dict[Any, Reader] = {
-    bool: Reader("true or false", "", _switch, _switch),
-    int: Reader("an integer", "N", _integer, _integer),
-    float: Reader("a number", "X", _float, _float),
-    str: Reader("a text", "TEXT", _text, _text),
-    Path: Reader("a path", "PATH", Path, lambda value: Path(_text(value))),
+    bool: Reader("is neither true nor false", "", _switch, _switch),
+    int: Reader("is no integer", "N", _integer, _integer),
+    float: Reader("is no number", "X", _float, _float),
+    str: Reader("is no text", "TEXT", _text, _text),
+    Path: Reader("is no path", "PATH", Path, lambda value: Path(_text(value))),
 }
 _SEQUENCES: dict[Any, Reader] = {
-    int: Reader("a size such as 224 or 224,160", "N[,N]", _size, _size),
-    float: Reader("numbers such as 0.3,0.5,0.7", "X,...", _several(_float), _several(_float)),
-    str: Reader("names with commas between them", "NAME,...", _names, _names),
+    int: Reader("is no size such as 224 or 224,160", "N[,N]", _size, _size),
+    float: Reader("is no list of numbers such as 0.3,0.5,0.7", "X,...", _several(_float), _several(_float)),
+    str: Reader("is no list of names", "NAME,...", _names, _names),
 }

@@ -47,6 +47,8 @@ HOMES = {
     "triton": ("export.triton",),
     "verification": ("pruning.verification",),
 }
+# Names that are others now, as (former module, name).
+_RENAMED = {("preview", "preview"): "dry_run", ("preview", "preview_tables"): "dry_run_tables"}
 
 
 class _FormerModules(MetaPathFinder, Loader):
@@ -62,7 +64,8 @@ class _FormerModules(MetaPathFinder, Loader):
         return None  # an empty module
 
     def exec_module(self, module: ModuleType) -> None:
-        homes = HOMES[module.__name__.partition(".")[2]]
+        former = module.__name__.partition(".")[2]
+        homes = HOMES[former]
         now = ", ".join(f"{_PACKAGE}.{home}" for home in homes)
         warnings.warn(
             f"{module.__name__} has moved to {now}; the former name goes with version 0.3",
@@ -72,9 +75,9 @@ class _FormerModules(MetaPathFinder, Loader):
 
         def lookup(name: str) -> Any:
             for home in homes:
-                found = import_module(f"{_PACKAGE}.{home}")
-                if hasattr(found, name):
-                    return getattr(found, name)
+                found, now_called = import_module(f"{_PACKAGE}.{home}"), _RENAMED.get((former, name), name)
+                if hasattr(found, now_called):
+                    return getattr(found, now_called)
             raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'; it has moved to {now}")
 
         vars(module)["__getattr__"] = lookup

@@ -29,9 +29,8 @@ from ..gates.gated_model import constant_gates, with_learned_state
 from ..gates.masks import GateSite, MaskSet
 from ..gates.sites import matching_sites
 from ..metrics.cost import measure, measure_latency
-from ..torch_pruning.engine import remove_by_groups
-from ..tracing import NONLINEARITIES, Inputs, Trace, trace
-from .plan import PruningPlan, fingerprint
+from ..tracing import NONLINEARITIES, Inputs, Reason, Trace, Why, trace
+from .plan import LayerPlan, PruningPlan, fingerprint
 from .planner import Planner, Proposal
 from .surgery import cut
 from .verification import Verification, require, verify
@@ -97,7 +96,7 @@ def prune(
         round_fill: see :class:`bise_prune.config.Rounding`.
         layer_floor: for a target, the share of each mask's channels, those of highest m, that ranking never closes (one
             at least): ranking far past the learned threshold starves whole layers.
-        engine: "exact", or "torch-pruning" to remove only what that library's dependency graph can.
+        engine: "exact", or (experimental) "torch-pruning" to remove only what that library's dependency graph can.
         batch_sizes: batches of the verification.
         tolerance: see :func:`bise_prune.verify`.
 
@@ -126,10 +125,7 @@ def prune(
         return _replayed(model, masks, record, example_inputs, finish)
     sites = matching_sites(record, model, masks)
     if engine == "torch-pruning":
-        if any(call.function not in NONLINEARITIES for site in sites for call in site.calls):
-            raise PruningError("engine 'torch-pruning' cannot change layer norms; use engine 'exact'")
-        slim, plan = remove_by_groups(model, masks, sites, record, example_inputs)
-        return finish(sites, slim, plan)
+        return finish(sites, *_by_groups(model, masks, sites, record, example_inputs))
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
     rounding = Rounding(multiple=multiple, fill=round_fill)
@@ -192,6 +188,32 @@ def _replayed(
         return result
 
     return _with_fallback(planner, attempt)
+
+
+def _by_groups(
+    model: nn.Module, masks: MaskSet, sites: Sequence[GateSite], record: Trace, example_inputs: Inputs
+) -> tuple[nn.Module, PruningPlan]:
+    """What torch-pruning's own engine makes of the masks, with its plan."""
+    from ..torch_pruning.engine import remove_by_groups  # torch-pruning takes seconds to import
+
+    if any(call.function not in NONLINEARITIES for site in sites for call in site.calls):
+        raise PruningError("engine 'torch-pruning' cannot change layer norms; use engine 'exact'")
+    found = remove_by_groups(model, masks.keep, sites, record, example_inputs)
+    plan = PruningPlan(
+        keep=dict(masks.keep),
+        layers={
+            name: LayerPlan(tuple(mask.nonzero().flatten().tolist()), len(mask)) for name, mask in found.kept.items()
+        },
+        params=(_num_parameters(model), _num_parameters(found.model)),
+        macs=(0, 0),
+        joins="dense",
+        reasons={name: {Reason(Why.COUPLED): channels} for name, channels in found.stays.items()},
+    )
+    return found.model, plan
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _propose(planner: Planner, masks: MaskSet, joins: Joins, target: Target | None, floor: float) -> Proposal:
@@ -280,7 +302,7 @@ def _finished(
 ) -> PruningResult:
     """A slim network that has been compared with the masked one."""
     masked = constant_gates(_sharing_copy(model).eval(), sites, plan.keep)
-    assert sum(parameter.numel() for parameter in slim.parameters()) == plan.params[1]
+    assert _num_parameters(slim) == plan.params[1]
     verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
     require(verification, "the pruned model does not compute the masked function")
     return PruningResult(settled(slim, model), replace(plan, fingerprint=fingerprint(model)), verification, masked)

@@ -4,33 +4,54 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..channels import Analysis, analyse
 from ..gates.gated_model import constant_gates
-from ..gates.masks import GateSite, MaskSet
-from ..pruning.plan import LayerPlan, PruningPlan
-from ..tracing import Inputs, Reason, Trace, Why
+from ..gates.masks import GateSite
+from ..tracing import Inputs, Trace
 from .graph import DependencyGroup, build_graph, dependency_groups, remove_channels
 
 
+@dataclass(frozen=True)
+class GroupRemoval:
+    """What torch-pruning's engine has removed.
+
+    Attributes:
+        model: the slim network, under constant gates where closed channels had to stay.
+        kept: layer -> bool over its output channels, True where one stays, for layers that lost some.
+        stays: site -> closed channels that stay, since they are coupled to something open.
+    """
+
+    model: nn.Module
+    kept: dict[str, Tensor]
+    stays: dict[str, tuple[int, ...]]
+
+
 def remove_by_groups(
-    model: nn.Module, masks: MaskSet, sites: Sequence[GateSite], record: Trace, example_inputs: Inputs
-) -> tuple[nn.Module, PruningPlan]:
-    """A copy of ``model`` without the channels that are zero in every layer of a dependency group.
+    model: nn.Module, keep: Mapping[str, Tensor], sites: Sequence[GateSite], record: Trace, example_inputs: Inputs
+) -> GroupRemoval:
+    """Remove from a copy of ``model`` the channels that are zero in every layer of a dependency group (experimental).
 
     What is closed but coupled to something open stays under constant gates, and a layer that would be left empty
     keeps one channel.
+
+    Args:
+        model: the dense network; never changed.
+        keep: site -> bool mask, True = keep.
+        sites: its gate sites.
+        record: its trace.
+        example_inputs: its input(s), batch first.
     """
     slim = copy.deepcopy(model).eval()
     graph = build_graph(slim, example_inputs)
-    closed = {record.call_of[gate.key].index: ~masks.keep[site.name].cpu() for site in sites for gate in site.calls}
+    closed = {record.call_of[gate.key].index: ~keep[site.name].cpu() for site in sites for gate in site.calls}
     analysis = analyse(record, model, closed)
     removed: dict[str, tuple[int, ...]] = {}
     gone: dict[str, Tensor] = {}
-    layers: dict[str, LayerPlan] = {}
     for group in dependency_groups(graph):
         channels = _removable(group, record, analysis)
         if bool(channels.all()):
@@ -42,25 +63,19 @@ def remove_by_groups(
                     mask = gone.setdefault(member.layer, torch.zeros(_width(model, member.layer), dtype=torch.bool))
                     mask[member.channels[channels[member.roots]]] = True
     remove_channels(graph, removed)
-    for name, mask in gone.items():
-        if bool(mask.any()):
-            layers[name] = LayerPlan(tuple((~mask).nonzero().flatten().tolist()), len(mask))
-    leftover, keep = [], {}
-    reasons: dict[str, dict[Reason, tuple[int, ...]]] = {}
+    leftover, open_there, stays = [], {}, {}
     for site in sites:
         for gate in site.calls:
             (output,) = record.call_of[gate.key].outputs
             there = _remaining(output, record, gone, {})
-            mask = masks.keep[site.name].cpu()
+            mask = keep[site.name].cpu()
             if not bool(mask[there].all()):
-                stays = tuple((there & ~mask).nonzero().flatten().tolist())
-                reasons[site.name] = {Reason(Why.COUPLED): stays}
+                stays[site.name] = tuple((there & ~mask).nonzero().flatten().tolist())
                 name = f"{site.name}#{gate.count}"
                 leftover.append(GateSite(name, int(there.sum()), (gate,)))
-                keep[name] = mask[there]
-    params = tuple(sum(parameter.numel() for parameter in m.parameters()) for m in (model, slim))
-    plan = PruningPlan(dict(masks.keep), layers, (params[0], params[1]), (0, 0), "dense", (), reasons)
-    return (constant_gates(slim, leftover, keep) if leftover else slim), plan
+                open_there[name] = mask[there]
+    kept = {name: ~mask for name, mask in gone.items() if bool(mask.any())}
+    return GroupRemoval(constant_gates(slim, leftover, open_there) if leftover else slim, kept, stays)
 
 
 def _removable(group: DependencyGroup, record: Trace, analysis: Analysis) -> Tensor:
