@@ -185,14 +185,14 @@ class SearchConfig:
         batchnorm: batch norms during the search: "frozen" as in the paper's main results, or (App. I) "statistics" =
             batches are normalised by their own statistics and the running ones follow, "affine" = beyond that, their
             weights and biases are trained, with the masks' optimiser settings.
-        mi_pool: (experimental) samples over which the mutual information is estimated, beyond the batch's own: a running
+        mi_pool: (experimental) samples over which the mutual information is estimated beyond the batch's own: a running
             joint distribution, of which the batch's part carries the gradient; 0 = the batch alone (the paper).
         budget: a cost to meet; None = the masks close what they close (the paper).
         precision: of the network's forward and backward passes; mask logits, heads and losses stay as they are.
         channels_last: whether image networks run on tensors with channels last.
         compile: whether the network is compiled by torch.compile; needs a C++ or CUDA tool chain.
-        cuda_graphs: (experimental) whether it is compiled and replayed as CUDA graphs, which spares small networks their
-            launches.
+        cuda_graphs: (experimental) whether it is compiled and replayed as CUDA graphs, which saves small networks
+            kernel launches.
         early_stop: whether to stop once no mask can move any more, by a bound on the gradients to come
             (:func:`bise_prune.mask_search.stopping.none_can_flip`).
         cache_bytes: the largest of each thing that is kept to be computed once: activations in front of the first gate,

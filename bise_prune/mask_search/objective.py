@@ -1,6 +1,7 @@
 """The objective of the mask search, J = L_r + gamma I (BISE, Eq. 5), its terms apart."""
 
-# Shape suffixes: N samples, C classes, B bias classes, K biases.
+# Shape suffixes: N samples, C classes, B bias classes, K biases. Any dimensions may stand in front of these, such as one
+# for several batches: everything is then done for each of them.
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from .mutual_information import JointPool, information, joint_sums
 
 
 class Objective(NamedTuple):
-    """The terms of Eq. (5) on one batch; where processes share the batch, each has its part of the first two.
+    """The terms of Eq. (5); where processes share a batch, each has its part of the first two.
 
     Attributes:
-        total: J = cross_entropy + mi_weight * mutual_information, to go backwards from.
-        cross_entropy: the reweighted cross-entropy L_r (Eq. 4), a mean over the batch.
-        mutual_information: I in [0, 1], summed over the biases.
-        num_conflicting: bias-conflicting samples per bias that the information was estimated on, shape (K,).
-        num_samples: N.
+        total: J = cross_entropy + mi_weight * mutual_information, to go backwards from, shape (...).
+        cross_entropy: the reweighted cross-entropy L_r (Eq. 4), a mean over the batch, shape (...).
+        mutual_information: I in [0, 1], summed over the biases, shape (...).
+        num_conflicting: bias-conflicting samples per bias that the information was estimated on, shape (..., K).
+        num_samples: N, for one batch.
     """
 
     total: Tensor
@@ -47,45 +48,44 @@ def objective_of(
     mi_weight: float,
     pool: JointPool | None = None,
 ) -> Objective:
-    """Evaluate Eq. (5) on one batch, of which every process of ``torch.distributed`` may hold a part.
+    """Evaluate Eq. (5) on one batch, or on several at a time.
+
+    Every process of ``torch.distributed`` may hold a part of the one batch; several batches take one process, and no
+    pool, which grows from batch to batch.
 
     Args:
-        loss: L_r, the mean over the batch; see :func:`reweighted_cross_entropy`.
+        loss: L_r, the mean over the batch, shape (...); see :func:`reweighted_cross_entropy`.
         batch_size: its samples, of which the bias-conflicting ones suffice in what follows.
-        head_logits_NB: output of the auxiliary heads, one tensor (N, B_k) per bias.
-        bias_NK: bias labels, shape (N, K).
-        conflicting_NK: which samples are bias-conflicting, bool, shape (N, K); they alone enter the information.
+        head_logits_NB: output of the auxiliary heads, one tensor (..., N, B_k) per bias.
+        bias_NK: bias labels, shape (..., N, K).
+        conflicting_NK: which samples are bias-conflicting, bool, shape (..., N, K); they alone enter the information.
         mi_weight: gamma.
         pool: joint distributions of past batches to estimate the information with.
     """
-    groups = list(joints_of(head_logits_NB, bias_NK, conflicting_NK))
+    groups = list(_joints(head_logits_NB, bias_NK, conflicting_NK))
     joints = [joint for _, joint in groups]
-    counts = torch.cat([conflicting_NK.sum(0), conflicting_NK.new_tensor([batch_size], dtype=torch.long)])
+    conflicting_K, num_samples = conflicting_NK.sum(-2), torch.tensor(batch_size, device=loss.device)
     if world()[1] > 1:
-        counts, *others = _summed([counts.to(loss.dtype), *(joint.detach() for joint in joints)])
+        counts = torch.cat([conflicting_K, num_samples[None]]).to(loss.dtype)
+        counts, *others = _summed([counts, *(joint.detach() for joint in joints)])
         joints = [joint + (total - joint.detach()) for joint, total in zip(joints, others, strict=True)]
-    conflicting, num_samples = counts[:-1], counts[-1]
-    if world()[1] > 1:
+        conflicting_K, num_samples = counts[:-1], counts[-1]
         loss = torch.nan_to_num(loss) * batch_size / num_samples  # no sample, no loss
-    total_information = loss.new_zeros(())
-    pooled = conflicting.to(loss.dtype, copy=True)
+    total_information = torch.zeros_like(loss)
+    estimated_on_K = conflicting_K.to(loss.dtype, copy=True)  # a pool's counts are no whole numbers
     for joint, (group, _) in zip(joints, groups, strict=True):
-        count = conflicting[group]
+        count = conflicting_K[..., group].movedim(-1, 0)
         if pool is not None:
             joint, count = pool.add(group[0], joint, count)
-            pooled[group] = count
-        total_information = total_information + information(joint, count).sum()
-    total = loss + mi_weight * total_information
-    return Objective(total, loss, total_information, pooled, num_samples)
+            estimated_on_K[..., group] = count.movedim(0, -1)
+        total_information = total_information + information(joint, count).sum(0)
+    return Objective(loss + mi_weight * total_information, loss, total_information, estimated_on_K, num_samples)
 
 
-def joints_of(
+def _joints(
     head_logits_NB: Sequence[Tensor], bias_NK: Tensor, conflicting_NK: Tensor
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Biases of as many classes, by their numbers, with their :func:`joint_sums` (biases, B, B).
-
-    Any dimensions in front of the samples' stay: (biases, ..., B, B).
-    """
+    """Biases of as many classes, by their numbers, with their :func:`joint_sums`: (biases, ..., B, B)."""
     sizes = [logits.shape[-1] for logits in head_logits_NB]
     for size in sorted(set(sizes)):
         group = [k for k, each in enumerate(sizes) if each == size]

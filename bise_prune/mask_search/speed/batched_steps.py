@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from ..heads import HeadsState
-from ..mutual_information import information
-from ..objective import joints_of, silent_share
+from ..mutual_information import JointPool
+from ..objective import Objective, objective_of, silent_share
 from ..step import MaskStep
 
 _MOST = 16  # batches at a time
@@ -158,23 +158,26 @@ def _foresee(passes: Forward, step: MaskStep, memory: SampleMemory, group: list[
         pad_sequence(part.split(counts), batch_first=True)
         for part in (features, labels.bias[some], labels.conflicting[some])
     )
-    num_conflicting = conflicting_GNK.sum(1).to(losses)  # a pool's counts are no whole numbers
     logits = state.heads.read(torch.stack([each.matrix for each in heads[:-1]]), features_GND)
-    total_information = losses.new_zeros(len(group))
-    for biases, joint in joints_of(logits, bias_GNK, conflicting_GNK):
-        count = num_conflicting.T[biases]
-        if state.pool is not None:
-            joint, count = state.pool.add(biases[0], joint[:, 0], count[:, 0])
-            num_conflicting.T[biases] = count[:, None]
-        total_information = total_information + information(joint, count).view(len(biases), -1).sum(0)
-    if total_information.requires_grad and gates.requires_grad:
-        (slope,) = torch.autograd.grad(total_information.sum(), gates, allow_unused=True)
+    terms = _objective(losses, logits, bias_GNK, conflicting_GNK, gamma, state.pool)
+    if terms.mutual_information.requires_grad and gates.requires_grad:
+        (slope,) = torch.autograd.grad(terms.mutual_information.sum(), gates, allow_unused=True)
         slopes = slopes if slope is None else slopes.add_(slope, alpha=gamma)
-    found = total_information.detach()
-    totals = losses + gamma * found
-    # In the order of state.SUMS.
-    shares = [totals, losses, found, torch.stack(head_losses), silent_share(num_conflicting, losses.dtype)]
+    found = terms.mutual_information.detach()
+    silent = silent_share(terms.num_conflicting, losses.dtype)
+    shares = [losses + gamma * found, losses, found, torch.stack(head_losses), silent]  # in the order of state.SUMS
     return _Foreseen(slopes, heads[1:], torch.stack(shares, 1))
+
+
+def _objective(
+    losses_G: Tensor, logits_GNB: Sequence[Tensor], bias_GNK: Tensor, conflicting_GNK: Tensor, gamma: float,
+    pool: JointPool | None,
+) -> Objective:  # fmt: skip
+    """Eq. (5) of each batch; with a pool, of the one that there is."""
+    if pool is None:
+        return objective_of(losses_G, 0, logits_GNB, bias_GNK, conflicting_GNK, gamma)
+    terms = objective_of(losses_G[0], 0, [part[0] for part in logits_GNB], bias_GNK[0], conflicting_GNK[0], gamma, pool)
+    return Objective(*(term[None] for term in terms))
 
 
 def _remember(passes: Forward, step: MaskStep, memory: SampleMemory, rows: Tensor) -> None:
