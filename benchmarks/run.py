@@ -5,8 +5,8 @@
 
 ``--data-root`` holds mnist/, cifar10/ and text/ (jigsaw_toxic_12k.csv.gz). Networks and masks stay in ``--work``, so
 that tables share them; with ``--minutes`` the command ends in time with exit code 75, and the same command goes on
-where it was, in the middle of a training or search if need be. ``python benchmarks/results.py`` makes docs/results.md
-of the records.
+where it was, in the middle of a training or search if need be. ``python benchmarks/results.py`` writes pages
+of docs from the records.
 """
 
 from __future__ import annotations
