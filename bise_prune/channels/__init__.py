@@ -2,7 +2,8 @@
 
 from .analysis import Analysis, analyse
 from .edits import Edit, Regather
-from .layout import Joins, Layout, lay_out
+from .growth import Joins
+from .layout import Layout, lay_out
 from .lowering import Lowering, lower
 
 __all__ = ["Analysis", "Edit", "Joins", "Layout", "Lowering", "Regather", "analyse", "lay_out", "lower"]

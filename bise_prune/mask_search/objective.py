@@ -1,7 +1,7 @@
 """The objective of the mask search, J = L_r + gamma I (BISE, Eq. 5), its terms apart."""
 
-# Shape suffixes: N samples, C classes, B bias classes, K biases. Any dimensions may stand in front of these, such as one
-# for several batches: everything is then done for each of them.
+# Shape suffixes: N samples, C classes, B bias classes, K biases. Any dimensions may stand in front of these, such as
+# one for several batches: everything is then done for each of them.
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..channels import Edit, Joins, Layout, Lowering, lay_out, lower
-from ..channels.layout import folded_inputs
+from ..channels.folding import folded_inputs
 from ..config import Rounding, Target
 from ..errors import ConfigError, PruningError
 from ..gates.masks import GateSite, MaskSet

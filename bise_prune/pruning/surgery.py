@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..channels import Layout, Lowering
 from ..channels.analysis import offset
 from ..channels.edited_model import RewiredModel
-from ..channels.layout import folded_inputs
+from ..channels.folding import folded_inputs
 from ..models.widths import declare_widths
 from ..tracing import Call
 

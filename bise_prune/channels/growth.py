@@ -1,0 +1,317 @@
+"""Channels that must be there physically: they grow from those that must be computed until every rule holds.
+
+Tensors that one function adds have the same channels (or are rearranged on their way), grouped convolutions keep groups
+of equal size, and a function that computes with all channels at once finds them all. A channel that grew back remembers
+why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..tracing import Call, Reason, Trace, Value, Why
+from .analysis import Analysis
+from .folding import folded_inputs
+from .movement import movements
+
+Joins = Literal["intersection", "expand"]
+Rounding = Callable[[int], int]
+
+
+class Growth:
+    """Applies the rules to the calls of a trace until no value grows any more.
+
+    Args:
+        trace: of ``model``.
+        model: the dense network.
+        analysis: under the decided gates.
+        joins: what happens where tensors meet; see :func:`bise_prune.channels.lay_out`.
+        rounding: number of kept channels of a layer -> number to keep (at least as many).
+        rigid: calls of movement functions that only work on the full width.
+
+    Attributes:
+        present: per value, bool over its channels: those that are there.
+        cause: per value, the number in ``reasons`` of why a channel is there that need not be computed; -1 = none.
+        reasons: all reasons that came up.
+        carriers: call index of a padded convolution -> the input channel that carries all constants.
+        movement: how calls that only move data deal with fewer channels.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        model: nn.Module,
+        analysis: Analysis,
+        joins: Joins,
+        rounding: Rounding | None,
+        rigid: set[int],
+    ) -> None:
+        self.trace, self.model, self.analysis = trace, model, analysis
+        self.expand, self.rounding = joins == "expand", rounding
+        self.present: list[Tensor] = []
+        for value in trace.values:
+            fixed = value.call is None and value.parameter is None
+            live = self.analysis.needed[value.index] if value.parameter else self.analysis.live(value.index)
+            self.present.append(torch.ones(value.num_channels, dtype=torch.bool) if fixed else live.clone())
+        for index in trace.outputs:
+            self.present[index][:] = True
+        self._freeze()
+        self.cause = [torch.full(mask.shape, -1, dtype=torch.int64) for mask in self.present]
+        self.reasons: list[Reason] = []
+        self.codes: dict[Reason, int] = {}
+        self.waiting = dict.fromkeys(range(len(trace.calls) - 1, -1, -1))
+        self.same_layer = trace.calls_by_layer
+        self.carriers: dict[int, int] = {}
+        self.movement = movements(trace, rigid)
+
+    def grow(self) -> None:
+        """Apply the rules, round widths up, and apply the rules to what that added."""
+        self._grow_until_stable()
+        if self.rounding is not None:
+            self._round()
+            self._grow_until_stable()
+
+    def _freeze(self) -> None:
+        """Weights that a function reads which is not their layer's own keep their shape."""
+        times = Counter(value.parameter for value in self.trace.values if value.parameter)
+        for value in self.trace.values:
+            if value.parameter and (value.parameter in self.trace.rigid or times[value.parameter] > 1):
+                self.present[value.index][:] = True
+        for call in self.trace.calls:
+            if call.layer in self.trace.frozen:
+                for v in (call.operands[0], *call.outputs):
+                    if v is not None:
+                        self.present[v][:] = True
+
+    @property
+    def values(self) -> list[Value]:
+        """The values of the trace."""
+        return self.trace.values
+
+    def _grow(self, value: int, mask: Tensor, reason: Reason | Tensor) -> None:
+        """Add channels, for a reason, or for those (by their codes) of the channels that they follow."""
+        new = mask & ~self.present[value]
+        if not bool(new.any()):
+            return
+        self.present[value] |= new
+        self._wake(value)
+        if isinstance(reason, Reason):
+            self.cause[value][new] = self._code(reason)
+        else:
+            self.cause[value][new] = reason[new]
+
+    def _code(self, reason: Reason) -> int:
+        if reason not in self.codes:
+            self.codes[reason] = len(self.reasons)
+            self.reasons.append(reason)
+        return self.codes[reason]
+
+    def _codes_of(self, value: int, fallback: Reason) -> Tensor:
+        return torch.where(self.cause[value] >= 0, self.cause[value], self._code(fallback))
+
+    def _wake(self, value: int) -> None:
+        """The rules of all calls around a value must be looked at again."""
+        source = self.values[value].call
+        for index in self.values[value].readers if source is None else (source, *self.values[value].readers):
+            for call in self.same_layer.get(self.trace.calls[index].layer or "", [self.trace.calls[index]]):
+                self.waiting[call.index] = None
+
+    def _grow_until_stable(self) -> None:
+        while self.waiting:
+            index, _ = self.waiting.popitem()
+            self._apply(self.trace.calls[index])
+
+    def _apply(self, call: Call) -> None:
+        for o in call.outputs:
+            if self.values[o].measured and not bool(self.present[o].any()):
+                self._grow(o, torch.arange(len(self.present[o])) == 0, Reason(Why.SIZE_ASKED))
+        movement = self.movement.kinds.get(call.index)
+        if call.kind == "opaque":
+            self._opaque(call)
+        elif call.kind == "mixing":
+            self._mixing(call)
+        elif movement == "rigid":
+            self._rigid(call)
+        elif movement != "gather":
+            self._aligned(call)
+        calls = self.same_layer.get(call.layer or "", [])
+        if len(calls) > 1 and calls[0] is not call:
+            for first, second in zip(
+                (calls[0].outputs[0], calls[0].operands[0]), (call.outputs[0], call.operands[0]), strict=True
+            ):
+                if first is not None and second is not None and len(self.present[first]) == len(self.present[second]):
+                    shared = Reason(Why.SHARED_LAYER, layer=call.layer)
+                    self._grow(second, self.present[first], shared)
+                    self._grow(first, self.present[second], shared)
+
+    def _opaque(self, call: Call) -> None:
+        why = call.why or Reason(Why.NO_RULE, function=call.function)
+        wanted = not call.outputs or any(bool((self.analysis.needed[o] | self.present[o]).any()) for o in call.outputs)
+        if not wanted:
+            # Nothing reads it as a tensor, but Python may (a mask that is tested): it runs if it can.
+            if all(bool(self.present[operand].all()) for operand in call.operands if operand is not None):
+                for o in call.outputs:
+                    self._grow(o, torch.ones_like(self.present[o]), why)
+            return
+        for o in call.outputs:
+            self._grow(o, torch.ones_like(self.present[o]), why)
+        for operand in call.operands:
+            if operand is not None and not self._expandable(call, operand):
+                self._grow(operand, torch.ones_like(self.present[operand]), why)
+
+    def _expandable(self, call: Call, operand: int) -> bool:
+        """Whether the operand of a call that wants all channels may be rearranged on its way."""
+        dim = self.values[operand].dim
+        return self.expand and dim is not None and call.function != "setitem" and bool(self.present[operand].any())
+
+    def _rigid(self, call: Call) -> None:
+        if any(bool(self.present[o].any()) for o in call.outputs):
+            why = Reason(Why.FULL_WIDTH, function=call.function)
+            for value in (*call.outputs, *call.operands):
+                if value is not None:
+                    self._grow(value, torch.ones_like(self.present[value]), why)
+
+    def _aligned(self, call: Call) -> None:
+        """Operands and result have the same channels, except where a join may rearrange."""
+        output = call.outputs[0]
+        if self.values[output].dim is None and self.values[output].num_channels > 1:
+            self._rigid(call)
+            return
+        soft = self._soft(call)
+        for k, operand in enumerate(call.operands):
+            mapping = call.maps.get((k, 0))
+            if operand is None or mapping is None:
+                continue
+            inside = mapping >= 0
+            if len(self.present[operand]) == 1 < int(inside.sum()):
+                if bool(self.present[output].any()) and not self._dispensable(operand):
+                    self._grow(operand, torch.ones(1, dtype=torch.bool), Reason(Why.SCALES_ALL))
+                continue
+            if self.values[operand].dim is None and self.values[operand].num_channels > 1:
+                if bool(self.present[output].any()):
+                    why = Reason(Why.FULL_WIDTH, function=call.function)
+                    self._grow(operand, torch.ones_like(self.present[operand]), why)
+                    self._grow(output, torch.ones_like(self.present[output]), why)
+                continue
+            constant = call.kind == "elementwise" and len(call.maps) > 1 and self._dispensable(operand)
+            constant &= self.values[operand].parameter is None and call.function not in ("cat", "stack")
+            if soft or constant or (call.keeps(k) and torch.equal(self.present[operand], self.present[output])):
+                continue
+            sources = mapping.clamp(min=0)
+            stream = Reason(Why.JOINED, function=call.function)
+            self._grow(output, inside & self.present[operand][sources], self._codes_of(operand, stream)[sources])
+            wanted = torch.zeros_like(self.present[operand])
+            wanted[mapping[inside & self.present[output]]] = True
+            codes = torch.zeros_like(self.cause[operand])
+            codes[mapping[inside]] = self._codes_of(output, stream)[inside]
+            self._grow(operand, wanted, codes)
+
+        self._keep_a_shape(call, output)
+
+    def _keep_a_shape(self, call: Call, output: int) -> None:
+        """One operand at least must be there in the shape of the result."""
+        if not bool(self.present[output].any()):
+            return
+        whole = [
+            (k, operand)
+            for k, operand in enumerate(call.operands)
+            if operand is not None
+            and (k, 0) in call.maps
+            and self.values[operand].full == self.values[output].full
+            and self._shape_beside_channels(operand) == self._shape_beside_channels(output)
+        ]
+        if whole and not any(bool(self.present[operand].any()) for _, operand in whole):
+            k, operand = whole[0]
+            first = torch.zeros_like(self.present[operand])
+            first[call.maps[k, 0][self.present[output]][:1].clamp(min=0)] = True
+            self._grow(operand, first, Reason(Why.LAST_OPERAND, function=call.function))
+
+    def _shape_beside_channels(self, index: int) -> tuple[int, ...]:
+        value = self.values[index]
+        return tuple(size for dim, size in enumerate(value.shape) if dim != value.dim)
+
+    def _dispensable(self, operand: int) -> bool:
+        return not bool(self.analysis.constant[operand].isnan().any())
+
+    def _soft(self, call: Call) -> bool:
+        """Whether operands are rearranged for this call instead of sharing its channels."""
+        if not self.expand or call.kind == "movement" or call.function in ("cat", "stack"):
+            return False
+        tensors = [o for o in call.operands if o is not None and len(self.present[o]) > 1]
+        if len(tensors) > 1:
+            return True
+        source = self.values[tensors[0]] if tensors else None
+        if source is None or source.dim is None:
+            return False
+        concatenated = source.call is not None and self.trace.calls[source.call].function == "cat"
+        return len(source.readers) > 1 or concatenated
+
+    def _mixing(self, call: Call) -> None:
+        operand, output = call.operands[0], call.outputs[0]
+        if operand is None or not bool(self.present[output].any()):
+            return
+        if any(other.whole for other in self.same_layer.get(call.layer or "", [call])):
+            self._grow(operand, torch.ones_like(self.present[operand]), Reason(Why.OTHER_ORDER, layer=call.layer))
+        else:
+            if not bool(self.present[operand].any()):
+                first = torch.zeros_like(self.present[operand])
+                first[0] = True
+                self._grow(operand, first, Reason(Why.LAST_INPUT, layer=call.layer))
+            self._fold(call, operand, output)
+        if call.groups > 1:
+            self._balance(call, operand, output)
+
+    def _fold(self, call: Call, operand: int, output: int) -> None:
+        """Constants other than zero go into a bias where that is exact, into one carrier channel where it is not."""
+        constant = self.analysis.constant[operand]
+        layer = self.model.get_submodule(call.layer or "")
+        folded = folded_inputs(call, self.same_layer[call.layer or ""], self.analysis, layer)
+        stays = ~constant.isnan() & ~folded & self.present[output].any()
+        if call.layer is not None and len(self.same_layer[call.layer]) > 1:
+            why = Why.SHARED_CONSTANTS
+        elif call.groups > 1:
+            why = Why.GROUPED_PADDING
+        else:
+            why = Why.CARRIES_CONSTANT
+            if bool(stays.any()):
+                largest = int(torch.where(stays, constant.abs(), 0.0).argmax())
+                self.carriers[call.index] = largest
+                stays = torch.zeros_like(stays)
+                stays[largest] = True
+        self._grow(operand, stays, Reason(why, layer=call.layer))
+
+    def _balance(self, call: Call, operand: int, output: int) -> None:
+        if call.whole:
+            self._grow(output, torch.ones_like(self.present[output]), Reason(Why.GROUPED, layer=call.layer))
+            return
+        why = Reason(Why.EQUAL_GROUPS, layer=call.layer)
+        inputs = self.present[operand].view(call.groups, -1)
+        outputs = self.present[output].view(call.groups, -1)
+        alive = inputs.any(1) | outputs.any(1)
+        for value, table in ((operand, inputs), (output, outputs)):
+            width = max(1, int(table.sum(1).max()))
+            self._grow(value, _filled(table, alive, width).flatten(), why)
+
+    def _round(self) -> None:
+        assert self.rounding is not None
+        for call in self.trace.calls:
+            if call.kind not in ("mixing", "channelwise", "elementwise"):
+                continue
+            for o in call.outputs:
+                mask = self.present[o]
+                kept = int(mask.sum())
+                if kept and self.values[o].dim is not None and self.values[o].layer and o not in self.trace.outputs:
+                    wanted = min(self.rounding(kept), len(mask))
+                    filled = _filled(mask.view(1, -1), torch.ones(1, dtype=torch.bool), wanted).flatten()
+                    self._grow(o, filled, Reason(Why.ROUNDED_UP))
+
+
+def _filled(table: Tensor, alive: Tensor, width: int) -> Tensor:
+    """In each row that is alive, the first channels that are not there until ``width`` are."""
+    missing = (~table).cumsum(1)
+    return table | (~table & (missing <= (width - table.sum(1, keepdim=True))) & alive[:, None])
