@@ -7,13 +7,13 @@ help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: ## install the package for development, in the versions that the tests run with
-	$(PYTHON) -m pip install -c constraints.txt -e '.[dev,docs]'
+	$(PYTHON) -m pip install -c constraints.txt -e '.[dev,docs,examples]'
 
 test: ## run the default tests, which leave the slow ones out
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -n auto
 
 test-all: ## run all tests, slow ones included
-	$(PYTHON) -m pytest -m ""
+	$(PYTHON) -m pytest -n auto -m ""
 
 lint: ## check style, format and types
 	$(PYTHON) -m ruff check .

@@ -1,6 +1,7 @@
-"""Turn a biased classifier into a smaller, less biased one without retraining it (BISE), ready for an inference server.
+"""BISE: turn a biased classifier into a smaller, less biased one without retraining it, ready for an inference server.
 
-Names are imported on first use, so that ``bise-prune --help`` does not wait for torch.
+This module holds the package's public names. They are imported on first use, so that ``bise-prune --help`` does not
+wait for torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""``python -m bise_prune`` is the command ``bise-prune``."""
+"""Run the command line: ``python -m bise_prune`` does the same as the command ``bise-prune``."""
 
 import sys
 

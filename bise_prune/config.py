@@ -1,4 +1,4 @@
-"""Settings with their ranges, checked on construction; nothing here imports torch."""
+"""Settings of the search, of finetuning and of a whole run; their ranges are checked on construction, without torch."""
 
 from __future__ import annotations
 
@@ -44,26 +44,33 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise a ConfigError that names the setting, its value and the expected range, unless ``condition`` holds."""
     if not condition:
         raise ConfigError(f"{name} = {value!r} is out of range: expected {expected}")
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
+    """Check that a setting has one of its allowed values.
+
+    Args:
+        name: name of the setting, for the message.
+        value: value of the setting.
+        choices: the allowed values.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: ``value`` is none of the choices.
     """
     _require(value in choices, name, value, f"one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A size that a network is to reach.
+    """A size or cost that the slim network is to reach.
 
     Attributes:
-        kind: what is counted: parameters ("sparsity"), FLOPs, or measured latency.
-        share: in (0, 1): for "sparsity" the share that is to go, for the others the share that may stay.
+        kind: quantity that is counted: parameters ("sparsity"), FLOPs ("flops"), or measured latency ("latency").
+        share: number in (0, 1): for "sparsity" the share of the dense network's parameters to remove, otherwise the
+            share of the dense network's cost that may stay.
     """
 
     kind: TargetKind
@@ -76,10 +83,18 @@ class Target:
         target_flops: float | None = None,
         target_latency: float | None = None,
     ) -> Target | None:
-        """The target among three settings, of which at most one may be given; None = what the masks close.
+        """Make a target from three settings, of which at most one may be given.
+
+        Args:
+            target_sparsity: share of the parameters to remove, in (0, 1), or "auto" for no target.
+            target_flops: share of the FLOPs that may stay, in (0, 1).
+            target_latency: share of the latency that may stay, in (0, 1).
+
+        Returns:
+            The target; None if no setting gives one, which means to remove what the masks close.
 
         Raises:
-            ConfigError: a share is out of range, or several are given.
+            ConfigError: a share is out of range, or more than one target is given.
         """
         given: list[Target] = []
         if target_sparsity != "auto":
@@ -96,47 +111,48 @@ class Target:
 
     @property
     def removed(self) -> float:
-        """The share that is to go."""
+        """Share of the dense network's size or cost to remove, in (0, 1)."""
         return self.share if self.kind == "sparsity" else 1 - self.share
 
     @property
     def left(self) -> float:
-        """The share that may stay."""
+        """Share of the dense network's size or cost that may stay, in (0, 1)."""
         return 1 - self.removed
 
     @property
     def tolerance(self) -> float:
-        """How far off a result may be: one point, or five of what is measured."""
+        """Largest accepted distance between the reached and the requested share: 0.05 for latency, otherwise 0.01."""
         return 0.05 if self.kind == "latency" else 0.01
 
     @property
     def unit(self) -> CostUnit:
-        """What is counted."""
+        """Quantity that is counted: "params", "flops" or "latency"."""
         return "params" if self.kind == "sparsity" else self.kind
 
     @property
     def name(self) -> str:
-        """Its name in messages, of what is to go."""
+        """Name of the removed share in messages, such as "sparsity" or "removal of FLOPs"."""
         return {"sparsity": "sparsity", "flops": "removal of FLOPs", "latency": "removal of latency"}[self.kind]
 
 
 def _is_share(value: object) -> bool:
+    """Whether a value is a float in (0, 1)."""
     return isinstance(value, float) and 0 < value < 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the network may cost at the end of a search: lambda relu(cost(gates) - share) joins the objective.
+    """Cost limit during a search: the objective gets the additional term lambda relu(cost(gates) - limit).
 
     Attributes:
-        share: of the dense network's cost that may stay, in (0, 1).
-        of: what is counted.
-        weight: lambda, > 0.
-        descent: part of the schedule over which the budget comes down from the whole network to ``share``, in [0, 1);
-            0 for searches that start from masks near it.
-        layer_floor: share of each mask's channels, those of highest m, that stay open whatever they cost, so that no
-            layer is emptied on the way; one at least.
-        joins: the lowering that is counted where gates disagree; see :func:`bise_prune.prune`.
+        share: share of the dense network's cost that may stay at the end of the search, in (0, 1).
+        of: quantity that is counted as cost: "flops", "params" or "latency".
+        weight: weight of the term in the objective (lambda), > 0.
+        descent: share of the search's epochs over which the limit decreases from 1 to ``share``, in [0, 1); use 0 for
+            searches that start from masks close to the budget.
+        layer_floor: share of each mask's channels, those with the highest mask logits, that stay open whatever they
+            cost, in [0, 1), so that no layer is emptied on the way; at least one channel stays open.
+        joins: lowering that the cost is counted for, where masks that meet disagree; see :func:`bise_prune.prune`.
     """
 
     share: float
@@ -160,44 +176,50 @@ class SearchConfig:
     """Hyper-parameters of the search (BISE, Algorithm 1), with the paper's symbols and defaults.
 
     Attributes:
-        placement: which outputs share a mask; see :func:`bise_prune.gate_sites`.
-        anneal_every: epochs between two temperature cuts (the paper's upsilon).
-        anneal_factor: factor of a temperature cut, in (0, 1) (kappa).
-        min_temperature: the search stops once the temperature is below it, in (0, 1) (tau_min).
-        mi_weight: weight of the mutual information in Eq. (5), >= 0 (gamma).
-        head_epochs: epochs of the auxiliary head before the search and after each cut (E).
-        initial_logit: m before the first step; the paper's is 0, where the first step closes about half of the
-            channels at once, which some networks do not survive.
+        placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
+        anneal_every: epochs between two temperature cuts, >= 1 (the paper's upsilon).
+        anneal_factor: factor by which a cut multiplies the temperature, in (0, 1) (the paper's kappa).
+        min_temperature: temperature below which the search ends, in (0, 1) (the paper's tau_min).
+        mi_weight: weight of the mutual information in Eq. (5), >= 0 (the paper's gamma).
+        head_epochs: training epochs of the auxiliary head before the search and after each temperature cut, >= 0 (the
+            paper's E).
+        initial_logit: mask logits m before the first step, >= 0. The paper starts at 0, where the first step closes
+            about half of the channels at once; some networks do not recover from that.
         mask_lr: learning rate of the mask logits (SGD).
-        mask_momentum: momentum of the mask logits.
+        mask_momentum: momentum of the mask logits, in [0, 1).
         mask_weight_decay: weight decay of the mask logits.
         head_lr: learning rate of the auxiliary head (SGD).
-        head_momentum: momentum of the auxiliary head.
+        head_momentum: momentum of the auxiliary head, in [0, 1).
         head_weight_decay: weight decay of the auxiliary head.
         weighting: sample weights of the cross-entropy. "subgroup" = inverse subgroup frequency (B.8 in general),
-            "alignment" = by share of bias-aligned samples (Eq. 4; B.9 for several biases), "none" = 1;
-            "auto" = "subgroup" for one bias, "alignment" for several.
-        rho: nominal share of bias-aligned samples per bias, for "alignment"; measured on the data if not given.
-        select: which epoch's masks are the result. "best" = highest unbiased accuracy on the validation data (the
-            paper's), "worst-group" = highest worst-group accuracy; "accuracy" and "worst-class" need no bias labels
-            there; "last" = the last epoch's. "auto" = "best" where the validation data have bias labels,
-            "worst-class" where they have none, "last" without validation data. Of equals, the later epoch.
-        batchnorm: batch norms during the search: "frozen" as in the paper's main results, or (App. I) "statistics" =
-            batches are normalised by their own statistics and the running ones follow, "affine" = beyond that, their
-            weights and biases are trained, with the masks' optimiser settings.
-        mi_pool: (experimental) samples over which the mutual information is estimated beyond the batch's own: a running
-            joint distribution, of which the batch's part carries the gradient; 0 = the batch alone (the paper).
-        budget: a cost to meet; None = the masks close what they close (the paper).
-        precision: of the network's forward and backward passes; mask logits, heads and losses stay as they are.
-        channels_last: whether image networks run on tensors with channels last.
-        compile: whether the network is compiled by torch.compile; needs a C++ or CUDA tool chain.
-        cuda_graphs: (experimental) whether it is compiled and replayed as CUDA graphs, which saves small networks
-            kernel launches.
-        early_stop: whether to stop once no mask can move any more, by a bound on the gradients to come
-            (:func:`bise_prune.mask_search.stopping.none_can_flip`).
-        cache_bytes: the largest of each thing that is kept to be computed once: activations in front of the first gate,
-            features for the heads, per-sample gradients while no mask flips; 0 = nothing.
-        seed: seed of the head's initialisation and of its batches.
+            "alignment" = by the share of bias-aligned samples (Eq. 4; B.9 for several biases), "none" = 1; "auto" =
+            "subgroup" for one bias, "alignment" for several.
+        rho: nominal share of bias-aligned samples, one number in (0, 1) per bias, for the weighting "alignment";
+            measured on the training data if it is None.
+        select: rule that selects the epoch whose masks are the result. "best" = highest unbiased accuracy on the
+            validation data (the paper's rule), "worst-group" = highest worst-group accuracy; "accuracy" and
+            "worst-class" need no bias labels on the validation data; "last" = the last epoch. "auto" = "best" if the
+            validation data have bias labels, "worst-class" if they have none, "last" without validation data. Of equal
+            epochs, the later one is selected.
+        batchnorm: what happens to batch norms during the search. "frozen" = they do not change (the paper's main
+            results). Variants of App. I: "statistics" = batches are normalised by their own statistics, and the running
+            statistics are updated; "affine" = in addition, weights and additive biases of batch norms are trained with
+            the mask optimiser's settings.
+        mi_pool: (experimental) number of samples of past batches over which the mutual information is estimated besides
+            the present batch: a running joint distribution, of which only the batch's part carries a gradient; 0 = the
+            present batch alone (the paper).
+        budget: cost limit during the search; None = no limit (the paper).
+        precision: arithmetic of the network's forward and backward passes; mask logits, auxiliary heads and losses keep
+            their own precision.
+        channels_last: whether image networks run on tensors in channels-last memory format.
+        compile: whether the network is compiled by torch.compile, which needs a C++ or CUDA tool chain.
+        cuda_graphs: (experimental) whether the network is compiled and replayed as CUDA graphs, which saves small
+            networks kernel launches.
+        early_stop: whether the search ends as soon as no mask can change any more, judged by a bound on future
+            gradients (:func:`bise_prune.mask_search.stopping.none_can_flip`).
+        cache_bytes: memory limit, in bytes, for each of the three caches of the search: activations in front of the
+            first gate, bottleneck features, and per-sample results that are kept while no mask flips; 0 = no caches.
+        seed: random seed of the auxiliary head's initialisation and of its batches.
     """
 
     placement: Placement = "tied"
@@ -258,18 +280,18 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Finetuning of the extracted subnetwork (BISE, Sec. 3.5), with the paper's number of epochs and learning rate.
+    """Settings for finetuning the slim network (BISE, Sec. 3.5), with the paper's number of epochs and learning rate.
 
     Attributes:
-        epochs: passes over the training set.
-        optimizer: "sgd", "adam" or "adamw"; the paper takes the vanilla model's.
-        lr: its learning rate.
-        momentum: of SGD.
-        weight_decay: of the optimiser.
-        schedule: of the learning rate: "constant", or "cosine" down to 0.
-        weighting: sample weights; see :class:`SearchConfig`.
-        rho: see :class:`SearchConfig`.
-        select: which epoch is the result; see :class:`SearchConfig`.
+        epochs: passes over the training set, >= 1.
+        optimizer: "sgd", "adam" or "adamw"; the paper uses the optimiser of the vanilla network.
+        lr: learning rate of the optimiser, > 0.
+        momentum: momentum of the optimiser, in [0, 1); used with "sgd" only.
+        weight_decay: weight decay of the optimiser, >= 0.
+        schedule: learning rate schedule: "constant", or "cosine" for a decrease to 0.
+        weighting: sample weights of the cross-entropy; see :class:`SearchConfig`.
+        rho: nominal share of bias-aligned samples per bias; see :class:`SearchConfig`.
+        select: rule that selects the epoch whose weights are the result; see :class:`SearchConfig`.
     """
 
     epochs: int = 50
@@ -295,12 +317,13 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """Kept channels per layer rounded up, since runtimes are fast at multiples.
+    """Rounding of the number of kept channels per layer up to a multiple, at which inference runtimes are faster.
 
     Attributes:
-        multiple: >= 1; 1 rounds nothing.
-        fill: what fills up: "zero" = closed channels with zero weights, so that the function stays as it is; "best" =
-            the closed channels of highest m are opened again, and only what that leaves is filled with zeros.
+        multiple: the multiple, >= 1; 1 = no rounding.
+        fill: how the additional channels are filled. "zero" = closed channels stay with zero weights, so that the
+            network's function does not change; "best" = the closed channels with the highest mask logits are opened
+            again, and only what is still missing is filled with zeros.
     """
 
     multiple: int = 1
@@ -313,59 +336,74 @@ class Rounding:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run of the whole pipeline, from a checkpoint to a verified slim model.
+    """Settings of one run of the whole pipeline, from a checkpoint to a verified slim network.
 
     Attributes:
-        checkpoint: the dense model's weights.
-        output: folder for the results; it must not hold other results.
-        data: data specification (see :func:`bise_prune.data.load_data`); None = what the checkpoint names.
-        target_sparsity: "auto" (what the search closed) or the share of parameters to remove, in (0, 1).
-        arch: architecture, as in :func:`bise_prune.load_model`; None = what the checkpoint names or its weights tell.
-        trust_pickle: unpickle whatever is in the checkpoint, which can run any code.
-        mean: per channel, on the [0, 1] scale, to normalise images of a folder with; None = what the checkpoint says.
-        std: per channel, likewise.
-        size: (height, width) to resize images of a folder to, likewise.
-        label_column: of the class labels in a table of the user's; None = found among the usual names, as are the next.
-        bias_columns: one per bias.
-        split_column: train, val or test.
-        file_column: of the images' files.
-        text_column: of the texts.
-        skip_bad: go on without images that cannot be read.
-        workers: threads that prepare batches ahead of the search; 0 = none.
+        checkpoint: file or folder with the dense network's weights.
+        output: folder for the results; it must not hold the results of another run.
+        data: data specification (see :func:`bise_prune.data.load_data`); None = the data that the checkpoint names.
+        target_sparsity: share of the parameters to remove, in (0, 1), or "auto" to remove what the search closes.
+        arch: architecture, as in :func:`bise_prune.load_model`; None = what the checkpoint names or its weights show.
+        trust_pickle: whether to unpickle whatever is in the checkpoint, which can run any code.
+        mean: mean per colour channel on the [0, 1] scale, by which images are normalised; None = what the checkpoint or
+            the publisher of its weights says, otherwise ImageNet's.
+        std: standard deviation per colour channel on the [0, 1] scale, to be given together with ``mean``.
+        size: (height, width) that images are resized to; None = what the checkpoint or the publisher of its weights
+            says, otherwise the images' own size.
+        label_column: column of the class labels in the user's table; None for this and the next four = the column is
+            found by its usual names.
+        bias_columns: columns of the bias labels, one per bias.
+        split_column: column that says train, val or test.
+        file_column: column of the image files.
+        text_column: column of the texts.
+        skip_bad: whether to continue without images that cannot be read, instead of stopping.
+        workers: threads that prepare batches ahead of the search; 0 = batches are prepared when they are needed.
         target_flops: share of the FLOPs that may stay, in (0, 1), instead of a target sparsity.
-        target_latency: share of the latency that may stay, in (0, 1), instead; measured on ``device``.
-        joins: lowering where gates disagree; see :func:`bise_prune.prune`.
-        round_to: multiple that kept channels are rounded up to, or "auto".
-        round_fill: see :class:`Rounding`.
-        fuse: fold batch norms into the exported programs; slim.safetensors keeps them, for finetuning.
-        opset: of the ONNX files; None = the exporter's choice.
-        half: write slim.fp16.onnx as well.
-        int8: write slim.int8.onnx as well, calibrated on training samples that are balanced over the subgroups.
-        image_input: write slim.images.onnx as well: uint8 images in, probabilities out.
-        format_tolerance: the most that such a file may lose of accuracy, unbiased or worst-group, in [0, 1].
-        triton: folder of a Triton model repository to add dense and slim network to, as versions of one model.
-        min_worst_group: quality gate: the least worst-group accuracy of the slim network.
-        max_accuracy_drop: quality gate: the most accuracy that it may lose.
-        min_speedup: quality gate: the least ratio of latencies, dense to slim.
-        log: loggers, "tensorboard:FOLDER", "mlflow:EXPERIMENT" or "wandb:PROJECT"; the place may be left out.
-        layer_floor: see :func:`bise_prune.prune`.
-        targets: several target sparsities: a frontier in one run, each search starting from the last one's masks.
-        criterion: what ranks channels: "learned" masks, or without a search "random", "magnitude" or "taylor".
-        unsupervised: find pseudo bias labels, also where there are bias labels; without either there is no search.
-        identification_epochs: of the model that finds them.
-        bias_noise: share of the training set's bias labels to replace by wrong ones first (App. L).
+        target_latency: share of the latency, measured on ``device``, that may stay, in (0, 1), instead of a target
+            sparsity.
+        joins: lowering where masks that meet disagree; see :func:`bise_prune.prune`.
+        round_to: multiple that the number of kept channels is rounded up to, or "auto" for one that suits the device.
+        round_fill: how rounding fills additional channels; see :class:`Rounding`.
+        fuse: whether to fold batch norms into their layers in the exported programs; slim.safetensors keeps them, for
+            finetuning.
+        opset: operator set version of the ONNX files; None = the exporter's choice.
+        half: whether to write slim.fp16.onnx as well, in half precision.
+        int8: whether to write slim.int8.onnx as well, calibrated on training samples that are balanced over the
+            subgroups.
+        image_input: whether to write slim.images.onnx as well, which takes uint8 images and returns probabilities.
+        format_tolerance: largest loss of accuracy, unbiased accuracy or worst-group accuracy that a half or int8 file
+            may have, in [0, 1]; a file that loses more is not kept.
+        triton: folder of an NVIDIA Triton model repository, to which the dense and the slim network are added as two
+            versions of one model; None = none.
+        min_worst_group: quality gate: lowest worst-group accuracy of the slim network that passes, in [0, 1].
+        max_accuracy_drop: quality gate: largest loss of accuracy against the dense network that passes, in [0, 1].
+        min_speedup: quality gate: lowest ratio of the dense to the slim network's latency that passes, > 0.
+        log: loggers that get the figures: "tensorboard:FOLDER", "mlflow:EXPERIMENT" or "wandb:PROJECT"; the part after
+            the colon is optional.
+        layer_floor: share of every mask's channels that a target leaves open, in [0, 1); see :func:`bise_prune.prune`.
+        targets: several target sparsities in (0, 1), for one result each in one run; every search starts from the masks
+            of the one before.
+        criterion: what ranks the channels: "learned" masks, or "random", "magnitude" or "taylor" scores without a
+            search, which need a target.
+        unsupervised: whether to find pseudo bias labels, even if there are bias labels; with neither, a search is
+            refused.
+        identification_epochs: training epochs of the network that finds pseudo bias labels, >= 1.
+        bias_noise: share of the training set's bias labels that are first replaced by wrong ones, in [0, 1] (App. L).
         stratified: whether every batch of the search gets its share of every subgroup.
-        finetune: finetuning of the slim network; None = none.
-        budget_weight: lambda, where a search is to meet a target; see :class:`Budget`.
-        budget_descent: part of the schedule over which the budget comes down, likewise.
-        sweep: whether to report the curve of accuracy against sparsity (App. J), where there are learned masks.
-        probe: whether to report what a linear head reads of the bias, trained on the validation data (App. M).
-        resume: whether there must be a stopped search to take up; one that is there is taken up anyway.
-        masks: masks of an earlier run; the search is skipped.
-        plan: plan of an earlier run on the same checkpoint, to be carried out again; the search is skipped.
+        finetune: settings for finetuning the slim network; None = no finetuning.
+        budget_weight: weight of the cost limit in a search with a target (lambda), > 0; see :class:`Budget`.
+        budget_descent: share of the search's epochs over which the cost limit decreases, in [0, 1); see
+            :class:`Budget`.
+        sweep: whether to report the curve of accuracy against sparsity (App. J), if there are learned masks.
+        probe: whether to report how accurately a linear probe predicts the bias label from the bottleneck, trained on
+            the validation data (App. M).
+        resume: whether it is an error if the output folder holds no interrupted search to continue; an interrupted
+            search that is there is continued without this setting as well.
+        masks: file with the masks of an earlier run, which replace the search.
+        plan: file with the plan of an earlier run on the same checkpoint, which is carried out again without a search.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        batch_size: samples per batch in the search and in evaluation.
-        search: the search's settings.
+        batch_size: samples per batch in the search and in evaluations, >= 1.
+        search: settings of the search.
     """
 
     checkpoint: Path
@@ -466,18 +504,21 @@ class RunConfig:
 
     @property
     def target(self) -> Target | None:
-        """The size to reach; None = what the masks close, or several sizes (``targets``)."""
+        """The size or cost to reach; None = remove what the masks close, or several sparsities (``targets``)."""
         return Target.of(self.target_sparsity, self.target_flops, self.target_latency)
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values; paths by name only, so that records carry no machine's folders."""
+        """Return the settings as plain JSON values.
+
+        Of paths only the last part is kept, so that the report record names no folders of the machine.
+        """
         logs = tuple(portable(place) for place in self.log)
         values = {**dataclasses.asdict(self), "data": portable(self.data) if self.data else None, "log": logs}
         return {key: value.name if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def portable(data: str) -> str:
-    """A data specification without the place of its folder.
+    """Return a data specification without the path to its folder or file.
 
     >>> portable("biased_mnist:/data/mnist,rho=0.99"), portable("/data/birds/")
     ('biased_mnist:mnist,rho=0.99', 'birds')

@@ -1,4 +1,4 @@
-"""Sums and copies over the processes that share a search; without ``torch.distributed`` there is one process."""
+"""Communication between the processes that share a search; without ``torch.distributed`` there is one process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from .errors import ConfigError
 
 
 def world() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
+    """Return the rank of this process and the number of processes; (0, 1) without ``torch.distributed``."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum of every process's tensor, the same bits on each; ``tensor`` itself where there is one process."""
+    """Sum a tensor over all processes; every process gets bitwise the same result.
+
+    Args:
+        tensor: any shape, the same in every process; not changed.
+
+    Returns:
+        The sum, of the same shape; ``tensor`` itself if there is only one process.
+    """
     if world()[1] == 1:
         return tensor
     total = tensor.clone()
@@ -31,7 +38,14 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Every process's rows, shape (n_i, ...), one after the other by rank; their numbers may differ."""
+    """Concatenate the rows of all processes in the order of their ranks.
+
+    Args:
+        tensor: this process's rows, shape (n_i, ...); n_i may differ between processes.
+
+    Returns:
+        All rows, shape (sum of n_i, ...), on every process.
+    """
     size = world()[1]
     if size == 1:
         return tensor
@@ -46,14 +60,14 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def copied_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of the first process."""
+    """Overwrite tensors in place with those of the first process (rank 0)."""
     if world()[1] > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
 def share_object(value: Any) -> Any:
-    """The first process's object (anything that can be pickled), in every process."""
+    """Return the object of the first process (rank 0) in every process; it must be picklable."""
     if world()[1] == 1:
         return value
     box = [value]
@@ -63,13 +77,13 @@ def share_object(value: Any) -> Any:
 
 @contextmanager
 def processes(device: str) -> Iterator[None]:
-    """Join the other processes that ``torchrun`` has started, for the time of a run; do nothing without it.
+    """Join the process group that ``torchrun`` has started, for the duration of a run; without ``torchrun`` do nothing.
 
     Args:
         device: "auto", "cpu" or "cuda"; each process takes the CUDA device of its local rank.
 
     Raises:
-        ConfigError: one CUDA device for several processes.
+        ConfigError: a single CUDA device is given for several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield

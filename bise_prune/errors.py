@@ -1,41 +1,45 @@
-"""Errors that a user can cause; each message says what, where, which value and what to do next."""
+"""Exceptions for mistakes that a user can cause; each message says what, where, which value and what to do next."""
 
 
 class BiseError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it as one line."""
+    """Base class of all errors that this package raises on purpose; the command line prints them as one line.
+
+    Attributes:
+        exit_code: exit status of the command line when this error ends a run.
+    """
 
     exit_code = 1
 
 
 class ConfigError(BiseError, ValueError):
-    """A setting is unknown, out of range or contradicts another one."""
+    """A setting is unknown, out of range or contradicts another setting."""
 
     exit_code = 2
 
 
 class CheckpointError(BiseError):
-    """A weight file is missing, foreign, unsafe or does not fit the model."""
+    """A checkpoint is missing, in an unknown format, unsafe to load, or does not fit the network."""
 
 
 class DataError(BiseError):
-    """The data are missing, unreadable or unfit for debiasing."""
+    """The data are missing, unreadable or unsuitable for debiasing."""
 
 
 class ModelError(BiseError):
-    """A network has no usable gates, no linear head, or masks that belong to another network."""
+    """A network has no usable gates or no linear classifier head, or the masks belong to another network."""
 
 
 class PruningError(BiseError):
-    """A requested reduction cannot be reached."""
+    """A target cannot be reached, the network cannot be pruned as asked, or a plan cannot be read."""
 
 
 class QualityError(BiseError):
-    """A result misses a gate that was set for it; it is written all the same."""
+    """The slim network misses a quality gate; its files are written all the same."""
 
     exit_code = 3
 
 
 class VerificationError(BiseError):
-    """Two models that must compute the same function do not."""
+    """Two networks that must compute the same function give different outputs."""
 
     exit_code = 4

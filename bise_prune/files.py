@@ -1,4 +1,4 @@
-"""Files written whole or not at all, folders that one process has, and modules in the current folder."""
+"""Files and folders: atomic writing, folder locks between processes, and imports from the current folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ from .errors import BiseError, ConfigError
 
 _LOCK = ".bise-prune.lock"
 _TEMPORARY = ".bise-prune-"
-_WRITERS_ERRORS = (RuntimeError, SafetensorError)  # torch's and safetensors' where a file cannot be written
+_WRITERS_ERRORS = (RuntimeError, SafetensorError)  # what torch and safetensors raise if a file cannot be written
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name on success and vanishes on failure.
+    """Give a temporary path beside ``path`` that is renamed to ``path`` on success and deleted on failure.
+
+    Args:
+        path: the file to write; missing parent folders are created.
+
+    Yields:
+        The temporary path to write to; it has the same suffix as ``path``.
 
     Raises:
-        BiseError: the folder cannot be written to.
+        BiseError: the file cannot be written.
     """
     path = Path(path)
     try:
@@ -48,7 +54,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write ``record`` as indented JSON; NaN and infinity are refused, since JSON has no word for them."""
+    """Write ``record`` atomically as indented JSON.
+
+    Args:
+        path: the file.
+        record: any values that JSON can represent.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
+        BiseError: the file cannot be written.
+    """
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text)
@@ -56,13 +71,18 @@ def write_json(path: Path, record: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder``, and keep other processes that ask for it out, until its work is done.
+    """Create ``folder`` and lock it against other processes until the work in it is done.
 
-    The lock's file stays behind a failure that leaves something in the folder, see :func:`is_unfinished`; temporary
-    files of a killed process are removed, and a folder that is new and empty at the end.
+    Temporary files that a killed process left behind are removed first, and a folder that this call created is removed
+    if it is empty at the end. If the work fails and leaves files in the folder, the lock file stays; see
+    :func:`is_unfinished`.
+
+    Args:
+        folder: the folder to lock.
 
     Raises:
-        ConfigError: another process has it.
+        ConfigError: another process has locked the folder.
+        BiseError: the folder cannot be written to.
     """
     existed = folder.is_dir()
     try:
@@ -93,13 +113,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether the work that ``folder`` was locked for was not done."""
+    """Whether work in ``folder`` was started under :func:`locked` and did not finish."""
     return (folder / _LOCK).exists()
 
 
 @contextmanager
 def importing_from_here() -> Iterator[None]:
-    """Modules in the current folder can be imported, as they could by the script that a user ran there."""
+    """Make modules in the current folder importable, as they are for a script that is started there."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

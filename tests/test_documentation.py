@@ -107,7 +107,7 @@ def test_the_readme_is_one_page():
 
 def test_the_readme_has_the_two_commands():
     lines = [line for line in README.read_text().splitlines() if line.startswith("python3 -m venv .venv")]
-    assert [line.split("/")[-1] for line in lines] == ["bise-prune --demo", "pytest"]
+    assert [line.split("/")[-1] for line in lines] == ["bise-prune --demo", "pytest -n auto"]
 
 
 @pytest.mark.parametrize("path", [README, *PAGES], ids=name_of)

@@ -1,1 +1,1 @@
-"""The command line and what stands behind it: settings, checks, the stages of a run in order, dry run and demo."""
+"""The command line and what it runs: settings, checks, the stages of a run in their order, dry run and demo."""

@@ -1,4 +1,4 @@
-"""What is checked before any long work, so that nothing refuses at the end."""
+"""Checks before any long work, so that a run does not fail at its end for a reason that was known at its start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .session import Session
 
 
 def check_device(name: str) -> torch.device:
-    """The device to use, "auto" resolved.
+    """The device that a setting names; "auto" is a GPU if there is one, otherwise the CPU.
 
     Raises:
         ConfigError: there is no such device.
@@ -45,7 +45,11 @@ def check_device(name: str) -> torch.device:
 
 
 def check_image_settings(config: RunConfig, specification: str) -> None:
-    """Whether settings for images are given for data that have images to decode."""
+    """Check that settings for images are given only for data that have image files.
+
+    Raises:
+        ConfigError: they have no use for this data set.
+    """
     given = [name for name in ("size", "mean", "std") if getattr(config, name) is not None]
     given += ["skip_bad"] if config.skip_bad else []
     if given and is_named(specification):
@@ -55,7 +59,16 @@ def check_image_settings(config: RunConfig, specification: str) -> None:
 
 
 def check_labels(splits: DataSplits, num_classes: int, has_bias: bool) -> None:
-    """Whether labels fit the network, and something conflicts with each bias in the training set."""
+    """Check that class labels fit the network, and that each bias has bias-conflicting samples in the training set.
+
+    Args:
+        splits: data set.
+        num_classes: number of outputs of the classifier head.
+        has_bias: whether the training set has true bias labels that the run uses.
+
+    Raises:
+        DataError: they do not.
+    """
     for name, data in splits.by_name.items():
         if data is not None and (int(data.target.max()) >= num_classes or int(data.target.min()) < 0):
             raise DataError(
@@ -75,7 +88,12 @@ def check_labels(splits: DataSplits, num_classes: int, has_bias: bool) -> None:
 
 
 def check_bias_labels(session: Session) -> None:
-    """Whether there are the bias labels that the settings need."""
+    """Check that the data have the bias labels that the settings need.
+
+    Raises:
+        ConfigError: ``--probe`` needs true bias labels that are missing.
+        DataError: the training split has no bias labels.
+    """
     config, splits = session.config, session.splits
     if session.needs_bias_labels and not splits.train.has_bias and not config.unsupervised:
         raise DataError(
@@ -89,7 +107,11 @@ def check_bias_labels(session: Session) -> None:
 
 
 def check_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
-    """The data to debias on."""
+    """The specification of the data to use: the setting, or else the one in the checkpoint.
+
+    Raises:
+        ConfigError: neither names any data.
+    """
     specification = config.data or checkpoint.data
     if specification is None:
         raise ConfigError(
@@ -101,7 +123,11 @@ def check_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
 
 
 def example_of(model: nn.Module, data: BiasedDataset) -> Input:
-    """Two samples' input, which the model takes."""
+    """The input of two samples, after a check that the model takes it.
+
+    Raises:
+        DataError: the model does not take it.
+    """
     example = data.example()
     try:
         with torch.no_grad():
@@ -114,12 +140,18 @@ def example_of(model: nn.Module, data: BiasedDataset) -> Input:
 
 
 def model_name(checkpoint: Path) -> str:
-    """What the model of a checkpoint is called."""
+    """The name of the model in a checkpoint: the folder's name, or the file's without its suffix."""
     return checkpoint.name if checkpoint.is_dir() else checkpoint.stem
 
 
 def check_exports(session: Session) -> None:
-    """Whether the files that were asked for could be written."""
+    """Check that the files and loggers that were asked for can be written or opened.
+
+    Raises:
+        ConfigError: they cannot.
+        ModelError: torch cannot export the network.
+        VerificationError: the exported network computes something else.
+    """
     config, inputs = session.config, session.splits.train.inputs
     check_loggers(config.log)
     if config.triton is not None:
@@ -132,7 +164,12 @@ def check_exports(session: Session) -> None:
 
 
 def check_masks_or_targets(session: Session) -> None:
-    """Whether given masks fit the network, or else the target sparsities could be met by some masks."""
+    """Check that given masks fit the network, or else that the target sparsities can be reached by some masks.
+
+    Raises:
+        ModelError: the masks belong to another network.
+        PruningError: a target sparsity cannot be reached.
+    """
     config = session.config
     if session.masks is not None:
         sites_of(session.masks, session.dense, session.example)
@@ -141,8 +178,8 @@ def check_masks_or_targets(session: Session) -> None:
     sites = gate_sites(session.dense, session.example, config.search.placement)
     for target in targets:
         if target.kind != "sparsity":
-            continue  # what FLOPs and latency come to is found by the search
-        # The widest removal leaves the floor of channels everywhere.
+            continue  # whether FLOPs and latency are reached shows in the search
+        # The largest possible removal leaves the layer floor at every site.
         logits = {
             site.name: torch.arange(site.num_channels) - site.num_channels
             + least_open(site.num_channels, config.layer_floor) + 0.5

@@ -1,4 +1,7 @@
-"""The command line: arguments to settings, settings to the pipeline, outcomes to exit codes; nothing else prints."""
+"""The command line: it turns arguments into settings, runs the pipeline, prints the results and returns an exit code.
+
+No other module prints.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,21 @@ examples:
 
 
 class _Parser(argparse.ArgumentParser):
+    """An argument parser that raises ``ConfigError`` instead of exiting."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see bise-prune --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is returned."""
+    """Run the command ``bise-prune``.
+
+    Args:
+        argv: arguments of the command; None for those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed, 130 interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] == "compare":
@@ -58,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser of ``bise-prune`` with all its options."""
     parser = _Parser(
         prog="bise-prune",
         usage="bise-prune CHECKPOINT [--data PATH] [--target-sparsity auto|SHARE] [--output DIR] [options]",
@@ -95,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(argv: Sequence[str]) -> int:
-    """Runs side by side."""
+    """Run ``bise-prune compare``, which shows several runs side by side."""
     parser = _Parser(
         prog="bise-prune compare",
         description="Runs side by side: a table, and a page with their accuracies against their size.",
@@ -124,14 +137,21 @@ def _compare(argv: Sequence[str]) -> int:
     return 0
 
 
-_DEMO = ("output", "seed", "device")  # the demo's own settings
+_DEMO = ("output", "seed", "device")  # settings that the demo takes
 
 
 def command_settings(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """What a command line asks for besides settings, and the settings: its own over a file's over the defaults.
+    """Parse a command line, and merge its settings with those of a settings file and the defaults.
+
+    Args:
+        argv: arguments of the command.
+
+    Returns:
+        The parsed arguments, and the settings by name: those of the command line before those of the file before the
+        defaults.
 
     Raises:
-        ConfigError: an option is unknown or has a wrong value, or the settings file does.
+        ConfigError: an option or a setting in the file is unknown or has a wrong value.
     """
     arguments = _parser().parse_args(argv)
     given = {name: value for name, value in vars(arguments).items() if name in SETTINGS and value is not None}
@@ -146,6 +166,7 @@ def command_settings(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str,
 
 
 def _run(argv: Sequence[str]) -> int:
+    """Run the pipeline, a dry run or the demo, as the arguments say."""
     arguments, values = command_settings(argv)
     if arguments.print_completion is not None:
         _print_completion(arguments.print_completion)
@@ -156,7 +177,7 @@ def _run(argv: Sequence[str]) -> int:
     if checkpoint is None:
         raise ConfigError("give either a checkpoint or --demo; see bise-prune --help")
     is_folder = (checkpoint / "config.json").is_file()
-    if not checkpoint.is_file() and not is_folder:  # before torch is imported
+    if not checkpoint.is_file() and not is_folder:  # checked before torch is imported, which takes seconds
         raise BiseError(f"no checkpoint at {checkpoint}")
     output = values["output"] or _beside(checkpoint)
     config = run_config({**values, "output": output, "resume": arguments.resume})
@@ -172,7 +193,7 @@ def _run(argv: Sequence[str]) -> int:
     if arguments.dry_run:
         _show_dry_run(record, arguments.json)
         return 0
-    if not record:  # one of several processes, of which the first one reports
+    if not record:  # of several processes only the first one has a report
         return 0
     if "frontier" in record:
         _show_frontier(record, config.output, arguments.json)
@@ -187,6 +208,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _demo(values: dict[str, Any], as_json: bool) -> int:
+    """Run the demo and print its result."""
     output = values["output"] or Path("bise-demo")
     with _Display() as display:
         from .demo import run_demo
@@ -200,6 +222,7 @@ def _demo(values: dict[str, Any], as_json: bool) -> int:
 
 
 def _print_completion(shell: str) -> None:
+    """Print a completion script for the given shell."""
     try:
         import shtab
     except ImportError as error:
@@ -212,12 +235,13 @@ def _print_completion(shell: str) -> None:
 
 
 def _beside(checkpoint: Path) -> Path:
-    """Where results go if nothing is said."""
+    """The default output folder: beside the checkpoint, with "-slim" at the end of its name."""
     place = checkpoint.resolve() if checkpoint.is_dir() else checkpoint
     return place.with_name(f"{place.name if checkpoint.is_dir() else place.stem}-slim")
 
 
 def _show_dry_run(record: dict[str, Any], as_json: bool) -> None:
+    """Print what a dry run found."""
     if as_json:
         print(json.dumps(record))
         return
@@ -229,6 +253,7 @@ def _show_dry_run(record: dict[str, Any], as_json: bool) -> None:
 
 
 def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
+    """Print the results of a frontier."""
     if as_json:
         print(json.dumps(record))
         return
@@ -241,6 +266,7 @@ def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
 
 
 def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
+    """Print the result of a run."""
     if as_json:
         print(json.dumps(record))
         return
@@ -263,14 +289,14 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
 
 
 class _Display:
-    """Progress on stderr, with the time left of each stage that has steps."""
+    """Progress bars on stderr, one per stage, with the time that is left."""
 
     def __enter__(self) -> _Display:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-        quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first one shows
+        quiet = os.environ.get("RANK", "0") != "0"  # of several processes only the first one shows bars
         self.bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet)
         self.stages: dict[str, TaskID] = {}
         self.bars.start()
@@ -280,7 +306,13 @@ class _Display:
         self.bars.stop()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Show a stage's state; the stage before it is complete."""
+        """Show the progress of a stage; the stages before it are shown as complete.
+
+        Args:
+            stage: name of the stage.
+            done: number of finished steps.
+            total: number of all steps; 0 if the stage has no steps.
+        """
         if stage not in self.stages:
             for task in self.stages.values():
                 self.bars.update(task, total=1, completed=1)

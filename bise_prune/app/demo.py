@@ -1,4 +1,4 @@
-"""The embedded demo: a small network trained on digits whose background gives the answer away, then debiased."""
+"""The demo: a small network, trained on digits whose background colour predicts the class, is debiased and pruned."""
 
 from __future__ import annotations
 
@@ -26,13 +26,21 @@ ARCHITECTURE = {"kernel_size": 3, "strides": [2, 2, 2, 1], "last_activation": "r
 
 
 def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progress | None = None) -> dict[str, Any]:
-    """Train the demo's vanilla network into ``output/dense.pt`` and run the pipeline on it into ``output/slim``.
+    """Train the demo's vanilla network into ``output/dense.pt``, and run the pipeline on it into ``output/slim``.
+
+    An interrupted demo is resumed.
 
     Args:
-        output: folder; it must not hold an earlier demo.
-        seed: of data, training and search.
-        device: where to train and search.
-        progress: see :data:`bise_prune.app.progress.Progress`.
+        output: folder for the results; it must not hold those of another demo.
+        seed: random seed for data, training and search.
+        device: device of the run; the vanilla network is always trained on the CPU.
+        progress: function that gets the progress; see :data:`bise_prune.app.progress.Progress`.
+
+    Returns:
+        The report record.
+
+    Raises:
+        ConfigError: the folder holds results, or a network that was trained with another seed.
     """
     checkpoint = output / CHECKPOINT
     config = demo_config(checkpoint, output / "slim", seed, device)
@@ -41,20 +49,20 @@ def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progres
     check_resumable(config)
     if not checkpoint.exists():
         train_demo_checkpoint(checkpoint, seed, progress)
-    elif load_checkpoint(checkpoint).data != _specification(seed):  # a demo that was interrupted goes on
+    elif load_checkpoint(checkpoint).data != _specification(seed):  # an interrupted demo is resumed
         raise ConfigError(f"{checkpoint} is another network; choose another folder with --output")
     return run(config, progress)
 
 
 def demo_config(checkpoint: Path, output: Path, seed: int, device: str = "cpu") -> RunConfig:
-    """The demo's settings: the paper's, but for a temperature cut every 2 epochs instead of 10."""
+    """Settings of the demo: the paper's, but the temperature is cut every 2 epochs instead of every 10."""
     return RunConfig(
         checkpoint=checkpoint, output=output, device=device, search=SearchConfig(anneal_every=2, seed=seed)
     )
 
 
 def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = None) -> None:
-    """Train the vanilla network and save it with the name of its data, so that the command line needs no --data."""
+    """Train the vanilla network and save it together with the name of its data, so that no ``--data`` is needed."""
     specification = _specification(seed)
     splits = load_data(specification)
     with torch.random.fork_rng(devices=[]):
@@ -81,4 +89,5 @@ def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = Non
 
 
 def _specification(seed: int) -> str:
+    """The demo's data set as a specification."""
     return f"digits,rho={RHO},seed={seed}"

@@ -1,4 +1,4 @@
-"""What a run understood of its arguments, before it does anything: checkpoint, data, weights, gates, and time."""
+"""The dry run: it reads and checks everything, and shows what was understood and how long the search may take."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from .progress import Progress, StageClock
 from .reading import read_session
 from .session import Session
 
-_MOST_CELLS = 30  # of a table of subgroups that is still read
+_MOST_CELLS = 30  # most subgroups that are shown one by one
 
 
 def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
-    """Everything that a run reads and checks before its work starts; nothing is written.
+    """Read and check everything that a run needs, without writing anything.
 
     Returns:
-        What ``--dry-run --json`` prints: checkpoint, data, biases, gates, estimate.
+        What ``--dry-run --json`` prints: checkpoint, data, biases, gates, and the estimated time of the search.
 
     Raises:
-        BiseError: whatever the run itself would refuse.
+        BiseError: the run itself would refuse these settings or files.
     """
     session = read_session(config, StageClock(progress))
     checkpoint, splits = session.checkpoint, session.splits
@@ -65,7 +65,7 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
 
 
 def _biases(session: Session) -> list[dict[str, Any]]:
-    """Per bias: samples per (y, b) in the training split, the aligned values, and their share."""
+    """For each bias: training samples and mean weight per subgroup (y, b), the aligned values, and their share."""
     train, config = session.splits.train, session.config.search
     if not train.has_bias:
         return []
@@ -92,7 +92,7 @@ def _biases(session: Session) -> list[dict[str, Any]]:
 
 
 def _estimate(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
-    """How long the search may take: a step timed, times the steps of the whole schedule."""
+    """The estimated time of the search in seconds: that of one step, times the steps of the whole schedule."""
     config = session.config
     if session.masks is not None or config.criterion != "learned":
         return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
@@ -112,13 +112,13 @@ def _estimate(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
         if session.device.type == "cuda":
             torch.cuda.synchronize(session.device)
         spent.append(time.perf_counter() - start)
-    heads = epochs // settings.anneal_every + 1  # features of every head phase: a forward pass, a third of a step
+    heads = epochs // settings.anneal_every + 1  # trainings of the heads: a forward pass each, a third of a step
     steps = len(loader)
     return {"epochs": epochs, "steps_per_epoch": steps, "seconds": min(spent) * steps * (epochs + heads / 3)}
 
 
 def dry_run_tables(record: dict[str, Any]) -> Group:
-    """The record for people."""
+    """The result of a dry run as tables for the terminal."""
     about, data, estimate = record["checkpoint"], record["data"], record["estimate"]
     summary = Table(title="What was understood", title_justify="left", show_header=False)
     given = ", ".join(f"{key}={value}" for key, value in about["arguments"].items())
@@ -149,6 +149,7 @@ def dry_run_tables(record: dict[str, Any]) -> Group:
 
 
 def _bias_table(k: int, bias: dict[str, Any], classes: list[str]) -> Table:
+    """A table of one bias: training samples per class and bias value, or per class if there are many."""
     counts = bias["counts"]
     wide = len(counts) * len(counts[0]) > _MOST_CELLS
     table = Table(title=f"bias {k}: samples{'' if wide else ' (mean r)'}", title_justify="left")

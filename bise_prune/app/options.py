@@ -1,4 +1,4 @@
-"""Every setting as an option of the command line: its flag, what it does, and when to use it."""
+"""The options of the command line: one per setting, with its flag, its help text and its default."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..config import FinetuneConfig, RunConfig, SearchConfig
 from .values import Reader, reader_of
 
 FINETUNE_PREFIX = "finetune_"
-_NO_SETTINGS = ("search", "finetune", "resume", "budget")  # not one setting, or none of the run's
-_SHORT = {"bias_columns": "bias_column"}  # settings whose flag has another name: it is given once for each value
+_NO_SETTINGS = ("search", "finetune", "resume", "budget")  # not single settings, or not set by users
+_SHORT = {"bias_columns": "bias_column"}  # setting -> name of its flag, which is given once per value
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Setting:
     """One setting of a run.
 
     Attributes:
-        name: by which a file gives it, and with hyphens its flag.
-        field: its name in the configuration.
-        config: the configuration that has it.
-        reader: reads its values.
-        default: the configuration's; None where there is none.
+        name: name of the setting in a settings file, and with hyphens its flag.
+        field: name of its field in the configuration class.
+        config: configuration class that has the field.
+        reader: reader of its values.
+        default: default of the field; None if it has none.
     """
 
     name: str
@@ -35,11 +35,12 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """Its option on the command line."""
+        """The option on the command line, such as ``--batch-size``."""
         return "--" + _SHORT.get(self.name, self.name).replace("_", "-")
 
 
 def _settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
+    """The settings that the fields of a configuration class are."""
     hints = get_type_hints(config)
     for field in fields(config):
         if field.name not in _NO_SETTINGS and not (prefix and field.name == "epochs"):
@@ -58,7 +59,7 @@ SETTINGS: Mapping[str, Setting] = {
     )
 }
 
-# Group -> setting -> help. The default is added to each. Checkpoint and output stand where the parser has them.
+# Title of the group -> setting -> help text, to which the default is added.
 _HELP: Mapping[str, Mapping[str, str]] = {
     "checkpoint": {
         "arch": "architecture, for checkpoints that do not tell it: torchvision:NAME, timm:NAME, hf:FOLDER or "
@@ -185,7 +186,7 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "cache_bytes": "most memory, in bytes, that each thing takes that is kept to be computed once; 0 keeps nothing",
     },
 }
-_SHARED = ("finetune_weighting", "finetune_select", "finetune_rho")  # taken over from the search
+_SHARED = ("finetune_weighting", "finetune_select", "finetune_rho")  # their default is the search's value
 _METAVARS = {
     "arch": "NAME", "data": "PATH", "masks": "FILE", "plan": "FILE", "output": "DIR", "triton": "DIR",
     "device": "DEVICE", "label_column": "NAME", "bias_columns": "NAME", "split_column": "NAME", "file_column": "NAME",
@@ -195,7 +196,7 @@ _METAVARS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add every setting to a parser, in groups; settings that are not given leave no trace in what is parsed."""
+    """Add an option for every setting to a parser, in groups; options that are not given are absent from the result."""
     for title, settings in _HELP.items():
         group = parser.add_argument_group(title)
         for name, text in settings.items():
@@ -203,6 +204,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add(group: argparse._ArgumentGroup, setting: Setting, text: str) -> None:
+    """Add the option of one setting to a group."""
     reader = setting.reader
     common: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS, "help": text + _in_words(setting)}
     if reader.is_switch:
@@ -217,6 +219,7 @@ def _add(group: argparse._ArgumentGroup, setting: Setting, text: str) -> None:
 
 
 def _in_words(setting: Setting) -> str:
+    """The default of a setting, as the end of its help text."""
     default = setting.default
     if default in (None, ()) or setting.name in _SHARED:
         return ""
@@ -224,6 +227,8 @@ def _in_words(setting: Setting) -> str:
 
 
 def _argument(reader: Reader) -> Any:
+    """A function that reads the text of an argument, with an error message for argparse."""
+
     def read(text: str) -> Any:
         try:
             return reader.from_text(text)

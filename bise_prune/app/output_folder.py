@@ -1,4 +1,4 @@
-"""The folder that a run writes to: whether it is free, what may be taken up there, and the folders of a frontier."""
+"""Checks of the output folder, so that no result is overwritten and stopped runs are resumed; folders of a frontier."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ..report.files import POINT, REPORT_FILE, RESULT_FILES, STATE_FILE
 
 
 def point_folder(config: RunConfig, target: float) -> Path:
-    """The folder of a frontier's point."""
+    """The folder of the frontier's point with this target sparsity."""
     return config.output / f"{POINT}{target:g}"
 
 
 def check_output(config: RunConfig) -> None:
-    """Make sure that no result is written over; the first process sees to it.
+    """Check that no earlier result would be overwritten; only the first process checks.
 
     Raises:
-        ConfigError: there is one, or a folder cannot be written to.
+        ConfigError: the output folder, or one of a frontier's point, holds results or cannot be written to.
     """
     if world()[0]:
         return
     _check_folder(config.output, config.resume)
     for target in config.targets:
         folder = point_folder(config, target)
-        if not (folder / REPORT_FILE).is_file():  # a point that is done is taken up
+        if not (folder / REPORT_FILE).is_file():  # a finished point is used again
             _check_folder(folder, config.resume)
 
 
 def check_resumable(config: RunConfig) -> None:
-    """Make sure that there is a stopped run to take up, if the settings say so.
+    """Check that there is a stopped run to resume, if the settings ask for one.
 
     Raises:
         ConfigError: there is none.
@@ -48,11 +48,12 @@ def check_resumable(config: RunConfig) -> None:
 
 
 def _check_folder(output: Path, resume: bool) -> None:
+    """Check that a folder holds no results and can be written to."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; choose a folder")
     present = [name for name in RESULT_FILES if (output / name).exists()]
     if is_unfinished(output) and (resume or REPORT_FILE not in present):
-        present = []  # of a run that stopped on its way, at the latest between its report and its end
+        present = []  # these files are of a run that stopped before its end
     if present:
         raise ConfigError(f"output folder {output} holds results already ({present[0]}); choose another with --output")
     probe = output

@@ -1,4 +1,4 @@
-"""A run: its stages in order, for one size or for a frontier of several."""
+"""The pipeline: the stages of a run in their order, for one result or for a frontier of several."""
 
 from __future__ import annotations
 
@@ -47,14 +47,22 @@ from .stages.tune import finetuned
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
-    """Debias, prune, verify and export; the record written to ``report.json`` is returned.
+    """Run the pipeline: search, prune, verify, evaluate, measure, export and report.
 
-    Started by ``torchrun``, the processes share the search and finetuning; the first one does and writes the rest, and
-    the others return an empty record. With ``targets``, each has a folder of its own below ``output``, and the record
-    of the whole is ``frontier.json``.
+    Started by ``torchrun``, the processes share the search and finetuning; the first process does the rest and writes
+    all files, and the others return an empty record. With ``targets``, each target has its own folder below ``output``,
+    and the record of all of them is ``frontier.json``.
+
+    Args:
+        config: settings of the run.
+        progress: function that gets the progress; see :data:`bise_prune.app.progress.Progress`.
+
+    Returns:
+        The report record, as written to ``report.json``, or the record of the frontier.
 
     Raises:
-        BiseError: whatever a user can mend, before any long work where that is possible.
+        BiseError: the settings or files cannot be used, which is found before any long work if possible, or a stage
+            failed.
     """
     with processes(config.device):
         clock = StageClock(progress)
@@ -62,7 +70,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         if world()[0]:
             return _all_of_it(session, clock)
         with locked(config.output):
-            check_output(config)  # once more, now that no other run can write there
+            check_output(config)  # again, now that no other run can write there
             with Loggers(config.log, session.config.as_dict()) as clock.loggers:
                 record = _all_of_it(session, clock)
             write_settings(config.output / CONFIG_FILE, session.config)
@@ -70,6 +78,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def _all_of_it(session: Session, clock: StageClock) -> dict[str, Any]:
+    """Find pseudo bias labels if they are needed, then make one result or a frontier."""
     if session.config.unsupervised and session.needs_bias_labels:
         with clock.stage("identify"):
             session = identified(session)
@@ -77,7 +86,13 @@ def _all_of_it(session: Session, clock: StageClock) -> dict[str, Any]:
 
 
 def _one(session: Session, clock: StageClock, start: MaskSet | None = None) -> dict[str, Any]:
-    """One search, if there is one to make, and all that follows it; ``start`` are masks to start it from."""
+    """Make one result: search or rank, prune, finetune, evaluate, export and report.
+
+    Args:
+        session: inputs of the run.
+        clock: clock that times the stages.
+        start: masks that the search starts from; None for the setting ``initial_logit``.
+    """
     config, masks, found, tuned, is_first = session.config, session.masks, None, None, world()[0] == 0
     if masks is None and config.criterion != "learned":
         with clock.stage("rank"):
@@ -88,10 +103,10 @@ def _one(session: Session, clock: StageClock, start: MaskSet | None = None) -> d
             masks = found.masks
             picked = picked_accuracies(session, found) if is_first else {}
             if is_first:
-                masks.save(config.output / MASK_FILE)  # whatever comes of the removal
+                masks.save(config.output / MASK_FILE)  # kept even if the removal fails
     with clock.stage("prune"):
         slim = pruned(session, session.plan or masks, found) if is_first else None
-        if config.finetune is not None:  # every process needs the network
+        if config.finetune is not None:  # every process finetunes its own copy
             agreed = share_object(None if slim is None else slim.plan)
             slim = pruned(session, agreed, found) if slim is None else slim
     if config.finetune is not None and slim is not None:
@@ -112,7 +127,7 @@ def _results(
     slim: PruningResult,
     tuned: FinetuneResult | None,
 ) -> tuple[RunResults, tuple[Any, ...]]:
-    """Evaluate, measure and export; the results, and the dense and slim network as exported."""
+    """Evaluate, measure and export; returns the results, and the dense and the slim network as they are exported."""
     config, dense, example = session.config, session.dense, session.example
     final = slim.model if tuned is None else tuned.model.cpu()
     networks = (dense, final)
@@ -154,7 +169,7 @@ def _results(
 
 
 def _written(session: Session, clock: StageClock, results: RunResults, fused: tuple[Any, ...]) -> dict[str, Any]:
-    """The report, written as page, card and record; then the Triton repository, if all gates are passed."""
+    """Write page, model card and report record, and the Triton repository if all quality gates pass."""
     output, record = session.config.output, report_of(results)
     if results.found is None:
         results.masks.save(output / MASK_FILE)
@@ -169,7 +184,7 @@ def _written(session: Session, clock: StageClock, results: RunResults, fused: tu
 
 
 def _frontier(session: Session, clock: StageClock) -> dict[str, Any]:
-    """One result per target sparsity, from the largest network to the smallest, each search starting from the last."""
+    """Make one result per target sparsity, in ascending order; each search starts from the masks of the last one."""
     config, is_first = session.config, world()[0] == 0
     points: list[dict[str, Any]] = []
     start: MaskSet | None = None
@@ -191,7 +206,11 @@ def _frontier(session: Session, clock: StageClock) -> dict[str, Any]:
 
 
 def _finished_point(session: Session) -> dict[str, Any] | None:
-    """The report of a point that was finished before the run stopped."""
+    """The report record of a frontier's point that an earlier, stopped run has finished; None if there is none.
+
+    Raises:
+        ConfigError: the record belongs to another run.
+    """
     config, path = session.config, session.config.output / REPORT_FILE
     if not path.is_file():
         return None

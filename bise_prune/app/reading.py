@@ -1,4 +1,4 @@
-"""From settings to a session: checkpoint, data and earlier results read, and everything checked."""
+"""Reads everything that a run needs (checkpoint, data, earlier masks or plan) and checks it before any long work."""
 
 from __future__ import annotations
 
@@ -35,10 +35,14 @@ from .session import Session
 
 
 def read_session(config: RunConfig, clock: StageClock) -> Session:
-    """Everything that a run reads, checked before any long work.
+    """Read and check the inputs of a run before any long work.
+
+    Args:
+        config: settings of the run.
+        clock: clock that times the reading.
 
     Raises:
-        BiseError: whatever a user can mend.
+        BiseError: the settings or files cannot be used.
     """
     device = check_device(config.device)
     check_output(config)
@@ -75,13 +79,14 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
 
 
 def _preprocessing(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the settings say, or else the checkpoint, or else those who published its weights."""
+    """The preprocessing of images: from the settings, or else the checkpoint, or else the publisher of its weights."""
     given = {"mean": config.mean, "std": config.std, "size": config.size}
     known = published_preprocessing(checkpoint.arch, checkpoint.sha256, checkpoint.module)
     return {**known, **checkpoint.preprocessing, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _splits(config: RunConfig, checkpoint: Checkpoint, specification: str, tokenizer: Any) -> DataSplits:
+    """The splits of the data set."""
     columns = Columns(
         config.label_column, config.bias_columns, config.split_column, config.file_column, config.text_column
     )
@@ -96,7 +101,7 @@ def _splits(config: RunConfig, checkpoint: Checkpoint, specification: str, token
 
 
 def _earlier_results(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | None]:
-    """Masks and plan of an earlier run, if the settings name any; a plan's masks are those that it keeps."""
+    """Masks and plan of an earlier run, if the settings name any; with a plan, the masks are the plan's."""
     masks = None if config.masks is None else MaskSet.load(config.masks)
     plan = None if config.plan is None else PruningPlan.load(config.plan)
     if plan is not None:
@@ -105,7 +110,7 @@ def _earlier_results(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | N
 
 
 def _with_noise(session: Session) -> Session:
-    """The session with some of the training set's bias labels made wrong."""
+    """The session with part of the training set's bias labels replaced by wrong ones."""
     config, splits = session.config, session.splits
     generator = torch.Generator().manual_seed(config.search.seed)
     noisy = splits.train.with_bias(noisy_bias_labels(splits.train.bias, config.bias_noise, generator))

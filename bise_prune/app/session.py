@@ -1,4 +1,4 @@
-"""What a run works on: everything read and checked, before any long work."""
+"""The inputs of a run, read and checked before any long work."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ class Session:
     """The inputs of a run.
 
     Attributes:
-        config: its settings.
-        device: to search, finetune and time on.
-        checkpoint: as it was read, completed by what was found out.
-        dense: its network.
-        splits: data that the search may see: with noise on the bias labels, or pseudo labels, if there are any.
-        specification: of the data.
-        example: two samples' input.
-        aligned: by the true bias labels where they are known, shape (classes, K).
-        tokenizer: of texts; None for images.
-        masks: of an earlier run; None where masks are to be found.
-        plan: of an earlier run, to be carried out again; its masks are those that it keeps.
-        pseudo: how pseudo bias labels came out; None where true ones are used, or where none have been found yet.
+        config: settings of the run.
+        device: device for the search, finetuning and latency.
+        checkpoint: checkpoint as it was read, completed by what was found out about it.
+        dense: dense network.
+        splits: data set, with the bias labels that the search may use: true ones, noisy ones or pseudo labels.
+        specification: specification of the data set.
+        example: input of two samples.
+        aligned: bias value that each class is aligned with by the true bias labels if they are known, shape (classes,
+            K).
+        tokenizer: tokeniser of texts; None for images.
+        masks: masks of an earlier run; None if masks are to be found.
+        plan: plan of an earlier run that is to be carried out again; ``masks`` are then the plan's.
+        pseudo: pseudo bias labels and their figures; None if true bias labels are used, or none have been found yet.
     """
 
     config: RunConfig
@@ -55,35 +56,41 @@ class Session:
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the classifier."""
+        """Number of outputs of the classifier head."""
         return self.checkpoint.num_classes or 0
 
     @property
     def needs_bias_labels(self) -> bool:
-        """Whether anything is to be learned from the bias labels of the training data."""
+        """Whether the search, the ranking or finetuning uses the bias labels of the training data."""
         ranks = self.masks is None and self.config.criterion in ("learned", "taylor")
         return ranks or self.config.finetune is not None
 
     @property
     def held_out(self) -> tuple[str, BiasedDataset]:
-        """The split that results are reported on, and its name."""
+        """Name and data of the split on which results are reported: "test", or else "val", or else "train"."""
         if self.splits.test is not None:
             return "test", self.splits.test
         return ("val", self.splits.val) if self.splits.val is not None else ("train", self.splits.train)
 
     @property
     def held_out_aligned(self) -> Tensor:
-        """What "aligned" means there: by pseudo labels where these stand in for the split's own."""
+        """Bias value that each class is aligned with on the held-out split, shape (classes, K).
+
+        It follows the pseudo labels if these have replaced the split's own bias labels.
+        """
         return self.aligned if self.splits.test is not None else self.search_aligned
 
     @property
     def search_aligned(self) -> Tensor:
-        """What "aligned" means to the search, shape (classes, K): with pseudo labels, to be classified correctly."""
+        """Bias value that each class is aligned with in the search, shape (classes, K).
+
+        With pseudo labels, the aligned samples are those whose pseudo label equals their class.
+        """
         return self.aligned if self.pseudo is None else torch.arange(self.num_classes)[:, None]
 
     @property
     def subject(self) -> Subject:
-        """The same for the report."""
+        """The inputs of the run, as the report takes them."""
         is_cuda = self.device.type == "cuda"
         return Subject(
             config=self.config,
@@ -102,36 +109,36 @@ class Session:
         )
 
     def with_config(self, config: RunConfig) -> Session:
-        """The same inputs under other settings."""
+        """The same inputs with other settings."""
         return dataclasses.replace(self, config=config)
 
     def with_pseudo(self, pseudo: PseudoLabels) -> Session:
-        """The same inputs with pseudo bias labels for training and validation data in place of whatever is there."""
+        """The same inputs with pseudo bias labels, which replace any bias labels of training and validation data."""
         splits = self.splits
         val = None if splits.val is None else with_pseudo_labels(splits.val, pseudo.labels[1])
         splits = dataclasses.replace(splits, train=with_pseudo_labels(splits.train, pseudo.labels[0]), val=val)
         return dataclasses.replace(self, splits=splits, pseudo=pseudo)
 
     def on_device(self, model: nn.Module) -> nn.Module:
-        """A copy of a model on the run's device."""
+        """A copy of a model on the device of the run."""
         return copy.deepcopy(model).to(self.device)
 
     def accuracy(self, model: nn.Module) -> Evaluation:
-        """Of a model, on the held-out split."""
+        """Accuracies of a model on the held-out split."""
         return self.scored(self.predicted(model))
 
     def predicted(self, model: nn.Module) -> Tensor:
-        """The classes that a model predicts there, shape (N,)."""
+        """Classes that a model predicts on the held-out split, shape (N,)."""
         loader = BatchLoader(self.held_out[1], max(self.config.batch_size, 256), workers=self.config.workers)
         return predictions(self.on_device(model), loader)[0]
 
     def scored(self, predicted: Tensor) -> Evaluation:
-        """Accuracies of predicted classes there."""
+        """Accuracies of predicted classes, shape (N,), on the held-out split."""
         data = self.held_out[1]
         return score(predicted, data.target.cpu(), data.bias.cpu(), self.held_out_aligned)
 
     def train_loader(self) -> BatchLoader:
-        """The training set in shuffled batches."""
+        """A loader of the training set, in shuffled batches."""
         config = self.config
         data = self._near(self.splits.train)
         return BatchLoader(
@@ -145,13 +152,13 @@ class Session:
         )
 
     def val_loader(self) -> BatchLoader | None:
-        """The validation set in batches."""
+        """A loader of the validation set; None without one."""
         val = self.splits.val
         size = max(self.config.batch_size, 256)
         return None if val is None else BatchLoader(self._near(val), size, workers=self.config.workers)
 
     def _near(self, data: BiasedDataset) -> BiasedDataset:
-        """The data on the GPU that searches on them, if they leave it three quarters of its free memory."""
+        """The data, moved to the GPU that the search uses if they take at most a quarter of its free memory."""
         if self.device.type != "cuda" or data.num_bytes > torch.cuda.mem_get_info(self.device)[0] // 4:
             return data
         return data.to(self.device)

@@ -1,4 +1,4 @@
-"""Settings by their flat names: merged from defaults, a file and the command line, and made a configuration of."""
+"""Settings by name: merged from defaults, settings file and command line, turned into a configuration, and written."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import Any
 
 from ..config import FinetuneConfig, RunConfig, SearchConfig
 from ..errors import ConfigError
-from ..files import atomic_path
 from .options import FINETUNE_PREFIX, SETTINGS
 
-_TARGETS = ("target_sparsity", "target_flops", "target_latency", "targets", "plan")  # of which one is given
-_SHARED = ("weighting", "rho", "select")  # which finetuning takes over from the search
-_OF_OTHER_PLACES = ("output", "triton", "log")  # folders that a run writes to
+_TARGETS = ("target_sparsity", "target_flops", "target_latency", "targets", "plan")  # only one is given
+_SHARED = ("weighting", "rho", "select")  # finetuning takes them over from the search
+_OF_OTHER_PLACES = ("output", "triton", "log")  # places that a run writes to
 
 
 def merged(given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
-    """The settings of a command line over those of a file over the defaults.
+    """Merge settings: those of the command line before those of the file before the defaults.
 
     Args:
-        given: what stands on the command line, by name.
-        file: settings as TOML or YAML, if there is one.
+        given: settings on the command line, by name.
+        file: settings file in TOML or YAML; None for none.
 
     Raises:
         ConfigError: the file is missing, unreadable, or holds a wrong value.
     """
     from_file = {} if file is None else read_settings(file)
-    if any(name in given for name in _TARGETS):  # one target takes the place of another
+    if any(name in given for name in _TARGETS):  # one target replaces another
         from_file = {name: value for name, value in from_file.items() if name not in _TARGETS}
     defaults = {name: setting.default for name, setting in SETTINGS.items() if name not in _FINETUNE}
     return {**defaults, **from_file, **given}
@@ -40,14 +39,14 @@ _FINETUNE = tuple(name for name, setting in SETTINGS.items() if name.startswith(
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
-    """The configuration of settings by their flat names; what is missing has its default.
+    """The configuration of a run from its settings by name; a setting that is missing gets its default.
 
     Args:
-        values: among :data:`bise_prune.app.options.SETTINGS`, and ``resume``; ``finetune`` is the number of epochs, 0
-            for none.
+        values: settings by their name in :data:`bise_prune.app.options.SETTINGS`, and ``resume``; ``finetune`` is the
+            number of epochs of finetuning, 0 for none.
 
     Raises:
-        ConfigError: a value is out of range, or contradicts another.
+        ConfigError: a value is out of range, or contradicts another one.
     """
     epochs = values.get("finetune")
     unused = [name for name in _FINETUNE if values.get(name) not in (None, SETTINGS[name].default)]
@@ -68,12 +67,15 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _fields(values: Mapping[str, Any], config: type) -> dict[str, Any]:
-    """Those of the values that are fields of a configuration."""
+    """Those values that belong to a configuration class."""
     return {name: values[name] for name, setting in SETTINGS.items() if setting.config is config and name in values}
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The inverse of :func:`run_config`, without what is None and without the folders that a run writes to."""
+    """The settings of a configuration by name, the inverse of :func:`run_config`.
+
+    Settings that are None and the places that a run writes to are left out.
+    """
     parts = {RunConfig: config, SearchConfig: config.search, FinetuneConfig: config.finetune}
     values = {
         name: getattr(parts[setting.config], setting.field)
@@ -86,10 +88,10 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Settings from a TOML or YAML file, by flat name; hyphens count as underscores.
+    """Read settings from a TOML or YAML file, by name; hyphens in names count as underscores.
 
     Raises:
-        ConfigError: the file is missing or unreadable, or a name is unknown.
+        ConfigError: the file is missing or unreadable, a name is unknown, or a value is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -111,6 +113,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _known(path: Path, found: Mapping[Any, Any]) -> dict[str, Any]:
+    """The settings with underscores in their names; an unknown name is an error that suggests the nearest one."""
     values = {str(name).replace("-", "_"): value for name, value in found.items()}
     for name in values:
         if name not in SETTINGS:
@@ -121,6 +124,7 @@ def _known(path: Path, found: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path, name: str, value: Any) -> Any:
+    """The value of one setting in a file."""
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value)):
         raise ConfigError(f"{path}: '{name}' is nested; settings are names with a value or a list of values")
     reader = SETTINGS[name].reader
@@ -131,16 +135,21 @@ def _read(path: Path, name: str, value: Any) -> Any:
 
 
 def write_settings(path: Path, config: RunConfig) -> None:
-    """Write a configuration as TOML that :func:`read_settings` reads."""
+    """Write the settings of a configuration as TOML, which :func:`read_settings` reads."""
     lines = [f"{name} = {_toml(value)}\n" for name, value in settings_of(config).items()]
     text = "# Settings of this run. Again, elsewhere: bise-prune --config config.toml --output FOLDER\n" + "".join(
         lines
     )
+    from ..files import atomic_path  # not needed for --help
+
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # of a path that is no text
+        temporary.write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # a path may hold bytes that are no text
 
 
 def _yaml(path: Path, text: str) -> Any:
+    """The content of a YAML file."""
     import yaml
 
     try:
@@ -150,6 +159,7 @@ def _yaml(path: Path, text: str) -> Any:
 
 
 def _toml(value: Any) -> str:
+    """A value as TOML."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""How the value of a setting is read: from the text of a command line, and from the value in a file."""
+"""Readers for the values of settings, from the text of the command line and from the values in a settings file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Reader:
     """Reads the values of one kind of setting.
 
     Attributes:
-        refusal: what is said of a value that cannot be read, after the value.
-        metavar: what stands for a value in the help; empty where there is none to give.
-        from_text: reads what the command line holds; raises ValueError.
-        from_value: reads what a TOML or YAML file holds; raises ValueError.
-        choices: the values that there are; empty for any.
+        refusal: end of the error message about a value that cannot be read; the value stands before it.
+        metavar: placeholder for the value in the help; empty for a switch, which takes no value.
+        from_text: function that reads the text of the command line; raises ValueError.
+        from_value: function that reads the value in a TOML or YAML file; raises ValueError.
+        choices: values that are allowed; empty if any may be given.
     """
 
     refusal: str
@@ -34,7 +34,7 @@ class Reader:
 
 
 def reader_of(hint: Any) -> Reader:
-    """The reader for a field of a configuration, by its type.
+    """The reader for a field of a configuration, chosen by the type of the field.
 
     >>> reader_of(float | Literal["auto"]).from_text("0.5"), reader_of(tuple[float, ...] | None).from_value([1, 2])
     (0.5, (1.0, 2.0))
@@ -53,7 +53,10 @@ def reader_of(hint: Any) -> Reader:
 
 
 def _choice(words: Sequence[str]) -> Reader:
+    """A reader that accepts one of the given words."""
+
     def read(value: Any) -> str:
+        """The word, if it is one of the choices."""
         if value not in words:
             raise ValueError(value)
         return str(value)
@@ -62,7 +65,7 @@ def _choice(words: Sequence[str]) -> Reader:
 
 
 def _or_word(reader: Reader, word: str) -> Reader:
-    """A reader of numbers that takes a word, such as "auto", besides."""
+    """A reader of numbers that also accepts one word, such as "auto"."""
     return Reader(
         f"is neither '{word}' nor {'an integer' if reader.metavar == 'N' else 'a number'}",
         f"{word}|{reader.metavar}",
@@ -72,6 +75,7 @@ def _or_word(reader: Reader, word: str) -> Reader:
 
 
 def _number(kind: type[int] | type[float], value: Any) -> Any:
+    """A number from a text or from a number of the right type; raises ValueError for anything else."""
     if isinstance(value, str):
         return kind(value)
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
@@ -80,27 +84,31 @@ def _number(kind: type[int] | type[float], value: Any) -> Any:
 
 
 def _integer(value: Any) -> int:
+    """An integer from a text or an integer."""
     return int(_number(int, value))
 
 
 def _float(value: Any) -> float:
+    """A float from a text or a number."""
     return float(_number(float, value))
 
 
 def _text(value: Any) -> str:
+    """A text; numbers in a file are accepted as text, lists and tables are not."""
     if isinstance(value, (bool, list, dict)) or value is None:
         raise ValueError(value)
     return str(value)
 
 
 def _switch(value: Any) -> bool:
+    """True or false."""
     if not isinstance(value, bool):
         raise ValueError(value)
     return value
 
 
 def _several(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    """Reads a list, or a text with commas between its parts."""
+    """A function that reads a list, or a text with commas between its parts."""
 
     def read_all(value: Any) -> tuple[Any, ...]:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
@@ -110,11 +118,12 @@ def _several(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _names(value: Any) -> tuple[str, ...]:
+    """Names from a list or a text with commas; empty ones are dropped."""
     return tuple(name for name in _several(_text)(value) if name)
 
 
 def _size(value: Any) -> tuple[int, ...]:
-    """Height and width, or one number for both."""
+    """Height and width; a single number is both."""
     sizes = _several(_integer)(value)
     return sizes * 2 if len(sizes) == 1 else sizes
 

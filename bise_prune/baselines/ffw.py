@@ -1,4 +1,4 @@
-"""FFW (Nahon et al., 2023), the predecessor of BISE: a gate on every weight, learned on the frozen network."""
+"""FFW (Nahon et al., 2023), the predecessor of BISE: a gate on every weight, learned while the network is frozen."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ..mask_search.heads import BiasHeads
 from ..mask_search.mutual_information import bias_information
 from ..tracing import logits_of, trace
 
-_PATIENCE, _STALL = 5, 0.05  # epochs without the information falling by this share, before the temperature is cut
+_PATIENCE, _STALL = 5, 0.05  # epochs in a row without a fall of the information by this share cut the temperature
 
 
 @dataclass(frozen=True)
 class FFWResult:
-    """What FFW found.
+    """Result of :func:`ffw`.
 
     Attributes:
-        model: a copy with the pruned weights at zero; its shapes stay, so that nothing becomes faster.
-        sparsity: share of the network's parameters that are zeroed.
-        information: mutual information of each epoch, mean over its batches.
+        model: copy of the network with the pruned weights set to zero; shapes stay, so that nothing becomes faster.
+        sparsity: share of the network's parameters that were set to zero, in [0, 1].
+        information: mutual information in each epoch, averaged over its batches.
     """
 
     model: nn.Module
@@ -49,26 +49,28 @@ def ffw(
     seed: int = 0,
     on_epoch: Callable[[int, float, float], None] | None = None,
 ) -> FFWResult:
-    """Learn gates min(2 sigma(g / T), 1) on the weights of the encoder; those with g < 0 are pruned at the end.
+    """Prune single weights by FFW: learn a gate min(2 sigma(g / T), 1) per weight and remove weights with g < 0.
 
-    The objective is the plain cross-entropy plus ``mi_weight`` times the mutual information over *all* samples of a
-    batch; it was made for unbiased training sets. T starts at 1 and is cut when the information stalls.
+    All convolutions and linear layers but the classifier head are gated. The objective is the cross-entropy plus
+    ``mi_weight`` times the mutual information over *all* samples of a batch; FFW was made for unbiased training sets.
+    The temperature T starts at 1 and is cut when the mutual information stops falling.
 
     Args:
-        model: the vanilla network, ending in a linear layer, which is not gated; never changed.
-        train_loader: batches with one bias.
-        mi_weight: gamma.
-        lr: of Adam, for the gates; the head's is SGD as in BISE.
-        weight_decay: of Adam.
-        anneal_factor: of a temperature cut.
-        min_temperature: the search stops below it.
-        max_epochs: at the latest.
-        seed: of the head.
-        on_epoch: called with the epoch, the temperature and the information.
+        model: vanilla network that ends in a linear layer; never changed.
+        train_loader: loader of batches with one bias.
+        mi_weight: weight of the mutual information (gamma).
+        lr: learning rate of the gates (Adam); the auxiliary head is trained by SGD as in BISE.
+        weight_decay: weight decay of the gates (Adam).
+        anneal_factor: factor by which a cut multiplies the temperature.
+        min_temperature: temperature below which the search ends.
+        max_epochs: largest number of epochs.
+        seed: random seed of the auxiliary head's initialisation.
+        on_epoch: function that is called with the number of each epoch, the temperature and the mutual information.
 
     Raises:
-        ConfigError: not one bias.
+        ConfigError: the data do not have exactly one bias.
         DataError: the loader is empty.
+        ModelError: the network does not end in a linear layer that is called once.
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     device, dtype = next(frozen.parameters()).device, next(frozen.parameters()).dtype
@@ -126,6 +128,11 @@ def ffw(
 
 
 def weight_gate(logits: Tensor, temperature: float) -> Tensor:
-    """The gate min(2 sigma(g / T), 1): 1 for g >= 0, and in (0, 1) below, the steeper the lower T."""
+    """Compute the gates min(2 sigma(g / T), 1): 1 for g >= 0, below that in (0, 1), steeper for a lower temperature T.
+
+    Args:
+        logits: g, any shape.
+        temperature: T, > 0.
+    """
     open_gate = 2 * torch.sigmoid(logits / temperature)
-    return torch.minimum(open_gate, torch.ones_like(open_gate))  # at g = 0 both pass a half of the gradient on
+    return torch.minimum(open_gate, torch.ones_like(open_gate))  # at g = 0 each side gets half of the gradient

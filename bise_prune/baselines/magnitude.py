@@ -1,4 +1,4 @@
-"""Channels scored by the norm of their weights."""
+"""Score channels by the norm of their weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from ..tracing import Inputs
 
 
 def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> MaskSet:
-    """The L2 norm of each channel's filter; where several layers share a mask, that of all their filters.
+    """Score each channel by the L2 norm of its filter; of several layers that share a mask, all filters count together.
 
-    See :func:`random_masks` for the arguments.
+    Args:
+        model: network; never changed.
+        example_inputs: model input(s), batch first.
+        placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
+
+    Returns:
+        The scores as mask logits, all >= 0, for use with a target.
 
     Raises:
         ModelError: a mask gates channels that no single layer produces.

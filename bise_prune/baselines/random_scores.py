@@ -1,4 +1,4 @@
-"""Channels scored at random."""
+"""Score channels at random."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from ..tracing import Inputs
 
 
 def random_masks(model: nn.Module, example_inputs: Inputs, seed: int = 0, placement: Placement = "tied") -> MaskSet:
-    """Scores drawn uniformly: :func:`bise_prune.prune` to a target then removes channels at random.
+    """Draw a uniform random score per channel: :func:`bise_prune.prune` to a target then removes channels at random.
 
     Args:
-        model: the network; never changed.
-        example_inputs: its input(s), batch first.
-        seed: of the draw.
-        placement: see :func:`bise_prune.gate_sites`.
+        model: network; never changed.
+        example_inputs: model input(s), batch first.
+        seed: random seed of the scores.
+        placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
+
+    Returns:
+        The scores as mask logits, all in [0, 1), for use with a target.
     """
     generator = torch.Generator().manual_seed(seed)
     sites = gate_sites(model, example_inputs, placement)

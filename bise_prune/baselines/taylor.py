@@ -1,4 +1,4 @@
-"""Channels scored by a first-order estimate of what closing them does to the loss."""
+"""Score channels by a first-order estimate of how closing them changes the loss."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ def taylor_masks(
     placement: Placement = "tied",
     weights: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> MaskSet:
-    """First-order estimate of what closing a channel does to the cross-entropy: |mean over the data of dL/dgate|.
+    """Score each channel by a first-order estimate of how closing it changes the cross-entropy.
+
+    The score is |mean over the samples of dL/dgate|, with all gates open.
 
     Args:
-        model: the network; never changed.
-        loader: one pass over it is made.
-        placement: see :func:`bise_prune.gate_sites`.
-        weights: of the samples, from labels (N,) and bias labels (N, K); 1 if not given.
+        model: network; never changed.
+        loader: loader of the samples; one pass is made.
+        placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
+        weights: function from class labels (N,) and bias labels (N, K) to sample weights (N,); None = all weights are
+            1.
+
+    Returns:
+        The scores as mask logits, all >= 0, for use with a target.
     """
     device = next(model.parameters()).device
     model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Per channel of every tensor: is it zero, constant or live, does anybody read it, and must it be there physically?"""
+"""Channel analysis: which channels are zero, constant or live, which are read, and which the slim network contains."""
 
 from .analysis import Analysis, analyse
 from .edits import Edit, Regather

@@ -1,7 +1,8 @@
-"""Constants forwards, readers backwards: what closed gates make of every channel.
+"""Analysis of channels under decided gates: constants are followed forwards, and layers that read a channel backwards.
 
-One number per channel: its value where that is the same for every sample and place, NaN where it is live. Constants
-pass through elementwise functions by running the very functions on them, so that NaN spreads as "live" does.
+Each channel has one number in float64: its value if that is the same for every sample and position, NaN if the channel
+is live. Constants pass through elementwise functions by running the same functions on them, so that NaN spreads as
+"live" does.
 """
 
 from __future__ import annotations
@@ -19,29 +20,32 @@ _PASSES = {"to", "float", "double", "half", "bfloat16", "type"}
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is known of every value's channels.
+    """What is known about the channels of every value of a trace.
 
     Attributes:
-        constant: per value, float64: the value of a channel that is constant, NaN where it is live.
-        needed: per value, bool: whether an output of the model depends on the channel in a way that constants cannot
-            stand in for.
+        constant: per value, float64 of shape (channels,): the value of a constant channel, NaN for a live channel.
+        needed: per value, bool of shape (channels,): whether the channel is an output of the model, or live channels
+            that an output depends on are computed from it.
     """
 
     constant: list[Tensor]
     needed: list[Tensor]
 
     def live(self, value: int) -> Tensor:
-        """Channels that must be computed."""
+        """Return which channels of a value must be computed: those that are needed and not constant."""
         return self.needed[value] & self.constant[value].isnan()
 
 
 def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Analysis:
-    """Analyse a network under decided gates.
+    """Determine which channels of a network are constant and which are needed, under decided gates.
 
     Args:
-        trace: of ``model``.
+        trace: trace of ``model``.
         model: the dense network.
-        closed: call index of a nonlinearity -> bool over its channels, True where a gate closes the channel.
+        closed: index of a gated call -> bool over the channels of its output, True where a gate closes the channel.
+
+    Returns:
+        The constants and the needed channels of every value.
     """
     constant = constants(trace, model, closed)
     needed = [torch.zeros(len(c), dtype=torch.bool) for c in constant]
@@ -67,7 +71,7 @@ def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Ana
 
 
 def constants(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> list[Tensor]:
-    """The constant of every channel under gates, NaN where it is live."""
+    """Return the constants of every value's channels under gates; NaN for live channels (see :func:`analyse`)."""
 
     def under_gates(call: Call, output: int, known: Tensor) -> Tensor:
         return torch.where(closed[call.index], 0.0, known) if call.index in closed else known
@@ -82,14 +86,14 @@ def physical_constants(
     present: Sequence[Tensor],
     silent: Mapping[int, Tensor],
 ) -> list[Tensor]:
-    """The constants of the slim network before its gates: what is there once closed channels' weights are zero.
+    """Return the constants of the slim network without its gates, once the weights of closed channels are zero.
 
     Args:
-        trace: of ``model``.
+        trace: trace of ``model``.
         model: the dense network.
-        logical: the constants under gates: what layers have folded in.
-        present: per value, the channels that are there.
-        silent: call index -> output channels whose weights are zero.
+        logical: per value, the constants under gates, which layers have folded into their additive biases.
+        present: per value, the channels that the slim network contains.
+        silent: index of a call -> output channels whose weights are zero.
     """
 
     def without_gates(call: Call, output: int, known: Tensor) -> Tensor:
@@ -103,6 +107,7 @@ def physical_constants(
 
 
 def _propagate(trace: Trace, model: nn.Module, finish: Callable[[Call, int, Tensor], Tensor]) -> list[Tensor]:
+    """Compute the constants of all values in order; ``finish`` adjusts the result of each call."""
     known: list[Tensor] = []
     for value in trace.values:
         if value.call is None and value.parameter is not None:
@@ -120,11 +125,12 @@ def _propagate(trace: Trace, model: nn.Module, finish: Callable[[Call, int, Tens
 
 
 def spread(channels: Tensor, groups: int, size: int) -> Tensor:
-    """Channels on one side of a grouped layer that meet any of ``channels`` on its other side."""
+    """Return which channels on one side of a grouped layer meet any of ``channels`` (bool) on its other side."""
     return channels.view(groups, -1).any(1).repeat_interleave(size // groups)
 
 
 def _parameter(model: nn.Module, name: str, num_channels: int) -> Tensor:
+    """Return the entries of a parameter or buffer, one per channel; NaN if it has another number of entries."""
     owner, _, leaf = name.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(owner), leaf)
     values = tensor.detach().double().reshape(-1)
@@ -132,6 +138,7 @@ def _parameter(model: nn.Module, name: str, num_channels: int) -> Tensor:
 
 
 def _mixed(call: Call, known: list[Tensor], model: nn.Module) -> Tensor:
+    """Return the output constants of a convolution or linear layer; NaN where an input is live or padding counts."""
     (operand, output) = (call.operands[0], call.outputs[0])
     result = torch.full_like(known[output], float("nan"))
     if operand is None or call.layer is None or call.whole:
@@ -147,7 +154,16 @@ def _mixed(call: Call, known: list[Tensor], model: nn.Module) -> Tensor:
 
 
 def offset(layer: nn.Module, call: Call, inputs: Tensor) -> Tensor:
-    """What constant inputs (float64, per channel) add to each output channel of a mixing layer, away from borders."""
+    """Return what constant inputs add to each output channel of a convolution or linear layer, away from borders.
+
+    Args:
+        layer: the module with the weights.
+        call: a call of it.
+        inputs: value of each input channel, float64 of shape (input channels,); 0 for channels that are left out.
+
+    Returns:
+        float64 of shape (output channels,).
+    """
     weight = layer.weight
     assert isinstance(weight, Tensor)
     active = inputs.nonzero().flatten()
@@ -169,7 +185,7 @@ def offset(layer: nn.Module, call: Call, inputs: Tensor) -> Tensor:
 
 
 def _evaluate(call: Call, output: int, known: list[Tensor], model: nn.Module) -> Tensor:
-    """Constants of one output of a channelwise, elementwise or movement call."""
+    """Return the constants of one output of a channelwise, elementwise or movement call."""
     operands: list[Tensor | None] = []
     for k, operand in enumerate(call.operands):
         mapping = call.maps.get((k, output))
@@ -201,6 +217,7 @@ def _evaluate(call: Call, output: int, known: list[Tensor], model: nn.Module) ->
 
 
 def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
+    """Return the constants of an elementwise call by running its function on the constants of its operands."""
     present = [v for v in operands if v is not None]
     args, kwargs = replace_tensors(
         (call.args, call.kwargs), lambda slot: _copy(operands[slot.position], present[0]), Slot
@@ -213,13 +230,15 @@ def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
 
 
 def _copy(values: Tensor | None, like: Tensor) -> Tensor:
+    """Return a copy of an operand's constants; NaN for an operand that is not followed."""
     return values.clone() if values is not None else torch.full_like(like, float("nan"))
 
 
 def _batch_norm(call: Call, inputs: Tensor, norm: nn.Module) -> Tensor:
+    """Return the output constants of a batch norm; NaN where it uses the statistics of the batch."""
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if mean is None or var is None or call.argument(5, "training", False):
-        return torch.full_like(inputs, float("nan"))  # statistics of the batch
+        return torch.full_like(inputs, float("nan"))  # it uses the statistics of the batch
     scale: Tensor = (var.detach().double() + call.argument(7, "eps", 1e-5)).rsqrt()
     scale = scale * norm.weight.detach().double() if isinstance(norm.weight, Tensor) else scale
     shift = norm.bias.detach().double() if isinstance(norm.bias, Tensor) else torch.zeros_like(scale)
@@ -229,6 +248,7 @@ def _batch_norm(call: Call, inputs: Tensor, norm: nn.Module) -> Tensor:
 
 
 def _depthwise(call: Call, inputs: Tensor, layer: nn.Module) -> Tensor:
+    """Return the output constants of a depthwise convolution."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     taps = weight.detach().double().flatten(1).sum(1).cpu()
@@ -237,6 +257,7 @@ def _depthwise(call: Call, inputs: Tensor, layer: nn.Module) -> Tensor:
 
 
 def _prelu(call: Call, inputs: Tensor, layer: nn.Module) -> Tensor:
+    """Return the output constants of a PReLU."""
     assert isinstance(layer.weight, Tensor)
     return torch.where(inputs < 0, inputs * layer.weight.detach().double().cpu(), inputs)
 

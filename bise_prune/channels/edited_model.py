@@ -1,7 +1,7 @@
-"""A network of the user's class whose function calls are changed here and there: what widths alone cannot express.
+"""A network of the user's class in which single function calls are edited: what narrower layers alone cannot express.
 
-Channels are put back, dropped or multiplied by zero where tensors of different widths meet. The network's own forward
-pass runs; calls are recognised by name and position in it, as in tracing.
+Where tensors of different widths meet, channels are put back, left out or multiplied by zero. The network's own forward
+pass runs; calls are found by function name and count, as in the trace.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ..tracing import CallCounter, replace_tensors, tensors_in
 from . import Edit, Regather
 from .open_layer_norm import normalise_open
 
-_STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # torchvision's, timm's and transformers'
+_STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # class names in torchvision, timm and transformers
 
 
 class RewiredModel(nn.Module):
-    """``model`` with edited function calls.
+    """A network that runs with edited function calls.
 
     Args:
         model: the network.
-        edits: at most one per call. Their constants are float64 until the model is cast.
-        totals: edited function -> how often it is called in a whole forward pass.
+        edits: the edits, at most one per call. Their constants are float64 until the model is cast.
+        totals: name of an edited function -> number of its counted calls in a whole forward pass.
     """
 
     def __init__(self, model: nn.Module, edits: Sequence[Edit], totals: Mapping[str, int]) -> None:
@@ -39,7 +39,11 @@ class RewiredModel(nn.Module):
         self.train(model.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own forward pass, with the edits."""
+        """Run the network's own forward pass with the edits.
+
+        Raises:
+            ModelError: the pass calls an edited function more or less often than the traced one, or with another width.
+        """
         table = {(edit.function, edit.count): module for edit, module in zip(self.edits, self.rewirings, strict=True)}
         rewire = _Rewire(table)
         with rewire:
@@ -53,7 +57,7 @@ class RewiredModel(nn.Module):
         return output
 
     def train(self, mode: bool = True) -> RewiredModel:
-        """Training mode, but for stochastic depth: it changes which functions run, and so their count."""
+        """Set training mode, except for stochastic depth, which would change the number of function calls."""
         super().train(mode)
         for module in self.modules():
             if type(module).__name__ in _STOCHASTIC_DEPTH:
@@ -62,6 +66,8 @@ class RewiredModel(nn.Module):
 
 
 class _Rewire(CallCounter):
+    """Mode that replaces each edited call by its edit."""
+
     def __init__(self, table: Mapping[tuple[str, int], nn.Module]) -> None:
         super().__init__()
         self.table = table
@@ -79,7 +85,7 @@ class _Rewire(CallCounter):
 
 
 class _Rewiring(nn.Module):
-    """Carries one edit out; its index and constant tensors are buffers, so that they move with the model."""
+    """Applies one edit; its index and constant tensors are buffers, so that they move with the model."""
 
     mask: Tensor
     statistics: Tensor
@@ -99,7 +105,7 @@ class _Rewiring(nn.Module):
             self.register_buffer("mask", torch.tensor(edit.mask[1]).double(), persistent=False)
 
     def forward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the edited call returns."""
+        """Return the result of the edited call."""
         edit = self.edit
         tensors = list(tensors_in([*args, *kwargs.values()]))
         if edit.action == "copy":
@@ -112,7 +118,7 @@ class _Rewiring(nn.Module):
             tensors[int(key)] = change(tensors[int(key)])
         for k in edit.fixed:
             tensors[k] = getattr(self, f"fixed{k}").to(tensors[1 - k if len(tensors) == 2 else 0].dtype)
-            if k == 0 and len(tensors) > 1:  # functions that write into their first operand need its full shape
+            if k == 0 and len(tensors) > 1:  # functions that write into their first operand need it in full shape
                 tensors[0] = tensors[0] + torch.zeros_like(tensors[1])
         if edit.action == "drop":
             tensors = [tensor for k, tensor in enumerate(tensors) if k not in edit.dropped]
@@ -132,7 +138,7 @@ class _Rewiring(nn.Module):
 
 
 class _Regathering(nn.Module):
-    """Channels in another order, constants for those that are missing: Pad or Concat, then Gather."""
+    """Rearranges channels and fills in constants for missing ones; in ONNX this is Pad or Concat, then Gather."""
 
     index: Tensor
     constants: Tensor
@@ -145,7 +151,7 @@ class _Regathering(nn.Module):
         self.in_order = list(change.index) == list(range(len(change.index)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` with ``len(index)`` channels along the dimension."""
+        """Return ``x`` with its channels rearranged; the result has ``len(index)`` channels."""
         dim, present = self.change.dim, self.change.present
         if x.shape[dim] != present:
             raise ModelError(

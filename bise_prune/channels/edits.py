@@ -1,4 +1,4 @@
-"""What changes in a forward pass beyond the widths of its layers: edits of single function calls, as plain data."""
+"""Edits of single function calls: changes of a forward pass beyond the widths of its layers, as plain data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Regather:
-    """Put a tensor's channels in another layout: from those present to those wanted, constants for what is missing.
+    """How the channels of a tensor are rearranged: present ones are selected, missing ones are filled with constants.
 
     Attributes:
         dim: the channel dimension.
-        index: per wanted channel its position among the present ones; those beyond are entries of ``constants``.
-        constants: values of missing channels.
-        present: how many channels the tensor has.
+        index: for each channel of the result its position among the present channels; position ``present + i`` stands
+            for ``constants[i]``.
+        constants: values of channels that the tensor does not have.
+        present: number of channels that the tensor has.
     """
 
     dim: int
@@ -27,20 +28,22 @@ class Regather:
 
 @dataclass(frozen=True)
 class Edit:
-    """What becomes of one function call in the slim network.
+    """How one function call changes in the slim network.
 
     Attributes:
         function: canonical name of the function.
-        count: how many calls of that name come before.
-        action: "run" it; "skip" it (its result is its operand number ``operand``, rearranged where ``results`` say so);
-            "copy" that operand, since the result may be written to; or "drop" operands from its list and run it.
-        operand: see above.
-        operands: operand position -> how it is rearranged before the call.
-        fixed: operand position -> constants that take its place, with their shape.
-        results: for a skipped call, how each result is made from the operand.
-        mask: kept channels (True) of the result where closed ones must be multiplied by zero, and their dimension.
-        dropped: operand positions to drop.
-        statistics: of a layer norm, the channels (True) that it normalises over; the others pass.
+        count: number of counted calls of that name before this call.
+        action: "run" calls the function; "skip" does not: its results are made from the operand at position
+            ``operand``; "copy" does the same and never returns the operand itself, since the result may be changed in
+            place; "drop" concatenates without the operands in ``dropped``.
+        operand: position of the operand that "skip" and "copy" make the results from.
+        operands: operand position -> how its channels are rearranged before the call.
+        fixed: operand position -> shape and entries of the constants that replace it.
+        results: for "skip" and "copy", how each result is rearranged from the operand; None = passed on unchanged.
+        mask: channel dimension of the result, and for each channel whether it is kept (True) or multiplied by zero;
+            None = all are kept.
+        dropped: positions of the operands that "drop" leaves out.
+        statistics: for a layer norm, for each channel whether it enters mean and variance (True) or passes unchanged.
     """
 
     function: str
@@ -55,12 +58,17 @@ class Edit:
     statistics: tuple[bool, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The edit as JSON values."""
+        """Return the edit as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, about: Mapping[str, Any]) -> Edit:
-        """The edit that :meth:`as_dict` described, also after a way through JSON."""
+        """Return the edit that :meth:`as_dict` described, also after it was written to JSON and read again.
+
+        Raises:
+            KeyError: a field is missing.
+            ValueError: a field is out of range.
+        """
 
         def whole(value: Any, least: int = 0, most: int = 2**31) -> int:
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < most:

@@ -1,4 +1,4 @@
-"""Which constant inputs of a layer its new weights account for."""
+"""Constant inputs of a layer that are folded into its new weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from .analysis import Analysis
 
 
 def folded_inputs(call: Call, calls: Sequence[Call], analysis: Analysis, layer: nn.Module) -> Tensor:
-    """Constant inputs of a mixing call that the new weights of its layer account for (carriers included)."""
+    """Return which constant inputs of a convolution or linear layer its new weights and additive bias account for.
+
+    A constant of zero needs no change. Another constant is folded into the additive bias, unless the call pads or
+    several calls of the layer disagree. Constants that a carrier channel carries are not folded.
+
+    Args:
+        call: a call of the layer.
+        calls: all calls of the layer.
+        analysis: constants under the decided gates.
+        layer: the module.
+
+    Returns:
+        bool of shape (input channels,).
+    """
     operand = call.operands[0]
     assert operand is not None
     constant = analysis.constant[operand]

@@ -1,8 +1,8 @@
-"""Channels that must be there physically: they grow from those that must be computed until every rule holds.
+"""Which channels the slim network must contain: starting from those that must be computed, channels are added by rules.
 
-Tensors that one function adds have the same channels (or are rearranged on their way), grouped convolutions keep groups
-of equal size, and a function that computes with all channels at once finds them all. A channel that grew back remembers
-why.
+Tensors that one function adds have the same channels (or are rearranged before it), grouped convolutions keep groups
+of equal size, and a function that computes with all channels at once gets all of them. The reason for each added
+channel is recorded.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ Rounding = Callable[[int], int]
 
 
 class Growth:
-    """Applies the rules to the calls of a trace until no value grows any more.
+    """Applies the rules to the calls of a trace until no more channels are added.
 
     Args:
-        trace: of ``model``.
+        trace: trace of ``model``.
         model: the dense network.
-        analysis: under the decided gates.
-        joins: what happens where tensors meet; see :func:`bise_prune.channels.lay_out`.
-        rounding: number of kept channels of a layer -> number to keep (at least as many).
-        rigid: calls of movement functions that only work on the full width.
+        analysis: constants and needed channels under the decided gates.
+        joins: lowering, i.e. what happens where tensors with different masks meet; see
+            :func:`bise_prune.channels.lay_out`.
+        rounding: function from the number of kept channels of a layer to the number to keep (at least as many).
+        rigid: indices of movement calls that only work on the full width.
 
     Attributes:
-        present: per value, bool over its channels: those that are there.
-        cause: per value, the number in ``reasons`` of why a channel is there that need not be computed; -1 = none.
-        reasons: all reasons that came up.
-        carriers: call index of a padded convolution -> the input channel that carries all constants.
+        present: per value, bool over its channels: those that the slim network contains.
+        cause: per value, int64 over its channels: for a channel that is present without having to be computed, the
+            index of the reason in ``reasons``; -1 = none.
+        reasons: all reasons that occurred.
+        carriers: index of a padded convolution call -> its input channel that carries all constants (carrier channel).
         movement: how calls that only move data deal with fewer channels.
     """
 
@@ -70,14 +72,14 @@ class Growth:
         self.movement = movements(trace, rigid)
 
     def grow(self) -> None:
-        """Apply the rules, round widths up, and apply the rules to what that added."""
+        """Apply the rules, round the widths up, and apply the rules again to the channels that this added."""
         self._grow_until_stable()
         if self.rounding is not None:
             self._round()
             self._grow_until_stable()
 
     def _freeze(self) -> None:
-        """Weights that a function reads which is not their layer's own keep their shape."""
+        """Keep all channels of weights whose shape must stay, since another function reads them as well."""
         times = Counter(value.parameter for value in self.trace.values if value.parameter)
         for value in self.trace.values:
             if value.parameter and (value.parameter in self.trace.rigid or times[value.parameter] > 1):
@@ -94,7 +96,7 @@ class Growth:
         return self.trace.values
 
     def _grow(self, value: int, mask: Tensor, reason: Reason | Tensor) -> None:
-        """Add channels, for a reason, or for those (by their codes) of the channels that they follow."""
+        """Add channels to a value; ``reason`` is one reason for all, or an index in ``reasons`` for each channel."""
         new = mask & ~self.present[value]
         if not bool(new.any()):
             return
@@ -106,27 +108,31 @@ class Growth:
             self.cause[value][new] = reason[new]
 
     def _code(self, reason: Reason) -> int:
+        """Return the index of a reason in ``reasons``, where it is added if it is new."""
         if reason not in self.codes:
             self.codes[reason] = len(self.reasons)
             self.reasons.append(reason)
         return self.codes[reason]
 
     def _codes_of(self, value: int, fallback: Reason) -> Tensor:
+        """Return the reason index of each channel of a value; that of ``fallback`` where it has no reason."""
         return torch.where(self.cause[value] >= 0, self.cause[value], self._code(fallback))
 
     def _wake(self, value: int) -> None:
-        """The rules of all calls around a value must be looked at again."""
+        """Mark all calls that read or return a value to be looked at again, and other calls of the same layers."""
         source = self.values[value].call
         for index in self.values[value].readers if source is None else (source, *self.values[value].readers):
             for call in self.same_layer.get(self.trace.calls[index].layer or "", [self.trace.calls[index]]):
                 self.waiting[call.index] = None
 
     def _grow_until_stable(self) -> None:
+        """Apply the rules until no call is left to look at."""
         while self.waiting:
             index, _ = self.waiting.popitem()
             self._apply(self.trace.calls[index])
 
     def _apply(self, call: Call) -> None:
+        """Apply the rules for one call."""
         for o in call.outputs:
             if self.values[o].measured and not bool(self.present[o].any()):
                 self._grow(o, torch.arange(len(self.present[o])) == 0, Reason(Why.SIZE_ASKED))
@@ -150,10 +156,11 @@ class Growth:
                     self._grow(first, self.present[second], shared)
 
     def _opaque(self, call: Call) -> None:
+        """Add all channels around a function that is not understood, if its result is wanted."""
         why = call.why or Reason(Why.NO_RULE, function=call.function)
         wanted = not call.outputs or any(bool((self.analysis.needed[o] | self.present[o]).any()) for o in call.outputs)
         if not wanted:
-            # Nothing reads it as a tensor, but Python may (a mask that is tested): it runs if it can.
+            # No function needs its result, but Python code may (e.g. a test of a mask): it runs if that is possible.
             if all(bool(self.present[operand].all()) for operand in call.operands if operand is not None):
                 for o in call.outputs:
                     self._grow(o, torch.ones_like(self.present[o]), why)
@@ -165,11 +172,12 @@ class Growth:
                 self._grow(operand, torch.ones_like(self.present[operand]), why)
 
     def _expandable(self, call: Call, operand: int) -> bool:
-        """Whether the operand of a call that wants all channels may be rearranged on its way."""
+        """Whether an operand of a call that needs all channels can get its missing ones back before the call."""
         dim = self.values[operand].dim
         return self.expand and dim is not None and call.function != "setitem" and bool(self.present[operand].any())
 
     def _rigid(self, call: Call) -> None:
+        """Add all channels around a movement call that needs the full width."""
         if any(bool(self.present[o].any()) for o in call.outputs):
             why = Reason(Why.FULL_WIDTH, function=call.function)
             for value in (*call.outputs, *call.operands):
@@ -177,7 +185,7 @@ class Growth:
                     self._grow(value, torch.ones_like(self.present[value]), why)
 
     def _aligned(self, call: Call) -> None:
-        """Operands and result have the same channels, except where a join may rearrange."""
+        """Give operands and result of a call the same channels, except where operands are rearranged before it."""
         output = call.outputs[0]
         if self.values[output].dim is None and self.values[output].num_channels > 1:
             self._rigid(call)
@@ -214,7 +222,7 @@ class Growth:
         self._keep_a_shape(call, output)
 
     def _keep_a_shape(self, call: Call, output: int) -> None:
-        """One operand at least must be there in the shape of the result."""
+        """Keep at least one operand that has the shape of the result, since constants have no shape to compute from."""
         if not bool(self.present[output].any()):
             return
         whole = [
@@ -232,14 +240,16 @@ class Growth:
             self._grow(operand, first, Reason(Why.LAST_OPERAND, function=call.function))
 
     def _shape_beside_channels(self, index: int) -> tuple[int, ...]:
+        """Return the shape of a value without its channel dimension."""
         value = self.values[index]
         return tuple(size for dim, size in enumerate(value.shape) if dim != value.dim)
 
     def _dispensable(self, operand: int) -> bool:
+        """Whether all channels of an operand are constant, so that constants can replace it."""
         return not bool(self.analysis.constant[operand].isnan().any())
 
     def _soft(self, call: Call) -> bool:
-        """Whether operands are rearranged for this call instead of sharing its channels."""
+        """Whether the operands of a call are rearranged for it, instead of sharing its channels."""
         if not self.expand or call.kind == "movement" or call.function in ("cat", "stack"):
             return False
         tensors = [o for o in call.operands if o is not None and len(self.present[o]) > 1]
@@ -252,6 +262,7 @@ class Growth:
         return len(source.readers) > 1 or concatenated
 
     def _mixing(self, call: Call) -> None:
+        """Keep the input channels that a convolution or linear layer needs for its constants and its groups."""
         operand, output = call.operands[0], call.outputs[0]
         if operand is None or not bool(self.present[output].any()):
             return
@@ -267,7 +278,7 @@ class Growth:
             self._balance(call, operand, output)
 
     def _fold(self, call: Call, operand: int, output: int) -> None:
-        """Constants other than zero go into a bias where that is exact, into one carrier channel where it is not."""
+        """Keep those constant inputs that cannot be folded into the additive bias, or one carrier channel for them."""
         constant = self.analysis.constant[operand]
         layer = self.model.get_submodule(call.layer or "")
         folded = folded_inputs(call, self.same_layer[call.layer or ""], self.analysis, layer)
@@ -286,6 +297,7 @@ class Growth:
         self._grow(operand, stays, Reason(why, layer=call.layer))
 
     def _balance(self, call: Call, operand: int, output: int) -> None:
+        """Keep the same number of channels in each group of a grouped convolution."""
         if call.whole:
             self._grow(output, torch.ones_like(self.present[output]), Reason(Why.GROUPED, layer=call.layer))
             return
@@ -298,6 +310,7 @@ class Growth:
             self._grow(value, _filled(table, alive, width).flatten(), why)
 
     def _round(self) -> None:
+        """Round the number of kept channels of each layer up."""
         assert self.rounding is not None
         for call in self.trace.calls:
             if call.kind not in ("mixing", "channelwise", "elementwise"):
@@ -312,6 +325,6 @@ class Growth:
 
 
 def _filled(table: Tensor, alive: Tensor, width: int) -> Tensor:
-    """In each row that is alive, the first channels that are not there until ``width`` are."""
+    """Add the first missing channels in each row with ``alive`` until the row has ``width`` channels."""
     missing = (~table).cumsum(1)
     return table | (~table & (missing <= (width - table.sum(1, keepdim=True))) & alive[:, None])

@@ -1,4 +1,4 @@
-"""Constant channels that stay: which must keep their value, and which gates must still multiply by zero."""
+"""Constant channels that stay: which must keep their value, and which must still be multiplied by zero."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ def clean_channels(
     present: list[Tensor],
     carriers: Mapping[int, int],
 ) -> list[Tensor]:
-    """Per value, bool: the constant channels that are there and whose physical value must be the constant.
+    """Find the constant channels that are present and whose value in the slim network must be the constant.
 
     Args:
-        trace: of ``model``.
+        trace: trace of ``model``.
         model: the dense network.
-        analysis: under the decided gates.
-        closed: call index -> channels closed by a gate.
-        present: per value, the channels that are there.
-        carriers: call index of a padded convolution -> the input channel that carries all constants.
+        analysis: constants and needed channels under the decided gates.
+        closed: index of a gated call -> bool over its channels, True where a gate closes the channel.
+        present: per value, the channels that the slim network contains.
+        carriers: index of a padded convolution call -> its input channel that carries all constants (carrier channel).
+
+    Returns:
+        Per value, bool of shape (channels,).
     """
     constant, clean = analysis.constant, [torch.zeros_like(mask) for mask in present]
     for index in trace.outputs:
@@ -71,16 +74,19 @@ def zeroed_channels(
     clean: list[Tensor],
     silent: Mapping[int, Tensor],
 ) -> dict[int, Tensor]:
-    """Gated calls whose closed channels must be multiplied by zero, since they are there, wanted and not zero.
+    """Find the present closed channels that must be multiplied by zero, since they would not be zero otherwise.
 
     Args:
-        trace: of ``model``.
+        trace: trace of ``model``.
         model: the dense network.
-        analysis: under the decided gates.
-        closed: call index -> channels closed by a gate.
-        present: per value, the channels that are there.
-        clean: per value, constant channels whose physical value must be the constant.
-        silent: call index -> output channels of its layer whose weights are set to zero.
+        analysis: constants and needed channels under the decided gates.
+        closed: index of a gated call -> bool over its channels, True where a gate closes the channel.
+        present: per value, the channels that the slim network contains.
+        clean: per value, the constant channels whose value in the slim network must be the constant.
+        silent: index of a call -> output channels of its layer whose weights are set to zero.
+
+    Returns:
+        Index of a gated call -> bool over its channels, for calls with such channels.
     """
     wanted = {}
     for index, mask in closed.items():
@@ -93,6 +99,6 @@ def zeroed_channels(
     physical = physical_constants(trace, model, analysis.constant, present, silent)
     for index, mask in wanted.items():
         output = trace.calls[index].outputs[0]
-        if bool((mask & (physical[output] != 0)).any()):  # NaN differs from 0 too
+        if bool((mask & (physical[output] != 0)).any()):  # NaN (live) differs from 0, too
             found[index] = mask
     return found

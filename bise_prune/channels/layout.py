@@ -1,4 +1,4 @@
-"""Which channels of every tensor are there physically, and how each consumer gets what the masked network gives it."""
+"""The layout of a slim network: which channels of every tensor it contains, and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .growth import Growth, Joins, Rounding
 from .kept_constants import clean_channels, zeroed_channels
 from .movement import Movement
 
-# Modules that do nothing but call their one function, so that an identity can stand for them.
+# Modules that only call one function, so that an identity can replace them.
 _REPLACEABLE = {
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear,
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU,
@@ -23,19 +23,19 @@ _REPLACEABLE = {
 
 @dataclass(frozen=True)
 class Layout:
-    """The physical channels of one slim network.
+    """The channels that one slim network contains.
 
     Attributes:
-        trace: of the dense network.
-        analysis: under the decided gates.
-        closed: call index -> channels closed by a gate.
-        normed: call index of a layer norm -> channels that it leaves out.
-        present: per value, bool over its channels.
-        clean: per value, constant channels whose physical value must be the constant.
-        carriers: call index of a padded convolution -> the input channel that carries all constants.
-        dead: layers that compute nothing that is used.
+        trace: trace of the dense network.
+        analysis: constants and needed channels under the decided gates.
+        closed: index of a gated call -> bool over its channels, True where a gate closes the channel.
+        normed: index of a layer norm call -> bool over its channels, True where its statistics leave the channel out.
+        present: per value, bool over its channels: those that the slim network contains.
+        clean: per value, the constant channels whose value in the slim network must be the constant.
+        carriers: index of a padded convolution call -> its input channel that carries all constants (carrier channel).
+        dead: names of layers whose results are not used, so that an identity replaces them.
         movement: how calls that only move data deal with fewer channels.
-        zeroed: call index -> channels of its result that are there, wanted, and must be multiplied by zero.
+        zeroed: index of a gated call -> channels of its result that must be multiplied by zero.
     """
 
     trace: Trace
@@ -52,12 +52,12 @@ class Layout:
     _reasons: list[Reason]
 
     def reason(self, value: int, channel: int) -> Reason:
-        """Why a channel that nobody needs is there."""
+        """Return why a channel of a value is present that need not be computed."""
         code = int(self._cause[value][channel])
         return self._reasons[code] if code >= 0 else Reason(Why.READ_ELSEWHERE)
 
     def silent(self, call: Call) -> Tensor:
-        """Output channels of a layer that are there, but whose weights are set to zero."""
+        """Return the output channels of a layer that are present, but whose weights are set to zero."""
         output = call.outputs[0]
         silent = self.present[output] & ~self.analysis.live(output) & ~self.clean[output]
         if call.index in self.closed:  # a gate on the layer's own output
@@ -75,17 +75,18 @@ def lay_out(
     rigid: Iterable[int] = (),
     normed: Mapping[int, Tensor] | None = None,
 ) -> Layout:
-    """The smallest layout under decided gates.
+    """Determine the smallest layout under decided gates.
 
     Args:
-        trace: of ``model``.
+        trace: trace of ``model``.
         model: the dense network.
-        closed: call index of a nonlinearity or linear layer -> bool over its channels, True where a gate closes them.
-        joins: "intersection" keeps a shared channel while any member needs it; "expand" lets every producer shrink
-            and rearranges channels where tensors meet.
-        rounding: number of kept channels of a layer -> number to keep (at least as many).
-        normed: call index of a layer norm -> bool over its channels, True where it leaves them out.
-        rigid: calls of movement functions that only work on the full width.
+        closed: index of a call of a nonlinearity or linear layer -> bool over its channels, True where a gate closes
+            the channel.
+        joins: lowering: "intersection" keeps a shared channel while any of the outputs that meet has its gate open;
+            "expand" lets every layer shrink and rearranges channels where tensors meet.
+        rounding: function from the number of kept channels of a layer to the number to keep (at least as many).
+        rigid: indices of movement calls that only work on the full width.
+        normed: index of a layer norm call -> bool over its channels, True where its statistics leave the channel out.
     """
     analysis = analyse(trace, model, closed)
     growth = Growth(trace, model, analysis, joins, rounding, set(rigid))
@@ -116,9 +117,9 @@ def lay_out(
 
 
 def _is_dead(layer: str, trace: Trace, model: nn.Module, present: Sequence[Tensor]) -> bool:
-    """Whether a layer computes nothing that is used, and an identity can stand for its module."""
+    """Whether the results of a layer are not used and an identity can replace its module."""
     calls = trace.calls_by_layer[layer]
-    alone = all(call.module == layer for call in calls)  # not a function that reads the module's weights
+    alone = all(call.module == layer for call in calls)  # the module runs itself; no other function reads its weights
     return (
         alone
         and type(model.get_submodule(layer)) in _REPLACEABLE

@@ -1,4 +1,4 @@
-"""From a layout to edits: how each function call gets what the masked network gives it."""
+"""Lowering: from a layout to edits of function calls, so that each call gets what the masked network gives it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .layout import Layout
 
 @dataclass(frozen=True)
 class Lowering:
-    """Changes to function calls that the layers' new widths alone do not bring about.
+    """Changes of function calls that are needed besides narrower layers.
 
     Attributes:
-        edits: at most one per call.
-        totals: function name -> calls in a whole forward pass, for the functions that are edited.
+        edits: the edits, at most one per call.
+        totals: name of an edited function -> number of its counted calls in a whole forward pass of the slim network.
     """
 
     edits: tuple[Edit, ...]
@@ -29,10 +29,10 @@ class Lowering:
 
 
 def lower(layout: Layout, model: nn.Module) -> Lowering:
-    """The edits that a layout of ``model`` needs."""
+    """Return the edits that the slim network with ``layout``, made from the dense network ``model``, needs."""
     edits = []
     gathered = _gathered(layout)
-    vanished: set[int] = set()  # calls of modules that become identities are not counted any more
+    vanished: set[int] = set()  # calls of modules that an identity replaces are no longer counted
     for call in layout.trace.calls:
         if call.layer in layout.dead:
             source = layout.trace.values[call.operands[0]].call if call.operands[0] is not None else None
@@ -53,7 +53,7 @@ def lower(layout: Layout, model: nn.Module) -> Lowering:
 
 
 def _edit(layout: Layout, call: Call, mask: Tensor | None) -> Edit | None:
-    """The edit of one call that is not gathered; None if it runs as it is."""
+    """Return the edit of one call that is not gathered; None if the call runs unchanged."""
     present = layout.present
     if call.outputs and not any(bool(present[o].any()) for o in call.outputs):
         return Edit(call.function, call.count, "skip", results=(None,) * len(call.outputs))
@@ -69,7 +69,7 @@ def _edit(layout: Layout, call: Call, mask: Tensor | None) -> Edit | None:
             if change is not None:
                 operands[k] = change
         elif call.kind == "movement":
-            dropped.append(k)  # of a concatenation
+            dropped.append(k)  # left out of a concatenation
         elif call.kind == "elementwise":
             fixed[k] = _constants(layout, call, operand, wanted)
     survivor = _survivor(layout, call, fixed)
@@ -87,7 +87,7 @@ def _edit(layout: Layout, call: Call, mask: Tensor | None) -> Edit | None:
 
 
 def _wanted(layout: Layout, call: Call, position: int) -> Tensor | None:
-    """The channels of an operand that a call computes with, in order; None if it takes what is there."""
+    """Return the channels of an operand that a call computes with, in order; None if it takes the present ones."""
     operand = call.operands[position]
     if operand is None or call.kind == "mixing" or (call.kind == "movement" and call.function != "cat"):
         return None
@@ -103,7 +103,7 @@ def _wanted(layout: Layout, call: Call, position: int) -> Tensor | None:
 
 
 def _constants(layout: Layout, call: Call, operand: int, wanted: Tensor) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape and entries of what takes the place of an operand without channels."""
+    """Return shape and entries of the constants that replace an operand without present channels."""
     output = layout.trace.values[call.outputs[0]]
     numbers = layout.analysis.constant[operand][wanted].nan_to_num(0.0)
     shape = tuple(len(wanted) if dim == output.dim else 1 for dim in range(len(output.shape)))
@@ -111,7 +111,7 @@ def _constants(layout: Layout, call: Call, operand: int, wanted: Tensor) -> tupl
 
 
 def _survivor(layout: Layout, call: Call, fixed: Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]]) -> int | None:
-    """The operand that an addition of zeros comes to: the bypass of a dead branch."""
+    """Return the position of the operand that an addition of zeros returns unchanged (a dead residual branch)."""
     if call.function != "add" or len(fixed) != 1 or len(call.operands) != 2:
         return None
     ((gone, (_, numbers)),) = fixed.items()
@@ -124,7 +124,7 @@ def _survivor(layout: Layout, call: Call, fixed: Mapping[int, tuple[tuple[int, .
 
 
 def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
-    """How the channels ``wanted`` come out of a value's present ones; None if they are just those."""
+    """Return how the channels ``wanted`` are made from the present ones of a value; None if they are the same."""
     present, constant = layout.present[value], layout.analysis.constant[value]
     kept = present.nonzero().flatten()
     if torch.equal(kept, wanted):
@@ -148,7 +148,7 @@ def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
 
 
 def _gathered(layout: Layout) -> dict[int, Edit]:
-    """Edits of movement calls whose results are gathered straight from where a chain of such calls begins."""
+    """Return edits of movement calls whose results are gathered from the value where a chain of them begins."""
     trace, present, origin = layout.trace, layout.present, layout.movement.origin
     chains: dict[int, list[Call]] = {}
     for call in trace.calls:

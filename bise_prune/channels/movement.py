@@ -1,4 +1,4 @@
-"""What functions that only move data do with fewer channels: run as they are, be skipped, or insist on all of them."""
+"""How functions that only move data deal with fewer channels: run unchanged, be skipped, or need the full width."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Movement:
     """How each call that only moves data deals with fewer channels.
 
     Attributes:
-        kinds: call index -> "native": it runs as it is; "gather": it is skipped, and its result gathered from where the
-            chain of such calls begins; "rigid": it needs the full width.
-        origin: gathered value -> the value that it is gathered from, and the channels of that.
+        kinds: index of a call -> "native": it runs unchanged; "gather": it is skipped, and its result is gathered from
+            the value where the chain of such calls begins; "rigid": it needs the full width.
+        origin: index of a gathered value -> index of the value that it is gathered from, and for each of its channels
+            the channel of that value; -1 = a channel of zeros.
     """
 
     kinds: dict[int, Kind]
@@ -29,7 +30,7 @@ class Movement:
 
 
 def movements(trace: Trace, rigid: set[int]) -> Movement:
-    """Find out how movement calls deal with fewer channels; those among ``rigid`` need the full width."""
+    """Determine how each movement call deals with fewer channels; those in ``rigid`` need the full width."""
     movement = {call.index: _plain_movement(trace, call, rigid) for call in trace.calls if call.kind == "movement"}
     while True:
         origin: dict[int, tuple[int, Tensor]] = {}
@@ -41,7 +42,7 @@ def movements(trace: Trace, rigid: set[int]) -> Movement:
             identity = torch.arange(trace.values[operand].num_channels)
             source, through = origin.get(operand, (operand, identity))
             if trace.values[operand].dim is not None:
-                source, through = operand, identity  # a gathered result is a source of its own
+                source, through = operand, identity  # gathered results are sources in turn
             for o, output in enumerate(call.outputs):
                 mapping = call.maps[k, o]  # -1: a channel of zeros
                 origin[output] = (source, torch.where(mapping >= 0, through[mapping.clamp(min=0)], -1))
@@ -57,14 +58,16 @@ def movements(trace: Trace, rigid: set[int]) -> Movement:
 
 
 def _gatherable(trace: Trace, source: int, output: int, movement: Mapping[int, Kind]) -> bool:
+    """Whether a result can be gathered from the source of its chain along the same channel dimension."""
     start, end = trace.values[source], trace.values[output]
-    if end.dim is None:  # on the way: only movements that are skipped as well may read it
+    if end.dim is None:  # inside a chain: only movements that are skipped, too, may read it
         return start.dim is not None and all(movement.get(reader) == "gather" for reader in end.readers)
     others = [tuple(size for d, size in enumerate(value.shape) if d != value.dim) for value in (start, end)]
     return start.dim == end.dim and others[0] == others[1]
 
 
 def _plain_movement(trace: Trace, call: Call, rigid: set[int]) -> Kind:
+    """Return how a movement call on its own deals with fewer channels."""
     if call.index in rigid:
         return "rigid"
     operands = [o for o in call.operands if o is not None]

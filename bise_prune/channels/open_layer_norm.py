@@ -1,4 +1,4 @@
-"""Layer norm over open channels only, as the paper's gates on feed-forward outputs of BERT want it."""
+"""Layer norm over open channels only, for the gates on the outputs of feed-forward blocks in BERT."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ def normalise_open(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Layer norm with mean and variance over the open channels of the last dimension; closed ones pass as they are.
+    """Layer norm with mean and variance over the open channels of the last dimension; closed channels pass unchanged.
 
     Args:
         gate: 1 = open, 0 = closed, shape (channels,); gradients reach it.
-        input: shape (..., channels).
-        normalized_shape: as in ``torch.nn.functional.layer_norm``, from where the further arguments are known, too.
-        weight: shape (channels,).
-        bias: shape (channels,).
-        eps: added to the variance.
+        input: the tensor to normalise, shape (..., channels).
+        normalized_shape: not used; it is there since the function takes the arguments of
+            ``torch.nn.functional.layer_norm``.
+        weight: factor of each normalised channel, shape (channels,).
+        bias: additive bias of each normalised channel, shape (channels,).
+        eps: number added to the variance.
+
+    Returns:
+        Tensor of the shape and dtype of ``input``.
     """
     gate = gate.to(input.dtype)
     count = gate.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Weight files of any kind, read without running the code in them, and written whole."""
+"""Read and write checkpoints: weight files of any usual kind, read without running the code in them."""
 
 from .files import FORMAT, TRANSFORMER, Checkpoint, load_checkpoint, save_checkpoint
 from .unwrapping import PREFIXES

@@ -1,4 +1,4 @@
-"""Weight files: read without running any code in them, written whole."""
+"""Read weight files without running code in them, and write them atomically."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from .pickles import read_torch
 from .unwrapping import network_in
 
 FORMAT = "bise-prune model"
-TRANSFORMER = "transformers"  # the architecture of every Hugging Face classifier: its configuration tells the rest
+TRANSFORMER = "transformers"  # architecture name of all Hugging Face classifiers; the configuration tells them apart
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 _TRANSFORMER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, and what their file says of the network.
+    """Weights, and what their file says about the network.
 
     Attributes:
         state: the state dict.
-        sha256: of the file.
-        arch: architecture, if the file names it; with the number of classes and further arguments.
-        num_classes: outputs of the head, if the file tells.
+        sha256: SHA-256 digest of the file, in hexadecimal.
+        arch: name of the architecture, if the file gives it.
+        num_classes: number of outputs of the classifier head, if the file gives it.
         arguments: further constructor arguments.
-        data: data specification of the training set, if the file names it.
-        preprocessing: ``mean`` and ``std`` per channel on a [0, 1] scale and ``size`` (height, width), if known.
+        data: data specification of the training set, if the file gives it.
+        preprocessing: ``mean`` and ``std`` per channel on the [0, 1] scale and ``size`` (height, width), if known.
         classes: class names, if known.
-        slim: for a pruned network, how its forward pass differs from the dense one's; None for a dense network.
-        plan: for a pruned network, its plan.
-        module: the network itself, where the file holds it whole; its weights are ``state``.
-        notes: what was taken for granted in reading the file.
+        slim: for a slim network, how its forward pass differs from the dense network's; None for a dense network.
+        plan: for a slim network, its plan as JSON values.
+        module: the network itself, if the file holds it whole; its weights are ``state``.
+        notes: assumptions that were made in reading the file.
     """
 
     state: Mapping[str, Tensor]
@@ -60,7 +60,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
     def description(self) -> dict[str, Any]:
-        """All but the weights, as JSON values."""
+        """Return what the file says about the network, without the weights, as JSON values."""
         return {
             "format": FORMAT,
             "arch": self.arch,
@@ -75,7 +75,11 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write weights and description: as safetensors, or in torch's format if ``path`` ends in .pt or .pth."""
+    """Write weights and description: in torch's format if ``path`` ends in .pt or .pth, otherwise as safetensors.
+
+    Raises:
+        BiseError: the file cannot be written.
+    """
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.state.items()}
     with atomic_path(Path(path)) as temporary:
         if path.suffix in (".pt", ".pth"):
@@ -85,19 +89,20 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
-    """Read a weight file, whatever a training script may have left.
+    """Read a weight file as training scripts leave it.
 
-    That is safetensors (also in parts, by their index), a state dict, a training checkpoint that nests one, or a
-    pickled module of torch's, torchvision's or timm's classes; prefixes of wrappers are taken off. A folder is that of
-    a Hugging Face classifier: ``config.json`` beside ``model.safetensors``, its index, or ``pytorch_model.bin``.
+    It may be safetensors (also in parts, by their index), a state dict, a training checkpoint that nests one, or a
+    pickled module of classes of torch, torchvision or timm; name prefixes of wrapper modules are removed. A folder must
+    be that of a Hugging Face classifier: ``config.json`` beside ``model.safetensors``, its index, or
+    ``pytorch_model.bin``.
 
     Args:
         path: the file or folder.
-        trust_pickle: unpickle whatever is in the file, which can run any code; also read TorchScript and exported
-            programs, whose loaders do not promise to run none.
+        trust_pickle: whether to unpickle whatever is in the file, which can run any code; also allows TorchScript files
+            and exported programs, whose loaders may run code as well.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, unsafe, or holds no weights.
+        CheckpointError: the file is missing, unreadable or unsafe, or holds no weights.
     """
     path = Path(path)
     if path.is_dir():
@@ -126,6 +131,7 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
 
 
 def _sha256(paths: Iterable[Path]) -> str:
+    """SHA-256 digest, in hexadecimal, of the content of all files together."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -135,6 +141,7 @@ def _sha256(paths: Iterable[Path]) -> str:
 
 
 def _load_transformer(folder: Path, trust_pickle: bool) -> Checkpoint:
+    """Read the folder of a Hugging Face classifier."""
     weights = next((f for name in _TRANSFORMER_FILES if (f := folder / name).is_file()), None)
     if weights is None or not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -152,13 +159,13 @@ def _load_transformer(folder: Path, trust_pickle: bool) -> Checkpoint:
         arch=TRANSFORMER,
         num_classes=num_classes,
         arguments={"config": {key: value for key, value in config.items() if not key.startswith("_")}},
-        # transformers writes LABEL_0, LABEL_1, ... where nobody named the classes.
+        # transformers writes LABEL_0, LABEL_1, ... if the classes have no names.
         classes=() if all(map(_PLACEHOLDER.fullmatch, names.values())) else tuple(names[n] for n in sorted(names)),
     )
 
 
 def _checkpoint(path: Path, found: Checkpoint, text: str | None) -> Checkpoint:
-    """``found`` with the description that the file has of it, if any."""
+    """Add the description in the file, if there is one, to the checkpoint ``found``."""
     if text is None:
         return found
     try:
@@ -186,6 +193,7 @@ def _checkpoint(path: Path, found: Checkpoint, text: str | None) -> Checkpoint:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a safetensors file, and the description that this package wrote into it, if any."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -198,7 +206,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def _read_shards(path: Path) -> Checkpoint:
-    """All files that an index of safetensors names; they lie beside it."""
+    """Read all safetensors files that an index names; they must lie beside it."""
     table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     names = sorted({str(name) for name in table.values()})
     foreign = [name for name in names if Path(name).name != name]
@@ -219,7 +227,7 @@ def _read_shards(path: Path) -> Checkpoint:
 
 
 def _read_program(path: Path, kind: str, trust_pickle: bool) -> Mapping[str, Tensor]:
-    """The weights of a TorchScript or exported program; its code is of no use here."""
+    """The weights of a TorchScript file or exported program; its code is not used."""
     if not trust_pickle:
         raise CheckpointError(
             f"{path} is {'a TorchScript' if kind == 'TorchScript' else 'an exported'} program; a state dict is needed: "

@@ -1,4 +1,4 @@
-"""What kind of file a checkpoint is, told without running anything in it."""
+"""Recognise the format of a checkpoint without running anything in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal[
     "safetensors", "sharded safetensors", "torch", "legacy torch", "pickle", "TorchScript", "exported program"
 ]
 
-# What torch and zipfile raise on files that are cut, mixed up or of another kind.
+# What torch and zipfile raise on files that are truncated, damaged or of another format.
 DAMAGED = (
     ArithmeticError,
     AssertionError,
@@ -30,15 +30,15 @@ DAMAGED = (
     struct.error,
     zipfile.BadZipFile,
 )
-# What torch writes first in its format before zip files: its magic number as a pickle of protocol 2.
+# First bytes of torch's format before zip files: the magic number as a pickle of protocol 2.
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def kind_of(path: Path) -> Kind:
-    """Tell by its first bytes, and for an archive by its members' names.
+    """Recognise a checkpoint's format by its first bytes, and an archive's also by the names of its members.
 
     Raises:
-        CheckpointError: it cannot be read, or is none of them.
+        CheckpointError: the file cannot be read, or has none of the known formats.
     """
     try:
         with path.open("rb") as file:
@@ -64,6 +64,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def _kind_of_archive(path: Path) -> Kind:
+    """Recognise the format of a zip archive by the names of its members."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
@@ -81,6 +82,7 @@ def _kind_of_archive(path: Path) -> Kind:
 
 
 def _is_index(path: Path) -> bool:
+    """Whether a file is the JSON index of a safetensors checkpoint in parts."""
     try:
         return isinstance(json.loads(path.read_text(encoding="utf-8"))["weight_map"], dict)
     except (KeyError, OSError, TypeError, UnicodeDecodeError, ValueError):

@@ -1,4 +1,4 @@
-"""Networks to and from checkpoints: dense ones, and slim ones that load without unpickling code."""
+"""Build networks from checkpoints, dense or slim, and save slim networks so that they load without unpickling code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,30 +17,41 @@ from ..errors import CheckpointError
 from ..models import build_model, identify_architecture, is_factory, parse_architecture
 from ..models.pretrained import TRANSFORMING, published_arguments
 from ..models.widths import declare_widths
-from ..pruning.plan import PruningPlan
 from . import PREFIXES, Checkpoint, load_checkpoint, save_checkpoint
 
-# Arguments with which constructors load or download weights: never on a file's say-so.
+# Arguments that make constructors load or download weights; a checkpoint must not set them.
 _FETCHING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir")
 
 
+class Describable(Protocol):
+    """Anything that describes itself in JSON values, such as a pruning plan."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the description."""
+        ...
+
+
 def load_model(path: str | Path, arch: str | None = None, trust_pickle: bool = False) -> tuple[nn.Module, Checkpoint]:
-    """A network in eval mode from a checkpoint, dense or slim, with the checkpoint completed by what was found out.
+    """Load a dense or slim network from a checkpoint, in eval mode.
 
     Args:
-        path: the weight file.
-        arch: architecture; None = what the file names, or what its weights tell. ``torchvision:NAME``, ``timm:NAME``,
-            ``hf:FOLDER`` or ``package.module:factory``, with arguments as in ``NAME(key=value)``.
+        path: the weight file, or the folder of a Hugging Face classifier.
+        arch: architecture: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``package.module:factory``, with
+            arguments as in ``NAME(key=value)``; None = what the file names or its weights show.
         trust_pickle: whether to unpickle whatever is in the file, which can run any code.
 
+    Returns:
+        The network, and the checkpoint completed by its architecture, number of classes and constructor arguments.
+
     Raises:
-        CheckpointError: the file is unfit, or its weights do not fit the architecture.
+        CheckpointError: the file cannot be used, or its weights do not fit the architecture.
+        ConfigError: ``arch`` is unknown or cannot be built.
     """
     return model_of(load_checkpoint(Path(path), trust_pickle), Path(path), arch)
 
 
 def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tuple[nn.Module, Checkpoint]:
-    """:func:`load_model` for a checkpoint already read."""
+    """Build the network of a checkpoint that was already read; see :func:`load_model`."""
     name, num_classes, arguments = checkpoint.arch, checkpoint.num_classes, dict(checkpoint.arguments)
     if fetching := [key for key in arguments if key in _FETCHING or key.startswith("pretrained")]:
         raise CheckpointError(f"{path} wants '{fetching[0]}' for its network, which would fetch other files")
@@ -71,7 +83,7 @@ def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tup
 
 
 def _whole(module: nn.Module, checkpoint: Checkpoint, path: Path) -> tuple[nn.Module, Checkpoint]:
-    """A module that came whole; with the name of its architecture, if it is built exactly like one of torchvision's."""
+    """Use a module that the checkpoint holds whole; if torchvision has exactly the same network, add its name."""
     try:
         name, num_classes, arguments = identify_architecture(checkpoint.state, path.stem)
         if repr(build_model(name, num_classes, arguments)) == repr(module):
@@ -87,14 +99,14 @@ def _whole(module: nn.Module, checkpoint: Checkpoint, path: Path) -> tuple[nn.Mo
 
 
 def _num_classes(like: nn.Module, checkpoint: Checkpoint) -> int:
-    """The rows of the last weight, by the order of a network of the architecture: files may have another one."""
+    """Number of rows of the last weight by the order of a network of this architecture; files may have another."""
     expected = [(name, tensor) for name, tensor in like.state_dict().items() if tensor.ndim]
     found = _named_as(like.state_dict(), checkpoint.state).get(expected[-1][0]) if expected else None
     return 2 if found is None or not found.ndim else len(found)
 
 
 def _named_as(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """``state`` with the prefix that its network itself has, where it was taken for that of a wrapper."""
+    """Put back a prefix of the network's own names that was removed as that of a wrapper module."""
     if state.keys() == expected.keys():
         return state
     for prefix in [*PREFIXES, *map("".join, itertools.product(PREFIXES, PREFIXES))]:
@@ -104,14 +116,15 @@ def _named_as(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Ma
 
 
 def load_slim(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """A pruned network in eval mode, for finetuning or inference.
+    """Load a slim network in eval mode, for finetuning or inference.
 
     Args:
-        path: what :func:`save_slim` wrote.
-        model: a dense network of the class that was pruned, for classes that this package cannot build; changed.
+        path: file that :func:`save_slim` wrote.
+        model: dense network of the class that was pruned, needed for classes that this package cannot build; it is
+            changed into the slim network.
 
     Raises:
-        CheckpointError: the file is unfit, or holds a dense network.
+        CheckpointError: the file cannot be used, or holds a dense network.
     """
     path = Path(path)
     checkpoint = load_checkpoint(path)
@@ -128,16 +141,19 @@ def load_slim(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def save_slim(
-    path: str | Path, model: nn.Module, dense: Checkpoint | None = None, plan: PruningPlan | None = None
+    path: str | Path, model: nn.Module, dense: Checkpoint | None = None, plan: Describable | None = None
 ) -> None:
-    """Write a pruned network as safetensors: its widths are the tensors' shapes, its class is the dense network's.
+    """Write a slim network as safetensors: the shapes of the tensors give its widths, the dense network its class.
 
     Args:
         path: the file.
-        model: what :func:`bise_prune.prune` returned, with its batch norms fused or not.
-        dense: the completed checkpoint of the network it was pruned from: its architecture and preprocessing. Without
-            it, :func:`load_slim` needs a dense network of the class.
-        plan: what was removed; it goes into the file's header.
+        model: network that :func:`bise_prune.prune` returned, with its batch norms fused or not.
+        dense: completed checkpoint of the dense network, for its architecture and preprocessing; without it,
+            :func:`load_slim` needs a dense network of the class.
+        plan: plan of the removal, which is written into the file's header.
+
+    Raises:
+        BiseError: the file cannot be written.
     """
     edits: tuple[Edit, ...] = ()
     saved = model
@@ -153,7 +169,7 @@ def save_slim(
     changes = {
         "edits": [edit.as_dict() for edit in edits], "totals": totals, "identities": identities, "groups": groups,
     }  # fmt: skip
-    state = {**model.state_dict(), **dict(model.named_buffers())}  # those that are not persistent may have been cut
+    state = {**model.state_dict(), **dict(model.named_buffers())}  # surgery may have cut non-persistent ones
     save_checkpoint(
         Path(path),
         dataclasses.replace(
@@ -166,11 +182,12 @@ def save_slim(
 
 
 def _slimmed(model: nn.Module, checkpoint: Checkpoint, path: Path, arch: str) -> nn.Module:
+    """Change a dense network into the slim network of a checkpoint."""
     assert checkpoint.slim is not None
     state = dict(checkpoint.state)
     try:
         for name in checkpoint.slim["identities"]:
-            model.get_submodule(name)  # set_submodule would make a new one
+            model.get_submodule(name)  # an unknown name must fail; set_submodule would add a new module
             model.set_submodule(name, nn.Identity())
         edits = [Edit.from_dict(edit) for edit in checkpoint.slim["edits"]]
         totals = {str(name): int(total) for name, total in checkpoint.slim["totals"].items()}
@@ -185,6 +202,7 @@ def _slimmed(model: nn.Module, checkpoint: Checkpoint, path: Path, arch: str) ->
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path, arch: str) -> None:
+    """Load a state dict into a network; raise a CheckpointError if names or shapes do not fit."""
     expected = model.state_dict()
     state = _named_as(expected, state)
     missing = [key for key in expected if key not in state]
@@ -201,14 +219,14 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path, arch: str) 
     ]
     if problems:
         raise CheckpointError(f"the weights in {path} do not fit '{arch}': {'; '.join(problems)}")
-    expected.update(state)  # with the versions of its modules, which some of torchvision's ask for
+    expected.update(state)  # keeps the modules' versions, which torchvision needs
     model.load_state_dict(expected)
 
 
 def _resize(model: nn.Module, state: dict[str, Tensor], groups: dict[str, int]) -> None:
-    """Give the layers of ``model`` the shapes and types of ``state``; the values come later.
+    """Give the layers of ``model`` the shapes and dtypes of ``state``, without its values.
 
-    Buffers that are not persistent get their values here, and leave ``state``.
+    Buffers that are not persistent get their values here and are removed from ``state``.
     """
     persistent = set(model.state_dict())
     for name, fresh in list(state.items()):
@@ -216,7 +234,7 @@ def _resize(model: nn.Module, state: dict[str, Tensor], groups: dict[str, int]) 
         try:
             owner = model.get_submodule(owner_name)
         except AttributeError:
-            continue  # reported as unexpected
+            continue  # _load reports it as unexpected
         old = owner._parameters.get(leaf, owner._buffers.get(leaf))
         if leaf in owner._buffers and name not in persistent:
             owner._buffers[leaf] = state.pop(name)
@@ -229,17 +247,18 @@ def _resize(model: nn.Module, state: dict[str, Tensor], groups: dict[str, int]) 
         elif leaf in owner._buffers:
             owner._buffers[leaf] = torch.empty_like(fresh)
     for name, module in model.named_modules():
-        # One group left of many counts as one.
+        # A convolution whose conv groups were reduced to one is saved without a number of groups.
         was_grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
         declare_widths(module, groups.get(name, 1 if was_grouped else None))
 
 
 def example_input(checkpoint: Checkpoint, shape: Sequence[int] | None = None, batch_size: int = 1) -> Tensor:
-    """Noise of the shape that a checkpoint's network takes.
+    """Make random noise of the shape that a checkpoint's network takes as input.
 
     Args:
-        checkpoint: its preprocessing may name the image size.
-        shape: of one sample; None = three channels of the image size named, else 224x224.
+        checkpoint: checkpoint whose preprocessing may give the image size.
+        shape: shape of one sample; None = three channels of the image size in the checkpoint, or else of 224x224
+            pixels.
         batch_size: number of samples.
     """
     size = tuple(checkpoint.preprocessing.get("size") or (224, 224))

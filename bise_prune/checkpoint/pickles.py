@@ -1,4 +1,4 @@
-"""Torch's files, read without running code in them: tensors and plain values, and modules of well-known classes."""
+"""Read torch's files without running code in them: tensors, plain values, and modules of well-known classes."""
 
 from __future__ import annotations
 
@@ -21,28 +21,33 @@ from ..errors import CheckpointError
 from ..files import importing_from_here
 from .kinds import DAMAGED, Kind
 
-# Packages whose module classes may be unpickled; modules that trace or compile others are none of them.
+# Packages whose module classes may be unpickled, except those that trace or compile other modules.
 SAFE_PACKAGES = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 _UNSAFE_PACKAGES = ("timm.models._features", "torchvision.models.feature_extraction", "torch.nn.utils.")
-# All that a pickled module of those asks for besides module classes.
+# Names that pickled modules of these packages ask for besides module classes.
 _HARMLESS = {
     "builtins.set", "__builtin__.set", "collections.OrderedDict", "functools.partial", "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter",
 }  # fmt: skip
-_NAMED = 5  # of what a file wants, in messages
+_NAMED = 5  # number of wanted names that a message lists
 _LEGACY_PICKLES = 5  # magic number, protocol, system, content, storage keys; raw storages follow
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 
 
 def read_torch(path: Path, kind: Kind, trust_pickle: bool) -> Any:
-    """The content of a file that torch or pickle wrote.
+    """Read a file that torch or pickle wrote.
 
-    With ``weights_only=True``: tensors and plain values. A whole module is read as well if it asks for module classes
-    of torch, torchvision and timm alone; their constructors are not called, and what looks like more than a module is
-    refused.
+    By default only tensors and plain values are read, with torch's ``weights_only=True``. A whole module is read as
+    well if it asks only for module classes of torch, torchvision and timm; their constructors are not called, and an
+    object that is more than a plain module is refused.
+
+    Args:
+        path: the file.
+        kind: its format, see :func:`bise_prune.checkpoint.kinds.kind_of`.
+        trust_pickle: whether to unpickle whatever is in the file, which can run any code.
 
     Raises:
-        CheckpointError: it is damaged, or wants to run other code and is not trusted.
+        CheckpointError: the file is damaged, or wants to run other code and is not trusted.
     """
     if trust_pickle:
         with importing_from_here():
@@ -66,9 +71,10 @@ def read_torch(path: Path, kind: Kind, trust_pickle: bool) -> Any:
 
 
 def _loaded(path: Path, weights_only: bool, wanted: Collection[str] = ()) -> Any:
+    """Call ``torch.load`` and turn its errors into messages for the user."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickle protocols, which are read or refused below
+            warnings.simplefilter("ignore")  # about unusual pickle protocols, which are handled below
             return torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
         if "Only persistent_load of storage" in str(error):
@@ -94,6 +100,7 @@ def _loaded(path: Path, weights_only: bool, wanted: Collection[str] = ()) -> Any
 
 
 def _refusal(path: Path, wanted: Collection[str]) -> CheckpointError:
+    """The error for a pickle that wants to run code."""
     names = list(wanted)
     listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     return CheckpointError(
@@ -103,7 +110,11 @@ def _refusal(path: Path, wanted: Collection[str]) -> CheckpointError:
 
 
 def wanted_names(path: Path, kind: Kind) -> set[str]:
-    """Full names of the classes and functions that a pickle asks for. Nothing is run: the opcodes are read."""
+    """Collect the full names of the classes and functions that a pickle asks for; its opcodes are read, nothing is run.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     names: set[str] = set()
     try:
         if kind == "torch":
@@ -122,6 +133,7 @@ def wanted_names(path: Path, kind: Kind) -> set[str]:
 
 
 def _names_in(file: IO[bytes]) -> set[str]:
+    """Full names in the opcodes of one pickle."""
     names: set[str] = set()
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(file):
@@ -135,6 +147,7 @@ def _names_in(file: IO[bytes]) -> set[str]:
 
 
 def _is_harmless(name: str) -> bool:
+    """Whether a name stands for a tensor, dtype, container or other object that runs no code."""
     package, _, last = name.rpartition(".")
     return name in _HARMLESS or (package == "torch" and (last.endswith("Storage") or last in _PLAIN_TORCH))
 
@@ -143,7 +156,7 @@ _PLAIN_TORCH = {name for name in vars(torch) if isinstance(getattr(torch, name),
 
 
 def _module_class(name: str) -> Any:
-    """The class of this name, if it is a module of a package that may be unpickled."""
+    """The class of this name if it is a module class that may be unpickled; otherwise None."""
     if not name.startswith(SAFE_PACKAGES) or name.startswith(_UNSAFE_PACKAGES):
         return None
     place, _, last = name.rpartition(".")
@@ -157,24 +170,25 @@ def _module_class(name: str) -> Any:
 
 
 class _NotCallable(type):
-    """Of classes whose instances a file may bring, but not have made by their constructor."""
+    """Metaclass of classes whose instances a file may hold, but whose constructors it may not call."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         raise pickle.UnpicklingError(f"Weights only: the file calls {cls.__name__}")
 
 
 def _stand_in(module_class: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a module class whose constructor cannot be called."""
     return _NotCallable(module_class.__name__, (module_class,), {})  # type: ignore[return-value]
 
 
 def _checked(content: Any, path: Path, real: dict[Any, type[nn.Module]]) -> Any:
-    """``content`` with real classes in its modules, once they are seen to be modules and nothing more."""
+    """Check that the modules in ``content`` are nothing more than modules, and give them their real classes."""
     for module in _modules_in(content):
         values = vars(module)
         names = [name for kind in ("_modules", "_parameters", "_buffers") for name in values.get(kind) or ()]
         odd = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w+", name)]
         odd += [hooks for hooks in _HOOKS if values.get(hooks)]
-        odd += [name for name in values if callable(getattr(type(module), name, None))]  # in the place of a method
+        odd += [name for name in values if callable(getattr(type(module), name, None))]  # would replace a method
         if odd:
             raise _refusal(path, [f"a module with {str(odd[0])[:40]!r}"])
         module.__class__ = real.get(type(module), type(module))
@@ -182,11 +196,11 @@ def _checked(content: Any, path: Path, real: dict[Any, type[nn.Module]]) -> Any:
 
 
 def _modules_in(content: Any, depth: int = 4) -> list[nn.Module]:
-    """All modules in containers of containers; each once."""
+    """All modules in nested containers, to the given depth."""
     if isinstance(content, nn.Module):
         try:
             return list(content.modules())
-        except AttributeError:  # made, but never filled
+        except AttributeError:  # created, but without its attributes
             return [content]
     if depth and isinstance(content, (dict, list, tuple)):
         parts = content.values() if isinstance(content, dict) else content

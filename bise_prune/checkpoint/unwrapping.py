@@ -1,4 +1,4 @@
-"""The network's weights in what a training script saved around them."""
+"""Find the network's weights in the nested content that a training script saved."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 
-# Where training scripts put the weights, in order of preference; averaged ones only if there are no others.
+# Keys of the weights in training checkpoints, in order of preference; averaged weights only if there are no others.
 _PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 _AVERAGED = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema_model_state_dict", "shadow")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "ema_model.")
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "AveragedModel", "OptimizedModule")
-_DEEPEST = 4  # mapping within mapping
-_COUNTERS = ("n_averaged", "num_updates", "decay", "initted", "step")  # of averages, beside the weights
+_DEEPEST = 4  # levels of nested mappings that are searched
+_COUNTERS = ("n_averaged", "num_updates", "decay", "initted", "step")  # kept beside averaged weights
 
 
 def network_in(content: Any, path: Path) -> tuple[dict[str, Tensor], nn.Module | None, tuple[str, ...]]:
-    """The state dict in a file's content, the module if it is there whole, and notes on what was chosen.
+    """Find the state dict in a file's content.
+
+    Args:
+        content: what the file holds, such as a state dict, a module, or a mapping that nests one.
+        path: the file, for messages.
+
+    Returns:
+        The state dict; the module, if the content holds it whole, else None; and notes on the choice of weights.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no state dict.
     """
     notes: list[str] = []
     found = _network_in(content, path, notes, _DEEPEST)
@@ -69,7 +76,7 @@ def _network_in(content: Any, path: Path, notes: list[str], depth: int) -> Any:
 
 
 def _is_state(content: Any) -> bool:
-    """Whether every entry is a tensor by name, counters of averages aside."""
+    """Whether content is a mapping of names to tensors; counters of averaged weights may be among them."""
     if not isinstance(content, Mapping) or not content or not all(isinstance(key, str) for key in content):
         return False
     others = [key for key, value in content.items() if not isinstance(value, Tensor)]
@@ -77,15 +84,16 @@ def _is_state(content: Any) -> bool:
 
 
 def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without counters, and without the prefixes of wrappers that all names share."""
+    """Remove counters, and prefixes of wrapper modules that all names share."""
     state = {name: tensor for name, tensor in state.items() if name not in _COUNTERS or tensor.ndim}
-    for prefix in PREFIXES * 2:  # in any order, and twice over
+    for prefix in PREFIXES * 2:  # two passes, since prefixes nest in any order
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
 def _instead(content: Any) -> str:
+    """Describe what a file holds instead of a state dict, for a message."""
     if isinstance(content, Mapping):
         keys = ", ".join(map(repr, list(content)[:5]))
         return (

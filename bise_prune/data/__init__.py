@@ -1,4 +1,4 @@
-"""Data sets with bias labels, by name or from a folder."""
+"""Data sets with bias labels: built-in ones by name, and the user's own folders, tables and texts."""
 
 from .batch import Batch, Loader, as_batch
 from .loader import BatchLoader, BiasedDataset, DataSplits

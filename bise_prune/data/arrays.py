@@ -1,4 +1,4 @@
-"""Images and their attributes as two NumPy arrays, as LfF and DebiAN keep them."""
+"""Load images and labels from two NumPy arrays, the format of the data sets of LfF and DebiAN."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .loader import BiasedDataset, DataSplits
 from .table import stop_at_problems
 
 _IMAGES, _ATTRIBUTES = "images.npy", "attrs.npy"
-_CHUNK = 1024  # images converted at a time
+_CHUNK = 1024  # images that are converted at a time
 
 
 def is_array_folder(root: Path) -> bool:
-    """Whether ``root``, or a folder below it that is named like a split, holds the two files."""
+    """Whether ``root``, or a folder in it that is named like a split, holds ``images.npy`` and ``attrs.npy``."""
     return bool(_places(root))
 
 
 def load_arrays(root: Path, preprocessing: Mapping[str, Any], columns: Columns | None = None) -> DataSplits:
-    """Read ``images.npy`` and ``attrs.npy``, in ``root`` or in folders ``train``, ``valid`` and ``test`` below it.
+    """Read ``images.npy`` and ``attrs.npy`` from ``root``, or from its folders ``train``, ``valid`` and ``test``.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W): uint8, which are read as value / 255 and normalised, or floating
-    point, which are fed as they are. Attributes are integers, (N, A): column 0 is the label and column 1 the bias,
-    unless ``columns`` names others by number.
+    Images have shape (N, H, W), (N, H, W, C) or (N, C, H, W). Images of dtype uint8 are divided by 255 and normalised;
+    floating-point images are given to the network unchanged. Attributes are integers of shape (N, A): column 0 is the
+    class label and column 1 the bias label, unless ``columns`` gives other column numbers.
 
     Args:
         root: the folder.
-        preprocessing: ``mean``, ``std`` and ``size`` (height, width; uint8 images are resized, bilinear).
-        columns: numbers of the columns of ``attrs.npy``.
+        preprocessing: ``mean``, ``std`` and ``size``, the (height, width) that uint8 images are resized to (bilinear).
+        columns: the columns of ``attrs.npy`` to read, given by number.
 
     Raises:
-        DataError: everything wrong with the arrays.
+        DataError: the arrays cannot be used; the message lists the first ten problems.
     """
     columns = columns or Columns()
     problems: list[str] = []
@@ -63,13 +63,14 @@ def load_arrays(root: Path, preprocessing: Mapping[str, Any], columns: Columns |
 
 
 def _places(root: Path) -> dict[Path, str]:
+    """Folders that hold both files, each with the name of its split ("" for ``root`` itself)."""
     folders = [(root, ""), *split_folders(root)]
     found = {f: part for f, part in folders if (f / _IMAGES).is_file() and (f / _ATTRIBUTES).is_file()}
     return {root: ""} if root in found else found
 
 
 def _read(place: Path, columns: Columns, preprocessing: Mapping[str, Any], problems: list[str]) -> BiasedDataset | None:
-    """One split; None after problems, which are added."""
+    """Read one split; on problems, add them to ``problems`` and return None."""
     arrays = {}
     for name in (_IMAGES, _ATTRIBUTES):
         try:
@@ -117,7 +118,7 @@ def _read(place: Path, columns: Columns, preprocessing: Mapping[str, Any], probl
 
 
 def _columns(path: Path, attributes: np.ndarray, columns: Columns, problems: list[str]) -> tuple[Tensor, Tensor] | None:
-    """Labels (N,) and biases (N, K)."""
+    """Class labels (N,) and bias labels (N, K), int64; on problems, add them to ``problems`` and return None."""
     label = "0" if columns.label is None else columns.label
     others = [place for place in ("1", "0") if place != label][:1] if attributes.shape[1:] > (1,) else []
     wanted = [label, *(others if columns.bias is None else columns.bias)]
@@ -141,7 +142,7 @@ def _columns(path: Path, attributes: np.ndarray, columns: Columns, problems: lis
 
 
 def _resized(images: np.ndarray, size: Any) -> Tensor:
-    """uint8 images as (N, 3, H, W), gray ones with three equal channels."""
+    """Convert and resize uint8 images to shape (N, 3, H, W); grey images get three equal channels."""
     shape = tuple(images.shape[2:]) if size is None else (int(size[0]), int(size[1]))
     found = torch.empty((len(images), 3, *shape), dtype=torch.uint8)
     for start in range(0, len(images), _CHUNK):

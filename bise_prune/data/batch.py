@@ -1,4 +1,4 @@
-"""The one shape of a batch: named fields ``input``, ``target`` and ``bias``."""
+"""The format of a batch: the named fields ``input``, ``target`` and ``bias``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ Input = Tensor | dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """One batch.
+    """One batch of N samples.
 
     Attributes:
-        input: model input, batch first; a mapping is passed on as keyword arguments.
+        input: model input, with the samples in the first dimension; a mapping is passed to the network as keyword
+            arguments.
         target: class labels y, shape (N,), int64.
-        bias: bias labels b, shape (N, K), int64: one column per bias, none where they are not known.
+        bias: bias labels b, shape (N, K), int64: one column per bias; K = 0 if bias labels are not known.
     """
 
     input: Input
@@ -27,36 +28,39 @@ class Batch(NamedTuple):
     bias: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
+        """Copy the batch to a device."""
         moved = input_map(self.input, lambda tensor: tensor.to(device, non_blocking=True))
         return Batch(moved, self.target.to(device, non_blocking=True), self.bias.to(device, non_blocking=True))
 
 
 def input_map(inputs: Input, change: Callable[[Tensor], Tensor]) -> Input:
-    """A model's input with each of its tensors changed."""
+    """Apply a function to each tensor of a model input, which is a tensor or a mapping of tensors."""
     if isinstance(inputs, Tensor):
         return change(inputs)
     return {name: change(tensor) for name, tensor in inputs.items()}
 
 
 def input_length(inputs: Input) -> int:
-    """The number of samples in a model's input."""
+    """Number of samples in a model input."""
     return len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
 
 
 class Loader(Protocol):
-    """What searches and evaluations iterate over, once per epoch."""
+    """Anything that yields the batches of a data set, once per epoch, for searches and evaluations."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Batches with named fields."""
+        """Iterate over batches with named fields, see :func:`as_batch`."""
         ...
 
 
 def as_batch(batch: Any) -> Batch:
-    """Read a dict or named tuple with fields ``input``, ``target`` and ``bias`` (shape (N,) or (N, K)).
+    """Convert a mapping or named tuple with the fields ``input``, ``target`` and ``bias`` to a :class:`Batch`.
+
+    Args:
+        batch: ``input`` is a tensor or a mapping of tensors, ``target`` has shape (N,) and ``bias`` (N,) or (N, K).
 
     Raises:
-        DataError: a field is missing, or the lengths differ.
+        DataError: a field is missing, or shapes or lengths do not fit.
     """
     fields: list[Any] = []
     for name in Batch._fields:

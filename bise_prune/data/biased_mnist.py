@@ -1,4 +1,4 @@
-"""BiasedMNIST (Bahng et al., 2020): digits on backgrounds whose colour goes with the digit."""
+"""BiasedMNIST (Bahng et al., 2020): digits on coloured backgrounds, where the colour is correlated with the digit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from .loader import BiasedDataset, DataSplits
 from .mnist import load_mnist
 
-# RGB per bias value; 225 (not 255) in the fourth and fifth is the data set's own.
+# RGB colour per bias value; 225 (not 255) in the fourth and fifth colour is as in the original data set.
 PALETTE = (
     (255, 0, 0), (0, 255, 0), (0, 0, 255), (225, 225, 0), (225, 0, 225),
     (0, 255, 255), (255, 128, 0), (255, 0, 128), (128, 0, 255), (128, 128, 128),
@@ -20,14 +20,15 @@ COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan", "orange", "pink"
 
 
 def assign_bias(labels: Tensor, rho: float, generator: torch.Generator, num_bias_classes: int = 10) -> Tensor:
-    """A bias value per sample: per class, floor(n rho) shuffled samples get the class's own, the rest even chunks.
+    """Assign a bias label to each sample so that a share ``rho`` of every class is bias-aligned.
 
-    The rest is cut into chunks of ceil(rest / 9), one per other colour in shuffled order; the last may be short.
+    Of the n samples of a class, floor(n rho) random ones get the class's own bias value. The rest is cut into chunks of
+    ceil(rest / 9), one for each other colour in random order; the last chunk may be shorter.
 
     Args:
         labels: class labels, shape (N,), int64.
         rho: share of bias-aligned samples, in [0, 1].
-        generator: of the shuffling.
+        generator: random generator of the shuffling.
         num_bias_classes: number of bias values, at least the number of classes.
 
     Returns:
@@ -49,25 +50,33 @@ def assign_bias(labels: Tensor, rho: float, generator: torch.Generator, num_bias
 
 
 def colour_backgrounds(images: Tensor, bias: Tensor) -> Tensor:
-    """White digits (every pixel above 0) on the palette's colour: (N, H, W) uint8 to (N, 3, H, W) uint8."""
+    """Paint the digits (every pixel above 0) white on a background of the bias value's colour.
+
+    Args:
+        images: grey images, shape (N, H, W), uint8.
+        bias: bias labels, indices into ``PALETTE``, shape (N,), int64.
+
+    Returns:
+        RGB images, shape (N, 3, H, W), uint8.
+    """
     colours = torch.tensor(PALETTE, dtype=torch.uint8)[bias][:, :, None, None]
     return torch.where(images[:, None] != 0, torch.tensor(255, dtype=torch.uint8), colours)
 
 
 def load_biased_mnist(root: Path, rho: float = 0.99, protocol: str = "paper", seed: int = 0) -> DataSplits:
-    """BiasedMNIST from MNIST's files.
+    """Make BiasedMNIST from the files of MNIST.
 
     Args:
-        root: folder of MNIST.
-        rho: share of bias-aligned training samples.
-        protocol: "paper" = as in the paper: a random 50,000 digits coloured at rho for the masks, a new colouring at .1
-            of a random 10,000 for validation (digits the vanilla model has seen in training). "strict" = one split
-            into 50,000 and 10,000 digits for both.
-        seed: of the split and the colouring.
+        root: folder with the files of MNIST.
+        rho: share of bias-aligned training samples, in [0.1, 1).
+        protocol: "paper" = as in the paper: the masks are trained on 50,000 random digits, coloured at ``rho``, and
+            validated on 10,000 random digits, coloured anew at 0.1; these validation digits were also used to train the
+            vanilla network. "strict" = one split into 50,000 training and 10,000 validation digits for both networks.
+        seed: random seed of the split and the colouring.
 
     Raises:
-        ConfigError: rho or protocol is out of range.
-        DataError: MNIST is not there.
+        ConfigError: ``rho`` or ``protocol`` is out of range.
+        DataError: a file of MNIST is missing or damaged.
     """
     if protocol not in ("paper", "strict") or not 0.1 <= rho < 1:
         raise ConfigError(f"biased_mnist: protocol='{protocol}', rho={rho}; expected paper or strict, rho in [.1, 1)")
@@ -89,7 +98,10 @@ def load_biased_mnist(root: Path, rho: float = 0.99, protocol: str = "paper", se
 
 
 def vanilla_training_set(root: Path, rho: float = 0.99, protocol: str = "paper", seed: int = 0) -> BiasedDataset:
-    """What the vanilla model is trained on: all digits, coloured anew ("paper"), or the masks' set ("strict")."""
+    """Training set of the vanilla network: all digits with a new colouring ("paper"), or the training split ("strict").
+
+    The arguments are those of :func:`load_biased_mnist`.
+    """
     if protocol == "strict":
         return load_biased_mnist(root, rho, protocol, seed).train
     generator = torch.Generator().manual_seed(seed + 10_000)
@@ -97,6 +109,7 @@ def vanilla_training_set(root: Path, rho: float = 0.99, protocol: str = "paper",
 
 
 def _coloured(images: Tensor, labels: Tensor, rho: float, generator: torch.Generator) -> BiasedDataset:
+    """A data set with assigned bias labels and coloured backgrounds, in random order."""
     bias = assign_bias(labels, rho, generator)
     order = torch.randperm(len(labels), generator=generator)
     inputs = colour_backgrounds(images, bias)

@@ -1,4 +1,4 @@
-"""CelebA (Liu et al., 2015): hair colour as the class, gender as the bias."""
+"""CelebA (Liu et al., 2015): hair colour is the class label, gender the bias label."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _SUBGROUPS = [(y, b) for y in range(2) for b in range(2)]
 
 
 def load_celeba(root: Path, seed: int = 0, size: int = 224) -> DataSplits:
-    """CelebA with y = Blond_Hair and b = 1 - Male, split as for the paper's table.
+    """Load CelebA with y = Blond_Hair and b = 1 - Male, with the splits of the paper's table.
 
-    Validation: 277 images of each (y, b) subgroup of the official training split, removed from training; at most half
-    of the smallest subgroup if that is less. Test: the official *valid* split with each subgroup cut down to the
-    smallest, 728 images. The official test split is not used. Images are decoded once, into a temporary file (24.6 GB
-    at 224x224).
+    The validation split has 277 images of each (y, b) subgroup of the official training split, or half of the smallest
+    subgroup if that is fewer; they are removed from the training split. The test split is the official *valid* split,
+    of which each subgroup is cut down to the size of the smallest (182 images each, 728 in all). The official test
+    split is not used. Images are decoded once, into a temporary file (24.6 GB at 224x224).
 
     Args:
-        root: folder with ``img_align_celeba`` (its images may lie one folder of that name deeper), and with
+        root: folder with ``img_align_celeba`` (which may hold another folder of that name with the images), and with
             ``list_attr_celeba`` and ``list_eval_partition`` as ``.txt`` or ``.csv``.
-        seed: of the draws for validation and test.
-        size: images are resized to size x size.
+        seed: random seed for the draw of the validation and test images.
+        size: images are resized to size x size pixels.
 
     Raises:
         ConfigError: ``size`` is not positive.
@@ -76,6 +76,7 @@ def load_celeba(root: Path, seed: int = 0, size: int = 224) -> DataSplits:
 
 
 def _find_lists(root: Path) -> tuple[Path, Path]:
+    """Paths of the attribute list and of the partition list."""
     found = []
     missing = []
     for name in ("list_attr_celeba", "list_eval_partition"):
@@ -90,7 +91,7 @@ def _find_lists(root: Path) -> tuple[Path, Path]:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
-    """The fields of each line that is not empty."""
+    """The fields of all lines that are not empty."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file) if path.suffix == ".csv" else (line.split() for line in file)
@@ -101,9 +102,9 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 
 def _read_attributes(path: Path) -> tuple[list[str], Tensor, Tensor]:
-    """File names, Blond_Hair and 1 - Male; the values are 1 and -1 (or 0)."""
+    """File names, class labels (Blond_Hair) and bias labels (1 - Male); the file's values are 1 and -1 (or 0)."""
     rows = _read_rows(path)
-    header = rows[:1] if path.suffix == ".csv" else [["image_id", *row] for row in rows[1:2]]  # the txt starts with n
+    header = rows[:1] if path.suffix == ".csv" else [["image_id", *row] for row in rows[1:2]]  # .txt: count first
     body = rows[1 if path.suffix == ".csv" else 2 :]
     columns = header[0] if header else []
     absent = [name for name in (TARGET, "Male") if name not in columns]
@@ -125,7 +126,7 @@ def _read_attributes(path: Path) -> tuple[list[str], Tensor, Tensor]:
 
 
 def _read_partition(path: Path, names: Sequence[str]) -> list[str]:
-    """The official split of each name: "0" train, "1" valid, "2" test."""
+    """The official split of each image: "0" = train, "1" = valid, "2" = test."""
     rows = _read_rows(path)
     listed = {row[0]: row[1] for row in rows[1 if path.suffix == ".csv" else 0 :] if len(row) == 2}
     unknown = [name for name in names if listed.get(name) not in ("0", "1", "2")]
@@ -135,18 +136,19 @@ def _read_partition(path: Path, names: Sequence[str]) -> list[str]:
 
 
 def _rows_per_subgroup(splits: Sequence[str], split: str, cell: Tensor) -> list[Tensor]:
+    """The rows of one official split for each subgroup, in the order of ``_SUBGROUPS``."""
     chosen = torch.tensor([value == split for value in splits])
     return [(chosen & (cell == 2 * y + b)).nonzero().flatten() for y, b in _SUBGROUPS]
 
 
 def _draw(subgroups: Sequence[Tensor], size: int, generator: torch.Generator) -> Tensor:
-    """``size`` random rows of each subgroup, in file order."""
+    """Draw ``size`` random rows of each subgroup, in file order."""
     drawn = [rows[torch.randperm(len(rows), generator=generator)[:size]] for rows in subgroups]
     return torch.cat(drawn).sort().values
 
 
 def _check_subgroups(root: Path, train: Sequence[Tensor], valid: Sequence[Tensor]) -> None:
-    """Validation takes up to half of a training subgroup, test up to a whole one: neither may be empty."""
+    """Raise a DataError if validation (half of a training subgroup at most) or test would have an empty subgroup."""
     problems = [
         f"{len(rows)} {split} images with {TARGET}={y}, Male={1 - b} (at least {least})"
         for split, groups, least in (("training", train, 2), ("valid", valid, 1))
@@ -158,9 +160,9 @@ def _check_subgroups(root: Path, train: Sequence[Tensor], valid: Sequence[Tensor
 
 
 def _find_images(root: Path, names: Sequence[str]) -> list[Path]:
-    """The paths of the images; all that are missing are reported at once."""
+    """The paths of the images; the error lists the first ten that are missing."""
     folder = root / "img_align_celeba"
-    if (folder / folder.name).is_dir():  # as unpacked from Kaggle's zip
+    if (folder / folder.name).is_dir():  # the layout of Kaggle's zip archive
         folder /= folder.name
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = [name for name in names if name not in present]

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009) from its Python batches, or from zips of lossless WebP sheets."""
+"""Load CIFAR-10 (Krizhevsky, 2009) from its Python batches, or from zip files of lossless WebP sheets."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ from ..errors import DataError
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZE = 32
-_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError)  # of a pickle that makes no sense
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError)  # raised by malformed pickles
 _BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 
 
 def load_cifar10(root: Path, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64, numbered as in ``CLASSES``.
+    """Load the images and labels of one split of CIFAR-10.
 
-    The order is that of the files: batch 1 to 5, or zip by zip and sheet by sheet in alphabetical order. The two
+    Samples are in the order of the files: batches 1 to 5, or the sheets of the zip files in alphabetical order. The two
     formats hold the same images in different orders.
 
     Args:
-        root: folder with the files of ``cifar-10-batches-py`` (or with that folder), or with ``cifar10_train*.zip``
-            and ``cifar10_test*.zip``. A sheet is an RGB image of 32x32 tiles, row by row, as many of each class and
-            the classes in order.
-        split: which part.
+        root: folder with the files of ``cifar-10-batches-py`` (or with that folder), or with ``cifar10_train*.zip`` and
+            ``cifar10_test*.zip``. A sheet is an RGB image of 32x32 tiles, row by row, sorted by class, with equally
+            many tiles of each class.
+        split: "train" or "test".
+
+    Returns:
+        Images, shape (N, 3, 32, 32), uint8, and class labels, shape (N,), int64, numbered as in ``CLASSES``.
 
     Raises:
-        DataError: neither format is there, or a file is missing, damaged or unsafe.
+        DataError: neither format is found, or a file is missing, damaged or unsafe.
     """
     for folder in (root, root / "cifar-10-batches-py"):
         paths = [folder / name for name in _BATCHES[split]]
@@ -59,18 +62,19 @@ _Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def _join(parts: list[_Part]) -> tuple[Tensor, Tensor]:
+    """Concatenate parts to one tensor of images and one of labels."""
     images, labels = zip(*parts, strict=True)
     return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
 
 
 def _dtype(kind: object, align: object, copy: object) -> np.dtype[np.uint8]:
-    """The type of an array of bytes, as a pickle spells it; a fresh one, for the pickle then sets its state."""
+    """Stand-in for ``numpy.dtype`` in a pickle: only the type of bytes; a new object, since the pickle changes it."""
     if kind not in ("u1", b"u1"):
         raise pickle.UnpicklingError(f"it holds an array of {kind!r}, not of bytes")
     return np.dtype("u1", copy=True)
 
 
-# An array names its rebuilding function itself; its module is called differently from numpy 2 on.
+# The function that rebuilds a pickled array is taken from an array; its module has another name from numpy 2 on.
 _REBUILD = np.empty(0).__reduce__()[0]
 _ALLOWED: dict[tuple[str, str], object] = {
     ("numpy.core.multiarray", "_reconstruct"): _REBUILD,
@@ -81,17 +85,17 @@ _ALLOWED: dict[tuple[str, str], object] = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds byte arrays and plain containers; refuses every other callable a pickle may name."""
+    """Unpickler that builds byte arrays and plain containers, and refuses every other callable that a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The allowed object of this name."""
+        """Return the allowed object of this name, or raise an UnpicklingError."""
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR-10 batch needs")
         return _ALLOWED[module, name]
 
 
 def _read_batch(path: Path) -> _Part:
-    """One pickled batch: a dict of pixels (N, 3072), planes R, G, B, and labels."""
+    """Read one pickled batch: a dict of labels and of pixels (N, 3072), which are the R, G and B planes."""
     try:
         with path.open("rb") as file:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
@@ -110,12 +114,12 @@ def _read_batch(path: Path) -> _Part:
 
 
 def _entry(batch: Any, name: str) -> Any:
-    """A value of the batch; its keys are bytes if Python 2 wrote it."""
+    """An entry of the batch; its keys are bytes if Python 2 wrote it."""
     return batch.get(name.encode(), batch.get(name)) if isinstance(batch, dict) else None
 
 
 def _check_complete(root: Path, zips: list[Path]) -> None:
-    """Zips that are called ``..._1of2.zip`` must all be there."""
+    """Raise a DataError unless all parts are there of zip files that are called ``..._1of2.zip``."""
     found = {(int(match[1]), int(match[2])) for path in zips if (match := re.search(r"_(\d+)of(\d+)\.zip$", path.name))}
     wanted = {(part, total) for _, total in found for part in range(1, total + 1)}
     lacking = [f"{part} of {total}" for part, total in sorted(wanted - found)]
@@ -124,7 +128,7 @@ def _check_complete(root: Path, zips: list[Path]) -> None:
 
 
 def _read_zip(path: Path) -> list[_Part]:
-    """The sheets of one zip."""
+    """Read the sheets of one zip file."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if name.endswith(".webp"))
@@ -137,7 +141,7 @@ def _read_zip(path: Path) -> list[_Part]:
 
 
 def _cut(content: bytes, where: str) -> _Part:
-    """The tiles of one sheet, as many of each class."""
+    """Cut one sheet into its tiles, equally many of each class."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             sheet = np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""CivilComments (Borkan et al., 2019; WILDS, Koh et al., 2021): toxic comments, and whom they mention."""
+"""CivilComments (Borkan et al., 2019; WILDS, Koh et al., 2021): toxic comments, with mentioned identities as bias."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ _FOLDER = "civilcomments_v1.0"
 
 
 def load_civilcomments(root: Path, tokenizer: Tokenizer, max_length: int = 220) -> DataSplits:
-    """CivilComments in its coarse form: four disjoint groups on every split.
+    """Load CivilComments in its coarse form, with four disjoint subgroups in every split.
 
-    y = 1 if toxicity >= .5; b = 1 if any of the eight identity scores is at least .5, a blank one being 0.
+    y = 1 if the toxicity is at least 0.5; b = 1 if any of the eight identity scores is at least 0.5. An empty identity
+    score counts as 0.
 
     Args:
-        root: the folder of WILDS's ``all_data_with_identities.csv``, or the one above ``civilcomments_v1.0``.
-        tokenizer: called on lists of texts.
-        max_length: tokens per text.
+        root: folder with the file ``all_data_with_identities.csv`` of WILDS, or the folder that holds
+            ``civilcomments_v1.0``.
+        tokenizer: tokenizer that is called with lists of texts.
+        max_length: number of tokens that longer texts are cut to, at least 3.
 
     Returns:
-        Splits with ``inputs`` of ``input_ids`` and ``attention_mask``, both (N, L), int64, and ``bias`` (N, 1).
+        Splits whose ``inputs`` are ``input_ids`` and ``attention_mask``, both (N, L), int64, and whose ``bias`` is (N,
+        1).
 
     Raises:
-        DataError: the file is missing, or everything wrong with it: how many rows and which, the first ten by line
-            number.
+        DataError: the file is missing or has wrong rows; the message gives their number and the first ten line numbers.
         ConfigError: ``max_length`` is out of range.
     """
     path = next((folder / _FILE for folder in (root, root / _FOLDER) if (folder / _FILE).is_file()), None)

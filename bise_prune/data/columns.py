@@ -1,4 +1,4 @@
-"""What the columns of a user's table mean, and their values as labels and splits."""
+"""Find the columns of a user's table by name, and convert their values to labels and splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import DataError
 from .table import Table
 
-# Column names in use, in order of preference; case does not matter.
+# Usual column names, in order of preference; upper and lower case are the same.
 ALIASES = {
     "text": ("text", "comment_text", "sentence", "content", "tweet", "comment"),
     "file": ("file", "filename", "img_filename", "file_name", "path", "image"),
@@ -26,19 +26,19 @@ SPLITS = {
     "validation": "val", "dev": "val", "test": "test",
 }  # fmt: skip
 PARTS = ("train", "val", "test")
-LARGEST_LABEL = 99_999  # a guard against identifiers taken for labels
+LARGEST_LABEL = 99_999  # larger numbers are probably identifiers, not labels
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; what is None is found among the usual names.
+    """Names of the columns of a user's table; a column whose name is None is found by the usual names.
 
     Attributes:
-        label: of the class labels.
-        bias: one per bias; none at all if empty.
-        split: train, val or test.
-        file: of the images' files.
-        text: of the texts.
+        label: column of the class labels.
+        bias: columns of the bias labels, one per bias; an empty sequence means that there are none.
+        split: column that says train, val or test.
+        file: column of the image files.
+        text: column of the texts.
     """
 
     label: str | None = None
@@ -48,15 +48,18 @@ class Columns:
     text: str | None = None
 
     def chosen(self, names: Sequence[str], where: object, content: str) -> Chosen:
-        """The columns to read from a table with these ``names``.
+        """Choose the columns to read from a table.
 
         Args:
-            names: of all columns.
-            where: the table's file, for errors.
-            content: "file" or "text": which column must be there beside the label.
+            names: names of all columns of the table.
+            where: the table's file, for error messages.
+            content: "file" or "text": the column that the table must have besides the class label.
+
+        Returns:
+            The chosen columns.
 
         Raises:
-            DataError: a column is missing, or given for two purposes.
+            DataError: a column is missing, or is given for more than one purpose.
         """
         own = self.file if content == "file" else self.text
         given = [name for name in (own, self.label, *(self.bias or ()), self.split) if name is not None]
@@ -88,7 +91,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The columns of a table: of files or texts, labels, biases, and splits if there is one."""
+    """The columns to read from a table.
+
+    Attributes:
+        content: column of the files or texts.
+        label: column of the class labels.
+        biases: columns of the bias labels, one per bias.
+        split: column of the splits; None if there is none.
+    """
 
     content: str
     label: str
@@ -97,7 +107,7 @@ class Chosen:
 
     @property
     def names(self) -> list[str]:
-        """All of them."""
+        """Names of all chosen columns."""
         return [self.content, self.label, *self.biases, *([self.split] if self.split else [])]
 
     def __str__(self) -> str:
@@ -107,14 +117,14 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a table says of its N samples; after problems (see ``Table.problems``), zeros.
+    """Class and bias labels of the N samples of a table; they are all zero if the table has problems.
 
     Attributes:
-        target: class labels, (N,), int64.
-        bias: bias labels, (N, K), int64.
+        target: class labels, shape (N,), int64.
+        bias: bias labels, shape (N, K), int64.
         classes: class names.
-        notes: what was understood.
-        bias_values: names of each bias's values; () where they are numbers.
+        notes: how the columns were interpreted, for the report.
+        bias_values: per bias the names of its values; () for a bias whose values are numbers.
     """
 
     target: Tensor
@@ -125,15 +135,15 @@ class Labels:
 
 
 def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = ()) -> Labels:
-    """The label and bias columns of a table; problems are added to it.
+    """Read the label and bias columns of a table; problems are added to ``table.problems``.
 
     Labels are integers from 0; or names, numbered in the order of ``classes``, or alphabetically if there are none; or
-    scores in [0, 1], of which .5 and above are 1.
+    scores in [0, 1], of which 0.5 and above count as 1.
 
     Args:
-        table: as read.
-        chosen: its columns.
-        classes: of the checkpoint, if it names them.
+        table: the table, with all chosen columns.
+        chosen: the columns to read.
+        classes: class names of the checkpoint, if it has any.
     """
     target, found, notes = _read_column(table, chosen.label, classes)
     columns, bias_values = [], list[tuple[str, ...]]()
@@ -150,7 +160,10 @@ def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = ()) -> La
 
 
 def read_splits(table: Table, column: str) -> list[str]:
-    """Train, val or test per row; other values ("") and a missing training split are reported."""
+    """Read the split of each row: "train", "val" or "test".
+
+    Unknown values (which give "") and a missing training split are added to ``table.problems``.
+    """
     parts = [SPLITS.get(value.strip().lower(), "") for value in table.columns[column]]
     unknown = [i for i, part in enumerate(parts) if not part]
     table.report(f"with an unknown '{column}' (use train, val, test or 0, 1, 2)", unknown, column)
@@ -160,7 +173,16 @@ def read_splits(table: Table, column: str) -> list[str]:
 
 
 def read_scores(table: Table, column: str, blank: float = math.nan) -> Tensor:
-    """Whether each score is at least .5: (N,), int64. What is not in [0, 1] is reported; empty ones are ``blank``."""
+    """Convert a column of scores to labels: 1 for scores of at least 0.5, otherwise 0.
+
+    Args:
+        table: the table; scores that are not in [0, 1] are added to its problems.
+        column: name of the column.
+        blank: score of an empty cell; NaN, the default, makes it a problem.
+
+    Returns:
+        Labels, shape (N,), int64.
+    """
     scores = [_number(value) if value.strip() else blank for value in table.columns[column]]
     wrong = [i for i, score in enumerate(scores) if not 0 <= score <= 1]
     table.report(f"whose score '{column}' is not in [0, 1]", wrong, column)
@@ -168,13 +190,23 @@ def read_scores(table: Table, column: str, blank: float = math.nan) -> Tensor:
 
 
 def split_folders(root: Path) -> list[tuple[Path, str]]:
-    """The folders below ``root`` that are named like a split, and which they are."""
+    """The folders in ``root`` that are named like a split, each with the split ("train", "val" or "test")."""
     found = [(folder, folder.name.lower()) for folder in sorted(root.iterdir()) if folder.is_dir()]
     return [(folder, SPLITS[name]) for folder, name in found if name in SPLITS and not name.isdigit()]
 
 
 def random_split(keys: Sequence[Hashable], cells: Tensor, seed: int) -> list[str]:
-    """Train, val or test per sample, 7:1:2 in every cell (row of ``cells``); equal keys go with their first one."""
+    """Assign samples to splits at random: in every cell 70 % "train", 10 % "val" and 20 % "test".
+
+    Args:
+        keys: one key per sample; samples with equal keys get the same split, and count in the cell of the first of
+            them.
+        cells: labels by which the split is stratified, shape (N, any); a cell is a distinct row.
+        seed: random seed of the split.
+
+    Returns:
+        The split of each sample.
+    """
     first: dict[Hashable, int] = {}
     leader = [first.setdefault(key, i) for i, key in enumerate(keys)]
     leaders = torch.tensor(list(first.values()))
@@ -191,7 +223,7 @@ def random_split(keys: Sequence[Hashable], cells: Tensor, seed: int) -> list[str
 
 
 def _read_column(table: Table, column: str, classes: Sequence[str] = ()) -> tuple[Tensor, list[str], list[str]]:
-    """Labels (N,) int64, what they mean, and notes; after problems, zeros."""
+    """Labels (N,) int64, the names of their values, and notes; on problems, add them to the table and return zeros."""
     values = [value.strip() for value in table.columns[column]]
     numbers = [_number(value) for value in values]
     empty = [i for i, value in enumerate(values) if value.lower() in ("", "nan")]
@@ -227,8 +259,8 @@ def _read_column(table: Table, column: str, classes: Sequence[str] = ()) -> tupl
 
 
 def _number(value: str) -> float:
-    """A value as a number, NaN if it is none."""
+    """Convert a cell to a number; NaN if it is none."""
     try:
-        return math.nan if "_" in value else float(value)  # Python would read 1_0 as ten
+        return math.nan if "_" in value else float(value)  # Python reads 1_0 as ten
     except ValueError:
         return math.nan

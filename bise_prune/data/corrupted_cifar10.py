@@ -1,4 +1,4 @@
-"""Corrupted CIFAR-10 (Nam et al., 2020, "Learning from failure"): a corruption that goes with the class."""
+"""Corrupted CIFAR-10 (Nam et al., 2020, "Learning from failure"): the corruption is correlated with the class."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TEST_RHO = 0.1
 
 
 def assign_shares(labels: Tensor, rho: float, num_bias_classes: int = 10) -> Tensor:
-    """A bias value per sample: per class, the values get cumulative rounded shares in file order, without a shuffle.
+    """Assign a bias label to each sample: per class, the bias values get cumulative rounded shares, in file order.
 
     Args:
         labels: class labels, shape (N,), int64.
-        rho: share of the class's own bias value; the others share the rest evenly.
+        rho: share of each class that gets the class's own bias value; the other values share the rest evenly.
         num_bias_classes: number of bias values, at least the number of classes.
 
     Returns:
@@ -40,16 +40,17 @@ def assign_shares(labels: Tensor, rho: float, num_bias_classes: int = 10) -> Ten
 
 
 def corrupt(images: Tensor, bias: Tensor, seed: tuple[int, ...], rows: Tensor) -> Tensor:
-    """Each image with the corruption of its bias value.
+    """Apply to each image the corruption that its bias label stands for.
 
     Args:
-        images: (N, 3, H, W) uint8.
-        bias: number of the corruption in ``CORRUPTIONS``, shape (N,), int64.
-        seed: of all random numbers, each not negative.
-        rows: what tells an image's random numbers from another's, shape (N,), int64.
+        images: RGB images, shape (N, 3, H, W), uint8.
+        bias: bias labels, indices into ``CORRUPTIONS``, shape (N,), int64.
+        seed: random seed, integers >= 0.
+        rows: number of each image, which is appended to the seed so that images get different random numbers, shape
+            (N,), int64.
 
     Returns:
-        (N, 3, H, W) uint8.
+        Corrupted images, shape (N, 3, H, W), uint8.
     """
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     corrupted = np.empty_like(pixels)
@@ -60,22 +61,23 @@ def corrupt(images: Tensor, bias: Tensor, seed: tuple[int, ...], rows: Tensor) -
 
 
 def load_corrupted_cifar10(root: Path, rho: float = 0.95, seed: int = 0, samples: int = 50_000) -> DataSplits:
-    """Corrupted CIFAR-10 after the recipe of "Learning from failure" (LfF), severity 5; it has no validation set.
+    """Make Corrupted CIFAR-10 by the recipe of "Learning from failure" (LfF), severity 5; it has no validation split.
 
-    The bias value of an image is the number of its corruption, in the order of
-    :data:`bise_prune.data.corruptions.CORRUPTIONS`; class k goes with corruption k. Every corruption of every class has
-    the same share of the test set. Which image gets which corruption follows the order of CIFAR-10's files, and so
-    differs between the two formats that :func:`bise_prune.data.cifar10.load_cifar10` reads.
+    The bias label of an image is the index of its corruption in :data:`bise_prune.data.corruptions.CORRUPTIONS`; class
+    k is correlated with corruption k. In the test split, every corruption has the same share of every class. Which
+    image gets which corruption follows the order of CIFAR-10's files, and so differs between the two formats that
+    :func:`bise_prune.data.cifar10.load_cifar10` reads.
 
     Args:
-        root: folder of CIFAR-10.
-        rho: share of bias-aligned training samples, in [.1, 1).
-        seed: of the corruptions' random numbers, not negative.
-        samples: training images: the first of each class, as many of each; a multiple of 10.
+        root: folder with the files of CIFAR-10.
+        rho: share of bias-aligned training samples, in [0.1, 1).
+        seed: random seed of the corruptions, >= 0.
+        samples: number of training images, a multiple of 10; the first images of each class are taken, equally many of
+            each.
 
     Raises:
         ConfigError: an argument is out of range.
-        DataError: CIFAR-10 is not there, or has fewer training images.
+        DataError: the files of CIFAR-10 are missing or damaged, or hold fewer training images.
     """
     if not 0.1 <= rho < 1 or samples < 10 or samples % 10 or seed < 0:
         raise ConfigError(
@@ -110,5 +112,6 @@ def _leading(labels: Tensor, per_class: int) -> Tensor:
 
 
 def _corrupted(images: Tensor, labels: Tensor, rho: float, seed: tuple[int, ...], rows: Tensor) -> BiasedDataset:
+    """A data set with assigned bias labels and corrupted images."""
     bias = assign_shares(labels, rho)
     return BiasedDataset(corrupt(images, bias, seed, rows), labels, bias[:, None], MEAN, STD)

@@ -1,9 +1,9 @@
-"""Ten common corruptions (Hendrycks & Dietterich, 2019) at severity 5 of their CIFAR variant.
+"""Ten common image corruptions (Hendrycks & Dietterich, 2019) at severity 5 of their CIFAR variant.
 
-Each is a function of an image, (H, W, 3) uint8 with sides up to 160, and a generator; the same generator state gives
-the same result. The strengths are the original's for 32x32 pixels. Two differ in kind from the original:
-:func:`frost` lays a procedural texture over the image, not one of the original's photographs, and the motion blur in
-:func:`snow` is our own.
+Each corruption is a function of an image, shape (H, W, 3), uint8, with sides of up to 160 pixels, and of a NumPy random
+generator; it returns an image of the same shape and dtype, and the same generator state gives the same result. The
+strengths are those of the original for 32x32 pixels. Two corruptions differ in kind from the original: :func:`frost`
+blends in a procedural texture instead of the original's photographs, and the motion blur in :func:`snow` is our own.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _FROST_SHRINK = 5  # the original shrinks its photographs to a fifth
 
 
 def snow(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Falling flakes over a whitened image.
+    """Whiten the image and add falling snowflakes.
 
-    Noise N(.3, .3), enlarged 1.25 times about the centre, is cut off below .65 and smeared along a slope of up to 45
-    degrees from the vertical; it is added with its own half-turn to .8 x + .2 max(x, 1.5 grey + .5).
+    Noise N(0.3, 0.3) is enlarged 1.25 times about the centre, set to 0 below 0.65, and blurred along a direction of up
+    to 45 degrees from the vertical. The result and its copy turned by 180 degrees are added to 0.8 x + 0.2 max(x, 1.5
+    grey + 0.5).
     """
     x = image / 255
     height, width = x.shape[:2]
@@ -47,9 +48,9 @@ def snow(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def frost(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """A random crop of a frost texture, .75 x + .45 frost.
+    """Blend in a random crop of a frost texture: 0.75 x + 0.45 frost.
 
-    It is a procedural texture (ferns of ice crystals on a hazy pane), not one of the photographs of the original.
+    The texture is procedural (ferns of ice crystals on a hazy pane), not one of the original's photographs.
     """
     texture = _frost_texture(int(rng.integers(_FROST_TEXTURES)))
     height, width = image.shape[:2]
@@ -58,7 +59,7 @@ def frost(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def fog(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """A plasma fractal in [0, 1] (decay 1.75), added 1.5-fold; then scaled by max / (max + 1.5) of the image."""
+    """Add fog: x + 1.5 times a plasma fractal in [0, 1] (decay 1.75), scaled by max(x) / (max(x) + 1.5)."""
     x = image / 255
     height, width = x.shape[:2]
     cloud = _plasma(1 << (max(height, width) - 1).bit_length(), 1.75, rng)[:height, :width, None]
@@ -66,7 +67,10 @@ def fog(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def brightness(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """V of HSV raised by .3; hue and saturation stay, so a pixel's channels keep their ratios (black turns grey)."""
+    """Increase V of HSV by 0.3.
+
+    Hue and saturation stay, so that the ratios of a pixel's channels are kept; black turns grey.
+    """
     x = image / 255
     value = x.max(2, keepdims=True)
     raised = (value + 0.3).clip(0, 1)
@@ -74,14 +78,18 @@ def brightness(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def contrast(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Every channel's distance to its mean over the image, times .15."""
+    """Reduce the contrast: multiply the distance of every channel to its mean over the image by 0.15."""
     x = image / 255
     mean = x.mean((0, 1))
     return _to_pixels((x - mean) * 0.15 + mean)
 
 
 def spatter(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Specks of mud: where noise N(.65, .1), blurred by .5, exceeds .68; blurred by .6, and only where above .8."""
+    """Add specks of mud.
+
+    Mud lies where noise N(0.65, 0.1), blurred with sigma 0.5, exceeds 0.68; this mask is blurred with sigma 0.6 and set
+    to 0 below 0.8.
+    """
     noise = ndimage.gaussian_filter(rng.normal(0.65, 0.1, image.shape[:2]), 0.5, mode="nearest")
     mud = ndimage.gaussian_filter((noise > 0.68).astype(np.float64), 0.6, mode="nearest")
     mud[mud < 0.8] = 0
@@ -89,16 +97,16 @@ def spatter(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def elastic_transform(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """A random affine map, then a random smooth displacement; both read by bilinear interpolation.
+    """Apply a random affine map and then a random smooth displacement, both with bilinear interpolation.
 
-    The affine map takes three points, a third of the side from the centre, to places up to .96 pixels off per axis. The
-    displacement is uniform noise in [-1, 1] blurred by .96, times 3.2 pixels.
+    The affine map moves three points, which lie a third of the shorter side from the centre, by up to 0.96 pixels per
+    axis. The displacement is uniform noise in [-1, 1], blurred with sigma 0.96 and multiplied by 3.2 pixels.
     """
     height, width = image.shape[:2]
     centre, reach = np.array([height // 2, width // 2]), min(height, width) // 3
     points = centre + reach * np.array([[1, 1], [1, -1], [-1, -1]])
     moved = points + rng.uniform(-0.96, 0.96, points.shape)
-    # Rows (row, column, 1) of a target times this are the source: the map back from the moved points.
+    # The inverse map, from the moved points back: a target (row, column, 1) times this matrix is its source.
     back = np.linalg.solve(np.column_stack([moved, np.ones(3)]), points)
     grid = np.indices((height, width)).astype(np.float64)  # (2, H, W)
     source = np.tensordot(back[:2].T, grid, 1) + back[2][:, None, None]
@@ -109,7 +117,7 @@ def elastic_transform(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Written as JPEG of quality 40 (colours at half resolution) and read back."""
+    """Encode the image as JPEG of quality 40, with chroma at half resolution, and decode it."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=40)
     with Image.open(buffer) as decoded:
@@ -117,17 +125,20 @@ def jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def pixelate(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Averaged over boxes to .65 of its size (20 of 32 pixels), and enlarged by the same filter."""
+    """Reduce the image to 0.65 of its size (20 of 32 pixels) with a box filter, and enlarge it with the same filter."""
     height, width = image.shape[:2]
     small = Image.fromarray(image).resize((int(width * 0.65), int(height * 0.65)), Image.Resampling.BOX)
     return np.array(small.resize((width, height), Image.Resampling.BOX))
 
 
 def saturate(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """S of HSV to 2.5 S + .2, at most 1; hue and V stay. Greys have hue 0, so they turn reddish."""
+    """Change S of HSV to 2.5 S + 0.2, at most 1; hue and V stay.
+
+    Grey pixels have hue 0, so that they turn reddish.
+    """
     x = image / 255
     value = x.max(2, keepdims=True)
-    depth = value - x  # S V times a share that the hue fixes
+    depth = value - x  # S V times a factor that depends on the hue
     largest = depth.max(2, keepdims=True)
     saturation = np.where(value > 0, largest / np.where(value > 0, value, 1), 0)
     share = np.where(largest > 0, depth / np.where(largest > 0, largest, 1), np.array([0.0, 1.0, 1.0]))
@@ -149,12 +160,12 @@ CORRUPTIONS: tuple[tuple[str, Corruption], ...] = (
 
 
 def _to_pixels(x: _Floats) -> Pixels:
-    """[0, 1] to bytes, rounded down as the original does (1e-6: exact levels must not fall to the next)."""
+    """Convert [0, 1] to bytes, rounded down as in the original; 1e-6 keeps exact levels from being rounded down."""
     return (x.clip(0, 1) * 255 + 1e-6).astype(np.uint8)
 
 
 def _enlarge(x: _Floats, factor: float) -> _Floats:
-    """The centre of (H, W), enlarged bilinearly to (H, W)."""
+    """Enlarge the centre of an array (H, W) to the array's size, bilinearly."""
     size = [-int(-side // factor) for side in x.shape]  # rounded up
     first = [(side - part) // 2 for side, part in zip(x.shape, size, strict=True)]
     centre = x[first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
@@ -163,7 +174,10 @@ def _enlarge(x: _Floats, factor: float) -> _Floats:
 
 
 def _motion_blur(x: _Floats, radius: int, sigma: float, degrees: float) -> _Floats:
-    """A trail of 2 radius + 1 samples on one side of each pixel, half a Gaussian of weights; the border is repeated."""
+    """Blur along a trail of 2 radius + 1 samples on one side of each pixel, with the weights of half a Gaussian.
+
+    The border is repeated.
+    """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     angle = np.deg2rad(degrees)
@@ -175,10 +189,10 @@ def _motion_blur(x: _Floats, radius: int, sigma: float, degrees: float) -> _Floa
 
 
 def _plasma(size: int, decay: float, rng: np.random.Generator) -> _Floats:
-    """Diamond-square heights on a torus, (size, size), scaled to [0, 1]; ``size`` is a power of two.
+    """Diamond-square fractal on a torus, shape (size, size), scaled to [0, 1]; ``size`` is a power of two.
 
-    The original draws U(-w, w) and multiplies by w once more, w = 100 / decay^level, so that amplitudes fall by decay^2
-    from level to level.
+    The original draws U(-w, w) and multiplies it by w again, with w = 100 / decay^level, so that amplitudes fall by
+    decay^2 from level to level.
     """
     heights = np.zeros((size, size))
     amplitude = 1.0
@@ -204,14 +218,14 @@ def _plasma(size: int, decay: float, rng: np.random.Generator) -> _Floats:
 
 
 def _sample(x: _Floats, source: _Floats, border: str) -> _Floats:
-    """(H, W, 3) read at real rows and columns ``source``, (2, H, W)."""
+    """Read an image (H, W, 3) at the real-valued rows and columns ``source``, shape (2, H, W)."""
     channels = [ndimage.map_coordinates(x[..., c], source, order=1, mode=border) for c in range(3)]
     return np.stack(channels, 2)
 
 
 @functools.cache
 def _frost_texture(number: int) -> _Floats:
-    """Ferns of ice crystals on a hazy pane, (160, 160, 3) in [0, 1]; always the same for a number."""
+    """Ferns of ice crystals on a hazy pane, shape (160, 160, 3), in [0, 1]; the same for each ``number``."""
     rng = np.random.default_rng([2019, number])
     side = _FROST_SIZE * _FROST_SHRINK
     canvas = Image.new("L", (side, side))
@@ -227,7 +241,7 @@ def _frost_texture(number: int) -> _Floats:
 def _draw_fern(
     draw: ImageDraw.ImageDraw, root: _Floats, angle: float, length: float, levels: int, rng: np.random.Generator
 ) -> None:
-    """A stem with pairs of side stems at 60 degrees, shorter towards the tip, each of them a fern of a lower level."""
+    """Draw a stem with pairs of side stems at 60 degrees, shorter towards the tip, which are ferns of a lower level."""
     direction = np.array([np.cos(angle), np.sin(angle)])
     draw.line([*root, *(root + length * direction)], fill=int(rng.integers(110, 256)), width=2 * levels)
     if levels == 1:

@@ -1,4 +1,4 @@
-"""The embedded demo set: scikit-learn's 1,797 handwritten digits on coloured backgrounds, nothing to download."""
+"""The built-in demo data set: scikit-learn's 1,797 handwritten digits on coloured backgrounds, without a download."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _TEST_SHARE, _VAL_SHARE = 0.25, 0.15
 
 
 def load_digits_demo(rho: float = 0.95, samples: int = 10_000, seed: int = 0) -> DataSplits:
-    """Digits in white on the colour that goes with them, 3x16x16.
+    """Make the demo data set: white digits on a background colour that is correlated with the digit, 3x16x16.
 
-    The 1,797 scans are split by class into training, validation and test (60, 15 and 25 %) before anything else, so no
-    scan is in two splits. Training samples are drawn from their scans with random shifts, rotations and scales, and
-    coloured at ``rho``. Each validation scan appears once in every colour, and so does each test scan: both are
+    The 1,797 scans are first split by class into training, validation and test (60, 15 and 25 %), so that no scan is in
+    two splits. Training samples are drawn from the training scans with random shifts, rotations and scales, and
+    coloured at ``rho``. Each validation and each test scan appears once in every colour, so that both splits are
     unbiased.
 
     Args:
-        rho: share of bias-aligned training samples, in [.1, 1).
-        samples: training samples.
-        seed: of split, augmentation and colours.
+        rho: share of bias-aligned training samples, in [0.1, 1).
+        samples: number of training samples, >= 1000.
+        seed: random seed of the split, the augmentation and the colours.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -63,7 +63,7 @@ def load_digits_demo(rho: float = 0.95, samples: int = 10_000, seed: int = 0) ->
 
 
 def _warp(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random rotation (+-12 degrees), scale (.85 to 1.15) and shift (+-1.5 of 16 pixels), while upsampling."""
+    """Upsample with random rotation (+-12 degrees), scale (0.85 to 1.15) and shift (+-1.5 of 16 pixels)."""
     n = len(images)
 
     def uniform(bound: float) -> Tensor:
@@ -77,6 +77,7 @@ def _warp(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _upsample(images: Tensor) -> Tensor:
+    """Resize images (N, 1, H, W) to 16x16 pixels, without augmentation."""
     identity = torch.eye(2, 3).expand(len(images), 2, 3)
     return grid_sample(
         images, affine_grid(identity, [len(images), 1, SIZE, SIZE], align_corners=False), align_corners=False
@@ -84,6 +85,7 @@ def _upsample(images: Tensor) -> Tensor:
 
 
 def _every_colour(images: Tensor, labels: Tensor) -> BiasedDataset:
+    """A data set of every scan in every colour, with the scan as the samples' origin."""
     each = len(PALETTE)
     colours = torch.arange(each).repeat(len(images))
     painted = _paint(_upsample(images).repeat_interleave(each, 0), labels.repeat_interleave(each), colours)
@@ -91,7 +93,7 @@ def _every_colour(images: Tensor, labels: Tensor) -> BiasedDataset:
 
 
 def _paint(images: Tensor, labels: Tensor, bias: Tensor) -> BiasedDataset:
-    """White ink over the background colour, by the ink's opacity: grey (N, 1, H, W) in [0, 1] to RGB uint8."""
+    """Blend white ink over the background colour: grey (N, 1, H, W) in [0, 1], the ink's opacity, to RGB uint8."""
     colours = torch.tensor(PALETTE).float()[bias][:, :, None, None]
     painted = (images * 255 + (1 - images) * colours).round().to(torch.uint8)
     return BiasedDataset(painted, labels, bias[:, None], (0.5,) * 3, (0.5,) * 3)

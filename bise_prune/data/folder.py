@@ -1,4 +1,4 @@
-"""A user's images with their labels, in any of the layouts in use."""
+"""Load a user's folder of images with labels, in any of the usual layouts."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ def load_folder(
     classes: Sequence[str] = (),
     skip_bad: bool = False,
 ) -> DataSplits:
-    """Read a folder of images in the layout that it has.
+    """Read a folder of images; its layout is recognised.
 
-    - ``metadata.csv``, or a single CSV file of another name: a row per image with the columns label, split (train, val,
-      test or 0, 1, 2), file (relative to the folder) and bias: common other names are understood. Several biases are
-      columns "bias_..."; without a column they are unknown. Labels are integers from 0, or names. The file may also lie
-      in each of the folders ``train``, ``val`` and ``test``, and then needs no split.
+    - ``metadata.csv``, or a single CSV file of another name: one row per image with the columns label, split (train,
+      val, test or 0, 1, 2), file (relative to the folder) and bias; other usual names are recognised as well. Several
+      biases are columns "bias_..."; without a bias column the bias labels are unknown. Labels are integers from 0, or
+      names. The file may also lie in each of the folders ``train``, ``val`` and ``test``; then it needs no split
+      column.
     - ``images.npy`` and ``attrs.npy``, see :func:`bise_prune.data.arrays.load_arrays`.
-    - ``align`` and ``conflict`` folders: label and bias are the last two fields of a file's name, between "_";
-      validation and test images lie in ``valid`` and ``test`` there or one folder further up.
-    - a folder per class, perhaps below ``train``, ``val`` and ``test``: no bias labels.
+    - folders ``align`` and ``conflict``: class and bias label are the last two fields of a file's name, separated by
+      "_"; validation and test images are in the folders ``valid`` and ``test`` beside these or one folder further up.
+    - one folder per class, optionally in folders ``train``, ``val`` and ``test``: there are no bias labels.
 
-    All rows and files are checked, and every image decoded once into a temporary file-backed array, before anything
-    else happens. What is not split is split at random (see :func:`bise_prune.data.images.splits_of`).
+    Before anything else happens, all rows and files are checked, and every image is decoded once into a temporary
+    file-backed array. Data without splits are split at random (see :func:`bise_prune.data.images.splits_of`).
 
     Args:
         root: the folder, or a CSV file in it.
-        preprocessing: see :func:`bise_prune.data.images.splits_of`, as are the rest.
-        columns: names of columns, for metadata.
-        classes: of the checkpoint, which number the names of classes; alphabetical if there are none.
-        skip_bad: whether to go on without images that cannot be read.
+        preprocessing: ``mean``, ``std`` and ``size``; see :func:`bise_prune.data.images.splits_of`.
+        columns: names of columns, for CSV files, or their numbers, for arrays.
+        classes: class names of the checkpoint, whose order numbers the classes; alphabetical order if there are none.
+        skip_bad: whether to continue without images that cannot be read.
 
     Raises:
-        DataError: everything wrong with the folder, the first ten problems by name.
+        DataError: the folder cannot be used; the message lists the first ten problems.
     """
     columns = columns or Columns()
     if root.is_file():
@@ -76,16 +77,17 @@ def load_folder(
 
 
 def _subfolders(root: Path) -> list[Path]:
+    """All folders in ``root``, sorted by name, without hidden ones."""
     return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
 def _images(folder: Path) -> list[Path]:
-    """All image files below a folder, in order."""
+    """All image files in a folder and its subfolders, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
 
 
 def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Columns, classes: Sequence[str]) -> Listing:
-    """What one or several CSV files list."""
+    """List the images of one or several CSV files, each given with its split ("" if a column says it)."""
     path = tables[0][0]
     chosen = columns.chosen(read_header(path), path, "file")
     whole, files, fixed = Table(path, [], {name: [] for name in chosen.names}), list[Path](), list[str]()
@@ -121,7 +123,7 @@ def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Column
 
 
 def _from_names(root: Path, classes: Sequence[str]) -> Listing:
-    """Files named ..._LABEL_BIAS in align/, conflict/, and valid/ and test/ there or above."""
+    """List files named ``..._LABEL_BIAS`` in align/ and conflict/, and in valid/ and test/ beside or above these."""
     files = [(path, "train") for name in (_ALIGNED, _CONFLICTING) for path in _images(root / name)]
     places = {
         part: folder for parent in (root.parent, root) for folder, part in split_folders(parent) if part != "train"
@@ -150,7 +152,7 @@ def _from_names(root: Path, classes: Sequence[str]) -> Listing:
 
 
 def _from_classes(root: Path, classes: Sequence[str]) -> Listing:
-    """A folder per class, perhaps below train/, val/ and test/."""
+    """List the images of one folder per class, optionally in train/, val/ and test/."""
     places = split_folders(root)
     if not places or len(places) < len(_subfolders(root)):  # a class may be called "train"
         places = [(root, "")]

@@ -1,4 +1,4 @@
-"""Parquet files and data sets that the package ``datasets`` has saved: images or texts, with their labels."""
+"""Load parquet files, and data sets that were saved by the package ``datasets``: images or texts, with their labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ _HINT = "pip install 'bise-prune[datasets]'"
 
 @dataclass
 class _Rows:
-    """Columns as Python values, the split of each row where it is known, files without one, names of class labels."""
+    """The rows of a data set.
+
+    Attributes:
+        columns: column name -> one Python value per row.
+        parts: split of each row; "" if it is not known.
+        unsplit: names of files that do not say which split they are.
+        classes: column name -> names of its class labels.
+    """
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
@@ -31,7 +38,7 @@ class _Rows:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether ``path`` is a parquet file, a folder of such files, or what ``save_to_disk`` has written."""
+    """Whether ``path`` is a parquet file, a folder of parquet files, or a folder that ``save_to_disk`` wrote."""
     if path.is_file():
         return path.suffix == ".parquet"
     return any((path / name).is_file() for name in _SAVED) or any(path.glob("*.parquet"))
@@ -45,21 +52,21 @@ def load_huggingface(
     classes: Sequence[str] = (),
     skip_bad: bool = False,
 ) -> DataSplits:
-    """Read rows with an image (a struct of bytes and path, or a path) or a text, a label and biases.
+    """Read rows with an image (a struct of bytes and path, or a path) or a text, a class label and bias labels.
 
-    Splits are those of a saved ``DatasetDict``, the first word of parquet files' names (train-00000-of-00001), or a
-    column; without any, a random one.
+    Splits are those of a saved ``DatasetDict``, the first word of the parquet files' names (train-00000-of-00001), or a
+    column; if there is none of these, the split is random.
 
     Args:
-        path: a ``.parquet`` file, a folder of them, or a folder written by ``save_to_disk``.
-        preprocessing: of images.
-        tokenizer: of texts.
-        columns: names of columns.
-        classes: of the checkpoint.
-        skip_bad: whether to go on without images that cannot be read.
+        path: a ``.parquet`` file, a folder of parquet files, or a folder written by ``save_to_disk``.
+        preprocessing: ``mean``, ``std`` and ``size`` of images; see :func:`bise_prune.data.images.splits_of`.
+        tokenizer: tokenizer of texts; None for images.
+        columns: names of columns, where they are not the usual ones.
+        classes: class names of the checkpoint, whose order numbers the classes.
+        skip_bad: whether to continue without images that cannot be read.
 
     Raises:
-        DataError: a package is missing, or everything wrong with the data.
+        DataError: a package is missing, or the data cannot be used; the message lists the first ten problems.
     """
     columns = columns or Columns()
     saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
@@ -71,7 +78,7 @@ def load_huggingface(
     count = len(rows.columns[chosen.label])
     table = Table(path, [f"{i}" for i in range(1, count + 1)], {})
     names = rows.classes.get(chosen.label, [])
-    if names and set(names) == set(classes):  # in another order, perhaps
+    if names and set(names) == set(classes):  # their order may differ
         place = [classes.index(name) for name in names]
         values = rows.columns[chosen.label]
         rows.columns[chosen.label] = [place[v] if v in range(len(place)) else v for v in values]
@@ -105,14 +112,14 @@ def load_huggingface(
 
 
 def _written(value: Any) -> str:
-    """A cell as a CSV file would have it."""
+    """Convert a cell to the text that a CSV file would hold."""
     if value is None:
         return ""
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _source(value: Any, path: Path) -> tuple[Path | bytes, str]:
-    """An image's file or bytes, and its name."""
+    """The file or the bytes of an image, and its name."""
     folder = path if path.is_dir() else path.parent
     if isinstance(value, Mapping):
         name = str(value.get("path") or "")
@@ -123,6 +130,7 @@ def _source(value: Any, path: Path) -> tuple[Path | bytes, str]:
 
 
 def _parquet(path: Path) -> _Rows:
+    """Read a parquet file, or all parquet files of a folder."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -145,6 +153,7 @@ def _parquet(path: Path) -> _Rows:
 
 
 def _saved(path: Path) -> _Rows:
+    """Read a data set or ``DatasetDict`` that ``save_to_disk`` wrote."""
     try:
         import datasets
     except ImportError as error:
@@ -168,6 +177,7 @@ def _saved(path: Path) -> _Rows:
 
 
 def _extend(rows: _Rows, columns: Mapping[str, list[Any]], part: str, count: int, where: Path) -> None:
+    """Append the columns of one file or split to ``rows``; they must have the same names."""
     if rows.columns and set(rows.columns) != set(columns):
         raise DataError(f"{where} has the columns {', '.join(columns)}, what was read before {', '.join(rows.columns)}")
     for name, values in columns.items():

@@ -1,4 +1,4 @@
-"""Image files as one array: checked, decoded once, and sorted into splits."""
+"""Check image files, decode them once into one array, and sort them into splits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .columns import PARTS, random_split
 from .loader import BiasedDataset, DataSplits
 from .table import stop_at_problems
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, where nothing else is known
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, the default
 _ORIENTATION = 0x0112
 _NOTES = {
     "alpha": "images have an alpha channel, which was dropped",
@@ -36,19 +36,19 @@ _WARNINGS = {"constant": "images have one colour throughout"}
 
 @dataclass
 class Listing:
-    """Images as somebody's folder lists them, with their labels.
+    """The images of a user's data set and their labels, before decoding.
 
     Attributes:
-        root: the folder.
-        sources: per image its file, or what one holds.
-        names: per image a name for messages.
-        target: class labels, (N,), int64.
-        bias: bias labels, (N, K), int64; K = 0 where none are known.
-        parts: train, val or test per image; empty if nothing says which.
+        root: the folder, for error messages.
+        sources: per image, its file or the file's content.
+        names: per image, a name for messages.
+        target: class labels, shape (N,), int64.
+        bias: bias labels, shape (N, K), int64; K = 0 if none are known.
+        parts: split of each image ("train", "val" or "test"); empty if the splits are not known.
         classes: class names.
-        notes: what was understood.
-        problems: what is wrong, one sentence each.
-        without_bias: whether this kind of folder has no place for bias labels.
+        notes: how the data were interpreted, for the report.
+        problems: what is wrong with the data, one sentence each.
+        without_bias: whether this layout cannot hold bias labels.
         bias_values: names of each bias's values; see :class:`bise_prune.data.DataSplits`.
     """
 
@@ -66,20 +66,20 @@ class Listing:
 
 
 def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool = False, seed: int = 0) -> DataSplits:
-    """Decode the images and sort them into splits.
+    """Decode images and sort them into splits.
 
-    Without a split per image, 70 % are for training, 10 % for validation and 20 % for testing, stratified by label and
-    bias labels; equal files stay together.
+    If the splits are not known, 70 % of the images are for training, 10 % for validation and 20 % for testing,
+    stratified by class and bias labels; files of equal content are in the same split.
 
     Args:
-        listing: which images.
-        preprocessing: ``mean`` and ``std`` per channel (ImageNet's if missing) and ``size`` (height, width) to resize
-            to (the images' own if missing; they must then agree).
-        skip_bad: whether to go on without the images that cannot be read.
-        seed: of the random split.
+        listing: the images and their labels.
+        preprocessing: ``mean`` and ``std`` per channel on the [0, 1] scale (ImageNet's if missing), and ``size``, the
+            (height, width) to resize to (if missing, all images must have the same size).
+        skip_bad: whether to continue without images that cannot be read.
+        seed: random seed of the split.
 
     Raises:
-        DataError: everything wrong with the listing and its images, the first ten problems by name.
+        DataError: the listing or its images cannot be used; the message lists the first ten problems.
     """
     notes, parts = list(listing.notes), listing.parts
     if not parts:
@@ -90,7 +90,7 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
             f"a random split of 70 % train, 10 % val, 20 % test, stratified by label and bias, seed {seed}; equal "
             "files are in the same split"
         )
-    order = sorted(range(len(parts)), key=lambda i: (*PARTS, "").index(parts[i]))  # so that splits stay views
+    order = sorted(range(len(parts)), key=lambda i: (*PARTS, "").index(parts[i]))  # so that splits are views
     decoded = read_images(
         listing.root,
         [listing.sources[i] for i in order],
@@ -127,15 +127,15 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images in one array.
+    """Decoded images in one array.
 
     Attributes:
-        images: (M, 3, H, W), uint8, in a temporary file of their own that vanishes with the tensor.
-        rows: which of the sources the M images are.
-        digests: per image, equal for equal pixels.
-        problems: of the other sources, unless they were to be skipped.
-        notes: what was done to the images.
-        warnings: what is odd about them, or was left out.
+        images: RGB images, shape (M, 3, H, W), uint8, in a temporary file that is deleted together with the tensor.
+        rows: index of the source of each of the M images.
+        digests: digest of each image's pixels; equal for equal pixels.
+        problems: why other sources could not be read, unless they were to be skipped.
+        notes: changes that were made to images.
+        warnings: unusual properties of the images, and images that were left out.
     """
 
     images: Tensor
@@ -147,10 +147,18 @@ class Decoded:
 
 
 def decode_images(root: Path, files: Sequence[Path], size: Sequence[int] | None) -> Tensor:
-    """All images of a folder as (N, 3, H, W), uint8.
+    """Decode all images of a folder to RGB.
+
+    Args:
+        root: the folder, for error messages.
+        files: N image files.
+        size: (height, width) to resize to; None = the images' own size, which must be the same for all.
+
+    Returns:
+        Images, shape (N, 3, H, W), uint8.
 
     Raises:
-        DataError: the first ten files that are missing or cannot be read.
+        DataError: files are missing or cannot be read; the message lists the first ten.
     """
     decoded = read_images(root, files, size, [file.name for file in files])
     stop_at_problems(root, decoded.problems)
@@ -164,20 +172,22 @@ def read_images(
     names: Sequence[str],
     skip_bad: bool = False,
 ) -> Decoded:
-    """Decode images: gray ones get three equal channels, alpha goes, 16 bits become 8, EXIF rotations are undone.
+    """Decode images to RGB.
+
+    Grey images get three equal channels, alpha channels are dropped, 16 bits become 8, and EXIF rotations are applied.
 
     Args:
-        root: where they are, for messages.
-        sources: files, or what they hold.
-        size: height and width to resize to (bilinear); the images' own, which must agree, if None.
-        names: of the images, for messages.
-        skip_bad: whether what cannot be read is left out and counted, instead of being a problem.
+        root: the folder, for error messages.
+        sources: image files or their content.
+        size: (height, width) to resize to (bilinear); None = the images' own size, which must be the same for all.
+        names: names of the images, for messages.
+        skip_bad: whether images that cannot be read are left out and counted, instead of being problems.
 
     Raises:
-        DataError: there is no room for the decoded images.
+        DataError: there is not enough disk space for the decoded images.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are problems here, not warnings
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # reported as problems instead
         shape = (int(size[0]), int(size[1])) if size is not None else _common_shape(sources)
         array = _file_backed(root, (len(sources), 3, *shape))
 
@@ -204,26 +214,26 @@ def read_images(
     )
     if rows and remarks["constant"] == len(rows):
         problems.append("every image has one colour throughout, so there is nothing to see in them")
-    elif skip_bad and problems and not remarks["size"]:  # images of another size are not bad ones
+    elif skip_bad and problems and not remarks["size"]:  # another size does not make an image bad
         more = ", ..." if len(problems) > 10 else ""
         doubts.append(f"{len(problems)} images were left out: {'; '.join(problems[:10])}{more}")
         problems = [] if rows else problems
-    for place, row in enumerate(rows):  # what was left out leaves no gaps
+    for place, row in enumerate(rows):  # close the gaps of images that were left out
         if place != row:
             array[place] = array[row]
     return Decoded(torch.from_numpy(array[: len(rows)]), rows, [results[i][2] for i in rows], problems, notes, doubts)
 
 
 class _UnfitError(Exception):
-    """An image that could be decoded, but not used."""
+    """An image can be decoded, but cannot be used."""
 
 
 class _SizeError(_UnfitError):
-    """An image of another size than the first."""
+    """An image has another size than the first one."""
 
 
 def _pixels(source: Path | bytes, shape: tuple[int, int], resize: bool) -> tuple[np.ndarray, set[str]]:
-    """An image as (3, H, W), uint8, and what is to be remarked of it."""
+    """An image as uint8 array of shape (3, H, W), and keys of ``_NOTES`` and ``_WARNINGS`` that apply to it."""
     remarks = set()
     with _opened(source) as opened:
         if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
@@ -258,6 +268,7 @@ def _pixels(source: Path | bytes, shape: tuple[int, int], resize: bool) -> tuple
 
 
 def _opened(source: Path | bytes) -> Image.Image:
+    """Open an image; raise _UnfitError if its format is unknown or it has too many pixels."""
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Image.DecompressionBombError:
@@ -279,10 +290,11 @@ def _common_shape(sources: Sequence[Path | bytes]) -> tuple[int, int]:
                 return (image.width, image.height) if turned else (image.height, image.width)
         except (_UnfitError, OSError, ValueError, SyntaxError):
             continue
-    return 1, 1  # all of them will be reported
+    return 1, 1  # no image can be opened; all will be reported as problems
 
 
 def _file_backed(root: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of bytes in a temporary file; raise a DataError if there is not enough disk space."""
     needed = int(np.prod(shape, dtype=np.int64))
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -299,7 +311,7 @@ def _file_backed(root: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _content(source: Path | bytes) -> bytes:
-    """A digest of a file's bytes; of its name, if it cannot be read."""
+    """Digest of a file's content, or of its name if it cannot be read."""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
     except OSError:
@@ -308,6 +320,7 @@ def _content(source: Path | bytes) -> bytes:
 
 
 def _in_several_splits(digests: Sequence[bytes], parts: Sequence[str]) -> int:
+    """Number of distinct images that are in more than one split."""
     places: dict[bytes, set[str]] = {}
     for digest, part in zip(digests, parts, strict=True):
         places.setdefault(digest, set()).add(part)

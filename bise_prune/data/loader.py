@@ -1,4 +1,4 @@
-"""Data sets held as arrays, and batches of them."""
+"""Data sets that are held as tensors in memory, their splits, and a loader that makes batches of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from .batch import Batch, Input, as_batch, input_map
 
 @dataclass(frozen=True)
 class BiasedDataset:
-    """Samples with class and bias labels.
+    """N samples with class and bias labels.
 
     Attributes:
-        inputs: shape (N, ...); uint8 images are (N, C, H, W) and read as value / 255, then normalised; others are fed
-            as they are. A mapping from names to tensors, such as a tokenizer's, goes to the network as keywords.
+        inputs: model inputs, shape (N, ...). Images of dtype uint8, shape (N, C, H, W), are divided by 255 and
+            normalised; other tensors are given to the network unchanged. A mapping from names to tensors, such as a
+            tokenizer's, is passed to the network as keyword arguments.
         target: class labels, shape (N,), int64.
-        bias: bias labels, shape (N, K), int64; K = 0 where they are not known.
-        mean: per channel, on the [0, 1] scale.
-        std: per channel.
-        origin: what each sample was made of, shape (N,), int64, where several samples show one thing and so are not
-            independent (a scan in ten colours); None where each stands for itself.
+        bias: bias labels, shape (N, K), int64; K = 0 if they are not known.
+        mean: mean per channel on the [0, 1] scale, for normalisation; () = no normalisation.
+        std: standard deviation per channel on the [0, 1] scale.
+        origin: number of the object that each sample was made from, shape (N,), int64, if several samples show the same
+            object and are therefore not independent (such as a scan in ten colours); None = all samples are
+            independent.
     """
 
     inputs: Tensor | Mapping[str, Tensor]
@@ -52,11 +54,11 @@ class BiasedDataset:
 
     @classmethod
     def collected(cls, source: Iterable[Any] | Dataset[Any]) -> BiasedDataset:
-        """All samples of somebody's data set or loader in memory, so that what no mask changes is computed once.
+        """Load all samples of a data set or loader into memory, so that the search can cache what no mask changes.
 
         Args:
             source: a map-style ``Dataset`` whose samples have the fields ``input``, ``target`` and ``bias``, or any
-                iterable of batches of them.
+                iterable of batches of such samples.
 
         Raises:
             DataError: a field is missing, or there is no sample.
@@ -83,12 +85,16 @@ class BiasedDataset:
 
     @property
     def num_bytes(self) -> int:
-        """Of all inputs."""
+        """Size of all inputs in bytes."""
         tensors = [self.inputs] if isinstance(self.inputs, Tensor) else list(self.inputs.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def batch(self, rows: Tensor) -> Batch:
-        """The samples ``rows`` (int64), ready for a network; texts are cut to the longest among them."""
+        """Make the batch of some samples: normalised images, or texts cut to the length of the longest of them.
+
+        Args:
+            rows: indices of the samples, shape (n,), int64.
+        """
         inputs = self._at(rows)
         if isinstance(inputs, dict):
             if "attention_mask" in inputs and len(rows):
@@ -103,46 +109,49 @@ class BiasedDataset:
         return Batch(inputs, self.target[rows], self.bias[rows])
 
     def example(self, size: int = 2) -> Input:
-        """The first samples' input, at their full length, to trace and measure a network with."""
+        """Input of the first samples, for tracing and measuring a network; texts keep their full padded length."""
         rows = torch.arange(min(size, len(self)))
         inputs = self._at(rows)
         return self.batch(rows).input if isinstance(inputs, Tensor) else inputs
 
     def subset(self, rows: Tensor) -> BiasedDataset:
-        """A data set of the samples ``rows``."""
+        """Make a data set of the samples with the indices ``rows``, int64."""
         origin = None if self.origin is None else self.origin[rows]
         return replace(self, inputs=self._at(rows), target=self.target[rows], bias=self.bias[rows], origin=origin)
 
     def with_bias(self, bias: Tensor) -> BiasedDataset:
-        """The same samples with other bias labels, shape (N, K)."""
+        """Make a data set of the same samples with other bias labels, shape (N, K)."""
         return replace(self, bias=bias)
 
     def to(self, device: torch.device | str) -> BiasedDataset:
-        """The data set on another device."""
+        """Copy the data set to a device."""
         inputs = input_map(self._inputs, lambda tensor: tensor.to(device))
         return replace(self, inputs=inputs, target=self.target.to(device), bias=self.bias.to(device))
 
     @property
     def _inputs(self) -> Input:
+        """The inputs, as a dict if they are a mapping."""
         return self.inputs if isinstance(self.inputs, Tensor) else dict(self.inputs)
 
     def _at(self, rows: Tensor) -> Input:
+        """The inputs of some samples, as they are stored."""
         return input_map(self._inputs, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
 
 @dataclass
 class BatchLoader:
-    """Batches of a :class:`BiasedDataset`; shuffled anew, and reproducibly, on each pass.
+    """Loader of the batches of a :class:`BiasedDataset`; each pass has a new, reproducible order if it is shuffled.
 
     Attributes:
         data: the data set.
-        batch_size: samples per batch; the last may have fewer, but a single one joins the batch before when shuffled.
-        shuffle: whether to shuffle.
-        seed: of the shuffling; pass n of equal seeds is equal.
+        batch_size: samples per batch. The last batch may have fewer; when shuffled, a last batch of one sample is
+            joined with the batch before it.
+        shuffle: whether to shuffle the samples.
+        seed: random seed of the shuffling; pass n has the same order for equal seeds.
         stratified: whether every batch gets its share of every subgroup, as evenly as whole samples allow.
-        shard: (i, n) = of each batch the i-th of n parts, for n processes that share the work.
-        workers: threads that gather and normalise the next batches meanwhile; 0 = none.
-        pin_memory: whether they put them where a GPU can fetch them while it computes.
+        shard: (i, n): yield the i-th of n parts of each batch, for n processes that share the work.
+        workers: threads that prepare the next batches ahead of their use; 0 = none.
+        pin_memory: whether inputs are copied to pinned memory, from which a GPU can load them while it computes.
     """
 
     data: BiasedDataset
@@ -156,7 +165,7 @@ class BatchLoader:
     _pass: int = 0
 
     def set_epoch(self, number: int) -> None:
-        """Make the next pass the one of this number."""
+        """Set the number of the next pass, which determines its order."""
         self._pass = number
 
     def __len__(self) -> int:
@@ -164,7 +173,7 @@ class BatchLoader:
         return -(-len(self.data) // self.batch_size) - alone
 
     def rows(self) -> Iterator[Tensor]:
-        """The samples of each batch of one pass, by number."""
+        """Yield the sample indices of each batch of one pass, int64."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._pass)
         self._pass += 1
         order = torch.arange(len(self.data))
@@ -176,7 +185,7 @@ class BatchLoader:
         parts = list(order.split(self.batch_size))
         if (
             self.shuffle and len(parts) > 1 and len(parts[-1]) == 1 < self.batch_size
-        ):  # batch norms cannot train on one sample
+        ):  # batch norms cannot be trained on one sample
             parts[-2:] = [torch.cat(parts[-2:])]
         for part in parts:
             yield part[index::count]
@@ -185,7 +194,11 @@ class BatchLoader:
         return (batch for _, batch in self.prepared(self.rows()))
 
     def prepared(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Batch]]:
-        """Each of some batches' sample numbers with the batch, which is made ahead of its turn."""
+        """Yield sample indices together with their batch; worker threads prepare batches ahead of their use.
+
+        Args:
+            parts: the sample indices of each batch.
+        """
         if not self.workers:
             for rows in parts:
                 yield rows, self._ready(rows)
@@ -201,6 +214,7 @@ class BatchLoader:
                 yield first, batch.result()
 
     def _ready(self, rows: Tensor) -> Batch:
+        """The batch of some samples, in pinned memory if that is wanted."""
         batch = self.data.batch(rows)
         if not self.pin_memory:
             return batch
@@ -209,7 +223,7 @@ class BatchLoader:
 
 
 def _evenly(order: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """``order`` rearranged so that the samples of each distinct row of ``labels`` come at equal distances."""
+    """Rearrange ``order`` so that the samples of each distinct row of ``labels`` have equal distances."""
     _, cell, counts = labels[order].unique(dim=0, return_inverse=True, return_counts=True)
     start = torch.rand(len(counts), generator=generator, dtype=torch.float64)
     place = torch.empty(len(order), dtype=torch.float64)
@@ -220,17 +234,17 @@ def _evenly(order: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set's splits, and what is known of them.
+    """The splits of a data set, and information about them.
 
     Attributes:
-        train: the biased training set.
-        val: to select masks on; None if there is none.
-        test: to report on; None if there is none.
+        train: the biased training split.
+        val: validation split, on which masks are selected; None if there is none.
+        test: test split, on which results are reported; None if there is none.
         classes: class names, if known.
-        notes: what a reader of the results should know of the data.
-        warnings: what calls the results into question.
-        without_bias: whether the data have no place for bias labels, so that none were forgotten.
-        bias_values: per bias the names of its values, if they have any; () for a bias whose values are numbers.
+        notes: facts about the data for the report.
+        warnings: reasons to doubt the results.
+        without_bias: whether the data format cannot hold bias labels, so that none were forgotten.
+        bias_values: per bias the names of its values; () for a bias whose values are numbers.
     """
 
     train: BiasedDataset
@@ -244,12 +258,12 @@ class DataSplits:
 
     @property
     def by_name(self) -> dict[str, BiasedDataset | None]:
-        """The splits by their names."""
+        """The splits by the names "train", "val" and "test"; None for one that is missing."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all labels and of some inputs, to tell data sets apart."""
+        """SHA-256 digest of all labels and some inputs, which tells data sets apart."""
         digest = hashlib.sha256()
         for data in self.by_name.values():
             if data is None:

@@ -1,4 +1,4 @@
-"""MNIST from its idx files, plain or gzipped."""
+"""Load MNIST from its idx files, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ _DTYPE_UINT8 = 0x08
 
 
 def load_mnist(root: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Images (N, 28, 28) uint8 and labels (N,) int64 of ``split`` "train" or "test".
+    """Load the images and labels of one split of MNIST.
 
     Args:
-        root: folder with the four files, gzipped or not; torchvision's ``MNIST/raw`` below it is found too.
-        split: which part.
+        root: folder with the four files, gzipped or not; torchvision's folder ``MNIST/raw`` in it is found too.
+        split: "train" or "test".
+
+    Returns:
+        Images, shape (N, 28, 28), uint8, and class labels, shape (N,), int64.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -35,6 +38,7 @@ def load_mnist(root: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def _find(root: Path, name: str) -> Path:
+    """Path of a file, plain or gzipped, in ``root`` or ``MNIST/raw``."""
     for folder in (root, root / "MNIST" / "raw"):
         for candidate in (folder / name, folder / f"{name}.gz"):
             if candidate.is_file():
@@ -43,7 +47,7 @@ def _find(root: Path, name: str) -> Path:
 
 
 def _read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The array in an idx file: two zero bytes, type, rank, big-endian sizes, values."""
+    """The array in an idx file: two zero bytes, type, number of dimensions, big-endian sizes, values."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:

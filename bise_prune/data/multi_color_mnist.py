@@ -1,4 +1,4 @@
-"""Multi-Color MNIST (Li et al., 2022): two biases, the colours of the left and the right half of the background."""
+"""Multi-Color MNIST (Li et al., 2022): two biases, the colours of the left and right half of the background."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ TEST_RHO = (0.1, 0.1)
 
 
 def assign_cells(labels: Tensor, rho: tuple[float, float], num_bias_classes: int = 10) -> Tensor:
-    """Left and right bias values: per class, the (left, right) cells get cumulative rounded shares in file order.
+    """Assign a left and a right bias label to each sample.
+
+    Per class, the cells (left, right) get cumulative rounded shares, in file order.
 
     Args:
         labels: class labels, shape (N,), int64.
-        rho: share on the class's own left and right colour; the others share the rest evenly.
+        rho: share of each class that gets the class's own left colour, and its own right colour; the other colours
+            share the rest evenly.
         num_bias_classes: number of colours.
 
     Returns:
@@ -44,15 +47,15 @@ def assign_cells(labels: Tensor, rho: tuple[float, float], num_bias_classes: int
 
 
 def colour_halves(images: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
-    """Add a jittered colour to each half of the background, grey edges of the digit included.
+    """Add a jittered colour to each half of the background, also where the digit's edges are grey.
 
     Args:
-        images: (N, 28, 28) uint8.
-        bias: left and right colour, shape (N, 2).
-        generator: of the jitter, N(0, .005) per channel.
+        images: grey images, shape (N, 28, 28), uint8.
+        bias: left and right bias labels, shape (N, 2), int64.
+        generator: random generator of the jitter, N(0, 0.005) per channel.
 
     Returns:
-        (N, 3, 28, 28) uint8.
+        RGB images, shape (N, 3, 28, 28), uint8.
     """
     left = torch.tensor(LEFT_PALETTE)
     colours = torch.stack([left[bias[:, 0]], 1 - left[bias[:, 1]]], 1)  # (N, 2, 3)
@@ -64,16 +67,16 @@ def colour_halves(images: Tensor, bias: Tensor, generator: torch.Generator) -> T
 
 
 def load_multi_color_mnist(root: Path, seed: int = 0) -> DataSplits:
-    """Multi-Color MNIST at its full size, 60,000 and 10,000; it has no validation set.
+    """Make Multi-Color MNIST at its full size, 60,000 training and 10,000 test images; it has no validation split.
 
-    Inputs are pixels in [0, 1] divided by 255 once more: a quirk of the data set's code that the paper's figures share.
+    Pixels in [0, 1] are divided by 255 once more: a peculiarity of the data set's code that the paper's figures share.
 
     Args:
-        root: folder of MNIST.
-        seed: of the colours' jitter.
+        root: folder with the files of MNIST.
+        seed: random seed of the colours' jitter.
 
     Raises:
-        DataError: MNIST is not there.
+        DataError: a file of MNIST is missing or damaged.
     """
     generator = torch.Generator().manual_seed(seed)
     parts = []

@@ -1,4 +1,4 @@
-"""Wrong bias labels, to see what becomes of a search that trusts them (BISE, App. L)."""
+"""Make bias labels wrong on purpose, to measure how much a search depends on them (BISE, App. L)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from ..errors import ConfigError
 
 
 def noisy_bias_labels(bias: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Bias labels of which a random share is replaced by another random value of the same column.
+    """Replace a random share of the bias labels in each column by another random value of the column.
 
     Args:
-        bias: shape (N, K), int64; a column has as many values as its largest says.
-        share: of the samples in each column, in [0, 1]; rounded to whole samples.
-        generator: on the CPU.
+        bias: bias labels, shape (N, K), int64; a column's values are 0 to its largest.
+        share: share of the samples in each column, in [0, 1], rounded to whole samples.
+        generator: random generator on the CPU.
+
+    Returns:
+        New bias labels, shape (N, K), int64.
 
     Raises:
-        ConfigError: the share is out of range.
+        ConfigError: ``share`` is out of range.
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"share of noisy bias labels = {share}: expected a number in [0, 1]")

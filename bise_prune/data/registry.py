@@ -1,4 +1,4 @@
-"""A data set by its specification: a folder, a file, or ``NAME[:PATH][,key=value...]``."""
+"""Load a data set by its specification: a folder, a file, or ``NAME[:PATH][,key=value...]``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAMED: dict[str, Callable[..., DataSplits]] = {
     "text": load_text,
 }
 _SOURCES = {"biased_mnist": "MNIST", "multi_color_mnist": "MNIST", "corrupted_cifar10": "CIFAR-10", "celeba": "CelebA"}
-_GIVEN = ("root", "path", "tokenizer", "classes")  # what is no option
+_GIVEN = ("root", "path", "tokenizer", "classes")  # parameters of loaders that are no options of a specification
 
 
 def load_data(
@@ -44,23 +44,23 @@ def load_data(
     classes: Sequence[str] = (),
     skip_bad: bool = False,
 ) -> DataSplits:
-    """Load a data set.
+    """Load a data set by its specification.
 
     Args:
-        specification: a folder of images or a CSV file of them (see :func:`bise_prune.data.folder.load_folder`),
-            a ``.csv`` or ``.csv.gz`` file of texts (see :func:`bise_prune.data.text.load_text`), parquet files or what
-            Hugging Face's ``save_to_disk`` has written (see :mod:`bise_prune.data.huggingface`); or one of "digits",
-            "biased_mnist:ROOT", "multi_color_mnist:ROOT", "corrupted_cifar10:ROOT", "celeba:ROOT",
-            "civilcomments:ROOT", "text:FILE", with options such as ",rho=0.95,seed=1"; lists are written "a+b".
-        preprocessing: ``mean``, ``std`` and ``size`` for images.
-        tokenizer: for texts.
+        specification: a folder of images or a CSV file of them (see :func:`bise_prune.data.folder.load_folder`), a
+            ``.csv`` or ``.csv.gz`` file of texts (see :func:`bise_prune.data.text.load_text`), parquet files or a
+            folder that Hugging Face's ``save_to_disk`` wrote (see :mod:`bise_prune.data.huggingface`); or a built-in
+            data set: "digits", "biased_mnist:ROOT", "multi_color_mnist:ROOT", "corrupted_cifar10:ROOT", "celeba:ROOT",
+            "civilcomments:ROOT" or "text:FILE", with options such as ",rho=0.95,seed=1"; lists are written "a+b".
+        preprocessing: ``mean``, ``std`` and ``size`` of images; see :func:`bise_prune.data.images.splits_of`.
+        tokenizer: tokenizer of texts; None if there is none.
         columns: names of columns, where they are not the usual ones.
-        classes: of the checkpoint, which number names of classes; alphabetical if there are none.
-        skip_bad: whether to go on without images that cannot be read.
+        classes: class names of the checkpoint, whose order numbers the classes; alphabetical order if there are none.
+        skip_bad: whether to continue without images that cannot be read.
 
     Raises:
-        DataError: there is no such folder, or it is unfit.
-        ConfigError: an unknown option, or texts without a tokenizer.
+        DataError: the folder or file does not exist or cannot be used.
+        ConfigError: an option is unknown or has a wrong value, or texts are given without a tokenizer.
 
     >>> len(load_data("digits,samples=1000,seed=3").train)
     1000
@@ -74,7 +74,7 @@ def load_data(
     path = Path(specification)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError):  # a name that no file system takes
+    except (OSError, ValueError):  # a name that no file system accepts
         is_folder = is_file = False
     if not is_folder and not is_file:
         known = ", ".join(f"'{known}'" for known in _NAMED)
@@ -92,16 +92,17 @@ def load_data(
 
 
 def is_named(specification: str) -> bool:
-    """Whether it is a data set of one of our names, and not a place."""
+    """Whether a specification names a built-in data set, and not a folder or file."""
     return _name(specification) in _NAMED
 
 
 def _name(specification: str) -> str:
+    """The part of a specification in front of the first colon or comma."""
     return specification.partition(",")[0].partition(":")[0]
 
 
 def _lists_files(path: Path, columns: Columns, has_tokenizer: bool) -> bool:
-    """Whether a CSV file is of images: it has a column of files, and no texts or nothing to read them with."""
+    """Whether a CSV file lists images: it has a column of files, and no column of texts or no tokenizer for it."""
     if not path.name.endswith((".csv", ".csv.gz")):
         return False
     names = {name.strip().lower() for name in read_header(path)}
@@ -113,7 +114,7 @@ def _lists_files(path: Path, columns: Columns, has_tokenizer: bool) -> bool:
 def _load_named(
     specification: str, tokenizer: Tokenizer | None, columns: Columns, classes: Sequence[str] = ()
 ) -> DataSplits:
-    """A data set of one of our names."""
+    """Load a built-in data set with the path and the options in its specification."""
     head, *options = specification.split(",")
     name, _, root = head.partition(":")
     loader = _NAMED[name]
@@ -146,6 +147,7 @@ def _load_named(
 
 
 def _parsed(name: str, key: str, value: str, default: Any) -> Any:
+    """Convert the text of an option to the type of the option's default."""
     if key == "bias_columns":
         return [column for column in value.split("+") if column]
     kind = str if default is None else type(default)

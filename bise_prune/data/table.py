@@ -1,4 +1,4 @@
-"""Columns of a CSV file as they are written, and what is wrong with them."""
+"""Read columns of a CSV file as text, and collect everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from ..errors import DataError
 
 @dataclass
 class Table:
-    """Columns of a file as they are written, and what is wrong with them.
+    """Columns of a file as text, and the problems found in them.
 
     Attributes:
         path: the file.
-        lines: where each row starts: its line number, from 1, and the file where there are several.
-        columns: a string per row, by column.
-        problems: one sentence each.
+        lines: per row the number of the line that it starts in, from 1, with the file's name if there are several
+            files.
+        columns: column name -> the text of each row.
+        problems: what is wrong with the table, one sentence each.
     """
 
     path: Path
@@ -29,7 +30,13 @@ class Table:
     problems: list[str] = field(default_factory=list)
 
     def report(self, what: str, rows: Sequence[int], column: str | None = None) -> None:
-        """Add a problem of ``rows``, if there are any; with what stands in ``column``, if given."""
+        """Add a problem of some rows, if there are any.
+
+        Args:
+            what: what is wrong with the rows, as it follows "N rows" in a sentence.
+            rows: indices of the rows; the message names the first ten by their lines.
+            column: name of a column whose values are added to the message.
+        """
         if rows:
             where = [self.lines[i] for i in rows[:10]]
             if column is not None:
@@ -39,20 +46,28 @@ class Table:
 
 
 def stop_at_problems(where: object, problems: Sequence[str]) -> None:
-    """Raise a DataError that names the first ten problems, if there are any."""
+    """Raise a DataError that lists the first ten problems, if there are any.
+
+    Args:
+        where: the file or folder, for the message.
+        problems: one sentence each.
+
+    Raises:
+        DataError: there are problems.
+    """
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"data in {where}: {'; '.join(problems[:10])}{more}")
 
 
 def _counted(what: str, where: Sequence[str], count: int) -> str:
-    """A problem of ``count`` rows, of which ``where`` names the first."""
+    """Describe a problem of ``count`` rows, the first of which are named in ``where``."""
     more = f" and {count - len(where)} more" if count > len(where) else ""
     return f"{count} rows {what}: line {', '.join(where)}{more}"
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The line each row starts at, and its fields; the header first."""
+    """Yield the line that each row starts in, and the row's fields; the header comes first."""
     line = 1
     try:
         with (
@@ -74,7 +89,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_header(path: Path) -> list[str]:
-    """The names of the columns of a ``.csv`` or ``.csv.gz`` file.
+    """Read the column names of a ``.csv`` or ``.csv.gz`` file.
 
     Raises:
         DataError: the file is missing or unreadable.
@@ -83,10 +98,16 @@ def read_header(path: Path) -> list[str]:
 
 
 def read_table(path: Path, names: Sequence[str]) -> Table:
-    """The columns ``names``; rows that have more or fewer fields than the header are left out and reported.
+    """Read some columns of a CSV file as text.
+
+    Rows with more or fewer fields than the header are left out and added to the table's problems.
+
+    Args:
+        path: a ``.csv`` or ``.csv.gz`` file in UTF-8, with a header.
+        names: names of the columns to read.
 
     Raises:
-        DataError: the file is unreadable or has no rows, or a column is not there exactly once.
+        DataError: the file is unreadable or has no rows, or a column is missing or there twice.
     """
     rows = _rows(path)
     _, header = next(rows, (1, []))

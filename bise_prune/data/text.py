@@ -1,4 +1,4 @@
-"""Texts from a CSV file: a text, a label, any number of bias labels and a split per row."""
+"""Load texts from a CSV file: each row has a text, a class label, any number of bias labels and a split."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ _CHUNK = 1024  # texts per call of the tokenizer
 
 
 class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer's interface that is used."""
 
     def __call__(
         self, text: list[str], /, *, padding: str, truncation: bool, max_length: int, return_tensors: str
     ) -> Mapping[str, Tensor]:
-        """``input_ids`` and ``attention_mask``, both (len(text), max_length), int64, for ``padding="max_length"``."""
+        """Tokenise texts.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, both (len(text), max_length), int64, for ``padding="max_length"``.
+        """
         ...
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a Hugging Face model's folder.
+    """Load the tokenizer in the folder of a Hugging Face model.
 
     Raises:
         DataError: transformers is not installed, or the folder holds no tokenizer.
@@ -57,29 +61,31 @@ def load_text(
     seed: int = 0,
     classes: Sequence[str] = (),
 ) -> DataSplits:
-    """Read a CSV file of texts, and tokenise them once.
+    """Read a CSV file of texts and tokenise them.
 
-    Labels and bias labels are integers from 0; or names, numbered in alphabetical order; or scores in [0, 1], of which
-    .5 and above are 1. Without a split column, 70 % of the rows are for training, 10 % for validation and 20 % for
-    testing, stratified by label and bias labels; texts that are equal up to case and spacing stay together. Every row
-    is checked before anything is tokenised.
+    Class and bias labels are integers from 0; or names, of which class names are numbered by ``classes`` and others in
+    alphabetical order; or scores in [0, 1], of which 0.5 and above count as 1. Without a split column, 70 % of the rows
+    are for training, 10 % for validation and 20 % for testing, stratified by class and bias labels; texts that differ
+    only in case and spacing are in the same split. Every row is checked before anything is tokenised.
 
     Args:
         path: a ``.csv`` or ``.csv.gz`` file in UTF-8, with a header.
-        tokenizer: called on lists of texts.
-        text_column: of the texts; found among the usual names if None, as are the next three.
-        label_column: of the class labels.
-        bias_columns: one per bias, may be empty; if None, all called "bias_...", or one of another usual name.
-        split_column: train, val or test, or 0, 1, 2.
-        max_length: tokens per text, at least 3; what comes after them is cut off.
-        seed: of the random split.
-        classes: of the checkpoint, which number names of classes; alphabetical if there are none.
+        tokenizer: tokenizer that is called with lists of texts.
+        text_column: column of the texts; None for this and the next three = the column is found by its usual names.
+        label_column: column of the class labels.
+        bias_columns: columns of the bias labels, one per bias, may be empty; if None, all columns called "bias_..." or
+            else one column with another usual name.
+        split_column: column that says train, val or test, or 0, 1 or 2.
+        max_length: number of tokens that longer texts are cut to, at least 3.
+        seed: random seed of the split.
+        classes: class names of the checkpoint, whose order numbers the classes; alphabetical order if there are none.
 
     Returns:
-        Splits with ``inputs`` of ``input_ids`` and ``attention_mask``, both (N, L), int64, L the longest text's length.
+        Splits whose ``inputs`` are ``input_ids`` and ``attention_mask``, both (N, L), int64, where L is the length of
+        the longest text.
 
     Raises:
-        DataError: everything wrong with the file: how many rows and which, the first ten by line number.
+        DataError: the file cannot be used; the message says how many rows are wrong and names the first ten lines.
         ConfigError: ``max_length`` is out of range.
     """
     columns = Columns(label_column, bias_columns, split_column, text=text_column)
@@ -98,16 +104,16 @@ def text_splits(
     max_length: int = 220,
     seed: int = 0,
 ) -> DataSplits:
-    """:func:`load_text` for a table already read.
+    """Tokenise the texts of a table that was already read, and sort them into splits, as :func:`load_text` does.
 
     Args:
-        table: with the chosen columns.
-        chosen: which they are.
-        tokenizer: called on lists of texts.
-        parts: train, val or test per row where something else than a column says so.
-        classes: of the checkpoint.
-        max_length: as there.
-        seed: as there.
+        table: the table, with the chosen columns.
+        chosen: the columns.
+        tokenizer: tokenizer that is called with lists of texts.
+        parts: split of each row, if it is known from elsewhere than a column; else empty.
+        classes: class names of the checkpoint.
+        max_length: number of tokens that longer texts are cut to, at least 3.
+        seed: random seed of the split, if it is random.
     """
     texts = read_texts(table, chosen.content)
     labels = read_labels(table, chosen, classes)
@@ -133,19 +139,19 @@ def text_splits(
 
 
 def read_texts(table: Table, column: str) -> list[str]:
-    """The texts; empty ones are reported."""
+    """Return the texts of a column; empty ones are added to the table's problems."""
     texts = table.columns[column]
     table.report(f"without text in '{column}'", [i for i, text in enumerate(texts) if not text.strip()])
     return texts
 
 
 def _key(text: str) -> str:
-    """Equal for texts that differ in case and spacing only."""
+    """A key that is equal for texts that differ only in case and spacing."""
     return " ".join(text.casefold().split())
 
 
 def shared_texts(texts: Sequence[str], parts: Sequence[str]) -> list[str]:
-    """A note on texts that are in more than one split, if there are any."""
+    """Return a note on texts that are in more than one split; an empty list if there are none."""
     places: dict[str, set[str]] = {}
     for text, part in zip(texts, parts, strict=True):
         places.setdefault(_key(text), set()).add(part)
@@ -157,19 +163,19 @@ def shared_texts(texts: Sequence[str], parts: Sequence[str]) -> list[str]:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int = 220) -> dict[str, Tensor]:
-    """Token ids and attention mask of all texts, padded to the longest one.
+    """Tokenise all texts and pad them to the longest one.
 
     Args:
         texts: N texts.
-        tokenizer: called on lists of texts.
-        max_length: tokens per text, at least 3; what comes after them is cut off.
+        tokenizer: tokenizer that is called with lists of texts.
+        max_length: number of tokens that longer texts are cut to, at least 3.
 
     Returns:
         ``input_ids`` and ``attention_mask``, both (N, L), int64, L <= ``max_length``.
 
     Raises:
         ConfigError: ``max_length`` is out of range.
-        DataError: the tokenizer cannot pad, or returns no such tensors.
+        DataError: the tokenizer cannot pad, or does not return such tensors.
     """
     if max_length < 3:
         raise ConfigError(f"max_length={max_length}; expected at least 3: a token between two special ones")
@@ -193,7 +199,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int = 220) 
             found.append(value.long())
     mask = torch.cat(chunks.pop("attention_mask"))
     ids = torch.cat(chunks.pop("input_ids"))
-    used = mask.any(0)  # padding may be left or right
+    used = mask.any(0)  # padding may be on the left or on the right
     return {"input_ids": ids[:, used], "attention_mask": mask[:, used]}
 
 
@@ -208,17 +214,17 @@ def assemble(
     notes: Sequence[str],
     bias_values: Sequence[Sequence[str]] = (),
 ) -> DataSplits:
-    """Tokenise, and sort into splits.
+    """Tokenise texts and sort them into splits.
 
     Args:
         texts: N texts.
-        tokenizer: see :func:`tokenize`, also for what it raises.
-        max_length: tokens per text.
-        target: class labels, (N,), int64.
-        bias: bias labels, (N, K), int64.
-        parts: train, val or test per text; at least one train.
+        tokenizer: tokenizer; see :func:`tokenize`, also for errors.
+        max_length: number of tokens that longer texts are cut to, at least 3.
+        target: class labels, shape (N,), int64.
+        bias: bias labels, shape (N, K), int64.
+        parts: split of each text ("train", "val" or "test"); at least one is "train".
         classes: class names.
-        notes: what is known of the data; tokens cut off are added.
+        notes: facts about the data for the report; a note on cut texts is added.
         bias_values: names of each bias's values, if known.
     """
     inputs = tokenize(texts, tokenizer, max_length)

@@ -1,1 +1,1 @@
-"""What else one may want to know of a network: what a linear probe reads of the bias, accuracy against sparsity."""
+"""Diagnostics: how accurately a linear probe predicts the bias label, and accuracy against sparsity."""

@@ -1,4 +1,4 @@
-"""How much of the bias a linear classifier reads off a network's bottleneck (BISE, App. M)."""
+"""Measure how accurately a linear classifier predicts the bias label from a network's bottleneck (BISE, App. M)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..tracing import run, trace
 
 @dataclass(frozen=True)
 class BiasProbe:
-    """Accuracy of linear classifiers of the biases on frozen features, in [0, 1], one entry per bias.
+    """Accuracy of linear classifiers that predict the bias labels from frozen features, in [0, 1], one entry per bias.
 
     Attributes:
-        accuracy: on the test data.
-        majority: of always predicting the most frequent bias value of the test data.
-        n: test samples.
+        accuracy: accuracy on the test data.
+        majority: accuracy of always predicting the most frequent bias value of the test data.
+        n: number of test samples.
     """
 
     accuracy: tuple[float, ...]
@@ -41,18 +41,19 @@ def probe_bias(
     weight_decay: float = 1e-4,
     seed: int = 0,
 ) -> BiasProbe:
-    """Train a linear head per bias on what the classifier reads, and test it; the network stands still.
+    """Train one linear probe per bias on the input of the classifier head, and test it; the network is not trained.
 
     Args:
-        model: masked, slim or dense, ending in a linear layer.
-        train_loader: *unbiased* data, so that the heads cannot read the bias off the class (the paper's rho = .1).
-        test_loader: unbiased data.
-        epochs: of the heads, by SGD.
-        batch_size: of the heads' training.
-        lr: of SGD.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        seed: of initial weights and batches.
+        model: masked, slim or dense network that ends in a linear layer.
+        train_loader: loader of *unbiased* data, so that the probes cannot infer the bias from the class (the paper's
+            rho = 0.1).
+        test_loader: loader of unbiased test data.
+        epochs: training epochs of the probes.
+        batch_size: samples per batch in the training of the probes.
+        lr: learning rate of the optimiser (SGD).
+        momentum: momentum of the optimiser (SGD).
+        weight_decay: weight decay of the optimiser (SGD).
+        seed: random seed of the initial weights and of the batches.
 
     Raises:
         DataError: a loader is empty, or has no bias labels.

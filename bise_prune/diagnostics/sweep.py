@@ -1,4 +1,4 @@
-"""Accuracy against sparsity as the threshold of the masks moves (BISE, App. J)."""
+"""Accuracy against sparsity for different thresholds of the masks (BISE, App. J)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ ZETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One threshold.
+    """Result for one threshold.
 
     Attributes:
-        zeta: channels stay where sigma(m) >= zeta; .5 is the threshold of the search.
-        closed: closed channels.
-        sparsity: share of parameters that removal takes; None for a dead network.
-        flops: share of multiply-accumulates that stay; None likewise.
-        evaluation: of the masked network.
+        zeta: the threshold: channels with sigma(m) >= zeta are open; 0.5 is the threshold of the search.
+        closed: number of closed channels.
+        sparsity: share of the dense network's parameters that removal takes away; None if nothing of the input reaches
+            the logits.
+        flops: share of the dense network's multiply-accumulates, of convolutions and linear layers, that stay; None if
+            nothing of the input reaches the logits.
+        evaluation: accuracies of the masked network.
     """
 
     zeta: float
@@ -50,16 +52,19 @@ def threshold_sweep(
     zetas: Sequence[float] = ZETAS,
     joins: Joins = "expand",
 ) -> list[SweepPoint]:
-    """Evaluate the masked network at every threshold zeta on sigma(m), at temperature 1.
+    """Evaluate the masked network for each threshold zeta on sigma(m), at temperature 1.
 
     Args:
-        model: the dense network; never changed.
-        masks: its learned masks.
-        loader: data to evaluate on.
-        aligned: the bias value each class is aligned with, shape (classes, K).
-        example_inputs: its input(s), batch first.
-        zetas: thresholds in [0, 1]; 0 keeps every channel and 1 none.
-        joins: lowering by which sizes are counted.
+        model: dense network; never changed.
+        masks: learned masks of the network.
+        loader: loader of the data to evaluate on.
+        aligned: the bias value that each class is aligned with, shape (classes, K), int64.
+        example_inputs: model input(s), batch first.
+        zetas: thresholds in [0, 1]; 0 opens every channel and 1 closes every channel.
+        joins: lowering that sparsity and FLOPs are counted for; see :func:`bise_prune.prune`.
+
+    Returns:
+        One point per threshold.
 
     Raises:
         ConfigError: a threshold is out of range.
@@ -83,7 +88,7 @@ def threshold_sweep(
 
 
 def _shifted(logits: Tensor, zeta: float) -> Tensor:
-    """Logits that are >= 0 where sigma(m) >= zeta."""
+    """Mask logits that are >= 0 exactly where sigma(m) >= zeta."""
     if zeta in (0.0, 1.0):
         return torch.full_like(logits, 1.0 if zeta == 0 else -1.0)
     return logits.double() - math.log(zeta / (1 - zeta))

@@ -1,4 +1,4 @@
-"""Files that run without this package: ONNX in several precisions, torch programs, Triton repositories."""
+"""Export of networks to files that run without this package: ONNX in several precisions, torch programs, Triton."""
 
 from .denormals import flush_denormals
 from .onnx_file import clean, export_onnx, opset_of

@@ -1,4 +1,4 @@
-"""Numbers too small to matter, on which processors are slow."""
+"""Flushing of denormal numbers: weights too small to matter, with which processors compute slowly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _DENORMAL = 1e-30
 
 
 def flush_denormals(model: nn.Module) -> int:
-    """Set weights below 1e-30 in magnitude to zero, in place, and count them: processors are slow on such numbers."""
+    """Set weights below 1e-30 in magnitude to zero, in place, since processors are slow on them; returns how many."""
     flushed = 0
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:

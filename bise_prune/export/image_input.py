@@ -1,4 +1,4 @@
-"""A classifier that takes images as cameras and browsers give them."""
+"""A wrapper that lets a classifier take images as cameras and browsers give them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..tracing import logits_of
 
 
 class AsImages(nn.Module):
-    """A classifier of images as cameras and browsers give them: uint8 (N, H, W, C) in, probabilities (N, classes) out.
+    """A classifier of raw images: takes uint8 (N, H, W, C), normalises it, and returns probabilities (N, classes).
 
     Args:
-        model: a classifier of normalised (N, C, H, W) images.
-        mean: per channel, on the [0, 1] scale; empty for none.
-        std: likewise.
+        model: classifier of normalised images, float32 (N, C, H, W).
+        mean: mean of each channel on the [0, 1] scale; empty for 0.
+        std: standard deviation of each channel on the [0, 1] scale; empty for 1.
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -28,6 +28,6 @@ class AsImages(nn.Module):
         self.register_buffer("std", torch.tensor(list(std) or [1.0]).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probabilities."""
+        """Probabilities (N, classes) of images (N, H, W, C), uint8."""
         pixels = image.permute(0, 3, 1, 2).float() / 255
         return logits_of(self.model((pixels - self.mean) / self.std)).softmax(1)

@@ -1,4 +1,4 @@
-"""ONNX files, written clean, read back, and compared with the model that they came from."""
+"""Export to ONNX files without traces of the machine, each compared with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..version import __version__
 from .positional import dynamic_shapes, positional, sample_of
 from .runtime import open_session
 
-_SINGLE_FILE_LIMIT = 1_500_000_000  # protobuf stops at 2 GB
+_SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf's limit is 2 GB
 
 
 def export_onnx(
@@ -38,32 +38,34 @@ def export_onnx(
     batch_sizes: Sequence[int] = (1, 2, 5),
     tolerance: float = 1e-4,
 ) -> Verification:
-    """Write ``model`` as a single ONNX file with a dynamic batch, and compare it with onnxruntime's CPU provider.
+    """Write ``model`` as a single ONNX file with a dynamic batch size, and compare it with the model.
 
-    The file appears only if the comparison passes. It holds no stack traces and no local paths; weights below 1e-30
-    are written as zero. Inputs are named "input" (or "input_0", "input_1", ...).
+    The file is run by onnxruntime's CPU provider and kept only if the comparison passes. It holds no stack traces and
+    no local paths; weights below 1e-30 in magnitude are written as zero. Inputs are named "input" (or "input_0",
+    "input_1", ...).
 
     Args:
-        model: a network in any mode; exported in eval mode, never changed.
-        path: the file.
+        model: network in any mode; it is exported in eval mode and never changed.
+        path: file to write.
         example_inputs: a tensor, a tuple of tensors or a mapping to tensors, batch first. Inputs of a mapping keep
-            their names, and where all are token sequences their length is dynamic, too.
-        metadata: text to put in the file's metadata; versions of the tools stand there anyway.
-        opset: version of the operator set; None = the exporter's choice.
-        output_name: of the output.
-        batch_sizes: batches to compare.
-        tolerance: largest absolute logit difference in float32 that passes, relative to the largest logit above 1.
+            their names; if all of them are token sequences, their length is dynamic, too.
+        metadata: text for the file's metadata; the versions of the tools are always added.
+        opset: version of ONNX's operator set; None for the exporter's choice.
+        output_name: name of the output.
+        batch_sizes: batch sizes at which the file is compared with the model.
+        tolerance: largest absolute logit difference in float32 that passes; relative to the largest logit if that is
+            above 1.
 
     Returns:
         The comparison with onnxruntime.
 
     Raises:
-        ConfigError: inputs are no tensors, or the model cannot be written in that opset.
-        ModelError: torch cannot export the model.
+        ConfigError: inputs are not tensors, or the model cannot be written in that opset.
+        ModelError: torch cannot export the model, or the model is too large for a single file.
         VerificationError: onnxruntime computes something else.
     """
     module, inputs = positional(model, example_inputs, "export_onnx")
-    # The exporter fixes a batch dimension of one, so that two samples at least are shown.
+    # The exporter would fix a batch dimension of one, so it gets two samples.
     samples = tuple(sample_of(value) for value in inputs)
     names = list(module.names or []) or [f"input_{i}" for i in range(len(samples))]
     names = ["input"] if names == ["input_0"] else names
@@ -79,6 +81,7 @@ def export_onnx(
         session = open_session(temporary)
 
         def outputs(batch: Any) -> tuple[Tensor, Tensor]:
+            """Outputs of the model and of the file for one batch."""
             with torch.no_grad():
                 reference = module(*batch)
             (candidate,) = session.run(None, {name: _array(v) for name, v in zip(names, batch, strict=True)})
@@ -91,17 +94,19 @@ def export_onnx(
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that a model uses."""
+    """The version of ONNX's own operator set that a model uses."""
     return next(int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def _versions() -> dict[str, str]:
+    """Versions of the packages that wrote the file."""
     return {"bise-prune": __version__, "torch": str(torch.__version__), "onnx": str(onnx.__version__)}
 
 
 def _exported(
     module: ByPosition, samples: tuple[Tensor, ...], names: list[str], output_name: str, opset: int | None
 ) -> onnx.ModelProto:
+    """The model as ONNX, checked and without traces of the machine; the exporter's messages are silenced."""
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
     try:
         for name in levels:
@@ -135,7 +140,7 @@ def _exported(
 
 
 def clean(proto: onnx.ModelProto) -> None:
-    """Drop what exporters note of the machine, stack traces and names of source files, and all metadata."""
+    """Delete all metadata, and all that exporters record about the machine, such as stack traces and file names."""
     del proto.metadata_props[:]
     proto.doc_string = ""
     for graph in [proto.graph, *proto.functions]:
@@ -149,4 +154,5 @@ def clean(proto: onnx.ModelProto) -> None:
 
 
 def _array(value: Tensor) -> Any:
+    """The tensor as a NumPy array."""
     return value.detach().cpu().numpy()

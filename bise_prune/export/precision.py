@@ -1,4 +1,4 @@
-"""ONNX files in half precision and int8."""
+"""ONNX files in lower precision: float16 and int8."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ CALIBRATION_SAMPLES = 256
 
 
 def write_half(source: Path, path: Path) -> None:
-    """Write an ONNX file of float32 in half precision; its inputs and outputs stay float32.
+    """Convert an ONNX file from float32 to float16; its inputs and outputs stay float32.
+
+    Args:
+        source: ONNX file in float32.
+        path: file to write.
 
     Raises:
-        ModelError: onnxruntime's converter cannot.
+        ModelError: onnxruntime's converter fails.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
@@ -37,30 +41,30 @@ def write_half(source: Path, path: Path) -> None:
     try:
         with _quiet():
             proto = convert_float_to_float16(onnx.load(source), keep_io_types=True)
-            OnnxModel(proto).topological_sort()  # the converter appends its casts
+            OnnxModel(proto).topological_sort()  # the converter appends its casts at the end
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ModelError(f"onnxruntime cannot turn {source.name} into float16: {error}") from error
     _write(proto, source, path, "float16")
 
 
 def write_int8(source: Path, path: Path, data: BiasedDataset, seed: int = 0) -> dict[str, int]:
-    """Write an ONNX file of float32 as int8, weights and activations, in quantise-dequantise pairs (static QDQ).
+    """Convert an ONNX file from float32 to int8 weights and activations (static quantisation, QDQ format).
 
-    Weights per channel, all of it symmetric, as GPUs want it; weights take 7 of the 8 bits, since processors without
-    the newer integer instructions overflow otherwise. Ranges of activations are those on a sample of the data that has
-    about as many of every subgroup, so that small ones count.
+    Weights are quantised per channel and everything symmetrically, as GPUs require it. Weights use 7 of the 8 bits,
+    since processors without the newer integer instructions would overflow otherwise. The ranges of the activations are
+    measured on a sample of the data with about equally many samples of every subgroup, so that small subgroups count.
 
     Args:
-        source: the ONNX file.
-        path: of the result.
-        data: to calibrate on.
-        seed: of the sample.
+        source: ONNX file in float32.
+        path: file to write.
+        data: data to calibrate on.
+        seed: random seed for the choice of the calibration samples.
 
     Returns:
-        Samples of the calibration: in all, and the fewest and most of a subgroup.
+        Number of calibration samples in all ("n"), and the fewest and most of a subgroup.
 
     Raises:
-        ModelError: onnxruntime's quantiser cannot.
+        ModelError: onnxruntime's quantiser fails.
     """
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -68,6 +72,8 @@ def write_int8(source: Path, path: Path, data: BiasedDataset, seed: int = 0) -> 
     feeds = iter([feed for feed, _ in feeds_of(open_session(source), BatchLoader(data.subset(rows), 32))])
 
     class Reader:
+        """The calibration batches, in the form that onnxruntime reads."""
+
         def get_next(self) -> dict[str, Any] | None:
             return next(feeds, None)
 
@@ -92,11 +98,22 @@ def write_int8(source: Path, path: Path, data: BiasedDataset, seed: int = 0) -> 
 
 
 def balanced_rows(data: BiasedDataset, count: int, seed: int = 0) -> tuple[Tensor, list[int]]:
-    """Up to ``count`` samples, dealt to the subgroups by turns as long as they have some; and how many each got."""
+    """Choose up to ``count`` samples at random, with about equally many of every subgroup.
+
+    The subgroups take turns until they have no sample left.
+
+    Args:
+        data: data set with class and bias labels.
+        count: most samples to choose.
+        seed: random seed for the choice.
+
+    Returns:
+        Numbers of the samples, and how many each subgroup got.
+    """
     generator = torch.Generator().manual_seed(seed)
     cells = torch.cat([data.target[:, None], data.bias], 1).cpu().unique(dim=0, return_inverse=True)[1]
     order = torch.randperm(len(cells), generator=generator)
-    turns = torch.zeros_like(order)  # at which turn a sample would be dealt
+    turns = torch.zeros_like(order)  # turn at which each sample would be chosen
     for cell in range(int(cells.max()) + 1):
         members = (cells[order] == cell).nonzero().flatten()
         turns[members] = torch.arange(len(members))
@@ -105,9 +122,10 @@ def balanced_rows(data: BiasedDataset, count: int, seed: int = 0) -> tuple[Tenso
 
 
 def half_overflow(model: nn.Module, data: BiasedDataset, seed: int = 0) -> str | None:
-    """Whether a network leaves the range of float16 on a sample that is balanced over the subgroups; if so, in words.
+    """Describe in words how many outputs leave the range of float16 in half precision; None if none do.
 
-    onnxruntime computes float16 in float32 on CPUs, so that its figures there would not show it.
+    It runs the network on a sample that is balanced over the subgroups. onnxruntime computes float16 in float32 on
+    CPUs, so that its outputs there would not show an overflow.
     """
     half = copy.deepcopy(model).half().eval()
     rows, _ = balanced_rows(data, CALIBRATION_SAMPLES, seed)
@@ -120,7 +138,7 @@ def half_overflow(model: nn.Module, data: BiasedDataset, seed: int = 0) -> str |
 
 
 def _write(proto: onnx.ModelProto, source: Path, path: Path, precision: str) -> None:
-    """Save a model with the metadata of its source."""
+    """Save an ONNX model with the metadata of the file that it was made from."""
     metadata = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
     clean(proto)
     for key, value in {**metadata, "precision": precision}.items():
@@ -131,7 +149,7 @@ def _write(proto: onnx.ModelProto, source: Path, path: Path, precision: str) -> 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the converters' warnings and their advice on the root logger."""
+    """A context without the converters' warnings and their messages on the root logger."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Torch programs (.pt2), written clean, read back, and compared with the model that they came from."""
+"""Export to torch programs (.pt2) without traces of the machine, each compared with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def export_program(
 ) -> Verification:
     """Write ``model`` as a ``.pt2`` program that loads with torch alone (``torch.export.load(path).module()``).
 
-    It has a dynamic batch, and holds no stack traces, local paths or example tensors. The file appears only if the
-    program read back computes what the model does. See :func:`export_onnx` for the arguments and errors.
+    It has a dynamic batch size, and holds no stack traces, local paths or example tensors. The file is kept only if the
+    program, loaded again, computes what the model does. See :func:`export_onnx` for the arguments and errors.
     """
     module, inputs = positional(model, example_inputs, "export_program")
     samples = tuple(sample_of(value) for value in inputs)
@@ -50,6 +50,7 @@ def export_program(
         loaded = torch.export.load(temporary).module()
 
         def outputs(given: Any) -> tuple[Tensor, Tensor]:
+            """Outputs of the model and of the program for one batch."""
             with torch.no_grad():
                 return module(*given), loaded(*given)
 

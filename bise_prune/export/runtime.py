@@ -1,4 +1,4 @@
-"""onnxruntime: sessions, predictions and latencies of ONNX files."""
+"""Runs ONNX files in onnxruntime: sessions, predictions and latencies."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..metrics.cost import Latency, summarise, time_by_turns
 def open_session(
     model: str | Path | bytes, threads: int = 0, provider: str = "CPUExecutionProvider"
 ) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on one provider, never on another one instead.
+    """Open an onnxruntime session on the given provider, without a fall-back to another one.
 
     Args:
         model: an ONNX file, or its content.
-        threads: of the CPU; 0 = onnxruntime's choice.
-        provider: where to run.
+        threads: number of CPU threads; 0 for onnxruntime's choice.
+        provider: onnxruntime's name for the device to run on.
 
     Raises:
-        ConfigError: the provider is missing, or does not start.
+        ConfigError: the provider is missing or does not start.
     """
     available = onnxruntime.get_available_providers()
     if provider not in available:
@@ -42,13 +42,13 @@ def open_session(
 
 
 def onnx_predictions(path: Path, data: BiasedDataset, batch_size: int = 256, *, as_images: bool = False) -> Tensor:
-    """The classes that an ONNX file predicts, shape (N,), in onnxruntime on the CPU.
+    """Classes that an ONNX file predicts, shape (N,), computed by onnxruntime on the CPU.
 
     Args:
-        path: the file.
-        data: samples.
-        batch_size: of the passes.
-        as_images: whether the file takes them as :class:`AsImages` does.
+        path: ONNX file.
+        data: samples to classify.
+        batch_size: samples in each batch.
+        as_images: whether the file takes raw images, as :class:`AsImages` does.
     """
     session = open_session(path)
     if as_images:
@@ -61,7 +61,14 @@ def onnx_predictions(path: Path, data: BiasedDataset, batch_size: int = 256, *, 
 
 
 def onnx_latencies(paths: Sequence[Path], data: BiasedDataset, batch_size: int, runs: int = 30) -> list[Latency]:
-    """Time ONNX files by turns on a batch, in onnxruntime on as many CPU threads as torch has."""
+    """Latencies of ONNX files on one batch, timed by turns in onnxruntime on as many CPU threads as torch uses.
+
+    Args:
+        paths: ONNX files; the latencies come in the same order.
+        data: data set that the batch is taken from.
+        batch_size: samples in the batch.
+        runs: timed runs of each file.
+    """
     threads = torch.get_num_threads()
     example = data.subset(torch.arange(batch_size) % len(data))
     calls = []
@@ -78,7 +85,7 @@ def onnx_latencies(paths: Sequence[Path], data: BiasedDataset, batch_size: int, 
 
 
 def feeds_of(session: Any, loader: BatchLoader) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Batches by the names of a session's inputs, with their labels."""
+    """Batches of a loader as mappings from the input names of a session to arrays, each with its class labels."""
     names = [value.name for value in session.get_inputs()]
     for batch in loader:
         tensors = [batch.input] if isinstance(batch.input, Tensor) else [batch.input[name] for name in names]
@@ -86,5 +93,5 @@ def feeds_of(session: Any, loader: BatchLoader) -> Iterator[tuple[dict[str, Any]
 
 
 def pixels_of(images: Tensor) -> Any:
-    """Images (N, C, H, W) of uint8 as (N, H, W, C)."""
+    """Images (N, C, H, W) of uint8 as an array (N, H, W, C)."""
     return images.permute(0, 2, 3, 1).contiguous().numpy()

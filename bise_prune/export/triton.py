@@ -1,4 +1,4 @@
-"""Model repositories for NVIDIA Triton: dense and slim network as versions 1 and 2 of one model."""
+"""Model repositories for NVIDIA Triton, with the dense and the slim network as versions 1 and 2 of one model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ _DATA_TYPES = {
     onnx.TensorProto.INT32: "TYPE_INT32", onnx.TensorProto.INT64: "TYPE_INT64", onnx.TensorProto.BOOL: "TYPE_BOOL",
 }  # fmt: skip
 _LABELS = "labels.txt"
-_WARM_UP_LENGTH = 8  # of sequences, whose length is free
+_WARM_UP_LENGTH = 8  # tokens, for sequences of dynamic length
 
 
 def check_repository(folder: Path, name: str) -> None:
-    """Whether a model could be added to a repository.
+    """Check that a model can be added to a repository.
+
+    Args:
+        folder: folder of the repository.
+        name: name of the model.
 
     Raises:
-        ConfigError: tritonclient is missing, or the model is there already.
+        ConfigError: tritonclient is missing, ``folder`` is a file, or the repository has a model of that name.
     """
     _protobuf()
     if (folder / name).exists():
@@ -42,25 +46,25 @@ def write_repository(
     max_batch_size: int = 64,
     max_queue_delay_us: int = 0,
 ) -> Path:
-    """Add a model to a repository, whole or not at all.
+    """Add a model to a repository; if that fails, the repository stays as it was.
 
-    Clients that name no version get the last one. Requests are batched as they come, and each version is warmed up
-    with a batch of one and a full one before it serves, which also brings out shapes and types that do not fit.
+    Clients that name no version get the last one. Triton batches requests as they come, and warms each version up with
+    a batch of one and a full batch before it serves, which also reveals shapes and types that do not fit.
 
     Args:
-        folder: the repository.
-        name: of the model.
-        versions: ONNX files of one interface; the first becomes version 1.
-        classes: their names, for clients that ask for classes instead of logits; empty for none.
-        max_batch_size: largest batch.
-        max_queue_delay_us: how long a request may wait for others, in microseconds; with 0, requests are batched that
-            came in while the model was busy, and a lone client does not wait.
+        folder: folder of the repository.
+        name: name of the model.
+        versions: ONNX files with the same inputs and outputs; the first becomes version 1.
+        classes: class names, for clients that ask for classes instead of logits; empty for none.
+        max_batch_size: largest batch size.
+        max_queue_delay_us: longest time in microseconds that a request waits for others; with 0, only requests that
+            come in while the model is busy are batched, and a single client does not wait.
 
     Returns:
-        The model's folder.
+        The folder of the model.
 
     Raises:
-        ConfigError: tritonclient is missing, the model is there already, or the versions differ in what they take.
+        ConfigError: tritonclient is missing, the model is there already, or the versions differ in inputs or outputs.
     """
     check_repository(folder, name)
     protobuf, text_format = _protobuf()
@@ -88,7 +92,7 @@ def write_repository(
             sample.data_type = field.data_type
             sample.dims.extend(_WARM_UP_LENGTH if size < 0 else size for size in field.dims)
             if protobuf.DataType.Name(field.data_type) in ("TYPE_INT32", "TYPE_INT64", "TYPE_BOOL"):
-                sample.zero_data = True  # random numbers are no tokens
+                sample.zero_data = True  # random numbers would not be valid tokens
             else:
                 sample.random_data = True
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +109,11 @@ def write_repository(
 
 
 def _protobuf() -> tuple[Any, Any]:
+    """Triton's configuration messages and their text format.
+
+    Raises:
+        ConfigError: tritonclient is missing.
+    """
     try:
         from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2
@@ -114,7 +123,7 @@ def _protobuf() -> tuple[Any, Any]:
 
 
 def _interface(value: Any) -> tuple[str, str, list[int]]:
-    """Name, data type and sizes behind the batch, -1 where a size is free."""
+    """Name, data type and sizes without the batch dimension of an input or output; -1 for a size that is free."""
     tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
     return value.name, _DATA_TYPES[tensor.elem_type], dims[1:]

@@ -1,6 +1,7 @@
-"""Module paths of version 0.1.0: each still leads to where its names live now, with a warning, until version 0.3.
+"""Module names of version 0.1.0: importing one still works until version 0.3, with a warning that names its new place.
 
-``from bise_prune.criteria import random_masks`` keeps working; ``bise_prune.baselines.random_scores`` is its new place.
+For example, ``from bise_prune.criteria import random_masks`` works, but ``bise_prune.baselines.random_scores`` is the
+new place.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 _PACKAGE = __name__.partition(".")[0]
 
-# Former module -> the modules that hold its names now.
+# Former module -> modules that hold its names now.
 HOMES = {
     "artifacts": ("gates.masks", "pruning.plan", "pruning.verification", "metrics.cost"),
     "cli": ("app.cli",),
@@ -47,21 +47,21 @@ HOMES = {
     "triton": ("export.triton",),
     "verification": ("pruning.verification",),
 }
-# Names that are others now, as (former module, name).
+# (former module, former name) -> new name.
 _RENAMED = {("preview", "preview"): "dry_run", ("preview", "preview_tables"): "dry_run_tables"}
 
 
-class _FormerModules(MetaPathFinder, Loader):
-    """Finds modules that have moved; asked only where no module of that name exists."""
+class _FormerModules:
+    """Finds modules that have moved; Python asks it only if no module of that name exists."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, self) if package == _PACKAGE and name in HOMES else None
+        return ModuleSpec(fullname, self) if package == _PACKAGE and name in HOMES else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> None:
-        return None  # an empty module
+        return None  # Python then makes an empty module
 
     def exec_module(self, module: ModuleType) -> None:
         former = module.__name__.partition(".")[2]
@@ -74,6 +74,7 @@ class _FormerModules(MetaPathFinder, Loader):
         )
 
         def lookup(name: str) -> Any:
+            """The object of that name in one of the modules that hold the former module's names now."""
             for home in homes:
                 found, now_called = import_module(f"{_PACKAGE}.{home}"), _RENAMED.get((former, name), name)
                 if hasattr(found, now_called):
@@ -84,6 +85,6 @@ class _FormerModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let former module paths be imported; more than once does no harm."""
+    """Make former module names importable; calling it again has no effect."""
     if not any(isinstance(finder, _FormerModules) for finder in sys.meta_path):
         sys.meta_path.append(_FormerModules())

@@ -1,4 +1,4 @@
-"""Gates (BISE, Eq. 2): masks, where they sit in a network, and networks that are run under them."""
+"""Gates (BISE, Eq. 2): masks, the sites where they are applied in a network, and masked networks."""
 
 from .bottleneck import CapturedInputs, head_name
 from .gated_model import GatedModel, apply_masks, constant_gates, with_learned_state

@@ -1,4 +1,4 @@
-"""The classifier's head and the features that it reads: the paper's f = C o E and z."""
+"""The classifier head C and its input, the bottleneck z, of a network f = C o E in the paper's terms."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from ..tracing import FunctionMode, Trace
 
 
 def head_name(model: nn.Module, record: Trace) -> str:
-    """The classifier C of the paper's f = C o E: the linear layer whose output is the model's.
+    """Return the name of the classifier head, C in the paper's f = C o E: the linear layer that returns the logits.
+
+    Args:
+        model: the network.
+        record: its trace.
 
     Raises:
-        ModelError: there is none, or it is called more than once.
+        ModelError: the network does not end in a linear layer, or calls that layer more than once.
     """
     head = record.head
     layer = head.layer if head is not None and head.outputs[0] == record.logits else None
@@ -28,11 +32,14 @@ def head_name(model: nn.Module, record: Trace) -> str:
 
 
 class CapturedInputs(FunctionMode):
-    """While active, collects what a linear layer reads: with the head's name, the bottleneck (the paper's z).
+    """Mode that collects the inputs of a linear layer; for the classifier head this is the bottleneck (the paper's z).
 
     Args:
-        model: the network, bare or gated.
+        model: the network, with or without gates.
         layer: name of an ``nn.Linear`` in it.
+
+    Attributes:
+        inputs: the input of each call of the layer while the mode was active, in order.
     """
 
     def __init__(self, model: nn.Module, layer: str) -> None:
@@ -41,7 +48,7 @@ class CapturedInputs(FunctionMode):
         self.inputs: list[Tensor] = []
 
     def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a call returns."""
+        """Collect the input if the call is one of the layer, and return the result of the call."""
         if func is nn.functional.linear and (args[1] if len(args) > 1 else kwargs["weight"]) is self.weight:
             self.inputs.append(args[0] if args else kwargs["input"])
         return self.passed_on(func, args, kwargs)

@@ -1,4 +1,4 @@
-"""Networks that run under gates: every gated output is multiplied by its mask (Eq. 2)."""
+"""Masked networks: every gated output is multiplied by its mask (Eq. 2)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .step import ConstantGates
 
 
 def apply_masks(model: nn.Module, masks: MaskSet, example_inputs: Inputs) -> GatedModel:
-    """A copy of ``model`` in eval mode that computes the masked function: closed channels read as zero.
+    """Return a copy of ``model``, in eval mode, in which closed channels are multiplied by zero (the masked network).
 
     Args:
         model: the dense network; never changed.
-        masks: its masks, with what else the search changed.
+        masks: masks of this network, with the parameters and buffers that the search changed.
         example_inputs: its input(s), batch first.
 
     Raises:
@@ -32,10 +32,14 @@ def apply_masks(model: nn.Module, masks: MaskSet, example_inputs: Inputs) -> Gat
 
 
 def with_learned_state(model: nn.Module, masks: MaskSet) -> nn.Module:
-    """``model`` with the parameters and buffers that the search changed; a copy, if there are any.
+    """Return a copy of ``model`` with the tensors that the search changed; ``model`` itself if there are none.
+
+    Args:
+        model: the dense network; never changed.
+        masks: masks of this network.
 
     Raises:
-        ModelError: the network has no such tensors.
+        ModelError: the network has no tensors of these names and shapes.
     """
     if not masks.state:
         return model
@@ -49,21 +53,27 @@ def with_learned_state(model: nn.Module, masks: MaskSet) -> nn.Module:
 
 
 def constant_gates(model: nn.Module, sites: Sequence[GateSite], keep: Mapping[str, Tensor]) -> GatedModel:
-    """``model`` itself, run with fixed masks (bool, True = keep) on its gate sites."""
+    """Return a network that runs ``model`` itself, not a copy, with fixed masks.
+
+    Args:
+        model: the network.
+        sites: its gate sites.
+        keep: site name -> mask, bool of shape (channels,), True = keep.
+    """
     parameter = next(model.parameters())
     return GatedModel(model, sites, ConstantGates([keep[site.name].to(parameter) for site in sites]))
 
 
 class GatedModel(nn.Module):
-    """A network whose nonlinearities' outputs are multiplied by gates: h_i * gate_i (Eq. 2).
+    """A network in which the outputs of nonlinearities are multiplied by gates: h_i * gate_i (Eq. 2).
 
-    The network runs unmodified; the outputs are caught on their way, by position in the forward pass, so modules that
-    are called several times (one ReLU for a whole residual block) have one gate per call.
+    The network itself is not changed: outputs are intercepted by function name and count in the forward pass, so that a
+    module that is called several times (one ReLU for a whole residual block) has one gate per call.
 
     Args:
         model: the network.
         sites: its gate sites.
-        gates: returns one tensor of shape (channels,) per site.
+        gates: module that returns the values of the gates, one tensor of shape (channels,) per site.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[GateSite], gates: nn.Module) -> None:
@@ -74,15 +84,15 @@ class GatedModel(nn.Module):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own forward pass, gated."""
+        """Run the network's own forward pass with the gates."""
         with self.gating(self.gates()):
             return self.model(*args, **kwargs)
 
     def gating(self, values: Sequence[Tensor]) -> FunctionMode:
-        """The mode under which the network runs with the given values of its gates.
+        """Return a mode under which the network runs with the given values of its gates.
 
         Args:
-            values: one tensor per site, of shape (channels,), or (N, channels) to give each sample its own.
+            values: one tensor per site, of shape (channels,), or (N, channels) for different values per sample.
         """
         return _Gating({
             call.key: (value, call)
@@ -92,6 +102,8 @@ class GatedModel(nn.Module):
 
 
 class _Gating(CallCounter):
+    """Mode that multiplies each gated output by the value of its gate."""
+
     def __init__(self, gates: Mapping[tuple[str, int], tuple[Tensor, GateCall]]) -> None:
         super().__init__()
         self.gates = gates

@@ -1,4 +1,4 @@
-"""Learned masks and the outputs that they gate."""
+"""Learned mask logits, the outputs that they gate, and the mask file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..files import atomic_path
 
 MASK_FORMAT = "bise-prune masks"
 MASK_VERSION = "1"
-_STATE = "state/"  # in front of the names of tensors that are no mask logits
+_STATE = "state/"  # prefix of the names of tensors other than mask logits
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class GateCall:
     """One gated output: which call of the forward pass it is, and where its channels lie.
 
     Attributes:
-        function: canonical name of the function that is called: a nonlinearity, "linear", or "layer_norm", which then
-            takes its statistics over open channels only and lets closed ones pass as they are.
-        count: how many counted calls of that name come before it in a forward pass.
+        function: canonical name of the function: a nonlinearity, "linear", or "layer_norm". A gated layer norm computes
+            its statistics over open channels only and passes closed ones unchanged.
+        count: number of counted calls of that name before this call in a forward pass.
         dim: the channel dimension of the output.
-        layer: the layer that produces these channels; None where several do (after a concatenation).
+        layer: name of the layer that produces these channels; None if there are several (after a concatenation).
     """
 
     function: str
@@ -39,21 +39,22 @@ class GateCall:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What a running forward pass finds the call by; see :attr:`bise_prune.tracing.Call.key`."""
+        """Function name and count, by which a forward pass finds the call; see :attr:`bise_prune.tracing.Call.key`."""
         return self.function, self.count
 
     @property
     def is_layer_norm(self) -> bool:
-        """Whether the gate changes a layer norm's statistics instead of multiplying an output."""
+        """Whether the gate changes the statistics of a layer norm instead of multiplying an output."""
         return self.function == "layer_norm"
 
 
 @dataclass(frozen=True)
 class GateSite:
-    """One mask of the search: the outputs that it gates, one logit per channel.
+    """All gates that share one mask, with one mask logit per channel.
 
     Attributes:
-        name: the layer whose output channels are gated; ``"first+N"`` where N more layers share the mask.
+        name: name of the layer whose output channels are gated; ``"first+N"`` if N further gated outputs share the
+            mask, ``"layer@N"`` for the N-th further mask on outputs of the same layer.
         num_channels: length of the mask.
         calls: the gated outputs.
     """
@@ -64,7 +65,7 @@ class GateSite:
 
 
 def site_layer(name: str) -> str:
-    """The first layer whose channels the site ``name`` gates.
+    """Return the first layer whose channels the site ``name`` gates.
 
     >>> site_layer("layer1.0.conv2"), site_layer("conv1+2"), site_layer("conv1@1")
     ('layer1.0.conv2', 'conv1', 'conv1')
@@ -74,13 +75,16 @@ def site_layer(name: str) -> str:
 
 @dataclass(frozen=True)
 class MaskSet:
-    """Learned mask logits m per gate site; a channel is closed where m < 0 (Eq. 2: sigma(m / tau) < .5).
+    """Learned mask logits m of all gate sites; a channel is closed where m < 0 (Eq. 2: sigma(m / tau) < .5).
 
     Attributes:
-        logits: site name -> float tensor of shape (channels,).
-        metadata: text about their origin, saved with them.
-        state: parameters and buffers of the network that the search changed besides (batch norms, if it was told to),
-            by their name in its state dict.
+        logits: site name -> mask logits, floating-point tensor of shape (channels,), finite.
+        metadata: notes on where the mask logits come from, saved with them.
+        state: other parameters and buffers that the search changed (batch norms, if it was told to), by their name in
+            the network's state dict.
+
+    Raises:
+        ModelError: mask logits are not a 1-D floating-point tensor of finite values.
     """
 
     logits: Mapping[str, Tensor]
@@ -97,21 +101,21 @@ class MaskSet:
 
     @property
     def keep(self) -> dict[str, Tensor]:
-        """Site name -> bool tensor, True where the channel stays."""
+        """The masks: site name -> bool tensor of shape (channels,), True where the channel is kept."""
         return {name: logits >= 0 for name, logits in self.logits.items()}
 
     @property
     def num_channels(self) -> int:
-        """Number of mask logits."""
+        """Number of channels of all sites, which is the number of mask logits."""
         return sum(len(logits) for logits in self.logits.values())
 
     @property
     def num_closed(self) -> int:
-        """Number of closed channels."""
+        """Number of closed channels of all sites."""
         return sum(int((logits < 0).sum()) for logits in self.logits.values())
 
     def save(self, path: str | Path) -> None:
-        """Write the logits and metadata as one safetensors file."""
+        """Write the mask logits, metadata and state to one safetensors file."""
         named = {**self.logits, **{_STATE + name: tensor for name, tensor in self.state.items()}}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
         metadata = {
@@ -125,10 +129,10 @@ class MaskSet:
 
     @classmethod
     def load(cls, path: str | Path) -> MaskSet:
-        """Read masks written by :meth:`save`.
+        """Read a mask file that :meth:`save` wrote.
 
         Raises:
-            ModelError: the file is missing, is no safetensors file or holds no masks.
+            ModelError: the file is missing, is no readable safetensors file, or holds no masks of this format version.
         """
         path = Path(path)
         if not path.is_file():

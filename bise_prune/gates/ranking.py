@@ -1,4 +1,4 @@
-"""The order in which a target closes channels."""
+"""Ranking of channels: the order in which channels are closed to reach a target size."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from torch import Tensor
 
 
 def least_open(num_channels: int, floor: float) -> int:
-    """Channels of a site that a target leaves open: the share ``floor``, and one at least."""
+    """Return how many channels of a site always stay open when a target is reached by ranking.
+
+    Args:
+        num_channels: number of channels of the site.
+        floor: share of its channels that stays open, rounded up to a whole channel; at least one channel does.
+    """
     return max(1, math.ceil(floor * num_channels - 1e-9))
 
 
-_STEP = 1e-12  # far below what mask logits in float32 tell apart, far above denormal numbers
+_STEP = 1e-12  # far below the resolution of mask logits in float32, far above denormal numbers
 
 
 def tie_free(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Scores in float64 that keep the order of all logits, with equal ones told apart.
+    """Return scores in float64 that keep the order of all mask logits, but differ where mask logits are equal.
 
-    torch-pruning removes *all* channels at its threshold and skips a layer that would be emptied, so ties would take
-    more than was asked for, or nothing. Equal logits rank by their relative position in their layer, which spreads
-    them over the layers.
+    torch-pruning removes *all* channels at its threshold and skips a layer that would be left empty, so that with equal
+    scores more or fewer channels than asked for would go. Equal mask logits are ordered by their relative position in
+    their layer, which distributes them over the layers.
 
     Args:
-        parts: logits of shape (channels,), one tensor per layer.
+        parts: mask logits of shape (channels,), one tensor per layer.
 
     >>> tie_free([torch.tensor([0.0, -1.0]), torch.tensor([0.0])])[0].argsort().tolist()
     [1, 0]

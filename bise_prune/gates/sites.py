@@ -1,4 +1,4 @@
-"""Where gates sit in a network."""
+"""Gate sites: finding the outputs of a network that are gated, and which of them share one mask."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from .masks import GateCall, GateSite, MaskSet
 
 
 def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> list[GateSite]:
-    """Where gates sit in ``model``: the outputs of its nonlinearities, found by running it once.
+    """Find the gate sites of ``model``, the outputs of its nonlinearities, by running it once.
 
     Args:
-        model: any network that runs in Python and ends in a linear head; never changed.
+        model: any network that runs in Python and ends in a classifier head; never changed.
         example_inputs: its input(s), batch first.
-        placement: "paper" = one mask per gated output; the stem of a branching network (its first nonlinearity, if
-            it comes before the first fork) has none, as in the paper's ResNet-18 (3,840 mask logits). In a transformer
-            with layer norms behind its sums (BERT), gates sit in front of the nonlinearities and on what feed-forward
-            blocks add to the stream, whose layer norm then leaves closed channels out (46,848 logits in BERT-base).
-            "tied" = outputs whose channels belong to one dependency group share one mask, the stem's included, and
-            only where a closed channel can be removed from the plain network.
+        placement: which outputs share one mask. "tied" gives one mask to all outputs whose channels can only be removed
+            together (a dependency group), including the stem, and gates only where a closed channel can be removed
+            without edits of function calls. "paper" gives every gated output its own mask; as in the paper's ResNet-18
+            (3,840 mask logits), the stem of a network with branches (its first nonlinearity, if it comes before the
+            first fork) has none. In a transformer with layer norms behind its residual sums (BERT), "paper" puts gates
+            in front of the nonlinearities, and on what feed-forward blocks add to the residual stream, whose layer norm
+            then leaves closed channels out (46,848 mask logits in BERT-base).
 
     Returns:
         The sites in order of execution.
 
     Raises:
-        ModelError: the network has no linear head or no nonlinearity before it.
-        ConfigError: an unknown placement.
+        ModelError: the network has no classifier head, or no nonlinearity before it.
+        ConfigError: the placement is unknown.
     """
     record = trace(model, example_inputs)
     return sites_in(record, model, placement)
 
 
 def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[GateSite]:
-    """:func:`gate_sites` for a forward pass already traced."""
+    """Find the gate sites as :func:`gate_sites` does, for a network that has already been traced."""
     if placement not in PLACEMENTS:
         raise ConfigError(f"unknown placement '{placement}': choose one of {', '.join(PLACEMENTS)}")
     head = record.head
@@ -55,7 +56,12 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
 
 
 def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[GateSite]:
-    """The gate sites of ``model`` that ``masks`` were learned for, in either placement.
+    """Find the gate sites of ``model`` that the masks were learned for, in either placement.
+
+    Args:
+        model: the dense network; never changed.
+        masks: the masks.
+        example_inputs: its input(s), batch first.
 
     Raises:
         ModelError: the masks belong to another network.
@@ -64,10 +70,10 @@ def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[G
 
 
 def matching_sites(record: Trace, model: nn.Module, masks: MaskSet) -> list[GateSite]:
-    """:func:`sites_of` for a forward pass already traced."""
+    """Find the gate sites as :func:`sites_of` does, for a network that has already been traced."""
     wanted = {name: len(logits) for name, logits in masks.logits.items()}
     complaint = ""
-    for placement in reversed(PLACEMENTS):  # the paper's are found at once
+    for placement in reversed(PLACEMENTS):  # those of placement "paper" are found faster
         try:
             sites = sites_in(record, model, placement)
         except ModelError as error:
@@ -84,6 +90,7 @@ def matching_sites(record: Trace, model: nn.Module, masks: MaskSet) -> list[Gate
 
 
 def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:
+    """Return one site per gated output, as in the paper."""
     normalised = {n.index: place for n in eligible if (place := _layer_norm_behind(n, record)) is not None}
     if normalised:
         return _transformer_sites(eligible, normalised, record)
@@ -94,10 +101,12 @@ def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:
 
 
 def _gate_on(n: Nonlinearity, record: Trace) -> GateCall:
+    """Return the gate on the output of a nonlinearity."""
     return GateCall(*record.calls[n.call].key, n.dim, n.layer)
 
 
 def _named(places: Sequence[tuple[str, int, tuple[GateCall, ...]]]) -> list[GateSite]:
+    """Make sites with unique names: further sites of the same layer get ``@1``, ``@2`` and so on."""
     counts: dict[str, int] = {}
     sites = []
     for base, num_channels, calls in places:
@@ -109,7 +118,7 @@ def _named(places: Sequence[tuple[str, int, tuple[GateCall, ...]]]) -> list[Gate
 def _transformer_sites(
     eligible: list[Nonlinearity], normalised: Mapping[int, tuple[Call, Call]], record: Trace
 ) -> list[GateSite]:
-    """Gates in front of the nonlinearities, and on what feed-forward blocks add to the stream before its layer norm."""
+    """Gate the inputs of nonlinearities, and what feed-forward blocks add to the residual stream."""
     places: list[tuple[str, int, tuple[GateCall, ...]]] = []
     for n in eligible:
         layer = _linear_before(n, record)
@@ -128,7 +137,7 @@ def _transformer_sites(
 
 
 def _linear_before(n: Nonlinearity, record: Trace) -> Call | None:
-    """The linear layer whose output the nonlinearity reads, if nothing is in between."""
+    """Return the linear layer whose output a nonlinearity reads directly, if there is one."""
     operand = record.calls[n.call].operands[0]
     source = None if operand is None else record.values[operand].call
     call = None if source is None else record.calls[source]
@@ -136,7 +145,7 @@ def _linear_before(n: Nonlinearity, record: Trace) -> Call | None:
 
 
 def _layer_norm_behind(n: Nonlinearity, record: Trace) -> tuple[Call, Call] | None:
-    """The second linear layer of a post-norm feed-forward block, and the layer norm behind its sum with the stream."""
+    """Return the second linear layer of a post-norm feed-forward block and the layer norm behind its residual sum."""
     readers = record.values[record.calls[n.call].outputs[0]].readers
     calls = [record.calls[reader] for reader in readers]
     if len(calls) != 1 or calls[0].function != "linear":
@@ -156,6 +165,7 @@ def _layer_norm_behind(n: Nonlinearity, record: Trace) -> tuple[Call, Call] | No
 
 
 def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -> list[GateSite]:
+    """Return one site for all gated outputs whose channels can only be removed together."""
     stream = _streams(record)
     tied: dict[int, list[Nonlinearity]] = {}
     for n in eligible:
@@ -173,7 +183,7 @@ def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -
 
 
 def _streams(record: Trace) -> list[int]:
-    """Per value, the first one that must have the same channels: joined one to one, or computed channel by channel."""
+    """Return, per value, the first value that must have the same channels (linked one to one by calls)."""
     streams = UnionFind(len(record.values))
     by_layer: dict[str, Call] = {}
     for call in record.calls:
@@ -194,9 +204,9 @@ def _streams(record: Trace) -> list[int]:
 
 
 def _removable(tied: list[list[Nonlinearity]], model: nn.Module, record: Trace) -> list[list[Nonlinearity]]:
-    """Those of which a channel that all members close can go from all of them, whatever the others close.
+    """Keep the sets of outputs whose shared closed channels can be removed, whatever other sets close.
 
-    Found out by closing half of the channels of each at random.
+    This is tested by closing a random half of the channels of each set.
     """
     generator = torch.Generator().manual_seed(0)
     masks = []

@@ -1,4 +1,4 @@
-"""The step function of Eq. (2) with its straight-through gradient; gates that learn, and gates that are decided."""
+"""The step function of Eq. (2) with its straight-through gradient, and modules for learned and for constant gates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ class _Step(torch.autograd.Function):
 
 
 def step_slope(logits: Tensor, temperature: float) -> Tensor:
-    """What stands for the derivative of :func:`step_gate`: sigma'(m / tau) / tau."""
+    """Return the surrogate derivative of :func:`step_gate`, sigma'(m / tau) / tau (straight-through estimator).
+
+    Args:
+        logits: mask logits m, any shape.
+        temperature: tau > 0.
+    """
     probability = torch.sigmoid(logits / temperature)
     return probability * (1 - probability) / temperature
 
@@ -35,21 +40,25 @@ def step_gate(logits: Tensor, temperature: float) -> Tensor:
 
     Args:
         logits: mask logits m, any shape.
-        temperature: tau > 0; it changes the gradient alone.
+        temperature: tau > 0; it affects the gradient only.
 
     Returns:
-        1 where m >= 0 and 0 elsewhere, in the logits' dtype.
+        1 where m >= 0 and 0 elsewhere, in the shape and dtype of ``logits``.
     """
     return _Step.apply(logits, temperature)  # type: ignore[no-any-return]
 
 
 class LearnedGates(nn.Module):
-    """Gates under training: the mask logits m of all sites in one tensor, all equal at first (Algorithm 1, line 1).
+    """Gates during the search: the mask logits m of all sites, with one initial value (Algorithm 1, line 1).
 
     Args:
-        sizes: channels per site.
-        initial_logit: m at the start.
-        dtype: precision.
+        sizes: number of channels of each site.
+        initial_logit: initial value of every mask logit.
+        dtype: floating-point type of the mask logits.
+
+    Attributes:
+        logits: mask logits of all sites, shape (channels of all sites,).
+        temperature: tau of Eq. (2), which the search lowers step by step.
     """
 
     def __init__(self, sizes: Sequence[int], initial_logit: float, dtype: torch.dtype) -> None:
@@ -60,25 +69,29 @@ class LearnedGates(nn.Module):
 
     @property
     def closed(self) -> Tensor:
-        """Which channels are closed, bool, shape (channels of all sites,)."""
+        """Which channels are closed: bool of shape (channels of all sites,)."""
         return self.logits.detach() < 0
 
     @property
     def values(self) -> Tensor:
-        """The values of all gates, shape (channels of all sites,), without a gradient."""
+        """The values of all gates, 0 or 1, of shape (channels of all sites,), without gradient."""
         return (~self.closed).to(self.logits.dtype)
 
     def flat(self) -> Tensor:
-        """The values of all gates, shape (channels of all sites,), with the straight-through gradient."""
+        """Return the values of all gates, of shape (channels of all sites,), with the straight-through gradient."""
         return step_gate(self.logits, self.temperature)
 
     def forward(self) -> Sequence[Tensor]:
-        """The values of the gates, one tensor of shape (channels,) per site."""
+        """Return the values of :meth:`flat` as one tensor of shape (channels,) per site."""
         return list(self.flat().split(self.sizes))
 
 
 class ConstantGates(nn.Module):
-    """Decided masks, 0 and 1, one tensor of shape (channels,) per site."""
+    """Gates with fixed masks.
+
+    Args:
+        masks: values of the gates, 0 or 1, one tensor of shape (channels,) per site.
+    """
 
     def __init__(self, masks: Sequence[Tensor]) -> None:
         super().__init__()
@@ -86,5 +99,5 @@ class ConstantGates(nn.Module):
             self.register_buffer(str(index), mask)
 
     def forward(self) -> Sequence[Tensor]:
-        """The masks."""
+        """Return the masks, one tensor of shape (channels,) per site."""
         return list(self.buffers())

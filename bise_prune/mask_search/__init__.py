@@ -1,4 +1,7 @@
-"""The mask search of BISE: its objective, its schedule and Algorithm 1."""
+"""The mask search: it decides which channels of a trained network are kept (BISE, Algorithm 1).
+
+:func:`search` runs it. The parts of the algorithm are in modules of their own; :mod:`.algorithm` says which is where.
+"""
 
 from .algorithm import SearchInterrupted, search
 from .result import EpochRecord, SearchResult

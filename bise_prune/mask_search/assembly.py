@@ -1,4 +1,4 @@
-"""From the arguments of a search to its parts, checked."""
+"""Builds the parts of a search from its arguments, and checks that they fit together."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .training_data import Position, TrainingData, TrainingLabels, digest
 
 @dataclass(frozen=True)
 class Validation:
-    """Data to select an epoch on.
+    """Validation data on which the epoch is selected.
 
     Attributes:
-        loader: its batches.
-        aligned: the bias value each class is aligned with, shape (classes, K), on the CPU.
-        has_bias: whether it has bias labels.
+        loader: batches of the validation data.
+        aligned: bias value that each class is aligned with, shape (classes, K), on the CPU.
+        has_bias: whether the validation data have bias labels.
     """
 
     loader: Loader
@@ -42,7 +42,7 @@ class Validation:
     has_bias: bool
 
     def evaluate(self, model: nn.Module) -> Evaluation:
-        """Accuracies of a model; processes of ``torch.distributed`` share a ``BatchLoader``."""
+        """Accuracies of a model on the validation data; several processes divide a ``BatchLoader``."""
         loader, (rank, processes) = self.loader, world()
         shared = isinstance(loader, BatchLoader) and processes > 1
         if shared:
@@ -52,21 +52,21 @@ class Validation:
 
 @dataclass(frozen=True)
 class Search:
-    """A search that is ready to run.
+    """The parts of a search that is ready to run.
 
     Attributes:
-        config: its settings.
-        schedule: the temperature of each epoch.
+        config: settings of the search.
+        schedule: temperature of each epoch.
         network: the masked network.
-        data: the training set.
-        labels: what its labels say.
-        passes: how the network is run over it.
-        state: all that changes.
-        step: what changes it, batch by batch.
-        budget: a cost to meet.
-        validation: data to select an epoch on.
-        rule: how an epoch is selected.
-        digest: what tells the labels of its data from others.
+        data: training set.
+        labels: labels and sample weights of the training set.
+        passes: forward passes of the network over the training set.
+        state: everything that changes during the search.
+        step: update of the state from one batch.
+        budget: cost that the network must come down to; None if there is no target.
+        validation: validation data; None if there are none.
+        rule: name of the rule that selects an epoch.
+        digest: digest of the labels of the data, by which a saved state is recognised.
     """
 
     config: SearchConfig
@@ -92,7 +92,7 @@ def assemble(
     start: MaskSet | None = None,
     speedups: Speedups | None = None,
 ) -> Search:
-    """The parts of a search; see :func:`bise_prune.search` for the arguments and errors."""
+    """Build and check the parts of a search; see :func:`bise_prune.search` for the arguments and errors."""
     if config.batchnorm != "frozen" and world()[1] > 1:
         raise ConfigError(f"batchnorm '{config.batchnorm}' needs the whole batch in one process")
     data = TrainingData(train_loader)
@@ -130,6 +130,7 @@ def assemble(
 
 
 def _validation(loader: Loader, aligned: Tensor, num_biases: int) -> Validation:
+    """The validation data, checked: not empty, and with as many biases as the training data or none."""
     batch = next(iter(loader), None)
     if batch is None:
         raise DataError("the validation loader is empty")

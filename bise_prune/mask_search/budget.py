@@ -1,4 +1,7 @@
-"""A budget in the search: lambda relu(cost(gates) - limit) joins the objective, the limit coming down to the budget."""
+"""A budget for the network's cost: the search adds lambda relu(cost(gates) - limit) to its objective.
+
+The limit descends from the cost of the whole network to the budget.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ from ..gates.ranking import least_open
 from .gate_cost import GateCost
 from .network import MaskedNetwork
 
-_WITHIN = 0.01  # of the budget
+_WITHIN = 0.01  # share of the dense cost by which a budget may be exceeded
 
 
 class BudgetTerm:
-    """The budget's part of the objective.
+    """The term of the objective that makes the search meet a budget.
 
     Args:
-        budget: what to meet.
-        network: whose cost is counted.
-        num_epochs: of the whole schedule.
+        budget: cost to come down to, and the weight lambda.
+        network: network whose cost is counted.
+        num_epochs: number of epochs in the whole schedule.
 
     Attributes:
-        limit: what the network may cost in the present epoch, as a share.
+        limit: cost that is free in the present epoch, as a share of the dense network's.
     """
 
     def __init__(self, budget: Budget, network: MaskedNetwork, num_epochs: int) -> None:
@@ -32,23 +35,23 @@ class BudgetTerm:
         self.limit = 1.0
 
     def limit_in(self, epoch: int) -> float:
-        """What the network may cost in an epoch, as a share: the budget, or on the way down to it."""
+        """The limit in an epoch, as a share of the dense cost: it falls linearly from 1 to the budget."""
         budget = self.budget
         way = min(1.0, (epoch - 1) / (budget.descent * self.num_epochs)) if budget.descent else 1.0
         return budget.share + (1 - budget.share) * (1 - way)
 
     def cost(self, gates: Tensor) -> float:
-        """Share of the dense cost under gates (M,) of 0 and 1."""
+        """Cost under gates (M,) of 0 and 1, as a share of the dense network's."""
         return float(self._cost(gates.split(self.sizes)))
 
     def is_met(self, cost: float) -> bool:
-        """Whether a cost is within a point of the budget, or below it."""
+        """Whether a cost, as a share, is at most one percentage point above the budget."""
         return cost <= self.budget.share + _WITHIN
 
     def slope(self, gates: Tensor) -> Tensor:
-        """The gradient of lambda relu(cost(gates) - limit) with respect to the gates (M,)."""
+        """Gradient of lambda relu(cost(gates) - limit) with respect to the gates, shape (M,)."""
         state = gates.cpu()
-        if self._at is None or not torch.equal(self._at[0], state):  # cost and gradient change with a flip alone
+        if self._at is None or not torch.equal(self._at[0], state):  # unchanged until a channel flips
             leaf = state.double().requires_grad_()
             cost = self._cost(leaf.split(self.sizes))
             (slope,) = torch.autograd.grad(cost, leaf)
@@ -58,7 +61,7 @@ class BudgetTerm:
 
     @torch.no_grad()
     def keep_floor(self, logits: Tensor) -> None:
-        """Open the best channels of masks that the budget would close too far."""
+        """Open the best channels of each mask that has fewer open channels than the layer floor of the budget."""
         for part in logits.split(self.sizes):
             least = least_open(len(part), self.budget.layer_floor)
             if int((part >= 0).sum()) < least:

@@ -1,9 +1,10 @@
-"""What a gated network costs, as a differentiable function of its gates.
+"""The cost of a gated network (FLOPs, parameters or latency) as a differentiable function of its gates.
 
-The traced graph gives every tensor a number in [0, 1] per channel, 1 = there, 0 = gone: forwards, a channel is live if
-anything but zero reaches it; backwards, it is needed if anything that counts reads it; it is there if both. Sums over
-gates that may disagree are maxima, products are what a gate does. For gates of 0 and 1 this is the width of every
-layer after removal, and the derivative says what closing or opening a channel would change.
+Every tensor of the trace gets a number in [0, 1] per channel: 1 = the channel is present, 0 = it is removed. Going
+forwards, a channel is live if anything but zero reaches it; going backwards, it is needed if anything that counts reads
+it; it is present if it is live and needed. Where gates that may disagree meet, the maximum is taken; a gate multiplies.
+For gates of 0 and 1 this gives the width of every layer after removal, and the derivative says what closing or opening
+a channel would change.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from ..gates.masks import GateSite
 from ..metrics.cost import time_by_turns
 from ..tracing import Call, Trace, UnionFind
 
-_WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)  # of a layer's inputs and outputs at which its latency is measured
+_WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of a layer's inputs and outputs at which it is timed
 _RUNS = 9
 
 
 class GateCost:
-    """Cost of a network under gates, as a share of the dense one's.
+    """The cost of a network under given gates, as a share of the dense network's cost.
 
     Args:
-        trace: of the network.
+        trace: trace of the network.
         model: the network.
-        sites: its gate sites.
-        of: "flops" (multiply-accumulates of convolutions and linear layers), "params", or "latency" (a table of
-            measured times of these layers at several widths, interpolated).
-        joins: the lowering where gates disagree; see :func:`bise_prune.prune`.
+        sites: gate sites of the network.
+        of: cost to count: "flops" (multiply-accumulates of convolutions and linear layers), "params", or "latency"
+            (measured times of these layers at several widths, interpolated).
+        joins: lowering at places where gates disagree; see :func:`bise_prune.prune`.
     """
 
     def __init__(
@@ -56,11 +57,16 @@ class GateCost:
         self.dense = float(self(ones))
 
     def __call__(self, gates: Sequence[Tensor]) -> Tensor:
-        """Share of the dense cost under gates in [0, 1], one tensor (channels,) per site: float64, on the CPU."""
+        """Share of the dense network's cost, a float64 scalar on the CPU.
+
+        Args:
+            gates: values of the gates in [0, 1], one tensor (channels,) per site; the result is differentiable in them.
+        """
         present = self._present([gate.cpu().double() for gate in gates])
         return torch.stack([term(present) for term in self.terms]).sum() / self.dense
 
     def _present(self, gates: Sequence[Tensor]) -> list[Tensor]:
+        """For each tensor of the trace, how far each of its channels is present, in [0, 1]."""
         values, calls = self.trace.values, self.trace.calls
         live = [torch.ones(value.num_channels, dtype=torch.float64) for value in values]
         for call in calls:
@@ -89,7 +95,7 @@ class GateCost:
         return present
 
     def _forwards(self, call: Call, o: int, live: list[Tensor]) -> Tensor:
-        """Whether anything but zero reaches an output's channels."""
+        """Whether anything but zero reaches each channel of a call's output, in [0, 1]."""
         size = self.trace.values[call.outputs[o]].num_channels
         if call.kind == "mixing":
             operand = call.operands[0]
@@ -108,7 +114,7 @@ class GateCost:
     def _backwards(
         self, call: Call, k: int, operand: int, live: list[Tensor], needed: list[Tensor], gates: Sequence[Tensor]
     ) -> Tensor:
-        """Whether anything that counts reads an operand's channels."""
+        """Whether anything that counts reads each channel of a call's operand, in [0, 1]."""
         size = self.trace.values[operand].num_channels
         if call.kind == "mixing" and call.groups > 1 and not call.whole and size % call.groups == 0 and k == 0:
             output = needed[call.outputs[0]] * live[call.outputs[0]]
@@ -137,6 +143,7 @@ Term = Callable[[list[Tensor]], Tensor]
 
 
 def _either(parts: Sequence[Tensor], size: int) -> Tensor:
+    """The maximum of the parts, channel by channel; zeros if there are none."""
     if not parts:
         return torch.zeros(size, dtype=torch.float64)
     return parts[0] if len(parts) == 1 else torch.stack(list(parts)).amax(0)
@@ -144,11 +151,12 @@ def _either(parts: Sequence[Tensor], size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Widths of one mixing call as shares: of its outputs and of the inputs that each of them reads."""
+    """A convolution or linear layer in the trace, and the shares of its outputs and inputs that are present."""
 
     call: Call
 
     def shares(self, present: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Share of the outputs that are present, and share of the inputs."""
         outputs = present[self.call.outputs[0]]
         operand = self.call.operands[0]
         if operand is None or self.call.whole:
@@ -156,7 +164,7 @@ class _Layer:
         return outputs.mean(), present[operand].mean()
 
     def product(self, present: list[Tensor]) -> Tensor:
-        """Share of the weights that stay."""
+        """Share of the weights, and so of the multiply-accumulates, that stay."""
         operand, groups = self.call.operands[0], self.call.groups
         outputs = present[self.call.outputs[0]]
         if operand is None or self.call.whole or groups == 1:
@@ -166,6 +174,7 @@ class _Layer:
 
 
 def _terms(trace: Trace, model: nn.Module, of: CostUnit) -> list[Term]:
+    """The terms of the cost in FLOPs or parameters, one per layer call or parameter."""
     terms: list[Term] = []
     counted: set[int] = set()
     for name, calls in trace.calls_by_layer.items():
@@ -187,15 +196,17 @@ def _terms(trace: Trace, model: nn.Module, of: CostUnit) -> list[Term]:
 
 
 def _scaled(share: Term, size: float) -> Term:
+    """A term that is a share times the size of the whole."""
     return lambda present: share(present) * size
 
 
 def _mean_of(value: int) -> Term:
+    """A term that is the share of a tensor's channels that are present."""
     return lambda present: present[value].mean()
 
 
 def _latency_terms(trace: Trace, model: nn.Module) -> list[Term]:
-    """Per mixing call a bilinear interpolation of its measured times; the same for calls of equal geometry."""
+    """One term per call of a convolution or linear layer, its times interpolated; equal layers are timed once."""
     tables: dict[tuple[object, ...], Tensor] = {}
     terms: list[Term] = []
     device = next(model.parameters()).device
@@ -216,7 +227,10 @@ def _latency_terms(trace: Trace, model: nn.Module) -> list[Term]:
 
 
 def _measured(call: Call, layer: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Milliseconds of a layer by share of inputs (rows) and outputs (columns); grouped ones shrink both at once."""
+    """Milliseconds of a layer, shape (widths, widths): rows by share of its inputs, columns by share of its outputs.
+
+    A grouped convolution is timed with as many groups as its input and output widths have as greatest common divisor.
+    """
     weight = layer.weight
     assert isinstance(weight, Tensor)
     outputs = weight.shape[1] * call.groups if call.transposed else weight.shape[0]
@@ -250,6 +264,8 @@ def _measured(call: Call, layer: nn.Module, shape: tuple[int, ...], device: torc
 
 
 def _timed(module: nn.Module, example: Tensor) -> Callable[[], object]:
+    """A function that runs the module once on the example."""
+
     def call() -> object:
         with torch.inference_mode():
             return module(example)
@@ -258,10 +274,11 @@ def _timed(module: nn.Module, example: Tensor) -> Callable[[], object]:
 
 
 def _interpolated(layer: _Layer, table: Tensor) -> Term:
+    """A term that interpolates a table of :func:`_measured` bilinearly."""
     knots = torch.tensor(_WIDTHS, dtype=torch.float64)
 
     def weights(share: Tensor) -> Tensor:
-        """Of each knot, piecewise linear; below the first one proportional to it."""
+        """Weight of each row or column of the table: piecewise linear, extrapolated below the first share."""
         upper = int(torch.searchsorted(knots, share.detach().clamp(max=1.0)).clamp(1, len(knots) - 1))
         low, high = knots[upper - 1], knots[upper]
         part = (share - low) / (high - low)
@@ -276,7 +293,7 @@ def _interpolated(layer: _Layer, table: Tensor) -> Term:
 
 
 def _joined(trace: Trace) -> dict[int, list[int]]:
-    """Values whose channels must all be there if any of them has them, with the members of their stream."""
+    """For each tensor, the tensors that must keep the same channels, since they are added or passed on unchanged."""
     streams = UnionFind(len(trace.values))
     for call in trace.calls:
         if call.kind in ("mixing", "opaque") or not call.outputs:

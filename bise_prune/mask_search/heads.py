@@ -1,4 +1,4 @@
-"""The auxiliary heads C_aux: linear classifiers that try to read the biases off the bottleneck (BISE, Sec. 3.4)."""
+"""The auxiliary heads C_aux: linear classifiers that predict the bias labels from the bottleneck (BISE, Sec. 3.4)."""
 
 # Shape suffixes: N samples, D features, K biases, B classes of a bias, S classes of all biases.
 
@@ -15,11 +15,12 @@ from ..distributed import copied_from_first, summed
 
 
 class HeadsState(NamedTuple):
-    """What training changes.
+    """The tensors of the auxiliary heads that training changes.
 
     Attributes:
-        matrix: weights of all heads one below the other, their additive biases in the last column, shape (S, D + 1).
-        velocity: SGD's momentum, of the same shape.
+        matrix: weights of all heads, one below the other, with their additive biases in the last column, shape (S, D +
+            1).
+        velocity: momentum of SGD, of the same shape.
     """
 
     matrix: Tensor
@@ -27,24 +28,24 @@ class HeadsState(NamedTuple):
 
 
 class BiasHeads:
-    """One linear head per bias on the same bottleneck features, trained by SGD.
+    """The auxiliary heads: one linear head per bias on the same bottleneck features, trained by SGD.
 
-    A head is one linear layer under a cross-entropy, whose gradient is written down instead of derived: (softmax -
-    onehot)^T z / N; all heads are one matrix, so that a step is one product each way. Samples come last in between, so
-    that the softmax adds up whole rows.
+    The gradient of the cross-entropy of a linear layer, (softmax - onehot)^T z / N, is computed directly, without
+    autograd. All heads are kept in one matrix, so that a step takes one matrix product in each direction. Within a step
+    samples are the last dimension, so that the softmax sums over whole rows.
 
     Args:
-        num_features: width of the bottleneck.
-        num_bias_classes: |B_k| per bias.
-        generator: source of the initial weights (uniform in +-1/sqrt(features), as nn.Linear's).
-        dtype: precision.
-        device: where they are.
-        lr: of SGD.
-        momentum: of SGD.
-        weight_decay: of SGD.
+        num_features: width D of the bottleneck.
+        num_bias_classes: number of bias classes |B_k| of each bias.
+        generator: source of the initial weights, uniform in +-1/sqrt(D) as in ``nn.Linear``.
+        dtype: precision of the weights.
+        device: device of the weights.
+        lr: learning rate of SGD.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of SGD.
 
     Attributes:
-        state: the weights, and the momentum; a step replaces it and leaves the former one as it was.
+        state: weights and momentum; a step replaces this tuple and leaves the tensors of the former one unchanged.
     """
 
     def __init__(
@@ -73,25 +74,31 @@ class BiasHeads:
         self.starts = starts.to(device)
 
     def __call__(self, features_ND: Tensor) -> list[Tensor]:
-        """Logits per bias, each of shape (N, B), with gradients that reach the features but not the heads."""
+        """Logits of the bias labels, one tensor (N, B) per bias; gradients reach the features, not the heads."""
         matrix = self.state.matrix
         return list(linear(features_ND, matrix[:, :-1], matrix[:, -1]).split(self.sizes, 1))
 
     def read(self, matrices_GSD: Tensor, features_GND: Tensor) -> list[Tensor]:
-        """What heads of other times (``state.matrix`` of each, in one tensor) give: per bias, shape (G, N, B)."""
+        """Logits that given weights of the heads produce, one tensor (G, N, B) per bias.
+
+        Args:
+            matrices_GSD: ``state.matrix`` of G moments.
+            features_GND: bottleneck features for each of them.
+        """
         logits_GNS = torch.baddbmm(matrices_GSD[:, None, :, -1], features_GND, matrices_GSD[:, :, :-1].mT)
         return list(logits_GNS.split(self.sizes, 2))
 
     def step(self, features_ND: Tensor, bias_NK: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """One step of SGD down L_CE(b_hat, b), summed over the biases.
+        """Take one step of SGD down the cross-entropy L_CE(b_hat, b), summed over the biases.
 
         Args:
-            features_ND: bottleneck features of a batch.
-            bias_NK: its bias labels, int64.
-            num_samples: samples of the whole batch where every process has a part of it.
+            features_ND: bottleneck features of the batch.
+            bias_NK: bias labels of the batch, int64.
+            num_samples: number of samples of the whole batch, if each process holds a part of it; None if it is one
+                part.
 
         Returns:
-            The loss, a scalar: of a part, the part's share.
+            The loss before the step, a scalar; with several processes, this process's share of it.
         """
         inputs, onehot_SN = _with_one(features_ND.detach()), self._onehot(bias_NK)
         log_p_SN = self._softmax(inputs, Tensor.log_softmax)
@@ -102,12 +109,12 @@ class BiasHeads:
     def train(
         self, features_ND: Tensor, bias_NK: Tensor, *, epochs: int, batch_size: int, generator: torch.Generator
     ) -> None:
-        """Train on fixed features (Algorithm 1, lines 4 and 13: the network and its masks stand still meanwhile).
+        """Train the heads on fixed features while the network does not change (Algorithm 1, lines 4 and 13).
 
         Args:
             features_ND: bottleneck features of the whole training set.
-            bias_NK: its bias labels, int64.
-            epochs: E.
+            bias_NK: bias labels of the whole training set, int64.
+            epochs: number of epochs, the paper's E.
             batch_size: samples per step.
             generator: CPU generator that shuffles the samples.
         """
@@ -120,18 +127,19 @@ class BiasHeads:
         copied_from_first(self.state)
 
     def _onehot(self, bias_NK: Tensor) -> Tensor:
+        """Bias labels as 0 and 1 per class of each bias, shape (S, N)."""
         matrix = self.state.matrix
         return torch.zeros_like(matrix[:, 0])[:, None].repeat(1, len(bias_NK)).scatter_(0, (bias_NK + self.starts).T, 1)
 
     def _softmax(self, inputs: Tensor, kind: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Softmax, or its logarithm, over each head's classes: shape (S, N)."""
+        """Softmax, or its logarithm, over the classes of each head, shape (S, N)."""
         logits_SN = self.state.matrix @ inputs.T
         if len(set(self.sizes)) == 1:
             return kind(logits_SN.view(len(self.sizes), self.sizes[0], -1), 1).flatten(0, 1)
         return torch.cat([kind(part, 0) for part in logits_SN.split(self.sizes)])
 
     def _descend(self, error_SN: Tensor, inputs: Tensor, num_samples: Tensor | None = None) -> None:
-        """A step of SGD; ``error_SN`` is softmax - onehot."""
+        """Take one step of SGD; ``error_SN`` is softmax - onehot."""
         matrix, velocity = self.state
         if num_samples is None:
             velocity = torch.addmm(velocity, error_SN, inputs, beta=self.momentum, alpha=1 / len(inputs))
@@ -142,4 +150,5 @@ class BiasHeads:
 
 
 def _with_one(features: Tensor) -> Tensor:
+    """The features with a column of ones appended, which multiplies the additive bias."""
     return torch.cat([features, features.new_ones(len(features), 1)], 1)

@@ -1,6 +1,6 @@
-"""The mutual information between true bias labels and what a head can read of them (BISE, Sec. 3.4, Eq. 5)."""
+"""Mutual information between true bias labels and an auxiliary head's prediction (BISE, Sec. 3.4, Eq. 5)."""
 
-# Shape suffixes: N samples, B bias classes; functions other than bias_information take any dimensions in front of them.
+# Shape suffixes: N samples, B bias classes; all functions but bias_information accept leading dimensions.
 
 from __future__ import annotations
 
@@ -29,14 +29,25 @@ def bias_information(probs_NB: Tensor, bias_N: Tensor) -> Tensor:
 
 
 def joint_sums(probs_NB: Tensor, bias_N: Tensor, counted_N: Tensor) -> Tensor:
-    """N times the joint distribution of true and predicted bias over the samples that count (bool): shape (B, B)."""
+    """N times the joint distribution of true and predicted bias labels, shape (B, B).
+
+    Args:
+        probs_NB: softmax of the auxiliary head.
+        bias_N: true bias labels, int64 in [0, B).
+        counted_N: which samples count, bool.
+    """
     classes = torch.arange(probs_NB.shape[-1], device=bias_N.device)
     onehot_NB = (bias_N[..., None] == classes) & counted_N[..., None]
     return onehot_NB.to(probs_NB).mT @ probs_NB
 
 
 def information(sums_BB: Tensor, num_samples: Tensor) -> Tensor:
-    """I of a joint distribution given as sums over ``num_samples`` samples; 0 for one or none."""
+    """Mutual information of a joint distribution, as a share of its maximum; 0 for at most one sample.
+
+    Args:
+        sums_BB: joint distribution times the number of samples, as :func:`joint_sums` returns it.
+        num_samples: number of samples.
+    """
     joint_BB = sums_BB.clamp(min=_FLOOR) / num_samples.clamp(min=1)[..., None, None]
     product_BB = joint_BB.sum(-1, keepdim=True) * joint_BB.sum(-2, keepdim=True)
     terms_BB = joint_BB * (joint_BB / product_BB.clamp(min=_FLOOR)).log()
@@ -45,10 +56,10 @@ def information(sums_BB: Tensor, num_samples: Tensor) -> Tensor:
 
 
 class JointPool:
-    """Running sums of the joint distributions of past batches: below about 50 samples an estimate is mostly noise.
+    """Running sums of the joint distributions of past batches: estimates on fewer than about 50 samples are noisy.
 
     Args:
-        size: samples that the pool holds; the oldest fade out.
+        size: number of samples that the pool holds; older batches lose weight as new ones come in.
     """
 
     def __init__(self, size: int) -> None:
@@ -57,10 +68,10 @@ class JointPool:
         self.counts: dict[int, Tensor] = {}
 
     def add(self, key: int, sums_BB: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums and number of samples with the pool's, as :func:`information` takes them; the pool has one for each key.
+        """Add a batch's joint sums to the pool of ``key``; returns the pool's sums and number of samples.
 
-        The value is the pool's; the gradient that of a batch that makes up the whole of it, so that the weight of the
-        term against the cross-entropy stays.
+        The results are arguments for :func:`information`. Its value is then the pool's. Its gradient is that of a batch
+        that makes up the whole pool, so that the term keeps its weight against the cross-entropy.
         """
         count = num_samples.to(sums_BB)
         past = self.counts.get(key, torch.zeros_like(count))

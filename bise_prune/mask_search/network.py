@@ -1,4 +1,4 @@
-"""The network of a search: frozen, with gates on its outputs, and its bottleneck caught on the way."""
+"""The network that a search runs: a frozen copy with gates, which also returns its bottleneck features."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ from ..tracing import FunctionMode, logits_of, run, trace
 
 
 class MaskedNetwork:
-    """f = C o E of the paper with a gate on each of its sites; weights have no gradient.
+    """The network f = C o E of the paper with a gate at each site and frozen weights (Algorithm 1, lines 1 and 2).
 
     Args:
         model: the vanilla-trained classifier; it is copied.
-        example: two samples of its input, on its device.
-        config: ``placement``, ``initial_logit``, ``batchnorm``, ``precision`` and ``channels_last``.
-        start: masks to start from, with what else an earlier search has changed.
+        example: input of two samples, on the model's device.
+        config: settings of the search, of which ``placement``, ``initial_logit``, ``batchnorm``, ``precision`` and
+            ``channels_last`` are used here.
+        start: masks to start from, with the batch-norm tensors that an earlier search changed; None to start from
+            ``initial_logit``.
 
     Attributes:
-        trace: one forward pass, watched.
-        sites: the gate sites.
-        gates: m and tau.
+        trace: trace of one forward pass.
+        sites: gate sites of the network.
+        gates: mask logits m and temperature tau.
         gated: the network under ``gates``.
         head_layer: name of the classifier head C.
-        norms: batch-norm modules.
-        device: where the network is.
-        dtype: precision of its weights, of the mask logits, and of what a forward pass returns.
+        norms: batch-norm modules of the network.
+        device: device of the network.
+        dtype: precision of the weights, of the mask logits, and of the tensors that :meth:`forward` returns.
 
     Raises:
-        ConfigError: batch norms are to follow, and there are none.
-        ModelError: there is nothing to gate, or ``start`` belongs to another network or placement.
+        ConfigError: the settings train or update batch norms, and the network has none.
+        ModelError: the network has nothing to gate, or ``start`` belongs to another network or placement.
     """
 
     def __init__(self, model: nn.Module, example: Input, config: SearchConfig, start: MaskSet | None) -> None:
@@ -69,19 +71,20 @@ class MaskedNetwork:
 
     @property
     def model(self) -> nn.Module:
-        """The bare network."""
+        """The network without its gates."""
         return self.gated.model
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the classifier head."""
+        """Number of outputs of the classifier head."""
         return int(self.model.get_submodule(self.head_layer).out_features)  # type: ignore[arg-type]
 
     def placed(self, batch: Batch) -> Input:
-        """A batch's input as the network takes it: on its device, in its memory format."""
+        """The input of a batch, moved to the network's device and memory format."""
         return input_map(batch.to(self.device).input, self._formatted)
 
     def _formatted(self, tensor: Tensor) -> Tensor:
+        """The tensor, with its channels last if the settings ask for that and it holds images."""
         images = self.config.channels_last and tensor.ndim == 4
         return tensor.to(memory_format=torch.channels_last) if images else tensor
 
@@ -92,13 +95,14 @@ class MaskedNetwork:
         bottleneck: CapturedInputs | None = None,
         resume: FunctionMode | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) and bottleneck features (N, d), in the masks' precision.
+        """Class logits (N, C) and bottleneck features (N, d), in the precision of the mask logits.
 
         Args:
-            gates: one tensor per site, as :meth:`bise_prune.gates.GatedModel.gating` takes them.
-            inputs: of the network.
-            bottleneck: what catches the features and may compute functions in another way; by default it only catches.
-            resume: a mode between the gates and the bottleneck that may stand in for functions.
+            gates: values of the gates, one tensor per site, as :meth:`bise_prune.gates.GatedModel.gating` takes them.
+            inputs: input of the network.
+            bottleneck: function mode that captures the bottleneck features and may compute functions in another way; by
+                default it captures them and does nothing else.
+            resume: function mode between the gates and ``bottleneck`` that may replace calls by stored results.
         """
         bottleneck = bottleneck or CapturedInputs(self.model, self.head_layer)
         gating = self.gated.gating(gates)
@@ -111,7 +115,7 @@ class MaskedNetwork:
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """The precision of forward and backward passes; that of masks, heads and losses stays."""
+        """A context that sets the arithmetic of the network; mask logits, heads and losses keep theirs."""
         if self.config.precision == "float32":
             yield
         elif self.config.precision == "bfloat16":
@@ -126,7 +130,7 @@ class MaskedNetwork:
                 torch.set_float32_matmul_precision(before)
 
     def let_norms_follow(self, follow: bool) -> None:
-        """Let batch norms use and update the statistics of their batches, or fix them; all else stays in eval mode."""
+        """Choose whether batch norms use and update the statistics of each batch; all else stays in eval mode."""
         self.gated.eval()
         for norm in self.norms:
             norm.train(follow)

@@ -1,7 +1,7 @@
-"""The objective of the mask search, J = L_r + gamma I (BISE, Eq. 5), its terms apart."""
+"""The objective of the mask search, J = L_r + gamma I, and its two terms (BISE, Eq. 5)."""
 
-# Shape suffixes: N samples, C classes, B bias classes, K biases. Any dimensions may stand in front of these, such as
-# one for several batches: everything is then done for each of them.
+# Shape suffixes: N samples, C classes, B bias classes, K biases. "..." are leading dimensions, such as one for several
+# batches: everything is then computed for each of them.
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .mutual_information import JointPool, information, joint_sums
 
 
 class Objective(NamedTuple):
-    """The terms of Eq. (5); where processes share a batch, each has its part of the first two.
+    """The terms of Eq. (5). If processes share a batch, ``total`` and ``cross_entropy`` are this process's shares.
 
     Attributes:
-        total: J = cross_entropy + mi_weight * mutual_information, to go backwards from, shape (...).
-        cross_entropy: the reweighted cross-entropy L_r (Eq. 4), a mean over the batch, shape (...).
-        mutual_information: I in [0, 1], summed over the biases, shape (...).
-        num_conflicting: bias-conflicting samples per bias that the information was estimated on, shape (..., K).
-        num_samples: N, for one batch.
+        total: J = cross_entropy + mi_weight * mutual_information, the tensor to differentiate, shape (...).
+        cross_entropy: reweighted cross-entropy L_r (Eq. 4), a mean over the batch, shape (...).
+        mutual_information: mutual information I, in [0, 1] for each bias, summed over the biases, shape (...).
+        num_conflicting: number of bias-conflicting samples that I was estimated on, per bias, shape (..., K).
+        num_samples: number N of samples in the batch.
     """
 
     total: Tensor
@@ -48,19 +48,19 @@ def objective_of(
     mi_weight: float,
     pool: JointPool | None = None,
 ) -> Objective:
-    """Evaluate Eq. (5) on one batch, or on several at a time.
+    """Compute the objective J of Eq. (5) for one batch, or for several batches at once.
 
-    Every process of ``torch.distributed`` may hold a part of the one batch; several batches take one process, and no
-    pool, which grows from batch to batch.
+    One batch may be divided among the processes of ``torch.distributed``. Several batches at once need a single process
+    and no pool, since the pool grows from batch to batch.
 
     Args:
-        loss: L_r, the mean over the batch, shape (...); see :func:`reweighted_cross_entropy`.
-        batch_size: its samples, of which the bias-conflicting ones suffice in what follows.
-        head_logits_NB: output of the auxiliary heads, one tensor (..., N, B_k) per bias.
+        loss: reweighted cross-entropy L_r, the mean over the batch, shape (...); see :func:`reweighted_cross_entropy`.
+        batch_size: number of samples in the batch; the tensors below may hold its bias-conflicting samples alone.
+        head_logits_NB: logits of the auxiliary heads, one tensor (..., N, B_k) per bias.
         bias_NK: bias labels, shape (..., N, K).
-        conflicting_NK: which samples are bias-conflicting, bool, shape (..., N, K); they alone enter the information.
-        mi_weight: gamma.
-        pool: joint distributions of past batches to estimate the information with.
+        conflicting_NK: which samples are bias-conflicting, bool, shape (..., N, K); I is estimated on these alone.
+        mi_weight: weight gamma of the mutual information.
+        pool: joint distributions of past batches that the estimate of I includes; None for this batch alone.
     """
     groups = list(_joints(head_logits_NB, bias_NK, conflicting_NK))
     joints = [joint for _, joint in groups]
@@ -70,9 +70,9 @@ def objective_of(
         counts, *others = _summed([counts, *(joint.detach() for joint in joints)])
         joints = [joint + (total - joint.detach()) for joint, total in zip(joints, others, strict=True)]
         conflicting_K, num_samples = counts[:-1], counts[-1]
-        loss = torch.nan_to_num(loss) * batch_size / num_samples  # no sample, no loss
+        loss = torch.nan_to_num(loss) * batch_size / num_samples  # a part without samples has no loss
     total_information = torch.zeros_like(loss)
-    estimated_on_K = conflicting_K.to(loss.dtype, copy=True)  # a pool's counts are no whole numbers
+    estimated_on_K = conflicting_K.to(loss.dtype, copy=True)  # counts of a pool are fractional
     for joint, (group, _) in zip(joints, groups, strict=True):
         count = conflicting_K[..., group].movedim(-1, 0)
         if pool is not None:
@@ -85,7 +85,7 @@ def objective_of(
 def _joints(
     head_logits_NB: Sequence[Tensor], bias_NK: Tensor, conflicting_NK: Tensor
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Biases of as many classes, by their numbers, with their :func:`joint_sums`: (biases, ..., B, B)."""
+    """Numbers of the biases with equally many classes, with their :func:`joint_sums`, shape (biases, ..., B, B)."""
     sizes = [logits.shape[-1] for logits in head_logits_NB]
     for size in sorted(set(sizes)):
         group = [k for k, each in enumerate(sizes) if each == size]
@@ -95,11 +95,17 @@ def _joints(
 
 
 def silent_share(num_conflicting: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of counts (..., biases), the share of those too low to tell anything: shape (...)."""
+    """Share of biases with at most one bias-conflicting sample, where I is 0: shape (...).
+
+    Args:
+        num_conflicting: number of bias-conflicting samples, shape (..., biases).
+        dtype: precision of the result.
+    """
     return (num_conflicting <= 1).to(dtype).mean(-1)
 
 
 def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, summed over the processes in one communication."""
     flat = summed(torch.cat([tensor.flatten() for tensor in tensors]))
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,6 +1,6 @@
-"""How a search runs its network over its training data: the plain way.
+"""Forward passes of the search's network over its training data, without shortcuts.
 
-:class:`bise_prune.mask_search.speed.FastPasses` does the same in less time, behind the same methods.
+:class:`bise_prune.mask_search.speed.FastPasses` gives the same results in less time, with the same methods.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from .training_data import EXHAUSTED, Part, Position, TrainingData
 
 
 class Bottleneck(NamedTuple):
-    """Of the whole training set: features (N, d) on the network's device, labels (N,) and biases (N, K) on the CPU.
+    """Bottleneck features of the whole training set, with its labels.
 
-    Samples come in the data set's order where it is known, in the loader's otherwise.
+    Samples are in the data set's order if it is known, otherwise in the loader's.
+
+    Attributes:
+        features: bottleneck features, shape (N, d), on the network's device.
+        target: class labels, shape (N,), on the CPU.
+        bias: bias labels, shape (N, K), on the CPU.
     """
 
     features: Tensor
@@ -35,7 +40,7 @@ class Passes:
     """Forward passes of a masked network over training data.
 
     Args:
-        network: the network.
+        network: the masked network.
         data: the training set.
     """
 
@@ -43,7 +48,7 @@ class Passes:
         self.network, self.data = network, data
 
     def inputs(self, parts: Iterable[Part]) -> Iterator[tuple[Part, Any]]:
-        """Batches, each with what :meth:`forward` takes; those of a ``BatchLoader`` are made ahead of their turn."""
+        """Batches, each with the input that :meth:`forward` takes; a ``BatchLoader`` prepares them ahead of time."""
         if self.data.in_memory is not None:
             for rows, batch in self.data.in_memory.prepared(parts):  # type: ignore[arg-type]
                 yield rows, self.network.placed(batch)
@@ -52,16 +57,24 @@ class Passes:
                 yield part, self.network.placed(self.data.batch(part))
 
     def forward(self, gates: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) and bottleneck features (N, d) of a batch.
+        """Class logits (N, C) and bottleneck features (N, d) of a batch.
 
         Args:
-            gates: the values of all gates, shape (M,), or (N, M) to give each sample its own.
-            inputs: from :meth:`inputs`.
+            gates: values of all gates, shape (M,), or (N, M) to give each sample its own.
+            inputs: input from :meth:`inputs`.
         """
         return self.network.forward(gates.split(self.network.gates.sizes, -1), inputs)
 
     def bottleneck(self, position: Position) -> Bottleneck:
-        """Bottleneck features of the whole training set under the present masks."""
+        """Bottleneck features of the whole training set under the present masks.
+
+        Args:
+            position: position of the search in its data; a loader that is not in memory is passed once, which counts
+                here.
+
+        Raises:
+            DataError: the loader yields nothing.
+        """
         gates, features, targets, biases = self.network.gates.values, [], [], []
         with torch.no_grad():
             if (loader := self.data.in_memory) is not None:
@@ -81,7 +94,13 @@ class Passes:
             return Bottleneck(whole[0], whole[1].cpu(), whole[2].cpu())
 
     def take_steps(self, step: MaskStep, parts: Iterator[Part], after_step: Callable[[], None]) -> None:
-        """Take a step on each batch (lines 8 to 10); ``after_step`` is called after each, or after a few at a time."""
+        """Take one step per batch (Algorithm 1, lines 8 to 10).
+
+        Args:
+            step: update of the search's state from one batch.
+            parts: batches of the epoch.
+            after_step: function called after each step, or after several that are computed together.
+        """
         for part, inputs in self.inputs(parts):
             logits, features = self.forward(gates := step.open_gates(), inputs)
             step(gates, logits, features, part)
@@ -92,15 +111,15 @@ class Passes:
         """The validation accuracies of an epoch.
 
         Args:
-            evaluate: measures them.
-            last: those of the epoch before, if there was one.
-            unchanged: whether no mask flipped since.
+            evaluate: function that measures them.
+            last: accuracies of the epoch before; None in the first epoch.
+            unchanged: whether the network is the same as in the epoch before.
         """
         return evaluate()
 
     def saved_memory(self) -> dict[str, Any] | None:
-        """What must be saved with the search's state, so that a resumed search takes the same steps; None = nothing."""
+        """Results to save with the state, so that a resumed search takes the same steps; None if there are none."""
         return None
 
     def restore_memory(self, memory: dict[str, Any] | None) -> None:
-        """Take up what was saved."""
+        """Restore the results that :meth:`saved_memory` returned when the state was saved."""

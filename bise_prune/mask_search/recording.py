@@ -1,4 +1,4 @@
-"""What is written down of an epoch, which masks are kept, and what is returned in the end."""
+"""Records each epoch, keeps the masks that the selection rules pick, and makes the result of the search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from .state import SUMS
 
 
 def record_epoch(search: Search, epoch: int, temperature: float) -> EpochRecord:
-    """Note the epoch that has just ended in the state's history, and keep its masks where they are the best so far.
+    """Add the finished epoch to the history, and keep its masks for the selection rules by which they are the best.
+
+    Args:
+        search: the search.
+        epoch: number of the epoch, from 1.
+        temperature: temperature tau during the epoch.
 
     Raises:
         BiseError: the loss is not finite.
@@ -42,12 +47,12 @@ def record_epoch(search: Search, epoch: int, temperature: float) -> EpochRecord:
 
 
 def _over_processes(search: Search) -> list[float]:
-    """The epoch's means of :data:`SUMS`, the same in every process."""
+    """Means of the figures in :data:`SUMS` over the steps of the epoch, equal in every process."""
     sums, processes = search.state.tally.sums.clone(), world()[1]
     if processes > 1:
         sums = summed(sums)
         information, silent = SUMS.index("mutual_information"), SUMS.index("silent_share")
-        sums[[information, silent]] /= processes  # the same in every process
+        sums[[information, silent]] /= processes  # every process has the whole value
         cross_entropy = SUMS.index("cross_entropy")
         sums[SUMS.index("objective")] = sums[cross_entropy] + search.config.mi_weight * sums[information]
     means: list[float] = (sums / search.state.steps).tolist()
@@ -55,6 +60,7 @@ def _over_processes(search: Search) -> list[float]:
 
 
 def _validated(search: Search, unchanged: bool) -> Evaluation | None:
+    """Validation accuracies of the epoch; None without validation data."""
     if search.validation is None:
         return None
     last = search.state.history[-1].validation if search.state.history else None
@@ -62,11 +68,11 @@ def _validated(search: Search, unchanged: bool) -> Evaluation | None:
 
 
 def _pick(search: Search, record: EpochRecord) -> None:
-    """Keep the epoch's masks for every rule by which they are the best so far, or equal to them."""
+    """Keep the epoch's masks for every rule by which no earlier epoch is better."""
     picks, learned = search.state.picks, search.state.learned()
     picks[LAST] = (record.epoch, None, learned)
     if search.budget is not None and not search.budget.is_met(record.cost or 0.0):
-        return  # too large to be picked by its accuracy
+        return  # the network is still larger than the budget
     for rule, score in RULES.items():
         if record.validation is None or (rule in NEED_BIAS and not (search.validation and search.validation.has_bias)):
             continue
@@ -76,7 +82,7 @@ def _pick(search: Search, record: EpochRecord) -> None:
 
 
 def result_of(search: Search, stopped_early: bool) -> SearchResult:
-    """What was found."""
+    """The result of a finished search."""
     picks = dict(search.state.picks)
     picks.setdefault(search.rule, picks[LAST])  # no epoch met the budget
     return SearchResult(
@@ -93,6 +99,7 @@ def result_of(search: Search, stopped_early: bool) -> SearchResult:
 
 
 def _mask_set(search: Search, epoch: int, rule: str, learned: dict[str, Tensor]) -> MaskSet:
+    """The mask logits of a picked epoch by site, with what else the search changed."""
     parts = learned["logits"].split(search.network.gates.sizes)
     logits = {site.name: part.clone() for site, part in zip(search.network.sites, parts, strict=True)}
     state = {name: tensor for name, tensor in learned.items() if name != "logits"}

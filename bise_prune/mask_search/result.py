@@ -1,4 +1,4 @@
-"""What a search returns."""
+"""The result of a search: the masks that each selection rule picks, and one record per epoch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from .selection import LAST, Selected
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One mask epoch; losses are means over its batches.
+    """Figures of one epoch of the search; losses are means over its batches.
 
     Attributes:
-        epoch: from 1.
-        temperature: tau during the epoch.
-        objective: J (Eq. 5).
-        cross_entropy: its reweighted cross-entropy.
-        mutual_information: its mutual information, summed over the biases.
-        silent_share: share of (batch, bias) pairs with at most one conflicting sample, where the information is 0.
-        head_cross_entropy: loss of the auxiliary heads, summed over the biases.
-        mask_flips: channels that opened or closed during the epoch, also those that came back.
-        closed: closed channels at its end.
-        cost: of the gated network at its end, as a share of the dense one's, if there is a budget.
-        validation: accuracies of the masked network at its end; None without validation data.
+        epoch: number of the epoch, from 1.
+        temperature: temperature tau during the epoch.
+        objective: objective J (Eq. 5).
+        cross_entropy: reweighted cross-entropy L_r (Eq. 4).
+        mutual_information: mutual information I, in [0, 1] for each bias, summed over the biases.
+        silent_share: share of (batch, bias) pairs with at most one bias-conflicting sample, where I is 0.
+        head_cross_entropy: cross-entropy of the auxiliary heads, summed over the biases.
+        mask_flips: number of channels that opened or closed during the epoch, including those that returned.
+        closed: number of closed channels at the end of the epoch.
+        cost: cost of the gated network at the end of the epoch, as a share of the dense network's; None without a
+            budget.
+        validation: accuracies of the masked network at the end of the epoch; None without validation data.
     """
 
     epoch: int
@@ -45,15 +46,16 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search found.
+    """The result of a search.
 
     Attributes:
-        picks: the masks by rule: "last" always, the others (see :class:`bise_prune.SearchConfig`) with validation data.
-        rule: the rule asked for.
-        history: one record per epoch; fewer than scheduled if it stopped early.
-        aligned: the bias value each class is aligned with, shape (classes, K).
-        num_conflicting: bias-conflicting training samples, per bias.
-        stopped_early: whether the search ended since no mask could move any more.
+        picks: selected masks by rule: always "last", and with validation data the other rules that these support (see
+            :class:`bise_prune.SearchConfig`).
+        rule: rule that the settings ask for.
+        history: one record per epoch; fewer than scheduled if the search stopped early.
+        aligned: bias value that each class is aligned with, shape (classes, K).
+        num_conflicting: number of bias-conflicting training samples, per bias.
+        stopped_early: whether the search ended because no mask could change any more.
     """
 
     picks: Mapping[str, Selected]
@@ -65,20 +67,20 @@ class SearchResult:
 
     @property
     def masks(self) -> MaskSet:
-        """The masks that the rule asked for picks."""
+        """The masks that the rule in the settings selects."""
         return self.picks[self.rule].masks
 
     @property
     def best(self) -> MaskSet:
-        """Masks of the highest unbiased accuracy on the validation data; the last ones without."""
+        """The masks with the highest unbiased validation accuracy; the last ones if no epoch was selected by it."""
         return self.picks.get("best", self.picks[LAST]).masks
 
     @property
     def last(self) -> MaskSet:
-        """Masks after the last epoch."""
+        """The masks at the end of the last epoch."""
         return self.picks[LAST].masks
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of ``best``."""
+        """The epoch that the masks in ``best`` come from."""
         return self.picks.get("best", self.picks[LAST]).epoch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def temperatures(anneal_every: int, anneal_factor: float, min_temperature: float) -> list[float]:
-    """Temperature of each epoch: 1, cut by ``anneal_factor`` every ``anneal_every`` epochs, until below the minimum.
+    """Temperature tau of each epoch: 1, times ``anneal_factor`` every ``anneal_every`` epochs, until below the minimum.
 
     >>> temperatures(2, 0.5, 0.2)
     [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]

@@ -1,4 +1,4 @@
-"""Which epoch's masks are the result: rules over validation accuracies, with and without bias labels."""
+"""Rules that select the epoch whose masks are the result, by validation accuracy with or without bias labels."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Selected:
-    """The masks that a rule picks.
+    """The masks that a selection rule picks.
 
     Attributes:
-        epoch: from 1.
-        masks: after that epoch.
-        score: what the rule maximises, on the validation data; None for "last".
+        epoch: number of the epoch, from 1.
+        masks: masks at the end of that epoch.
+        score: validation accuracy that the rule maximises; None for "last".
     """
 
     epoch: int
@@ -43,10 +43,15 @@ class Selected:
 
 
 def resolve(select: Select, has_validation: bool, has_bias: bool) -> str:
-    """The rule that ``select`` stands for; "auto" never needs more than there is.
+    """The name of the rule that ``select`` stands for; "auto" becomes a rule that the given data support.
+
+    Args:
+        select: the setting.
+        has_validation: whether there are validation data.
+        has_bias: whether the validation data have bias labels.
 
     Raises:
-        ConfigError: the rule needs validation data, or bias labels there, that are not given.
+        ConfigError: the rule needs validation data, or bias labels on them, that are not given.
     """
     if select == "auto":
         if not has_validation:

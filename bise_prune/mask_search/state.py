@@ -1,4 +1,4 @@
-"""What a search changes as it goes on."""
+"""The state of a search: everything that changes while it runs, so that a stopped search can be resumed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SUMS = ("objective", "cross_entropy", "mutual_information", "head_cross_entropy"
 
 
 class EpochTally:
-    """What the present epoch has added up so far.
+    """Sums over the steps of the present epoch.
 
     Args:
-        closed: closed channels at its start, bool (M,).
+        closed: closed channels at the start of the epoch, bool, shape (M,).
 
     Attributes:
-        sums: of :data:`SUMS` over the steps, float64.
-        pushes: per gate the sum of dJ/dgate towards closing an open or opening a closed channel, and of its positive
-            parts, shape (2, M).
-        closed_before: closed channels at the start.
-        flipped: channels that opened or closed since, also those that came back.
+        sums: sums of the figures named in :data:`SUMS` over the steps, float64.
+        pushes: two sums per gate, shape (2, M). Row 0 sums the gradient dJ/dgate, with the sign that is positive where
+            a step closes an open channel or opens a closed one; row 1 sums its positive values alone.
+        closed_before: closed channels at the start of the epoch, bool, shape (M,).
+        flipped: channels that opened or closed during the epoch, including those that returned, bool, shape (M,).
     """
 
     def __init__(self, closed: Tensor) -> None:
@@ -37,7 +37,13 @@ class EpochTally:
         self.closed_before, self.flipped = closed, torch.zeros_like(closed)
 
     def note(self, slopes_GM: Tensor, shares_GS: Tensor, closed: Tensor) -> None:
-        """Add G steps: their gradients dJ/dgate, and their figures in the order of :data:`SUMS`."""
+        """Add G steps to the sums.
+
+        Args:
+            slopes_GM: gradient dJ/dgate of each step.
+            shares_GS: figures of each step, in the order of :data:`SUMS`.
+            closed: closed channels at present, bool, shape (M,).
+        """
         push = torch.where(closed, -slopes_GM, slopes_GM)
         self.pushes += torch.stack([push.sum(0), push.clamp(min=0).sum(0)])
         self.sums += shares_GS.sum(0)
@@ -45,22 +51,23 @@ class EpochTally:
 
 @dataclass
 class SearchState:
-    """The variables of Algorithm 1 and the place where it is; a stopped search goes on from these to the same bits.
+    """The variables of Algorithm 1 and how far it has come; a search resumed from them gives the same bits.
 
     Attributes:
-        network: its gates hold the mask logits m (M,) and the temperature tau; its batch norms may follow.
-        velocity: momentum of m, shape (M,).
-        heads: the auxiliary heads C_aux with their momentum.
-        norm_optimizer: of the batch norms' affine parameters, where these are trained.
-        pool: joint distributions of past batches, where the information is pooled.
-        generator: source of the heads' first weights and of the order of their training samples.
-        position: passes and batches that are done.
-        tally: sums of the present epoch.
-        steps: of the last whole epoch.
-        history: one record per epoch.
-        picks: rule -> epoch, score, and what :meth:`learned` was at its end.
-        heads_trained: whether line 4 is behind.
-        started_at: sum of the logits before the first step.
+        network: the masked network; its gates hold the mask logits m, shape (M,), and the temperature tau. Its batch
+            norms change too if the settings say so.
+        velocity: momentum of the mask logits, shape (M,).
+        heads: auxiliary heads C_aux with their momentum.
+        norm_optimizer: optimiser of the batch norms' weights and additive biases; None unless these are trained.
+        pool: joint distributions of past batches; None unless the mutual information is estimated over several batches.
+        generator: source of the initial weights of the auxiliary heads and of the order of their training samples.
+        position: finished passes over the training set and finished batches.
+        tally: sums over the steps of the present epoch.
+        steps: number of steps in the last finished epoch.
+        history: one record per finished epoch.
+        picks: for each selection rule the selected epoch, its score, and what :meth:`learned` returned at its end.
+        heads_trained: whether the auxiliary heads have had their first training (line 4).
+        started_at: sum of the mask logits before the first step, by which a saved state is recognised.
     """
 
     network: MaskedNetwork
@@ -82,7 +89,7 @@ class SearchState:
         cls, network: MaskedNetwork, heads: BiasHeads, generator: torch.Generator, position: Position,
         config: SearchConfig,
     ) -> SearchState:  # fmt: skip
-        """The state before line 4."""
+        """The state before the first training of the auxiliary heads (Algorithm 1, line 4)."""
         logits = network.gates.logits.detach()
         norm_optimizer = None
         if config.batchnorm == "affine":
@@ -104,11 +111,11 @@ class SearchState:
 
     @property
     def logits(self) -> Tensor:
-        """The mask logits m, shape (M,), without a gradient; changes to them are changes of the masks."""
+        """The mask logits m, shape (M,), without a gradient; writing into this tensor changes the masks."""
         return self.network.gates.logits.detach()
 
     def learned(self) -> dict[str, Tensor]:
-        """A copy of the mask logits by "logits", and of the batch norms' tensors by name if these change."""
+        """A copy of what the search changes: the mask logits as "logits", and batch-norm tensors by name."""
         tensors = {"logits": self.logits.cpu().clone()}
         if self.network.config.batchnorm != "frozen":
             names = {id(module): name for name, module in self.network.model.named_modules()}

@@ -1,4 +1,4 @@
-"""A stopped search goes on: its state as a file, between two epochs or within one."""
+"""Saves the state of a search to a file and loads it, so that a stopped search can be resumed, also within an epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .result import EpochRecord
 
 
 def fingerprint(search: Search) -> str:
-    """What must be equal for a saved state to belong to this search."""
+    """Text that must be equal for a saved state to belong to this search: settings, sites, data and weights."""
     network = search.network
     sites = [(site.name, site.num_channels) for site in network.sites]
     trained = (
@@ -31,7 +31,7 @@ def fingerprint(search: Search) -> str:
 
 
 def save(search: Search, path: Path) -> None:
-    """Keep the state; the first process writes."""
+    """Save the state of the search; only the first process writes."""
     if world()[0]:
         return
     state, tally = search.state, search.state.tally
@@ -42,7 +42,7 @@ def save(search: Search, path: Path) -> None:
         "velocity": state.velocity,
         "norm_optimizer": None if state.norm_optimizer is None else state.norm_optimizer.state_dict(),
         "generator": state.generator.get_state(),
-        "passes": state.position.passes - (state.position.batches > 0),  # a pass that has begun begins again
+        "passes": state.position.passes - (state.position.batches > 0),  # a pass that was interrupted is repeated
         "done": state.position.batches,
         "steps": state.steps,
         "sums": tally.sums,
@@ -59,10 +59,10 @@ def save(search: Search, path: Path) -> None:
 
 
 def load(search: Search, path: Path) -> None:
-    """Take up a saved state, if there is one.
+    """Load a saved state into the search, if the file exists.
 
     Raises:
-        BiseError: it is damaged, or belongs to another search.
+        BiseError: the file is damaged, or belongs to another search.
     """
     if not path.is_file():
         return
@@ -99,6 +99,7 @@ def load(search: Search, path: Path) -> None:
 
 
 def _restored(values: dict[str, Any]) -> EpochRecord:
+    """An epoch's record, made of the values that were saved."""
     validation = values["validation"]
     if validation is not None:
         subgroups = tuple(SubgroupAccuracy(**subgroup) for subgroup in validation["subgroups"])

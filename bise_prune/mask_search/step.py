@@ -1,4 +1,4 @@
-"""One step of the masks and of the heads (Algorithm 1, lines 8 to 10)."""
+"""One batch of the search: a step of the mask logits and one of the auxiliary heads (Algorithm 1, lines 8 to 10)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .training_data import Part, TrainingLabels
 
 
 class MaskStep:
-    """Changes a search's state by one batch.
+    """Updates the mask logits and the auxiliary heads from one batch.
 
     Args:
-        state: what is changed.
-        labels: of the training set.
-        config: gamma, and the settings of SGD.
-        budget: a cost to meet; None = the masks close what they close.
+        state: state of the search, which the steps change.
+        labels: labels and sample weights of the training set.
+        config: settings of the search; gamma and the SGD settings of the mask logits are used here.
+        budget: cost that the network must come down to; None if the search has no budget.
     """
 
     def __init__(
@@ -32,23 +32,23 @@ class MaskStep:
         self.state, self.labels, self.config, self.budget = state, labels, config, budget
 
     def open_gates(self) -> Tensor:
-        """The present values of all gates, shape (M,), to run the network under and to differentiate by."""
+        """Values of all gates, shape (M,); the network runs under them, and J is differentiated by them."""
         return self.state.network.gates.values.requires_grad_()
 
     def __call__(self, gates: Tensor, logits: Tensor, features: Tensor, part: Part) -> None:
-        """Take the step of one batch.
+        """Update the auxiliary heads and the mask logits from the forward pass of one batch.
 
         Args:
-            gates: from :meth:`open_gates`.
-            logits: y_hat under these gates, shape (N, C).
-            features: z, shape (N, d).
-            part: the batch.
+            gates: values of the gates from :meth:`open_gates`.
+            logits: class logits y_hat of the network under these gates, shape (N, C).
+            features: bottleneck features z, shape (N, d).
+            part: the batch, for its labels.
         """
         state, labels = self.state, self.labels.of(part)
         terms = objective_of(  # line 8: Eq. 5
             reweighted_cross_entropy(logits, labels.target, labels.weight),
             len(labels.target),
-            state.heads(features),  # the information's gradient stops at the heads' weights
+            state.heads(features),  # no gradient reaches the heads' weights
             labels.bias,
             labels.conflicting,
             self.config.mi_weight,
@@ -65,10 +65,16 @@ class MaskStep:
         state.tally.note(slope[None], torch.stack(shares).detach()[None], state.network.gates.closed)
 
     def descend(self, slope: Tensor) -> Tensor:
-        """A step of SGD on the mask logits down J, whose gradient dJ/dgate is ``slope``, every process's in one.
+        """Take one step of SGD on the mask logits, from the gradient of J with respect to the gates.
+
+        The gradient with respect to m is dJ/dgate times sigma'(m / tau) / tau (straight-through estimator), plus the
+        weight decay.
+
+        Args:
+            slope: gradient dJ/dgate on this process's part of the batch, shape (M,).
 
         Returns:
-            That gradient, summed over the processes and with the budget's term.
+            dJ/dgate summed over all processes, with the gradient of the budget term added, shape (M,).
         """
         config, state, logits = self.config, self.state, self.state.logits
         slope = summed(slope)

@@ -1,4 +1,4 @@
-"""When a search may stop: no mask can move any more."""
+"""Early stopping: whether a search can end because no mask can change any more."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from torch import Tensor
 
 from .assembly import Search
 
-SAFETY = 2.0  # over the last epoch's gradients
+SAFETY = 2.0  # factor by which gradients to come may exceed the last epoch's
 _FLOORS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
-_DRIFT = 0.1  # share of an epoch's pushes towards zero that may come to add up over epochs
+_DRIFT = 0.1  # share of an epoch's pushes towards zero that may add up over several epochs
 
 
 def is_settled(search: Search, temperatures: Sequence[float]) -> bool:
-    """Whether no mask can flip any more in epochs to come of these temperatures."""
+    """Whether no mask can change in the epochs that are left.
+
+    Args:
+        search: the search, between two epochs.
+        temperatures: temperature of each epoch that is left.
+    """
     config, state, history = search.config, search.state, search.state.history
     if config.batchnorm != "frozen" or not temperatures or history[-1].mask_flips:
         return False
@@ -50,26 +55,29 @@ def none_can_flip(
     weight_decay: float,
     steps: int,
 ) -> bool:
-    """Whether no logit can cross zero in the epochs to come, if their gradients are bounded by those of the last one.
+    """Whether no mask logit can cross zero in the epochs to come, if their gradients are bounded by the last epoch's.
 
-    While no mask flips, the network stands still: the gradients dJ/dgate of an epoch come from the same samples each
-    time and differ only by batches and head. So their sum over an epoch, as far as it points to zero, is taken to stay
-    below ``SAFETY`` times (that of the last epoch + ``_DRIFT`` times all pushes to zero in it), and within an epoch no
-    order of the batches moves a logit to zero by more than all pushes. The straight-through gradient multiplies these
-    by sigma'(m / tau) / tau, which falls off exponentially with |m| / tau. Suppose that |m| stays above a floor, some
-    share of what weight decay alone would leave of it. If the sum of all moves, with the momentum at hand, is at most
-    what is above the floor, the supposition holds by induction; any share will do.
+    While no mask changes, the network is constant: the gradients dJ/dgate of an epoch come from the same samples each
+    time and differ only by the order of the batches and the auxiliary head. Their sum over an epoch, as far as it
+    points towards zero, is therefore assumed to stay below ``SAFETY`` times (that of the last epoch + ``_DRIFT`` times
+    all pushes towards zero in it). Within an epoch, no order of the batches moves a logit towards zero by more than all
+    pushes together. The straight-through estimator multiplies these gradients by sigma'(m / tau) / tau, which falls
+    exponentially with |m| / tau.
+
+    Suppose that |m| stays above a floor, some share of what weight decay alone would leave of it. If the sum of all
+    moves, with the present momentum, is at most the part of |m| above the floor, the supposition holds by induction. It
+    is enough that this works for one of several shares.
 
     Args:
-        logits: m, any shape.
-        velocity: the optimiser's momentum buffer, of the same shape; None = zero.
-        push: sum over the last epoch of dJ/dgate towards zero (sign(m) dJ/dgate), same shape.
-        toward: sum of its positive parts.
-        temperatures: tau of each epoch to come.
-        lr: of SGD.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        steps: per epoch.
+        logits: mask logits m, any shape.
+        velocity: momentum buffer of the optimiser, of the same shape; None = zero.
+        push: sum over the last epoch of dJ/dgate towards zero, sign(m) dJ/dgate, of the same shape.
+        toward: sum over the last epoch of its positive values alone, of the same shape.
+        temperatures: temperature of each epoch to come.
+        lr: learning rate of the mask logits (SGD).
+        momentum: momentum of the mask logits.
+        weight_decay: weight decay of the mask logits.
+        steps: number of steps in an epoch.
     """
     m = logits.detach().double().abs()
     rate = lr / (1 - momentum)
@@ -85,5 +93,6 @@ def none_can_flip(
 
 
 def _slope(x: Tensor) -> Tensor:
+    """The derivative of the sigmoid at x."""
     probability = torch.sigmoid(x)
     return probability * (1 - probability)

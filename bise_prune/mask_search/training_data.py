@@ -1,4 +1,4 @@
-"""The training set of a search: its batches, and what is known of their labels."""
+"""The training set of a search: its batches, its labels, and which samples are bias-conflicting."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .weights import SampleWeights, sample_weights
 
 EXHAUSTED = "the training loader yields nothing on its second pass: give a loader, not an iterator"
 
-# A batch: the numbers of its samples where the data set is at hand (a BatchLoader), otherwise the batch itself.
+# A batch: the numbers of its samples if the loader is a BatchLoader, otherwise the batch itself.
 Part = Tensor | Batch
 
 
 class Labels(NamedTuple):
-    """Of N samples: y (N,), b (N, K), the weight r (N,), and which are bias-conflicting (N, K)."""
+    """Labels of N samples: class y (N,), bias b (N, K), weight r (N,), and which are bias-conflicting (N, K)."""
 
     target: Tensor
     bias: Tensor
@@ -35,11 +35,11 @@ class Labels(NamedTuple):
 
 @dataclass
 class Position:
-    """Where a search is in its training data.
+    """How far a search has come in its training data.
 
     Attributes:
-        passes: passes over the training set that have begun.
-        batches: batches of the present epoch that are done.
+        passes: number of passes over the training set that have begun.
+        batches: number of finished batches in the present epoch.
     """
 
     passes: int = 0
@@ -47,13 +47,14 @@ class Position:
 
 
 class TrainingData:
-    """Batches of a loader; those of a ``BatchLoader`` are divided among the processes of ``torch.distributed``.
+    """Batches of the training set; the processes of ``torch.distributed`` divide those of a ``BatchLoader``.
 
     Args:
-        loader: the biased training set.
+        loader: loader of the biased training set.
 
     Attributes:
-        first: its first batch.
+        loader: the loader, restricted to this process's part.
+        first: first batch of the loader.
 
     Raises:
         DataError: the loader is empty.
@@ -70,11 +71,11 @@ class TrainingData:
 
     @property
     def in_memory(self) -> BatchLoader | None:
-        """The loader, if its samples can be had by their numbers and are the same on each pass."""
+        """The loader if it is a ``BatchLoader``, whose samples are accessible by number and equal on each pass."""
         return self.loader if isinstance(self.loader, BatchLoader) else None
 
     def next_pass(self, position: Position) -> Iterator[Part]:
-        """The batches of the next pass."""
+        """Start the next pass over the training set and yield its batches."""
         set_epoch = getattr(self.loader, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(position.passes)
@@ -90,26 +91,30 @@ class TrainingData:
 
 
 class TrainingLabels:
-    """What the labels of a training set say: weights, alignment, and which samples conflict with their bias.
+    """The labels of the training set, checked, and what follows from them: sample weights and bias-conflicting samples.
 
     Args:
-        target: class labels of the whole set, shape (N,), on the CPU, in the data set's order where it is known.
+        target: class labels of the whole set, shape (N,), on the CPU, in the data set's order if it is known.
         bias: bias labels, shape (N, K).
-        num_classes: outputs of the network.
-        config: ``weighting`` and ``rho``.
-        aligned: the bias value each class is aligned with, shape (classes, K); None = by association.
-        device: where batches are needed.
+        num_classes: number of outputs of the network.
+        config: settings of the search; ``weighting`` and ``rho`` are used here.
+        aligned: bias value that each class is aligned with, shape (classes, K); None for the one most associated with
+            it.
+        device: device on which the labels of a batch are needed.
         dtype: precision of the weights.
         in_order: whether the order of the samples is known.
 
     Attributes:
-        aligned: as given or found, on the device.
-        num_conflicting: bias-conflicting samples per bias.
-        num_bias_classes: |B_k| per bias.
-        digest: what tells this label set from another one.
+        aligned: bias value that each class is aligned with, shape (classes, K), on the device.
+        num_conflicting: number of bias-conflicting samples per bias.
+        num_bias_classes: number of bias classes |B_k| per bias.
+        digest: digest of the labels, by which a saved state is recognised.
+        weights: sample weights as a function of the labels.
+        known: labels of the whole set, in the order in which they were given.
 
     Raises:
-        DataError: no bias labels, no conflicting sample, or labels that do not fit the network.
+        ConfigError: ``weighting`` or ``rho`` does not fit the number of biases.
+        DataError: there are no bias labels, no bias-conflicting sample, or labels that do not fit the network.
     """
 
     def __init__(
@@ -145,18 +150,19 @@ class TrainingLabels:
         self.known = self._judged(target.to(device), bias.to(device))
 
     def of(self, part: Part) -> Labels:
-        """A batch's labels on the device."""
+        """Labels and weights of a batch, on the device."""
         if isinstance(part, Tensor):
             rows = part.to(self.device)
             return Labels(*(tensor.index_select(0, rows) for tensor in self.known))
         return self._judged(part.target.to(self.device), part.bias.to(self.device))
 
     def _judged(self, target: Tensor, bias: Tensor) -> Labels:
+        """The labels with their weights, and which samples are bias-conflicting."""
         return Labels(target, bias, self.weights(target, bias), ~is_aligned(target, bias, self.aligned))
 
 
 def digest(labels: Tensor, in_order: bool) -> list[Any]:
-    """What tells label sets (N, columns) apart: a sum that knows the order, or the counts of distinct rows."""
+    """Values by which label sets (N, columns) are told apart: a sum that depends on the order, or counts of rows."""
     if in_order:
         return [len(labels), (torch.arange(1, len(labels) + 1) @ labels.cpu()).tolist()]
     rows, counts = labels.unique(dim=0, return_counts=True)

@@ -1,4 +1,4 @@
-"""Sample weights r of the reweighted cross-entropy: Eq. (4), (B.8) in general, and (B.9)."""
+"""Sample weights r of the reweighted cross-entropy (BISE, Eq. 4, B.8 in general, and B.9)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..metrics.subgroups import count_subgroups, is_aligned
 
 
 def subgroup_weights(counts: Tensor) -> Tensor:
-    """r(y, b) = 1 / (G p(y, b)): inverse subgroup frequency over G = |Y| |B| subgroups.   BISE, Eq. (B.8), in general.
+    """Inverse subgroup frequency r(y, b) = 1 / (G p(y, b)) over G = |Y| |B| subgroups.   BISE, Eq. (B.8), in general.
 
-    Equals Eq. (4) where conflicting samples are spread evenly. Empty subgroups count as one sample; classes and bias
-    values that never occur do not count in G.
+    It equals Eq. (4) if bias-conflicting samples are spread evenly. An empty subgroup counts as one sample; classes and
+    bias values that never occur do not count in G.
 
     Args:
-        counts: samples per subgroup, shape (classes, bias classes).
+        counts: number of samples in each subgroup, shape (classes, bias classes).
 
     Returns:
-        Weights of the same shape, float64; the mean over the samples is 1 if no subgroup is empty.
+        Weights of the same shape, float64; their mean over the samples is 1 if no subgroup is empty.
 
     >>> subgroup_weights(torch.tensor([[4, 1], [2, 1]])).tolist()
     [[0.5, 2.0], [1.0, 2.0]]
@@ -34,17 +34,18 @@ def subgroup_weights(counts: Tensor) -> Tensor:
 
 
 def alignment_weights(rho: Sequence[float], num_classes: int) -> Tensor:
-    """Weights by which biases a sample is aligned with.
+    """Sample weights that depend on which biases a sample is aligned with.
 
-    One bias: r = 1 / (C rho) if aligned, (C - 1) / (C (1 - rho)) otherwise.   BISE, Eq. (4).
-    Several: the product over the biases of 1 / rho_k or 1 / (1 - rho_k), not normalised.   BISE, Eq. (B.9).
+    One bias: r = 1 / (C rho) if the sample is aligned, (C - 1) / (C (1 - rho)) otherwise.   BISE, Eq. (4).
+
+    Several biases: the product over the biases of 1 / rho_k or 1 / (1 - rho_k), not normalised.   BISE, Eq. (B.9).
 
     Args:
-        rho: share of bias-aligned samples per bias, each in (0, 1).
-        num_classes: C.
+        rho: share of bias-aligned samples for each bias, in (0, 1).
+        num_classes: number C of classes.
 
     Returns:
-        Weights of shape (2,) * K, float64; index 1 = aligned, 0 = conflicting, in the order of the biases.
+        Weights of shape (2,) * K, float64, with one dimension per bias: index 1 = aligned, 0 = conflicting.
 
     >>> [round(r, 4) for r in alignment_weights([0.99], 10).tolist()]
     [90.0, 0.101]
@@ -62,12 +63,12 @@ def alignment_weights(rho: Sequence[float], num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleWeights:
-    """r as a function of a sample's labels.
+    """The weight r of a sample as a function of its labels.
 
     Attributes:
-        table: weight per (y, b) with ``by_alignment`` False, else per pattern of aligned biases.
-        aligned: the bias value each class is aligned with, shape (classes, K).
-        by_alignment: how the table is indexed.
+        table: weight per subgroup (y, b) if ``by_alignment`` is False, otherwise per combination of aligned biases.
+        aligned: bias value that each class is aligned with, shape (classes, K).
+        by_alignment: whether the table is indexed by alignment.
     """
 
     table: Tensor
@@ -75,31 +76,31 @@ class SampleWeights:
     by_alignment: bool
 
     def __call__(self, target: Tensor, bias: Tensor) -> Tensor:
-        """Weights of samples with labels of shape (N,) and bias labels of shape (N, K): shape (N,)."""
+        """Weights, shape (N,), of samples with class labels (N,) and bias labels (N, K)."""
         if not self.by_alignment:
             return self.table[target, bias[:, 0]]
         return self.table[tuple(is_aligned(target, bias, self.aligned).long().unbind(1))]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> SampleWeights:
-        """The weights on another device, in another precision."""
+        """A copy of the weights on another device and in another precision."""
         return SampleWeights(self.table.to(device, dtype), self.aligned.to(device), self.by_alignment)
 
 
 def sample_weights(
     target: Tensor, bias: Tensor, num_classes: int, aligned: Tensor, weighting: Weighting, rho: Sequence[float] | None
 ) -> SampleWeights:
-    """The weights that ``weighting`` names (see :class:`bise_prune.SearchConfig`) for a training set.
+    """Compute the sample weights of a training set by the formula that ``weighting`` names.
 
     Args:
         target: class labels, shape (N,).
         bias: bias labels, shape (N, K).
-        num_classes: C.
-        aligned: the bias value each class is aligned with, shape (C, K).
-        weighting: which formula.
-        rho: nominal share of bias-aligned samples per bias; measured if None.
+        num_classes: number C of classes.
+        aligned: bias value that each class is aligned with, shape (C, K).
+        weighting: formula; see :class:`bise_prune.SearchConfig`.
+        rho: nominal share of bias-aligned samples per bias; None to measure it on the data.
 
     Raises:
-        ConfigError: the formula does not fit the number of biases.
+        ConfigError: the formula or ``rho`` does not fit the number of biases.
     """
     num_biases = bias.shape[1]
     if weighting == "auto":

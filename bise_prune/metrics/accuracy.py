@@ -1,4 +1,4 @@
-"""Accuracy per subgroup, and what is made of it."""
+"""Accuracy per subgroup, and the figures that follow from it, such as unbiased and worst-group accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from .subgroups import is_aligned
 
 @dataclass(frozen=True)
 class SubgroupAccuracy:
-    """One subgroup: its name, samples and correct predictions."""
+    """Accuracy of one subgroup.
+
+    Attributes:
+        name: name of the subgroup, such as "y=1 b=0".
+        n: number of samples, >= 1.
+        correct: number of correct predictions.
+    """
 
     name: str
     n: int
@@ -32,18 +38,18 @@ class SubgroupAccuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in [0, 1] over n samples.
+    """Accuracies of a classifier over n samples, all in [0, 1].
 
     Attributes:
-        n: samples.
+        n: number of samples.
         accuracy: share of correct predictions over all samples.
-        unbiased_accuracy: unweighted mean over the subgroups that have samples.
-        worst_group_accuracy: the lowest of them.
-        worst_class_accuracy: the lowest over the classes, which needs no bias labels.
-        subgroups: (y, b) cells for one bias; for several, the patterns of aligned and conflicting biases; the classes
-            where no bias labels are known.
-        aligned_accuracy: over the samples that are aligned with every bias; None where there are none.
-        conflicting_accuracy: over the others, likewise.
+        unbiased_accuracy: unweighted mean of the accuracies of all subgroups that have samples.
+        worst_group_accuracy: lowest accuracy of a subgroup that has samples.
+        worst_class_accuracy: lowest accuracy of a class; needs no bias labels.
+        subgroups: accuracy of each subgroup that has samples. For one bias, subgroups are the (y, b) cells; for several
+            biases, the patterns of aligned and conflicting biases; without bias labels, the classes.
+        aligned_accuracy: accuracy over the samples that are aligned with every bias; None if there are none.
+        conflicting_accuracy: accuracy over all other samples; None if there are none.
     """
 
     n: int
@@ -57,13 +63,13 @@ class Evaluation:
 
 
 def evaluate(model: nn.Module, loader: Loader, aligned: Tensor, *, sharded: bool = False) -> Evaluation:
-    """Accuracy of ``model`` on ``loader``, on the model's device and in its present mode.
+    """Evaluate the accuracy of a classifier per subgroup, on the model's device and in its present mode.
 
     Args:
-        model: a classifier.
-        loader: batches with named fields.
-        aligned: the bias value each class is aligned with, shape (classes, K).
-        sharded: whether every process of ``torch.distributed`` brings a part of the samples; each gets the result.
+        model: classifier.
+        loader: loader of batches with named fields.
+        aligned: the bias value that each class is aligned with, shape (classes, K), int64.
+        sharded: whether every process of ``torch.distributed`` has a part of the samples; all get the same result.
 
     Raises:
         DataError: the loader is empty.
@@ -72,7 +78,14 @@ def evaluate(model: nn.Module, loader: Loader, aligned: Tensor, *, sharded: bool
 
 
 def predictions(model: nn.Module, loader: Loader, *, sharded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted classes (N,), labels (N,) and bias labels (N, K) of all samples, on the CPU; see :func:`evaluate`."""
+    """Predict the classes of all samples; see :func:`evaluate` for the arguments.
+
+    Returns:
+        Predicted classes (N,), class labels (N,) and bias labels (N, K), int64, on the CPU.
+
+    Raises:
+        DataError: the loader is empty.
+    """
     device = next(iter([*model.parameters(), *model.buffers()])).device
     predicted, targets, biases = [], [], []
     with torch.no_grad():
@@ -90,7 +103,14 @@ def predictions(model: nn.Module, loader: Loader, *, sharded: bool = False) -> t
 
 
 def score(predicted: Tensor, target: Tensor, bias: Tensor, aligned: Tensor) -> Evaluation:
-    """Accuracies of predicted classes, shape (N,), against labels of shape (N,) and bias labels of shape (N, K)."""
+    """Compute the accuracies of predicted classes.
+
+    Args:
+        predicted: predicted classes, shape (N,), int64.
+        target: class labels, shape (N,), int64.
+        bias: bias labels, shape (N, K), int64.
+        aligned: the bias value that each class is aligned with, shape (classes, K), int64.
+    """
     correct = predicted == target
     subgroups = []
     for name, members in subgroup_members(target, bias, aligned):
@@ -115,7 +135,13 @@ def score(predicted: Tensor, target: Tensor, bias: Tensor, aligned: Tensor) -> E
 
 
 def subgroup_members(target: Tensor, bias: Tensor, aligned: Tensor) -> list[tuple[str, Tensor]]:
-    """The subgroups of :class:`Evaluation`, with or without samples: each one's name and members, bool (N,)."""
+    """Name and members of each subgroup of an :class:`Evaluation`, including subgroups without samples.
+
+    The arguments are those of :func:`score`.
+
+    Returns:
+        Pairs of a name and a bool tensor of shape (N,), which is True for the members.
+    """
     if bias.shape[1] == 0:
         return [(_class_name(y), target == y) for y in target.unique().tolist()]
     if bias.shape[1] == 1:
@@ -131,11 +157,15 @@ def subgroup_members(target: Tensor, bias: Tensor, aligned: Tensor) -> list[tupl
 
 
 def subgroup_labels(classes: Sequence[str], bias_values: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Subgroup's name -> what it is called in the data, as in "blond, male", for subgroups that have such names.
+    """Names of subgroups in the words of the data, such as "blond, male", by the names in an :class:`Evaluation`.
 
     Args:
         classes: class names.
-        bias_values: per bias the names of its values; subgroups of several biases are called by their alignment.
+        bias_values: per bias the names of its values; subgroups of several biases keep their names, which say their
+            alignment.
+
+    Returns:
+        Name of a subgroup -> its name in the words of the data, for subgroups that have one.
 
     >>> subgroup_labels(["dark", "blond"], [["male", "female"]])["y=1 b=0"]
     'blond, male'
@@ -148,8 +178,10 @@ def subgroup_labels(classes: Sequence[str], bias_values: Sequence[Sequence[str]]
 
 
 def _class_name(y: int) -> str:
+    """Name of a subgroup that is a class."""
     return f"y={y}"
 
 
 def _cell_name(y: int, b: int) -> str:
+    """Name of a subgroup that is a (y, b) cell."""
     return f"y={y} b={b}"

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and latency of any module."""
+"""Count the parameters and FLOPs of a network, and measure its latency."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ FLOPS_CONVENTION = "fvcore, 1 multiply-accumulate = 1 FLOP, one sample"
 def measure(
     model: nn.Module, example_inputs: Inputs, *, latency: bool = False, runs: int = 30, device: str = "cpu"
 ) -> Measurement:
-    """Measure a model; it is not changed.
+    """Measure the size and cost of a network; it is not changed.
 
     Args:
         model: any module.
-        example_inputs: its input(s), batch first; FLOPs are counted on the first sample, latency on the whole batch.
-        latency: time it too.
-        runs: timed runs.
-        device: where to time it.
+        example_inputs: model input(s), batch first; FLOPs are counted for the first sample, latency is measured for the
+            whole batch.
+        latency: whether to measure the latency as well.
+        runs: number of timed forward passes.
+        device: device on which the latency is measured, "cpu" or "cuda[:N]".
+
+    Raises:
+        ConfigError: latency on CUDA was asked for, but there is no CUDA device.
     """
     with torch.random.fork_rng(devices=[]):
         counts = _count_flops(model, example_inputs)
@@ -51,18 +55,22 @@ def measure(
 def measure_latency(
     models: Sequence[nn.Module], example_inputs: Inputs, *, runs: int = 30, device: str = "cpu"
 ) -> list[Latency]:
-    """Time forward passes of several models by turns, so that what disturbs one disturbs all.
+    """Measure the latency of several networks, which take turns, so that a disturbance affects all of them alike.
 
-    Eval and inference mode; warm-up of at least 3 runs and .2 s each; CUDA is synchronised around every run.
+    Networks run in eval and inference mode, after a warm-up of at least 3 forward passes and 0.2 s each; CUDA is
+    synchronised around every pass.
 
     Args:
-        models: the models; they are not changed, and copied only if they are on another device.
-        example_inputs: the input(s) to time with.
-        runs: timed runs of each model.
+        models: the networks; they are not changed, and copied only if they are on another device.
+        example_inputs: model input(s), batch first.
+        runs: number of timed forward passes of each network.
         device: "cpu" or "cuda[:N]".
 
+    Returns:
+        The latency of each network.
+
     Raises:
-        ConfigError: CUDA was asked for and is not there.
+        ConfigError: CUDA was asked for, but there is no CUDA device.
     """
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
@@ -80,6 +88,7 @@ def measure_latency(
 
 
 def _is_on(model: nn.Module, device: torch.device) -> bool:
+    """Whether all parameters and buffers are on a device."""
     return all(tensor.device == device for tensor in [*model.parameters(), *model.buffers()])
 
 
@@ -89,7 +98,17 @@ def time_by_turns(
     synchronise: Callable[[], None] | None = None,
     warm_up_s: float = 0.2,
 ) -> list[list[float]]:
-    """Milliseconds of each call, ``runs`` times, interleaved, after a warm-up of 3 runs and ``warm_up_s`` seconds."""
+    """Time several functions, which take turns.
+
+    Args:
+        calls: the functions to time.
+        runs: number of timed calls of each function.
+        synchronise: function that waits until the device is done; None if there is nothing to wait for.
+        warm_up_s: shortest warm-up of each function in seconds; at least 3 calls are made.
+
+    Returns:
+        For each function, the duration of every timed call in milliseconds.
+    """
     wait = synchronise or (lambda: None)
     for call in calls:
         start, count = time.perf_counter(), 0
@@ -109,15 +128,16 @@ def time_by_turns(
 
 
 def summarise(times_ms: Sequence[float], batch_size: int, device: str, threads: int) -> Latency:
-    """Median and spread of timed runs."""
+    """Compute the median and the 10th and 90th percentile of durations in milliseconds."""
     deciles = statistics.quantiles(times_ms, n=10) if len(times_ms) > 1 else [times_ms[0]] * 9
     median = statistics.median(times_ms)
     return Latency(median, deciles[0], deciles[8], len(times_ms), batch_size, device, threads)
 
 
 def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
+    """Count the FLOPs for the first sample with fvcore, on a copy of the network on the CPU."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fvcore compiles a loss on import, in a way that torch deprecates
+        warnings.simplefilter("ignore")  # about deprecated functions that fvcore uses on import
         from fvcore.nn import FlopCountAnalysis
     model = copy.deepcopy(model).cpu().eval()
     inputs = replace_tensors(example_inputs, lambda tensor: tensor[:1].cpu())
@@ -126,9 +146,9 @@ def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level
     try:
-        logger.setLevel(logging.ERROR)  # what is not counted is returned, not logged
+        logger.setLevel(logging.ERROR)  # operators that are not counted are returned, not logged
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the tracer behind fvcore
+            warnings.simplefilter("ignore")  # from torch's tracer, which fvcore uses
             counts = FlopCountAnalysis(model, inputs).uncalled_modules_warnings(False)
             counts.total()
             return counts
@@ -138,16 +158,16 @@ def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of one forward pass, in milliseconds.
+    """Wall-clock time of one forward pass, in milliseconds.
 
     Attributes:
-        median_ms: median over the timed runs.
+        median_ms: median of the timed forward passes.
         p10_ms: 10th percentile.
         p90_ms: 90th percentile.
-        runs: timed runs, after warm-up.
-        batch_size: samples per run.
-        device: where it ran, in words.
-        threads: CPU threads of torch or onnxruntime (0 = the runtime's own choice).
+        runs: number of timed forward passes, after the warm-up.
+        batch_size: samples per forward pass.
+        device: name of the device, "cpu" or the GPU's name.
+        threads: number of CPU threads of torch or onnxruntime (0 = the runtime's own choice).
     """
 
     median_ms: float
@@ -161,15 +181,15 @@ class Latency:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Size and cost of one model.
+    """Size and cost of one network.
 
     Attributes:
         params: number of parameters.
-        size_bytes: bytes of parameters and buffers.
-        flops: fvcore's count for one sample, 1 multiply-accumulate = 1 FLOP (the paper's convention).
-        flops_by_layer: module name -> flops; modules without any are left out.
-        unsupported_operators: operators that fvcore does not count -> occurrences.
-        latency: None where it was not asked for.
+        size_bytes: size of all parameters and buffers in bytes.
+        flops: FLOPs for one sample as fvcore counts them, 1 multiply-accumulate = 1 FLOP (the paper's convention).
+        flops_by_layer: module name -> FLOPs; modules without FLOPs are left out.
+        unsupported_operators: name of an operator that fvcore does not count -> number of its calls.
+        latency: latency; None if it was not measured.
     """
 
     params: int

@@ -1,7 +1,7 @@
-"""Fairness of two classifiers side by side, in the field's definitions, with intervals.
+"""Fairness of the dense and the slim network side by side, by the usual definitions, with confidence intervals.
 
 Demographic parity and equalised odds are those of Hardt et al. (2016) and of Fairlearn, one class against the rest;
-with two classes both give the same numbers, with more each class has its own.
+with two classes both give the same figures, with more classes each class has its own.
 """
 
 # Shape suffixes: N samples, U distinct rows of labels and predictions, R resamples, G subgroups, B bias values,
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 RESAMPLES = 1000
 LEVEL = 0.95
-_CHUNK = 100  # resamples at a time
+_CHUNK = 100  # resamples that are computed at a time
 
 
 def fairness_record(
@@ -40,31 +40,33 @@ def fairness_record(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What two classifiers do to each subgroup, as JSON values.
+    """Compare what the dense and the slim network predict for each subgroup, as the fairness part of the report record.
 
-    Figures of a whole set have percentile bootstrap intervals: samples are drawn again within each subgroup, the same
-    for both classifiers, so that "change" is paired; samples of one origin are drawn together, within each class. An
-    accuracy of one subgroup has a Wilson interval, and the worst group's bounds are the lowest of theirs, since a
-    bootstrap of 0 right out of 5 would be a point. Where no resample differs, there is no interval: too few samples to
-    tell. What has no samples to be told by is None: undefined.
+    Figures of a whole set have percentile bootstrap intervals. Samples are resampled within each subgroup, the same
+    ones for both networks, so that "change" is paired; samples of one origin are resampled together, within each class.
+    The accuracy of a subgroup has a Wilson interval, and the bounds of the worst group are the lowest of these, since a
+    bootstrap of 0 right out of 5 would be a point. If all resamples give the same figure, there are too few samples for
+    an interval. A figure that no samples define is None.
 
     Args:
-        dense_N: predicted classes of the one, int64.
-        slim_N: predicted classes of the other.
-        target_N: class labels.
-        bias_NK: bias labels; K = 0 where none are known, which leaves the classes as subgroups.
-        aligned: the bias value each class is aligned with, shape (classes, K).
-        origin_N: what samples were made of, see :class:`bise_prune.data.BiasedDataset`; None = each of its own.
-        resamples: of the bootstrap.
-        level: of the intervals.
-        seed: of the resamples.
+        dense_N: classes that the dense network predicts, shape (N,), int64.
+        slim_N: classes that the slim network predicts, shape (N,), int64.
+        target_N: class labels, shape (N,), int64.
+        bias_NK: bias labels, shape (N, K), int64; with K = 0 (none known), the classes are the subgroups.
+        aligned: the bias value that each class is aligned with, shape (classes, K), int64.
+        origin_N: number of the object that each sample was made from, see :class:`bise_prune.data.BiasedDataset`; None
+            = all samples are independent.
+        resamples: number of bootstrap resamples.
+        level: confidence level of the intervals, in (0, 1).
+        seed: random seed of the resamples.
 
     Returns:
-        ``n``, ``origins`` (None where each sample has its own), ``interval`` (how it was made), ``groups`` (per
-        subgroup n, accuracies, what changed), and under ``dense``, ``slim`` and ``change`` every figure as ``{"value",
-        "low", "high"}``: ``accuracy``, ``unbiased_accuracy``, ``worst_group_accuracy`` and per entry of ``biases`` the
-        ``aligned_conflicting_gap``, the ``accuracy_gap`` between bias values, ``demographic_parity_difference`` and
-        ``equalized_odds_difference``, the largest over the classes, with each class's own in ``by_class``.
+        ``n``, ``origins`` (number of origins; None if all samples are independent), ``interval`` (how intervals were
+        computed), ``groups`` (per subgroup its size, both accuracies, and how many predictions changed), and under
+        ``dense``, ``slim`` and ``change`` every figure as ``{"value", "low", "high"}``: ``accuracy``,
+        ``unbiased_accuracy``, ``worst_group_accuracy`` and per entry of ``biases`` the ``aligned_conflicting_gap``, the
+        ``accuracy_gap`` between bias values, ``demographic_parity_difference`` and ``equalized_odds_difference``, which
+        are the largest over the classes, with each class's own figures in ``by_class``.
     """
     rows = torch.cat([torch.stack([target_N, dense_N, slim_N], 1), bias_NK], 1)
     distinct, place_N, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
@@ -72,7 +74,7 @@ def fairness_record(
     members = [(name, mask) for name, mask in subgroup_members(target, bias, aligned) if mask.any()]
     subgroup = torch.stack([mask for _, mask in members]).int().argmax(0)
     on_side = is_aligned(target, bias, aligned) if bias.shape[1] else bias.bool()
-    classes = rows[:, :3].unique()  # of labels and predictions
+    classes = rows[:, :3].unique()  # that occur as labels or predictions
     table = _Table(target.numpy(), bias.numpy(), subgroup.numpy(), on_side.numpy(), classes.numpy())
     if origin_N is None:
         draws = _resampled(counts.numpy(), subgroup.numpy(), resamples, seed)
@@ -127,20 +129,20 @@ def fairness_record(
 
 
 class _Table:
-    """Distinct rows of labels, and what can be summed up of them under weights (R, U)."""
+    """The distinct rows of labels and predictions, and figures that are computed from them under weights (R, U)."""
 
     def __init__(self, target_U: Array, bias_UK: Array, subgroup_U: Array, aligned_UK: Array, classes: Array) -> None:
         self.target, self.subgroup, self.aligned, self.classes = target_U, subgroup_U, aligned_UK, classes
-        self.values = [np.unique(column, return_inverse=True) for column in bias_UK.T]  # of each bias, and their place
+        self.values = [np.unique(column, return_inverse=True) for column in bias_UK.T]  # per bias, with indices
 
     def by(self, weights_RU: Array, index_U: Array, size: int = 0) -> Array:
-        """Weights summed by index: shape (R, size)."""
+        """Sum weights (R, U) by the index (U,) of their row: shape (R, size)."""
         size = size or int(index_U.max()) + 1
         selector = sparse.csr_matrix((np.ones(len(index_U)), (np.arange(len(index_U)), index_U)), (len(index_U), size))
         return np.asarray(weights_RU @ selector)
 
     def figures(self, weights_RU: Array, predicted_U: Array) -> dict[str, Array]:
-        """Every figure of a classifier, one value per resample; NaN where undefined."""
+        """Every figure of a classifier, with one value per resample; NaN if it is undefined."""
         right = weights_RU * (predicted_U == self.target)
         with np.errstate(invalid="ignore"):
             groups_RG = self.by(right, self.subgroup) / self.by(weights_RU, self.subgroup)
@@ -175,7 +177,7 @@ class _Table:
         return found
 
     def record(self, series: Mapping[str, Array], level: float, counts_U: Array) -> dict[str, Any]:
-        """The figures as they stand in the report."""
+        """The figures in the form of the report record."""
         plain = {key: _interval(values, level) for key, values in series.items() if not key[0].isdigit()}
         biases = []
         for k, (values, place_U) in enumerate(self.values):
@@ -207,7 +209,7 @@ class _Table:
 
 
 def _resampled(counts_U: Array, subgroup_U: Array, resamples: int, seed: int) -> Any:
-    """The counts themselves, then draws within each subgroup, in chunks (R, U)."""
+    """Yield weights (R, U) in chunks: first the counts themselves, then draws within each subgroup."""
     generator = np.random.default_rng(seed)
     yield counts_U[None].astype(float)
     for start in range(0, resamples, _CHUNK):
@@ -220,7 +222,7 @@ def _resampled(counts_U: Array, subgroup_U: Array, resamples: int, seed: int) ->
 
 
 def _resampled_by_origin(place_N: Array, origin_N: Array, target_N: Array, resamples: int, seed: int) -> Any:
-    """The same where samples of one origin stay together; origins are drawn within classes."""
+    """Yield weights as :func:`_resampled` does, but draw whole origins, within each class."""
     generator = np.random.default_rng(seed)
     origins, first, which_N = np.unique(origin_N, return_index=True, return_inverse=True)
     cells = sparse.coo_matrix(
@@ -236,7 +238,7 @@ def _resampled_by_origin(place_N: Array, origin_N: Array, target_N: Array, resam
 
 
 def _spread(rates_RBC: Array) -> Array:
-    """Largest difference over the bias values that have a rate; NaN with fewer than two of them."""
+    """Largest difference between bias values that have a rate; NaN if fewer than two have one."""
     known = ~np.isnan(rates_RBC)
     highest = np.where(known, rates_RBC, -np.inf).max(1)
     lowest = np.where(known, rates_RBC, np.inf).min(1)
@@ -244,7 +246,7 @@ def _spread(rates_RBC: Array) -> Array:
 
 
 def _interval(series_R: Array, level: float) -> dict[str, float | None]:
-    """The value, which comes first, and the percentiles of those after it, if they differ."""
+    """The first value of a series, and the percentiles of the others if they differ."""
     value, others = series_R[0], series_R[1:]
     others = others[~np.isnan(others)]
     if np.isnan(value) or not len(others) or np.ptp(others) < 1e-12:
@@ -254,5 +256,6 @@ def _interval(series_R: Array, level: float) -> dict[str, float | None]:
 
 
 def _wilson(right: int, n: int, level: float) -> dict[str, float | None]:
+    """Accuracy of ``right`` correct predictions out of ``n``, with its Wilson interval."""
     bounds = stats.binomtest(right, n).proportion_ci(level, "wilson")
     return {"value": right / n, "low": float(bounds.low), "high": float(bounds.high)}

@@ -1,4 +1,4 @@
-"""Subgroups (y, b): counting them, and which bias value each class is aligned with."""
+"""Subgroups (y, b): count them, and find the bias value that each class is aligned with."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def count_subgroups(target: Tensor, bias: Tensor, num_classes: int, num_bias_classes: int) -> Tensor:
-    """Samples per subgroup.
+    """Count the samples of each subgroup.
 
     Args:
-        target: class labels, shape (N,).
-        bias: labels of one bias, shape (N,).
-        num_classes: |Y|.
-        num_bias_classes: |B|.
+        target: class labels, shape (N,), int64.
+        bias: labels of one bias, shape (N,), int64.
+        num_classes: number of classes |Y|.
+        num_bias_classes: number of bias values |B|.
 
     Returns:
-        int64 tensor of shape (num_classes, num_bias_classes).
+        Counts, shape (num_classes, num_bias_classes), int64.
 
     >>> count_subgroups(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2, 2).tolist()
     [[1, 1], [0, 1]]
@@ -26,31 +26,31 @@ def count_subgroups(target: Tensor, bias: Tensor, num_classes: int, num_bias_cla
 
 
 def aligned_bias_values(counts: Tensor) -> Tensor:
-    """The bias value that each class is spuriously correlated with: argmax_b p(b | y) - p(b).
+    """Find the bias value that each class is most associated with: argmax_b p(b | y) - p(b).
 
-    On the paper's data sets this is b = y. Unlike the most frequent value of the class it also holds where one bias
-    value dominates the whole set (CelebA's dark-haired women).
+    On the paper's data sets this is b = y. Unlike the most frequent bias value of the class, it is also right if one
+    bias value dominates the whole data set (CelebA's dark-haired women).
 
     Args:
         counts: samples per subgroup, shape (classes, bias classes).
 
     Returns:
-        int64 tensor of shape (classes,).
+        The aligned bias value of each class, shape (classes,), int64.
     """
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     return (share - counts.sum(0) / counts.sum().clamp(min=1)).argmax(1)
 
 
 def aligned_values(target: Tensor, bias: Tensor, num_classes: int) -> Tensor:
-    """:func:`aligned_bias_values` for every bias column of a data set.
+    """Find the bias value that each class is aligned with, by :func:`aligned_bias_values`, for every bias.
 
     Args:
-        target: class labels, shape (N,).
-        bias: bias labels, shape (N, K).
-        num_classes: |Y|.
+        target: class labels, shape (N,), int64.
+        bias: bias labels, shape (N, K), int64, with K >= 1.
+        num_classes: number of classes |Y|.
 
     Returns:
-        int64 tensor of shape (num_classes, K).
+        The aligned bias values, shape (num_classes, K), int64.
     """
     columns = [
         aligned_bias_values(count_subgroups(target, column, num_classes, int(column.max()) + 1))
@@ -60,5 +60,14 @@ def aligned_values(target: Tensor, bias: Tensor, num_classes: int) -> Tensor:
 
 
 def is_aligned(target: Tensor, bias: Tensor, aligned: Tensor) -> Tensor:
-    """Which samples are bias-aligned, per bias: bool tensor of shape (N, K)."""
+    """Whether each sample is bias-aligned, for every bias.
+
+    Args:
+        target: class labels, shape (N,), int64.
+        bias: bias labels, shape (N, K), int64.
+        aligned: the bias value that each class is aligned with, shape (classes, K), int64.
+
+    Returns:
+        Bool tensor of shape (N, K).
+    """
     return bias == aligned[target]

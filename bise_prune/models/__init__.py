@@ -1,4 +1,4 @@
-"""Architectures by name: the paper's networks and torchvision's classifiers."""
+"""Build network architectures by name: the paper's networks, torchvision's, timm's and Hugging Face's classifiers."""
 
 from .names import is_factory, parse_architecture
 from .registry import build_model, identify_architecture, known_architectures, torchvision_classifiers

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them. The paper's, 2352-100-100-100-10, has 256,510 parameters.
+    """Linear layers with ReLU between them; the paper's network, 2352-100-100-100-10, has 256,510 parameters.
 
     Args:
-        num_classes: C.
-        in_features: entries of one input, whatever its shape.
+        num_classes: number of classes C.
+        in_features: number of values in one input, whatever its shape.
         hidden: widths of the hidden layers.
     """
 
@@ -29,5 +29,5 @@ class MLP(nn.Module):
         self.head = nn.Linear(previous, num_classes)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Logits (N, num_classes) of inputs (N, ...) with in_features entries each."""
+        """Compute logits (N, num_classes) from inputs (N, ...) with ``in_features`` values each."""
         return self.head(self.body(input))  # type: ignore[no-any-return]

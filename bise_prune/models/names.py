@@ -1,7 +1,7 @@
-"""Architectures as users write them.
+"""Parse the names by which users give an architecture.
 
-``NAME``, ``torchvision:NAME``, ``timm:NAME``, ``hf:PATH`` or ``package.module:factory``. Each may be
-followed by arguments of its constructor, ``NAME(key=value, ...)``.
+``NAME``, ``torchvision:NAME``, ``timm:NAME``, ``hf:PATH`` or ``package.module:factory``, each optionally followed by
+arguments of its constructor, ``NAME(key=value, ...)``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ TORCHVISION, TIMM, HUGGING_FACE = "torchvision", "timm", "hf"
 
 
 def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments in what a user wrote.
+    """Split the text that a user gave for an architecture into a name and constructor arguments.
 
     Raises:
-        ConfigError: it is not of that form, or ``hf:PATH`` has no configuration.
+        ConfigError: the text does not have this form, or there is no configuration at the PATH of ``hf:PATH``.
 
     >>> parse_architecture("timm:resnet18(drop_rate=0.1)")
     ('timm:resnet18', {'drop_rate': 0.1})
@@ -33,7 +33,7 @@ def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
             if not isinstance(call, ast.Call) or call.args:
                 raise ValueError("arguments are key=value")
             arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-            json.dumps(arguments)  # they are to be written into files
+            json.dumps(arguments)  # they will be written into files
         except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
             raise ConfigError(f"'{text}' is no architecture: write NAME(key=value, ...) with plain values") from error
     prefix, _, rest = name.partition(":")
@@ -45,11 +45,12 @@ def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def is_factory(name: str) -> bool:
-    """Whether a name is that of a function in someone's own code."""
+    """Whether a name has the form ``package.module:factory``, a function in the user's own code."""
     return ":" in name and name.partition(":")[0] not in (TORCHVISION, TIMM, HUGGING_FACE)
 
 
 def _configuration(folder: Path) -> dict[str, Any]:
+    """Read a Hugging Face ``config.json``, without its private keys."""
     path = folder / "config.json" if folder.is_dir() else folder
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

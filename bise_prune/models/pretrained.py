@@ -1,4 +1,4 @@
-"""What those who published weights say of them: how inputs are made from pixels, and how the network was built."""
+"""Facts that publishers of weights state: how inputs are made from pixels, and how the network was built."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from torchvision.models import WeightsEnum, get_model_weights
 from .names import TORCHVISION
 from .registry import torchvision_classifiers
 
-TRANSFORMING = ("googlenet", "inception_v3")  # whose published weights were made for inputs of another normalisation
+TRANSFORMING = ("googlenet", "inception_v3")  # their published weights expect another normalisation
 
 
 def published_preprocessing(arch: str | None, sha256: str, module: nn.Module | None = None) -> dict[str, Any]:
-    """Mean, std and size of an architecture's inputs; empty where nobody says.
+    """Look up ``mean``, ``std`` and ``size`` of a network's inputs as the publisher of its weights states them.
 
     Args:
-        arch: its name.
-        sha256: of the weight file; torchvision's carry the first eight digits in their names.
-        module: a network that came whole; timm's say how they want their inputs.
+        arch: name of the architecture.
+        sha256: SHA-256 digest of the weight file; torchvision's file names hold its first eight digits.
+        module: the network, if the checkpoint holds it whole; timm's networks state their ``mean`` and ``std``.
+
+    Returns:
+        ``mean`` and ``std`` per channel on the [0, 1] scale, and for torchvision's weights ``size`` (height, width);
+        empty if nothing is stated.
     """
     weights = _published(arch, sha256)
     if weights is not None:
@@ -36,11 +40,12 @@ def published_preprocessing(arch: str | None, sha256: str, module: nn.Module | N
 
 
 def published_arguments(arch: str, sha256: str) -> dict[str, Any]:
-    """Arguments of the constructor that torchvision adds for its published weights, and that weights do not show."""
+    """Constructor arguments that torchvision adds for its published weights, and that the weights do not show."""
     return {"transform_input": True} if arch in TRANSFORMING and _published(arch, sha256) is not None else {}
 
 
 def _published(arch: str | None, sha256: str) -> WeightsEnum | None:
+    """The published weights of torchvision that a weight file holds; None if it holds none of them."""
     prefix, _, name = (arch or "").rpartition(":")
     if prefix not in ("", TORCHVISION) or name not in torchvision_classifiers():
         return None

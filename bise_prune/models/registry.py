@@ -1,4 +1,4 @@
-"""From an architecture's name to a network, and from a state dict to an architecture's name."""
+"""Build a network from the name of its architecture, and recognise the architecture of a state dict."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from .mlp import MLP
 from .names import TIMM, is_factory
 from .simple_convnet import SimpleConvNet
 
-_CODE_IN_CONFIG = ("auto_map", "attn_implementation", "experts_implementation")  # which name code to fetch
-_AUXILIARY = ("googlenet", "inception_v3")  # torchvision's networks with heads that only train
+_CODE_IN_CONFIG = ("auto_map", "attn_implementation", "experts_implementation")  # keys that name code to download
+_AUXILIARY = ("googlenet", "inception_v3")  # have extra classifiers that are used in training only
 _OWN: dict[str, Callable[..., nn.Module]] = {"simple_convnet": SimpleConvNet, "mlp": MLP}
 
 
 def known_architectures() -> list[str]:
-    """Names that :func:`build_model` accepts bare; torchvision's may also be written ``torchvision:NAME``."""
+    """Names that :func:`build_model` accepts without a prefix; ``torchvision:NAME`` works for torchvision's as well."""
     return [*_OWN, *torchvision_classifiers()]
 
 
 def torchvision_classifiers() -> list[str]:
-    """Names of torchvision's classifiers of images."""
+    """Names of torchvision's image classifiers."""
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def build_model(arch: str, num_classes: int, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """An untrained network.
+    """Build an untrained network.
 
     Args:
-        arch: its name: one of :func:`known_architectures`, ``torchvision:NAME``, ``timm:NAME``, "transformers" (with
-            the argument "config"), or ``package.module:factory``, which is imported and called.
-        num_classes: outputs of its head; a factory gets it if it has a parameter of this name.
-        arguments: further keyword arguments of its constructor.
+        arch: name of the architecture: one of :func:`known_architectures`, ``torchvision:NAME``, ``timm:NAME``,
+            "transformers" (with the argument "config"), or ``package.module:factory``, which is imported and called.
+        num_classes: number of outputs of the classifier head; a factory gets it if it has a parameter of this name.
+        arguments: further keyword arguments of the constructor.
 
     Raises:
-        ConfigError: an unknown name, or arguments it does not take.
+        ConfigError: the name is unknown, or the network cannot be built with these arguments.
     """
     arguments = dict(arguments or {})
     num_classes = arguments.pop("num_classes", num_classes)
@@ -72,17 +72,19 @@ def build_model(arch: str, num_classes: int, arguments: Mapping[str, Any] | None
         raise ConfigError(f"architecture '{arch}' does not take {arguments}: {error}") from error
     except BiseError:
         raise
-    except Exception as error:  # whatever somebody else's constructor may raise
+    except Exception as error:  # a constructor of another package may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"architecture '{arch}' with {num_classes} classes cannot be built: {reason}") from error
 
 
 def _unknown(arch: str, name: str, known: Sequence[str]) -> ConfigError:
+    """The error for an unknown name, with the nearest known names."""
     near = difflib.get_close_matches(name, known, n=3)
     return ConfigError(f"unknown architecture '{arch}'" + (f": did you mean {', '.join(near)}?" if near else ""))
 
 
 def _from_timm(name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:
+    """Build an untrained network of timm."""
     try:
         import timm
     except ImportError as error:
@@ -93,7 +95,7 @@ def _from_timm(name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Mod
 
 
 def _made_by_factory(place: str, name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:
-    """What a user's own function or class returns; modules are also looked for in the current folder."""
+    """Call a user's own function or class; its module may also lie in the current folder."""
     what = f"--arch {place}:{name}"
     try:
         with importing_from_here():
@@ -111,7 +113,7 @@ def _made_by_factory(place: str, name: str, num_classes: int, arguments: dict[st
 
 
 def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> nn.Module:
-    """An untrained Hugging Face text classifier from its configuration."""
+    """Build an untrained Hugging Face text classifier from its configuration."""
     try:
         from transformers import AutoConfig, AutoModelForSequenceClassification
     except ImportError as error:
@@ -119,7 +121,7 @@ def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> n
             "this network needs the package transformers: pip install 'bise-prune[transformers]'"
         ) from error
     try:
-        # Names with an underscore are transformers' own notes, such as where to get an implementation of attention.
+        # Keys with a leading underscore are transformers' own notes, such as where to download attention code from.
         plain = {
             key: value
             for key, value in (config or {}).items()
@@ -134,17 +136,17 @@ def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> n
 
 
 def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[str, int, dict[str, Any]]:
-    """The torchvision architecture whose names and shapes a state dict has; no two of them have the same.
+    """Find the torchvision architecture with the names and shapes of a state dict; no two architectures have the same.
 
     Args:
-        state: the weights.
-        hint: a file name; an architecture it names is tried first.
+        state: the state dict.
+        hint: file name; an architecture that it contains is tried first.
 
     Returns:
-        Its name, its number of classes, and further arguments of its constructor.
+        Name of the architecture, number of classes, and further constructor arguments.
 
     Raises:
-        CheckpointError: none fits.
+        CheckpointError: the state dict is empty, or no architecture fits.
     """
     if not state:
         raise CheckpointError("the checkpoint holds no weights")
@@ -167,14 +169,14 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
 
 
 def _empty(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
-    """A network of torchvision whose weights take no memory."""
+    """Build a network of torchvision whose weights take no memory."""
     with _WithoutMemory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build_model(name, num_classes, arguments)
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Lets modules make their weights on the meta device; what constructors compute with is real."""
+    """Context in which modules create weights on the meta device; other tensors in constructors stay real."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -12,18 +12,22 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class SimpleConvNet(nn.Module):
-    """Blocks of convolution, batch norm and activation, global average pooling, and a linear head.
+    """Blocks of convolution, batch norm and activation, then global average pooling and a linear classifier head.
 
-    The paper's: four 7x7 blocks of 16, 32, 64 and 128 channels, stride 1, convolutions with additive bias; the code
-    behind its tables ends in tanh instead of ReLU. 531,210 parameters for 3 input channels and 10 classes.
+    The paper's network has four 7x7 blocks of 16, 32, 64 and 128 channels with stride 1, and convolutions with additive
+    bias; in the code behind the paper's tables, the last activation is tanh instead of ReLU. It has 531,210 parameters
+    for 3 input channels and 10 classes.
 
     Args:
-        num_classes: C.
-        in_channels: channels of the image.
-        widths: channels per block.
-        kernel_size: odd; padded so that stride 1 keeps the size.
-        strides: per block; 1 everywhere if not given.
-        last_activation: "relu" or "tanh", of the last block; the others are ReLU.
+        num_classes: number of classes C.
+        in_channels: number of channels of the image.
+        widths: number of channels of each block.
+        kernel_size: side of the kernels, odd; padding keeps the size at stride 1.
+        strides: stride of each block; None = 1 everywhere.
+        last_activation: activation of the last block, "relu" or "tanh"; the other blocks have ReLU.
+
+    Raises:
+        ConfigError: ``last_activation`` is unknown.
     """
 
     def __init__(
@@ -52,5 +56,5 @@ class SimpleConvNet(nn.Module):
         self.head = nn.Linear(previous, num_classes)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        """Compute logits (N, num_classes) from images (N, in_channels, H, W)."""
         return self.head(self.pool(self.blocks(input)).flatten(1))  # type: ignore[no-any-return]

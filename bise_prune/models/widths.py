@@ -1,4 +1,4 @@
-"""Modules' own account of their widths."""
+"""Keep the width attributes of modules, such as ``in_channels``, consistent with their weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 def declare_widths(module: nn.Module, groups: int | None = None) -> None:
-    """Make a module's own account of its widths agree with its weights.
+    """Set a module's width attributes, such as ``in_channels`` and ``out_features``, to the shape of its weight.
 
     Args:
-        module: any module; those without widths are left alone.
-        groups: of a convolution, if they have changed.
+        module: any module; modules without widths are not changed.
+        groups: new number of conv groups, if it has changed.
     """
     if isinstance(module, nn.modules.conv._ConvNd):
         module.groups = groups or module.groups

@@ -1,4 +1,4 @@
-"""From masks to a smaller network: plan, removal on a copy, batch-norm fusion."""
+"""From masks to a slim network: plan, removal on a copy, verification and batch-norm fusion."""
 
 from .exact import PruningResult, prune
 from .fusion import fuse_batchnorm

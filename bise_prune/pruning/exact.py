@@ -1,4 +1,4 @@
-"""Pruning that is exact: plan, removal, and the comparison of the slim network with the masked one."""
+"""Exact pruning: make the plan, remove the channels, and compare the slim network with the masked one."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from .planner import Planner, Proposal
 from .surgery import cut
 from .verification import Verification, require, verify
 
-# Multiples at which kernels are fast: 16 in onnxruntime's CPU convolutions, 8 on tensor cores.
+# Multiples of channels for which kernels are fast: 16 in onnxruntime's CPU convolutions, 8 on tensor cores.
 _AUTO_MULTIPLE = {"cpu": 16, "cuda": 8}
 _LATENCY_RUNS = 15
-_AS_FAST = 1.05  # what two timings of one network differ by
+_AS_FAST = 1.05  # ratio by which two timings of the same network may differ
 
 
 @dataclass(frozen=True)
 class PruningResult:
-    """A pruned network.
+    """A pruned network with its plan and verification.
 
     Attributes:
-        model: the slim network, in eval mode; of the dense network's class, wrapped in a
-            :class:`bise_prune.rewiring.RewiredModel` where function calls had to change too.
-        plan: what was removed, and what stayed and why.
-        verification: slim against masked network, in float64.
-        masked: the dense network under the decided masks: the function that the slim one computes. It shares the dense
+        model: the slim network, in eval mode; of the dense network's class, or a
+            :class:`bise_prune.channels.edited_model.RewiredModel` around it where function calls had to change.
+        plan: which channels were removed, and which closed channels stayed and why.
+        verification: comparison of the slim with the masked network, in float64.
+        masked: the dense network under the decided masks, whose function the slim network computes. It shares the dense
             network's weights.
     """
 
@@ -76,35 +76,45 @@ def prune(
     batch_sizes: Sequence[int] = (1, 2, 5),
     tolerance: float = 1e-9,
 ) -> PruningResult:
-    """Remove closed channels from a copy of ``model``; the result computes the masked function from the start.
+    """Remove closed channels from a copy of ``model``; the slim network computes the function of the masked one.
 
-    A channel goes if it is constant or nobody reads it; constants other than zero move into biases or one carrier
-    channel. What cannot go stays as zeros, and the plan says why. The classifier keeps its outputs.
+    A channel is removed if it is constant or if no layer reads it; constants other than zero are folded into additive
+    biases or kept in one carrier channel. Closed channels that cannot be removed stay as zeros, and the plan names the
+    reason. The outputs of the classifier head all stay.
 
     Args:
         model: the dense network; never changed.
         masks: its masks, or a plan to carry out again on the same weights.
         example_inputs: its input(s), batch first.
-        target_sparsity: "auto" = what the masks close; a number in (0, 1) = the share of parameters to remove,
-            lowest m first.
-        target_flops: the share of FLOPs that may stay, in (0, 1), instead; counted as :func:`bise_prune.measure` does.
-        target_latency: the share of the latency that may stay, in (0, 1), instead; measured on the model's device.
-        joins: what happens where tensors meet whose gates disagree. "intersection" keeps a shared channel while any
-            of them has it open; "expand" lets every layer shrink and puts zeros back on the way; "auto" times both and
-            takes the faster one, or the smaller of two within 5 % of each other.
-        round_to: round kept channels per layer up to a multiple; "auto" = 16 on a CPU, 8 on a GPU.
-        round_fill: see :class:`bise_prune.config.Rounding`.
-        layer_floor: for a target, the share of each mask's channels, those of highest m, that ranking never closes (one
-            at least): ranking far past the learned threshold starves whole layers.
-        engine: "exact", or (experimental) "torch-pruning" to remove only what that library's dependency graph can.
-        batch_sizes: batches of the verification.
-        tolerance: see :func:`bise_prune.verify`.
+        target_sparsity: "auto" = remove what the masks close; a number in (0, 1) = the sparsity to reach, i.e. the
+            share of the dense network's parameters to remove, closing the channels of lowest mask logit first.
+        target_flops: instead, the share of the dense network's FLOPs that may stay, in (0, 1); counted as
+            :func:`bise_prune.measure` does.
+        target_latency: instead, the share of the dense network's latency that may stay, in (0, 1); measured on the
+            model's device.
+        joins: lowering, i.e. what happens where tensors with different masks meet. "intersection" keeps a shared
+            channel while any of the outputs that meet has its gate open; "expand" lets every layer shrink and puts
+            zeros back where tensors meet; "auto" times both and takes the faster one, or the smaller one if their times
+            are within 5 % of each other.
+        round_to: multiple to which the number of kept channels per layer is rounded up; "auto" = 16 on a CPU, 8 on a
+            GPU.
+        round_fill: what rounding fills up with: "zero" = closed channels with zero weights, so that the function does
+            not change; "best" = closed channels of highest mask logit, which are opened again.
+        layer_floor: for a target, the share of each mask's channels, those of highest mask logit, that is never closed,
+            in [0, 1); at least one channel. Without it, a high target can leave single layers almost empty.
+        engine: "exact", or "torch-pruning" (experimental) to remove only what that library's dependency graph allows.
+        batch_sizes: batch sizes of the verification.
+        tolerance: largest difference that passes the verification; see :func:`bise_prune.verify`.
+
+    Returns:
+        The slim network, its plan, the verification and the masked network.
 
     Raises:
-        ConfigError: an argument out of range, or two targets.
+        ConfigError: an argument is out of range, or there are two targets.
         ModelError: the masks belong to another network.
-        PruningError: the target cannot be met, the network would be dead, or the plan is for other weights.
-        VerificationError: the slim network does not compute the masked function.
+        PruningError: the target cannot be met, nothing of the input would reach the logits, or the plan was made for
+            other weights.
+        VerificationError: the slim network does not compute the function of the masked network.
     """
     target = Target.of(target_sparsity, target_flops, target_latency)
     for name, value, choices in (("joins", joins, JOINS), ("engine", engine, ENGINES)):
@@ -138,7 +148,7 @@ Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
 
 
 def _with_fallback(planner: Planner, attempt: Callable[[], PruningResult]) -> PruningResult:
-    """The attempt; if its network does not run or agree, another one with the full width around every reshape."""
+    """Run the attempt, and once more with the full width around reshapes if its network does not run or agree."""
     reshapes = {call.index for call in planner.trace.calls if call.kind == "movement" and call.function != "cat"}
     try:
         return attempt()
@@ -147,7 +157,7 @@ def _with_fallback(planner: Planner, attempt: Callable[[], PruningResult]) -> Pr
     except _FAILURES as error:
         if not reshapes:
             raise _explained(error) from error
-    planner.rigid = reshapes  # one has a literal width, perhaps
+    planner.rigid = reshapes  # one of them may contain a fixed number of channels
     try:
         return attempt()
     except BiseError:
@@ -160,6 +170,7 @@ _FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, M
 
 
 def _explained(error: Exception) -> BiseError:
+    """Return the error as one of this package's errors."""
     if isinstance(error, BiseError):
         return error
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -169,6 +180,7 @@ def _explained(error: Exception) -> BiseError:
 def _replayed(
     model: nn.Module, plan: PruningPlan, record: Trace, example_inputs: Inputs, finish: Finish
 ) -> PruningResult:
+    """Carry out a plan again on the weights that it was made for."""
     found = fingerprint(model)
     if plan.fingerprint and plan.fingerprint != found:
         raise PruningError(
@@ -176,7 +188,7 @@ def _replayed(
             "if the search changed batch norms, prune by its masks, which hold them"
         )
     sites = matching_sites(record, model, MaskSet({name: mask.float() * 2 - 1 for name, mask in plan.keep.items()}))
-    rounding = Rounding(multiple=plan.rounding.get("multiple", 1))  # re-opened channels are open in the plan
+    rounding = Rounding(multiple=plan.rounding.get("multiple", 1))  # the plan has re-opened channels open
     planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
 
     def attempt() -> PruningResult:
@@ -193,8 +205,8 @@ def _replayed(
 def _by_groups(
     model: nn.Module, masks: MaskSet, sites: Sequence[GateSite], record: Trace, example_inputs: Inputs
 ) -> tuple[nn.Module, PruningPlan]:
-    """What torch-pruning's own engine makes of the masks, with its plan."""
-    from ..torch_pruning.engine import remove_by_groups  # torch-pruning takes seconds to import
+    """Return the network and the plan of a removal by Torch-Pruning's own engine."""
+    from ..torch_pruning.engine import remove_by_groups  # imported late, since torch-pruning takes seconds to import
 
     if any(call.function not in NONLINEARITIES for site in sites for call in site.calls):
         raise PruningError("engine 'torch-pruning' cannot change layer norms; use engine 'exact'")
@@ -213,22 +225,24 @@ def _by_groups(
 
 
 def _num_parameters(model: nn.Module) -> int:
+    """Return the number of parameters of a network."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _propose(planner: Planner, masks: MaskSet, joins: Joins, target: Target | None, floor: float) -> Proposal:
+    """Return the proposal for the masks, or for a target if there is one."""
     if target is None:
         return planner.propose(planner.rounded_up(masks.keep, masks), joins)
     return planner.rank(masks, joins, target, partial(_removed, planner, target), floor)
 
 
 def _removed(planner: Planner, target: Target, proposal: Proposal) -> float:
-    """The share of what a target counts that is gone in a proposal."""
+    """Return the share of parameters, FLOPs or latency (as the target counts) that a proposal removes."""
     model, inputs, plan = planner.model, planner.example_inputs, proposal.plan
     if target.kind == "sparsity":
         return plan.sparsity
     if target.kind == "flops":
-        # Where fvcore takes no keyword arguments, the multiply-accumulates are all there is to count by.
+        # fvcore takes no keyword arguments; for such inputs only multiply-accumulates are counted.
         total = planner.macs if isinstance(inputs, Mapping) else measure(model, inputs).flops
         return (plan.macs[0] - plan.macs[1]) / total
     slim = settled(cut(model, proposal.layout, proposal.lowering), model)
@@ -236,7 +250,14 @@ def _removed(planner: Planner, target: Target, proposal: Proposal) -> float:
 
 
 def removed_share(target: Target, dense: nn.Module, result: PruningResult, example_inputs: Inputs) -> float:
-    """The share of what a target counts that is gone from a pruned network; latency is measured by turns."""
+    """Return the share of the dense network's parameters, FLOPs or latency that is gone from a pruned network.
+
+    Args:
+        target: says which of the three is counted.
+        dense: the dense network.
+        result: the pruned network; its latency and that of the dense network are measured in turns.
+        example_inputs: input(s) of both, batch first.
+    """
     if target.kind == "sparsity":
         return result.plan.sparsity
     if target.kind == "flops":
@@ -245,7 +266,7 @@ def removed_share(target: Target, dense: nn.Module, result: PruningResult, examp
 
 
 def time_ratio(dense: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
-    """Median latency of ``slim`` as a share of ``dense``'s, timed by turns on the device of ``dense``."""
+    """Return the median latency of ``slim`` divided by that of ``dense``, timed in turns on the device of ``dense``."""
     device = str(next(dense.parameters()).device)
     dense_ms, slim_ms = (t.median_ms for t in measure_latency([dense, slim], inputs, runs=_LATENCY_RUNS, device=device))
     return slim_ms / dense_ms
@@ -254,7 +275,7 @@ def time_ratio(dense: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
 def _chosen(
     planner: Planner, masks: MaskSet, joins: JoinsChoice, target: Target | None, floor: float
 ) -> tuple[nn.Module, PruningPlan]:
-    """The slim network and its plan, of two lowerings the faster one; of two that are as fast, the smaller."""
+    """Return the slim network and its plan, with the faster lowering, or the smaller one of equally fast ones."""
     model = planner.model
     proposals = [_propose(planner, masks, "expand" if joins == "auto" else joins, target, floor)]
     if joins == "auto" and proposals[0].lowering.edits:
@@ -274,7 +295,7 @@ def _chosen(
 
 
 def _given_back(planner: Planner, masks: MaskSet, plan: PruningPlan, target: Target | None) -> Mapping[str, Any]:
-    """What rounding costs, beside the same masks (or the same ranking's, for a target) without it."""
+    """Return what rounding costs, compared with the same masks (or the same ranking, for a target) without it."""
     rounding = planner.rounding
     if rounding.multiple == 1:
         return {}
@@ -300,7 +321,7 @@ def _finished(
     slim: nn.Module,
     plan: PruningPlan,
 ) -> PruningResult:
-    """A slim network that has been compared with the masked one."""
+    """Verify a slim network against the masked one and return the result."""
     masked = constant_gates(_sharing_copy(model).eval(), sites, plan.keep)
     assert _num_parameters(slim) == plan.params[1]
     verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
@@ -309,13 +330,18 @@ def _finished(
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules with the very tensors of ``model``."""
+    """Return a copy of the modules that shares the parameters and buffers of ``model``."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def settled(slim: nn.Module, dense: nn.Module) -> nn.Module:
-    """``slim`` itself, with what constants were folded into, in float64 so far, in the dense network's precision."""
+    """Cast the tensors of ``slim`` that constants were folded into from float64 to the dense network's precision.
+
+    Args:
+        slim: the slim network; changed and returned.
+        dense: the dense network.
+    """
     own = slim.model if isinstance(slim, RewiredModel) else slim
     before = {**dict(dense.named_parameters()), **dict(dense.named_buffers())}
     for name, tensor in [*own.named_parameters(), *own.named_buffers()]:

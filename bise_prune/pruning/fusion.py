@@ -1,4 +1,4 @@
-"""Batch-norm fusion: fold each norm into the convolution or linear layer that alone feeds it."""
+"""Batch-norm fusion: fold each batch norm into the convolution or linear layer before it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
 
 
 def fuse_batchnorm(model: _Module, example_inputs: Inputs) -> _Module:
-    """A copy of ``model`` in which batch norms are folded into the layers before them, computed in float64.
+    """Return a copy of ``model`` with batch norms folded into the layers before them, computed in float64.
 
     W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta.
 
-    A norm is folded only if the data flow shows that it reads the output of one layer, which nothing else reads, and
-    that both run once; the others stay. Folded norms become ``nn.Identity``.
+    A batch norm is folded only if it reads the output of one convolution or linear layer, nothing else reads that
+    output, and both run once; the others stay. Folded batch norms become ``nn.Identity``. The copy is in eval mode.
 
     Args:
         model: any network; never changed.
@@ -36,7 +36,7 @@ def fuse_batchnorm(model: _Module, example_inputs: Inputs) -> _Module:
     gone = []
     for layer_name, norm_name, count in _foldable(record):
         layer, norm = fused.get_submodule(layer_name), fused.get_submodule(norm_name)
-        # A subclass of a norm may do more than normalise, e.g. activate, so that an identity could not stand for it.
+        # A subclass of a batch norm may do more than normalise, e.g. apply an activation: no identity can replace it.
         plain = isinstance(norm, _NORMS) and type(norm) in _NORMS and norm.running_mean is not None
         if isinstance(layer, _FOLDABLE) and isinstance(norm, _NORMS) and plain:
             _fold(layer, norm)
@@ -46,7 +46,7 @@ def fuse_batchnorm(model: _Module, example_inputs: Inputs) -> _Module:
 
 
 def _foldable(record: Trace) -> Iterable[tuple[str, str, int]]:
-    """Layer, norm and number of the norm's call, for norms that alone read a layer."""
+    """Yield layer name, batch norm name and call count for each batch norm that alone reads the output of a layer."""
     for call in record.calls:
         operand = call.operands[0] if call.operands else None
         if call.function != "batch_norm" or call.kind != "channelwise" or call.layer is None or operand is None:
@@ -62,6 +62,7 @@ def _foldable(record: Trace) -> Iterable[tuple[str, str, int]]:
 
 
 def _fold(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    """Fold a batch norm into the weights and the additive bias of a layer, in place."""
     assert norm.running_mean is not None and norm.running_var is not None
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, nn.Parameter)
@@ -85,7 +86,7 @@ def _fold(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> None:
 
 
 def _renumbered(model: RewiredModel, gone: list[int]) -> RewiredModel:
-    """The wrapper with its edits counted anew, since folded norms are not called any more."""
+    """Return the network with its edits renumbered, since folded batch norms are no longer called."""
     edits = []
     for edit in model.edits:
         before = sum(count < edit.count for count in gone) if edit.function == "batch_norm" else 0

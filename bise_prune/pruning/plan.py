@@ -1,4 +1,4 @@
-"""The plan of a removal: which channels stay in which layer, and its file."""
+"""The plan of a removal, which says which channels stay in which layer, and the plan file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PLAN_VERSION = 1
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one layer: indices into its dense channels, ascending.
+    """The channels that stay in one layer, as ascending indices of its channels in the dense network.
 
     Attributes:
-        outputs: output channels that stay; none if the layer is bypassed.
-        num_outputs: how many there were.
-        inputs: input channels that stay; None where they are not told apart (a layer that works channel by channel).
-        num_inputs: how many there were.
+        outputs: output channels that stay; empty if the layer is not used any more.
+        num_outputs: number of output channels in the dense network.
+        inputs: input channels that stay; None for a layer that works channel by channel or needs all its inputs.
+        num_inputs: number of input channels in the dense network; None where ``inputs`` is.
     """
 
     outputs: tuple[int, ...]
@@ -42,22 +42,25 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Which channels go and how those that disagree are joined, decided before anything is touched.
+    """Which channels are removed and which function calls change, decided before any layer is changed.
 
     Attributes:
-        keep: site name -> bool mask of the function that the slim model computes.
-        layers: every layer whose width changes.
-        params: parameters of the dense and of the slim model.
-        macs: multiply-accumulates of convolutions and linear layers for one sample, dense and slim.
-        joins: "intersection", "expand", or "dense" where all sides agree, so that there is nothing to choose.
+        keep: site name -> bool mask of shape (channels,), True = keep; the slim network computes this masked network.
+        layers: layer name -> its channels that stay, for every layer whose width changes.
+        params: numbers of parameters of the dense and of the slim network.
+        macs: multiply-accumulates of convolutions and linear layers for one sample, dense and slim; zeros for engine
+            "torch-pruning".
+        joins: lowering: "intersection" or "expand"; "dense" if no tensors of different widths meet, so that both are
+            the same, and for engine "torch-pruning".
         edits: the changed function calls, in words.
-        reasons: site name -> why closed channels stay -> which.
-        not_followed: what is left at full width: function calls that are not understood, modules that do not run.
-        costs_ms: where the lowering was chosen by measurement, the median time of each candidate.
-        target: for a ranking, its kind, what was asked for and reached, as shares that are gone; empty without one.
-        rounding: what rounding widths up gave back; empty without it.
-        fingerprint: of the dense model's weights; empty for plans that were never tied to a file.
-        edits_digest: SHA-256 of the edits in full; empty for plans of version 0.1.0, and where nothing is edited.
+        reasons: site name -> reason why closed channels stay -> these channels.
+        not_followed: what stays at full width: function calls that are not understood, modules that do not run.
+        costs_ms: lowering -> median latency in milliseconds, if the lowering was chosen by measurement; otherwise
+            empty.
+        target: kind of target, and the shares that were to be removed and were removed; empty without a target.
+        rounding: multiple, and parameters and multiply-accumulates that rounding up costs; empty without rounding.
+        fingerprint: SHA-256 of the dense network's weights; empty for a plan that has not been carried out.
+        edits_digest: SHA-256 of the edits; empty for plans of version 0.1.0, and without edits.
     """
 
     keep: Mapping[str, Tensor]
@@ -76,22 +79,22 @@ class PruningPlan:
 
     @property
     def sparsity(self) -> float:
-        """Share of the dense model's parameters that is gone (the paper's S)."""
+        """Share of the dense network's parameters that is gone (the paper's S)."""
         return 1 - self.params[1] / self.params[0]
 
     @property
     def removed(self) -> dict[str, tuple[int, ...]]:
-        """Layer name -> output channels that are gone."""
+        """Layer name -> output channels that are removed."""
         gone = {name: sorted(set(range(plan.num_outputs)) - set(plan.outputs)) for name, plan in self.layers.items()}
         return {name: tuple(channels) for name, channels in gone.items() if channels}
 
     @property
     def closed_but_kept(self) -> dict[str, str]:
-        """Site name -> why closed channels stay in the network."""
+        """Site name -> why closed channels stay in the network, in words."""
         return {name: "; ".join(causes) for name, causes in self.reasons.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON values, for people and for :meth:`load`."""
+        """Return the plan as JSON values, as :meth:`save` writes them."""
         return {
             "format": PLAN_FORMAT,
             "version": PLAN_VERSION,
@@ -114,20 +117,20 @@ class PruningPlan:
             },
             "reasons": {
                 name: [why.as_dict() for why in causes]
-                for name, causes in self.reasons.items()  # in the same order
+                for name, causes in self.reasons.items()  # in the order of "closed_but_kept"
             },
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
+        """Write the plan to a JSON file."""
         write_json(Path(path), self.as_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
-        """Read a plan written by :meth:`save`.
+        """Read a plan file that :meth:`save` wrote.
 
         Raises:
-            PruningError: the file is missing or holds no plan.
+            PruningError: the file is missing, or holds no plan of this format version.
         """
         path = Path(path)
         try:
@@ -174,7 +177,7 @@ class PruningPlan:
 
 
 def _reasons(about: Mapping[str, Any]) -> dict[str, dict[Reason, tuple[int, ...]]]:
-    """Why closed channels stay, and which; version 0.1.0 wrote the words alone."""
+    """Return why closed channels stay, and which; plan files of version 0.1.0 hold only the text of a reason."""
     found = {}
     for name, causes in about["closed_but_kept"].items():
         told = about.get("reasons", {}).get(name)
@@ -184,15 +187,15 @@ def _reasons(about: Mapping[str, Any]) -> dict[str, dict[Reason, tuple[int, ...]
 
 
 def _target(about: Mapping[str, Any]) -> dict[str, Any]:
-    """A target's outcome with its kind, which version 0.1.0 did not write."""
+    """Return the outcome of a target with its kind, which plan files of version 0.1.0 do not hold."""
     names = {Target(kind, 0.5).name: kind for kind in get_args(TargetKind)}
     return {"kind": names[about["of"]], **about} if about else {}
 
 
 def digest(edits: Sequence[Edit]) -> str:
-    """SHA-256 of what edits do to which channels; empty for none.
+    """Return the SHA-256 of what edits do to which channels; an empty string for no edits.
 
-    The values of constants are left out: their last bits depend on the processor.
+    The values of constants are left out, since their last bits depend on the processor.
     """
     if not edits:
         return ""
@@ -209,16 +212,17 @@ def digest(edits: Sequence[Edit]) -> str:
 
 
 def _structure(change: Regather) -> list[Any]:
+    """Return a rearrangement without the values of its constants."""
     return [change.dim, change.index, change.present, len(change.constants)]
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and bytes of a model's weights."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of the names, shapes, dtypes and bytes of a model's parameters and buffers."""
+    found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
             continue
         tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()

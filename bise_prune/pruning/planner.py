@@ -1,4 +1,4 @@
-"""From masks and a target to a plan: which channels go, before anything is touched."""
+"""Planning: from masks and a target to a plan, before any layer is changed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ from .plan import LayerPlan, PruningPlan, digest
 
 
 class DeadNetworkError(PruningError):
-    """Nothing of the input would reach the logits."""
+    """Raised if nothing of the input would reach the logits."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A plan with the layout and the edits that carry it out."""
+    """A plan with the layout and the edits that carry it out.
+
+    Attributes:
+        plan: which channels are removed, for people and for the plan file.
+        layout: which channels of every tensor the slim network contains.
+        lowering: the edits of function calls.
+    """
 
     plan: PruningPlan
     layout: Layout
@@ -34,14 +40,24 @@ class Proposal:
 
 
 class Planner:
-    """Turns masks into plans for one network, which is traced once.
+    """Makes plans from masks for one network, which is traced once.
 
     Args:
         model: the dense network; never changed.
         sites: its gate sites.
         example_inputs: its input(s), batch first.
-        record: a trace of it, if there is one already.
-        rounding: how kept channels are rounded up.
+        record: its trace, if it has already been traced.
+        rounding: how the numbers of kept channels are rounded up; None = not at all.
+
+    Attributes:
+        trace: the trace of the network.
+        rigid: indices of movement calls that keep their full width.
+        params: number of parameters of the dense network.
+        macs: its multiply-accumulates in convolutions and linear layers, for one sample.
+        batch_size: number of samples in ``example_inputs``.
+
+    Raises:
+        ConfigError: the example inputs hold no sample.
     """
 
     def __init__(
@@ -65,10 +81,14 @@ class Planner:
         self.macs = sum(call.macs for call in self.trace.calls) // self.batch_size
 
     def propose(self, keep: Mapping[str, Tensor], joins: Joins) -> Proposal:
-        """The plan that computes the function with exactly these channels open.
+        """Return the plan for the masked network with exactly these channels open.
+
+        Args:
+            keep: site name -> mask, bool of shape (channels,), True = keep.
+            joins: lowering, "intersection" or "expand"; see :func:`bise_prune.channels.lay_out`.
 
         Raises:
-            PruningError: nothing of the input would reach the logits.
+            DeadNetworkError: nothing of the input would reach the logits.
         """
         closed: dict[int, Tensor] = {}
         normed: dict[int, Tensor] = {}
@@ -98,17 +118,18 @@ class Planner:
         removed: Callable[[Proposal], float],
         floor: float = 0.0,
     ) -> Proposal:
-        """The plan that closes the channels of lowest m until the target is met.
+        """Return the plan that closes the channels of lowest mask logit until the target is reached.
 
         Args:
-            masks: the logits to rank by.
-            joins: the lowering.
-            target: the size to reach; its tolerance has no meaning for widths that are rounded.
-            removed: the share that is gone in a proposal; it grows with the number of closed channels.
-            floor: share of each site's channels, the best ones, that ranking never closes; one at least.
+            masks: the mask logits to rank by.
+            joins: lowering, "intersection" or "expand".
+            target: the size to reach; its tolerance is not checked if widths are rounded.
+            removed: function that returns the share a proposal removes; it grows with the number of closed channels.
+            floor: share of each site's channels, those of highest mask logit, that is never closed; at least one
+                channel.
 
         Raises:
-            PruningError: the target cannot be met; the message names the nearest that can.
+            PruningError: the target cannot be reached; the message names the nearest share that can.
         """
         names = [site.name for site in self.sites]
         parts = tie_free([masks.logits[name] for name in names])
@@ -123,7 +144,7 @@ class Planner:
             split = dict(zip(names, keep.split(sizes), strict=True))
             try:
                 proposal = self.propose(self.rounded_up(split, masks), joins)
-            except DeadNetworkError:  # more than can be closed
+            except DeadNetworkError:  # more channels than can be closed
                 return float("inf"), None
             return removed(proposal), proposal
 
@@ -139,7 +160,7 @@ class Planner:
             else:
                 high, above = middle, tried
         reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target.removed))
-        assert nearest is not None  # closing nothing is always possible
+        assert nearest is not None  # closing no channel is always possible
         if abs(reached - target.removed) > target.tolerance and self.rounding.multiple == 1:
             hint = f" with {floor:g} of every layer kept: lower the layer floor" if floor else ""
             raise PruningError(
@@ -150,7 +171,7 @@ class Planner:
         return replace(nearest, plan=replace(nearest.plan, target=outcome))
 
     def rounded_up(self, keep: Mapping[str, Tensor], masks: MaskSet) -> dict[str, Tensor]:
-        """The masks with the best-ranked closed channels opened again, if rounding fills up in that way."""
+        """Return the masks with the best closed channels opened again, if rounding is set to fill up with these."""
         if self.rounding.multiple == 1 or self.rounding.fill != "best":
             return dict(keep)
         opened = {}
@@ -162,9 +183,10 @@ class Planner:
             opened[name][ranked[:wanted]] = True
         return opened
 
-    # -- the plan in words ---------------------------------------------------------------------------
+    # -- describing the plan -------------------------------------------------------------------------
 
     def _plan(self, keep: Mapping[str, Tensor], layout: Layout, lowering: Lowering, joins: Joins) -> PruningPlan:
+        """Describe a layout and its edits as a plan."""
         layers, saved = {}, 0
         for name, calls in self.trace.calls_by_layer.items():
             call = calls[0]
@@ -200,11 +222,13 @@ class Planner:
         )
 
     def _not_followed(self) -> tuple[Reason, ...]:
+        """Return why function calls are not followed and which modules do not run."""
         calls = [call.why for call in self.trace.calls if call.why is not None and not call.why.why.is_consequence]
         idle = [Reason(Why.IDLE, layer=name) for name in self.trace.unused]
         return (*dict.fromkeys(calls), *idle)
 
     def _reasons(self, keep: Mapping[str, Tensor], layout: Layout) -> dict[str, dict[Reason, tuple[int, ...]]]:
+        """Return, for each site, why closed channels are still present, and which."""
         reasons: dict[str, dict[Reason, tuple[int, ...]]] = {}
         for site in self.sites:
             causes: dict[Reason, list[int]] = {}
@@ -228,11 +252,12 @@ class Planner:
 
 
 def outcome_of(target: Target, reached: float) -> dict[str, Any]:
-    """A target and what came of it, as shares that are gone, for :attr:`PruningPlan.target`."""
+    """Return a target with the share that was removed, as a mapping for :attr:`PruningPlan.target`."""
     return {"kind": target.kind, "of": target.name, "asked": target.removed, "reached": reached}
 
 
 def _in_words(edit: Edit) -> str:
+    """Describe an edit in words."""
     if edit.action in ("skip", "copy"):
         gathered = [change for change in edit.results if change is not None]
         return f"skipped, its operand {edit.operand + 1} " + ("rearranged" if gathered else "passed on")
@@ -249,6 +274,7 @@ def _in_words(edit: Edit) -> str:
 
 
 def _columns(call: Call, layout: Layout) -> Tensor | None:
+    """Return the input channels of a layer that stay; None for layers without separate input channels."""
     operand = call.operands[0]
     if call.kind != "mixing" or operand is None or call.whole:
         return None
@@ -256,7 +282,7 @@ def _columns(call: Call, layout: Layout) -> Tensor | None:
 
 
 def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
-    """Entries of the slim weight, and slim outputs."""
+    """Return the number of entries of a layer's weight in the slim network, and its number of output channels there."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     inputs = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
@@ -270,8 +296,8 @@ def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
 
 
 def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], dead: bool) -> int:
-    """Parameters of a layer that are gone (negative where a bias comes new)."""
-    own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))  # buffers do not count
+    """Return the number of parameters that a layer loses (negative if it gains an additive bias)."""
+    own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))  # buffers are not counted
     rows = layout.present[call.outputs[0]]
     if dead:
         return own
@@ -292,7 +318,7 @@ def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], 
 
 
 def _macs(model: nn.Module, call: Call, layout: Layout) -> int:
-    """Multiply-accumulates of one call in the slim network, for the whole example batch."""
+    """Return the multiply-accumulates of one call in the slim network, for the whole example batch."""
     if not call.macs or call.layer is None:
         return call.macs
     weight = model.get_submodule(call.layer).weight

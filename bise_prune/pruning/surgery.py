@@ -1,4 +1,4 @@
-"""Physical removal on a copy: every layer's weights cut to the channels of a layout."""
+"""Surgery: cutting the weights of every layer to the channels of a layout, on a copy of the network."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from ..tracing import Call
 
 
 def cut(model: nn.Module, layout: Layout, lowering: Lowering) -> nn.Module:
-    """A copy of ``model``, in eval mode, with the channels of ``layout``; of the same class if widths alone suffice.
+    """Return a copy of ``model``, in eval mode, that contains only the channels of ``layout``.
 
-    Weights that constants were folded into are float64, so that the result can be compared exactly; the caller casts.
+    The copy has the class of ``model`` if there are no edits of function calls. Weights that constants were folded into
+    are float64, so that the result can be compared exactly; the caller casts them.
+
+    Args:
+        model: the dense network; never changed.
+        layout: the channels that the slim network contains.
+        lowering: its edits of function calls.
     """
     memo: dict[int, object] = {id(model.get_submodule(name)): nn.Identity() for name in layout.dead}
     changes = _new_tensors(model, layout)
-    for name in changes:  # what is cut is not copied first
+    for name in changes:  # tensors that are replaced below are not copied first
         owner, _, leaf = name.rpartition(".")
         tensor = getattr(model.get_submodule(owner), leaf)
         if isinstance(tensor, Tensor):
@@ -37,7 +43,7 @@ def cut(model: nn.Module, layout: Layout, lowering: Lowering) -> nn.Module:
 
 
 def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """Parameter or buffer name -> its new content, for those that change."""
+    """Return the new content of every parameter and buffer that changes, by name."""
     changes: dict[str, Tensor] = {}
     for name, uses in layout.trace.calls_by_layer.items():
         if name in layout.dead:
@@ -45,7 +51,7 @@ def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
         first, layer = uses[0], model.get_submodule(name)
         rows = layout.present[first.outputs[0]]
         if not bool(rows.any()):
-            continue  # its calls are skipped
+            continue  # the calls of the layer are skipped
         silent = torch.stack([layout.silent(call) for call in uses]).all(0)
         if first.kind == "mixing":
             changes.update({f"{name}.{leaf}": t for leaf, t in _cut_mixing(layer, layout, uses, rows, silent).items()})
@@ -53,7 +59,7 @@ def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
             for leaf, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
                 if tensor is not None and tensor.ndim and len(tensor) == len(rows):
                     changes[f"{name}.{leaf}"] = _rows(tensor, rows, silent if leaf in ("weight", "bias") else None)
-            if first.function == "prelu" and f"{name}.weight" in changes:  # a slope is no output
+            if first.function == "prelu" and f"{name}.weight" in changes:  # slopes are never set to zero
                 changes[f"{name}.weight"] = layer.get_parameter("weight").detach()[rows]
     for value in layout.trace.values:
         if value.parameter is not None and not bool(layout.present[value.index].all()) and value.compact is not None:
@@ -67,6 +73,7 @@ def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
 
 
 def _rows(tensor: Tensor, rows: Tensor, silent: Tensor | None) -> Tensor:
+    """Return the kept rows of a tensor, with zeros in those that are silent."""
     result = tensor.detach()[rows.to(tensor.device)]
     if silent is not None and bool(silent.any()):
         result = result.clone()
@@ -75,6 +82,7 @@ def _rows(tensor: Tensor, rows: Tensor, silent: Tensor | None) -> Tensor:
 
 
 def _cut_mixing(layer: nn.Module, layout: Layout, uses: list[Call], rows: Tensor, silent: Tensor) -> dict[str, Tensor]:
+    """Return the new weight and additive bias of a convolution or linear layer, as far as they change."""
     call = uses[0]
     operand = call.operands[0]
     assert operand is not None
@@ -120,6 +128,7 @@ def _cut_weight(
     carried: Tensor | None,
     layout: Layout,
 ) -> Tensor:
+    """Return the kept rows and columns of a weight, with zeros for silent rows and muted columns."""
     device = weight.device
     rows, columns, muted, silent = (mask.to(device) for mask in (rows, columns, muted, silent))
     if call.groups == 1:
@@ -147,6 +156,7 @@ def _cut_weight(
 
 
 def _put(module: nn.Module, dense: nn.Module, leaf: str, tensor: Tensor) -> None:
+    """Replace a parameter or buffer of a module."""
     old = dense._parameters.get(leaf)
     tensor = tensor.clone() if tensor.is_inference() or tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
     if leaf in dense._parameters:
@@ -158,7 +168,7 @@ def _put(module: nn.Module, dense: nn.Module, leaf: str, tensor: Tensor) -> None
 
 
 def _groups(layout: Layout, name: str) -> int | None:
-    """How many groups of a layer stay."""
+    """Return how many groups of a grouped convolution stay; None for other layers."""
     call = layout.trace.calls_of(name)[0]
     operand = call.operands[0]
     if call.groups == 1 or operand is None or call.whole:

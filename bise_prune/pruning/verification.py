@@ -1,4 +1,4 @@
-"""Whether two models compute the same function: logits compared in float64."""
+"""Verification: comparing the outputs of two models in float64, to show that they compute the same function."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ def verify(
     tolerance: float = 1e-9,
     seed: int = 0,
 ) -> Verification:
-    """Compare all that two models return, in float64, on the example inputs and on noise of their scale.
+    """Compare all tensors that two models return, in float64, on the example inputs and on noisy copies of them.
 
-    No copies are made: weights are widened as each function reads them.
+    The models are not copied: weights are converted to float64 when a function reads them.
 
     Args:
-        reference: what is right, e.g. the masked model.
-        candidate: what must equal it, e.g. the pruned one. Neither is changed.
-        example_inputs: input(s), batch first.
-        batch_sizes: batches to compare; samples beyond the example's are noisy copies.
-        tolerance: largest absolute difference that passes, relative to the largest logit if that is above 1.
-        seed: of the noise.
+        reference: the model that is right, e.g. the masked network; not changed.
+        candidate: the model that must equal it, e.g. the slim network; not changed.
+        example_inputs: input(s) of both, batch first.
+        batch_sizes: batch sizes to compare, each >= 1; samples beyond the example's are noisy copies.
+        tolerance: largest absolute difference that passes, relative to the largest absolute output if that is above 1.
+        seed: random seed for the noise.
 
     Returns:
-        The largest difference; it may or may not have passed.
+        The largest difference, whether it passes or not (see :attr:`Verification.passed`).
+
+    Raises:
+        ConfigError: there is no batch size, or one below 1.
+        VerificationError: the models return tensors of different shapes.
     """
     models = (reference, candidate)
     device = next((parameter.device for parameter in reference.parameters()), torch.device("cpu"))
@@ -53,7 +57,7 @@ def verify(
 
 
 class InDouble(TorchFunctionMode):
-    """While active, every torch function computes in float64, whatever the precision of the tensors given to it."""
+    """Mode under which every torch function computes in float64, whatever the precision of its arguments."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -66,6 +70,7 @@ class InDouble(TorchFunctionMode):
 
 
 def _widened(tensor: Tensor) -> Tensor:
+    """Return a floating-point tensor in float64, and any other tensor unchanged."""
     return tensor.double() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
@@ -79,7 +84,21 @@ def compare_outputs(
     seed: int = 0,
     relative: bool = False,
 ) -> Verification:
-    """The largest difference between the tensors that ``outputs`` returns twice, over batches of several sizes."""
+    """Compare two sets of outputs over batches of several sizes, and return the largest difference.
+
+    Args:
+        outputs: function from inputs to the outputs of the reference and of the candidate: tensors or lists of tensors.
+        example_inputs: input(s) of both, batch first.
+        batch_sizes: batch sizes to compare, each >= 1; samples beyond the example's are noisy copies.
+        tolerance: largest absolute difference that passes.
+        dtype: precision of floating-point inputs.
+        seed: random seed for the noise.
+        relative: whether the tolerance is relative to the largest absolute output of the reference if that is above 1.
+
+    Raises:
+        ConfigError: there is no batch size, or one below 1.
+        VerificationError: the outputs have different shapes.
+    """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ConfigError(f"batch_sizes = {tuple(batch_sizes)}: expected at least one size, each >= 1")
     generator = torch.Generator().manual_seed(seed)
@@ -107,7 +126,11 @@ def compare_outputs(
 
 
 def require(verification: Verification, what: str) -> Verification:
-    """Pass a verification on, or stop.
+    """Return a verification that passed, and raise an error otherwise.
+
+    Args:
+        verification: the verification.
+        what: beginning of the error message.
 
     Raises:
         VerificationError: it did not pass.
@@ -121,6 +144,7 @@ def require(verification: Verification, what: str) -> Verification:
 
 
 def _resized(inputs: Inputs, size: int, dtype: torch.dtype, generator: torch.Generator) -> Any:
+    """Return inputs of another batch size: samples are repeated, and those beyond the example's get noise."""
     if isinstance(inputs, Mapping):
         return {name: _resized(value, size, dtype, generator) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
@@ -140,14 +164,14 @@ def _resized(inputs: Inputs, size: int, dtype: torch.dtype, generator: torch.Gen
 
 @dataclass(frozen=True)
 class Verification:
-    """How far two models that must agree are apart.
+    """The difference between two models that must return the same.
 
     Attributes:
-        max_abs_error: largest absolute difference of two logits.
-        max_abs_logit: largest absolute logit of the reference, for scale.
+        max_abs_error: largest absolute difference between two entries of the outputs; NaN if a difference is NaN.
+        max_abs_logit: largest absolute entry of the reference's outputs, for scale.
         tolerance: largest error that passes.
-        batch_sizes: the batches compared.
-        dtype: precision of the comparison.
+        batch_sizes: batch sizes that were compared.
+        dtype: precision of the comparison, e.g. "float64".
     """
 
     max_abs_error: float

@@ -1,4 +1,4 @@
-"""What a run found, for machines and people: report.json, tables, the page, the model card, comparisons."""
+"""The report of a run: report record, tables for the terminal, HTML page, model card, and comparison of runs."""
 
 from .environment import command_line, environment_record
 from .record import SCHEMA_VERSION, evaluation_record, model_record

@@ -1,4 +1,4 @@
-"""The model card."""
+"""The model card of a slim network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from .rendering import write_text
 
 
 def write_card(path: Path, record: Mapping[str, Any]) -> None:
-    """Write the model card: Markdown whose head the Hugging Face hub understands."""
+    """Write the model card: Markdown with a header that the Hugging Face hub reads.
+
+    Args:
+        path: file to write.
+        record: report record of the run.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     task = "text-classification" if "inputs" in record["data"]["preprocessing"] else "image-classification"

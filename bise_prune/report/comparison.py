@@ -1,4 +1,4 @@
-"""Several runs side by side: a table, and accuracy against size."""
+"""Comparison of several runs: a table, and an HTML page that plots accuracy against FLOPs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ _FIGURES = (
 
 
 def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
-    """Reports of runs, and of every point of frontiers, by the names of their folders.
+    """Read the report records of runs, and of every point of frontiers, each with a name made of its folder's.
+
+    Args:
+        folders: output folders of runs or frontiers.
 
     Raises:
-        ConfigError: a folder holds no report, or one of another version.
+        ConfigError: a folder holds no report record, or one of another version or without the figures to compare.
     """
     places = [folder.resolve() for folder in folders]
     runs: list[tuple[str, dict[str, Any]]] = []
@@ -40,7 +43,7 @@ def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
             record = json.loads(path.read_text(encoding="utf-8"))
             found = [(f"{name}/{p['folder']}", p["report"]) for p in record.get("frontier", [])] or [(name, record)]
             versions = {report["schema_version"] for _, report in found}
-            summaries(found)  # whether it has what is compared
+            summaries(found)  # raises if a figure is missing
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{path} is no report with the figures to compare ({type(error).__name__}: {error}); run it again"
@@ -52,10 +55,13 @@ def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def summaries(runs: Runs) -> list[dict[str, Any]]:
-    """The figures of each run that are compared, and whether any other run is better in both size and accuracy.
+    """The figures to compare, one row per run, and whether each row is on the Pareto front.
 
-    Unbiased accuracy against FLOPs decides, among runs that were evaluated on the same data: one is on the Pareto front
-    if no other has more of the one without more of the other. A dense network that several runs share stands once.
+    A row is on the Pareto front if no other row, evaluated on the same data, has both at least its unbiased accuracy
+    and at most its FLOPs, and is better in one of them. A dense network that several runs share has one row.
+
+    Args:
+        runs: names and report records, as :func:`read_runs` returns them.
     """
     rows: list[dict[str, Any]] = []
     shown = set()
@@ -71,7 +77,7 @@ def summaries(runs: Runs) -> list[dict[str, Any]]:
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows of :func:`summaries` for the terminal."""
+    """The rows of :func:`summaries` as a table for the terminal."""
     title = "Accuracies in %; * on the Pareto front of unbiased accuracy and FLOPs"
     if len({(row["data_sha256"], row["evaluated_on"]) for row in rows}) > 1:
         title += "\nThe runs were evaluated on different data: compare with care."
@@ -92,7 +98,12 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def write_comparison(path: Path, runs: Runs) -> None:
-    """Write the comparison as one HTML file that needs nothing else."""
+    """Write the comparison of runs as one HTML file that needs no other files.
+
+    Args:
+        path: file to write.
+        runs: names and report records, as :func:`read_runs` returns them.
+    """
     rows = summaries(runs)
     drawn = {}
     for key, label in _FIGURES:
@@ -108,6 +119,7 @@ def write_comparison(path: Path, runs: Runs) -> None:
 
 
 def _row(name: str, report: Mapping[str, Any], which: str, sparsity: float) -> dict[str, Any]:
+    """The figures of one network, "dense" or "slim", from the report record of a run."""
     model, fairness = report[which], report["fairness"][which]
     gaps = [bias["aligned_conflicting_gap"]["value"] for bias in fairness["biases"]]
     known = [gap for gap in gaps if gap is not None]
@@ -127,6 +139,7 @@ def _row(name: str, report: Mapping[str, Any], which: str, sparsity: float) -> d
 
 
 def _dominates(other: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether another row on the same data has no less accuracy and no more FLOPs than this one, and is better."""
     if any(other[key] != row[key] for key in ("data_sha256", "evaluated_on")):
         return False
     figures = [(r["unbiased_accuracy"]["value"], -r["flops"]) for r in (other, row)]

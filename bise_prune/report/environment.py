@@ -1,4 +1,4 @@
-"""Where and how a record was made: versions, machine and command, without names or paths."""
+"""The environment in which a record was made: versions, machine and command line, without user names or paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
 
 def environment_record(device: str) -> dict[str, Any]:
-    """Versions and machine, without names or paths."""
+    """Versions of the software, and the kind of machine and device, without user names or paths."""
     return {
         "bise_prune": __version__,
         "python": platform.python_version(),
@@ -28,7 +28,7 @@ def environment_record(device: str) -> dict[str, Any]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that figures depend on."""
+    """Versions of those installed packages on which the figures depend."""
     versions = {}
     for name in (*_PACKAGES, *_RUNTIMES):
         try:
@@ -39,7 +39,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command that made a record, with files and folders by their names alone."""
+    """The command line of this process, with files and folders reduced to their names."""
     name = Path(sys.argv[0]).name
     words = ["python -m bise_prune" if name == "__main__.py" else name]
     for argument in sys.argv[1:]:

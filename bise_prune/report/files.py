@@ -1,4 +1,4 @@
-"""Names of the files in a run's output folder."""
+"""Names of the files in the output folder of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PLAN_FILE = "plan.json"
 REPORT_FILE = "report.json"
 FRONTIER_FILE = "frontier.json"
 FRONTIER_PAGE = "frontier.html"
-POINT = "sparsity-"  # in front of a target, the folder of a frontier's point
+POINT = "sparsity-"  # prefix of the folder of a frontier's point; its target follows
 CONFIG_FILE = "config.toml"
 SLIM_FILE = "slim.safetensors"
 ONNX_FILE = "slim.onnx"

@@ -1,4 +1,4 @@
-"""Epochs and results to TensorBoard, MLflow or Weights & Biases, for those who watch their runs there."""
+"""Loggers that send the figures of a run to TensorBoard, MLflow or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ LOGGERS = ("tensorboard", "mlflow", "wandb")
 
 
 class Logger(Protocol):
-    """Where figures go."""
+    """An open run in one of these services."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Take the figures of an epoch."""
+        """Send the figures of an epoch."""
         ...
 
     def close(self, failed: bool) -> None:
-        """End the run there."""
+        """End the run in the service, as failed or as finished."""
         ...
 
 
 class Loggers:
-    """Several loggers, or none, as one; a context in which they are open.
+    """Any number of loggers as one; used as a context, in which they are open.
 
     Args:
-        specifications: ``NAME`` or ``NAME:PLACE``: a folder for "tensorboard", an experiment for "mlflow", a project
-            for "wandb".
-        settings: of the run, which are kept beside its figures; nested ones likewise.
+        specifications: ``NAME`` or ``NAME:PLACE`` of each logger, where the place is a folder for "tensorboard", an
+            experiment for "mlflow" and a project for "wandb".
+        settings: settings of the run, logged beside its figures; those in a nested mapping are logged by their own
+            name.
 
     Raises:
-        ConfigError: a name is unknown, a package is missing, or a logger does not open.
+        ConfigError: a name is unknown, a package is missing, or a logger cannot be opened.
     """
 
     def __init__(self, specifications: Sequence[str], settings: Mapping[str, Any]) -> None:
@@ -48,7 +49,7 @@ class Loggers:
             name, _, place = specification.partition(":")
             try:
                 self._open.append(_KINDS[name](place, self._settings))
-            except Exception as error:  # of other people's packages, which have no base class in common
+            except Exception as error:  # other packages' errors have no base class in common
                 self.__exit__(type(error))
                 raise ConfigError(
                     f"log = '{specification}' cannot be opened: {' '.join(str(error).split())}"
@@ -60,14 +61,23 @@ class Loggers:
             self._open.pop().close(kind is not None)
 
     def log(self, stage: str, step: int, figures: Mapping[str, Any]) -> None:
-        """Send the numbers among some figures, by names such as ``search/cross_entropy``; nested ones likewise."""
+        """Send the numbers among the figures, named like ``search/cross_entropy``; nested mappings lengthen the name.
+
+        Args:
+            stage: stage of the run, the first part of each name.
+            step: number of the epoch.
+            figures: figures by name; values that are not numbers are left out.
+        """
         flat = dict(_flat(stage, figures))
         for logger in self._open:
             logger.log(flat, step)
 
 
 def check_loggers(specifications: Sequence[str]) -> None:
-    """Whether loggers of these names can be opened.
+    """Check that loggers can be opened.
+
+    Args:
+        specifications: ``NAME`` or ``NAME:PLACE`` of each logger.
 
     Raises:
         ConfigError: a name is unknown, or a package is missing.
@@ -81,6 +91,8 @@ def check_loggers(specifications: Sequence[str]) -> None:
 
 
 class _TensorBoard:
+    """Figures as scalars of TensorBoard."""
+
     def __init__(self, place: str, settings: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -96,6 +108,8 @@ class _TensorBoard:
 
 
 class _MLflow:
+    """Figures as metrics of an MLflow run."""
+
     def __init__(self, place: str, settings: Mapping[str, Any]) -> None:
         import mlflow
 
@@ -113,13 +127,15 @@ class _MLflow:
 
 
 class _WandB:
+    """Figures as a run of Weights & Biases."""
+
     def __init__(self, place: str, settings: Mapping[str, Any]) -> None:
         import wandb
 
         self.run = wandb.init(project=place or "bise-prune", config=dict(settings))
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        self.run.log({**figures, "epoch": step})  # stages count from one each, its own steps only upwards
+        self.run.log({**figures, "epoch": step})  # wandb's own steps must grow; ours restart per stage
 
     def close(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
@@ -129,6 +145,7 @@ _KINDS: dict[str, Any] = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb
 
 
 def _flat(prefix: str, figures: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Numbers with their full name, such as ``search/cross_entropy``."""
     found = []
     for name, value in figures.items():
         if isinstance(value, Mapping):

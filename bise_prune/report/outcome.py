@@ -1,4 +1,4 @@
-"""What a finished run falls short of."""
+"""Decides whether a finished run failed: missed quality gates and refused files give an exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 def shortcomings(record: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """What a finished run falls short of, in words, and the exit code for it; 0 if there is nothing."""
+    """The exit code of a finished run, and a line for each missed quality gate and refused file; 0 if there is none.
+
+    Args:
+        record: report record of a run, or the record of a frontier.
+    """
     runs = {point["folder"]: point["report"] for point in record.get("frontier", [])} or {"": record}
     where = {folder: f"{folder}: " if folder else "" for folder in runs}
     refused = [f"{where[f]}{form['refused']}" for f, run in runs.items() for form in run["formats"] if form["refused"]]

@@ -1,4 +1,4 @@
-"""A run's report as one page, and its model card."""
+"""The report of a run as one HTML page, with its plots and sample images."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from ..data import BiasedDataset
 from .plots import Line, plot
 from .rendering import write_text
 
-_LARGEST = 96  # pixels of a sample's longer side
-_FEW = 30  # samples of a subgroup
+_LARGEST = 96  # pixels of a thumbnail's longer side
+_FEW = 30  # samples; figures of smaller subgroups are marked
 
 
 def write_page(path: Path, record: Mapping[str, Any], images: Mapping[int, str]) -> None:
-    """Write a run's report as one HTML file that needs nothing else.
+    """Write the report of a run as one HTML file that needs no other files.
 
     Args:
-        path: the file.
-        record: what ``report.json`` holds.
-        images: of samples, by their row, see :func:`pictures`.
+        path: file to write.
+        record: report record, as in ``report.json``.
+        images: sample images by row, as :func:`pictures` returns them.
     """
     write_text(path, "report.html.jinja", r=record, images=images, plots=_plots(record), few=_FEW)
 
 
 def pictures(record: Mapping[str, Any], data: BiasedDataset) -> dict[int, str]:
-    """Small pictures of the samples that a report shows, as data URIs by row; none where the inputs are no images."""
+    """Thumbnails of the samples that a report shows, as data URIs by row; none unless the inputs are uint8 images.
+
+    Args:
+        record: report record, whose ``changed_samples`` are shown.
+        data: held-out split that the samples come from.
+    """
     if not isinstance(data.inputs, Tensor) or data.inputs.ndim != 4 or data.inputs.shape[1] not in (1, 3):
         return {}
     if data.inputs.is_floating_point():
@@ -49,6 +54,7 @@ def pictures(record: Mapping[str, Any], data: BiasedDataset) -> dict[int, str]:
 
 
 def _plots(record: Mapping[str, Any]) -> dict[str, str]:
+    """The plots of the page by name, as SVG: accuracy against sparsity, and the figures of the search by epoch."""
     made = {}
     if record["curve"]:
         points = record["curve"]
@@ -66,6 +72,7 @@ def _plots(record: Mapping[str, Any]) -> dict[str, str]:
         epochs = [e["epoch"] for e in record["history"]]
 
         def line(label: str, key: str, scale: float = 1) -> Line:
+            """One figure of the search by epoch."""
             return Line(label, epochs, [scale * e[key] for e in record["history"]])
 
         made["losses"] = plot(
@@ -98,5 +105,6 @@ def _plots(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _gap(point: Mapping[str, Any]) -> float | None:
+    """Accuracy on bias-aligned minus accuracy on bias-conflicting samples, in percentage points; None if unknown."""
     sides = point["aligned_accuracy"], point["conflicting_accuracy"]
     return None if None in sides else 100 * (sides[0] - sides[1])

@@ -1,4 +1,4 @@
-"""Plots as SVG that takes its text colour from the page around it."""
+"""Plots as SVG elements that take their text colour from the page around them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK = "#010203"  # stands for the colour of the page's text
-# Each at least 3 : 1 against white and against the dark page.
+_INK = "#010203"  # placeholder for the colour of the page's text
+# Each has a contrast of at least 3 : 1 against white and against the dark page.
 COLORS = ("#2f7ed8", "#c8641b", "#0f8f66", "#a855b8", "#b8860b")
 _MARKERS = "osD^v"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A series of points; None leaves a gap.
+    """A series of points; a point with a coordinate of None is left out.
 
     Attributes:
-        label: in the legend.
+        label: text in the legend.
         x: abscissas.
         y: ordinates.
-        joined: whether a line runs through them.
+        joined: whether a line joins the points.
     """
 
     label: str
@@ -46,18 +46,18 @@ def plot(
     texts: Sequence[tuple[float, float, str]] = (),
     size: tuple[float, float] = (6.4, 3.4),
 ) -> str:
-    """A plot as an ``<svg>`` element.
+    """Draw a plot as an ``<svg>`` element.
 
     Args:
-        name: tells its ids from those of other plots on the page.
-        description: for those who cannot see it.
-        lines: what to draw.
-        x_label: of the x axis.
-        y_label: of the y axis.
+        name: prefix that keeps the ids in this plot apart from those of other plots on the page.
+        description: text for readers who cannot see the plot.
+        lines: series to draw.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
         log_y: whether the y axis is logarithmic.
-        mark_x: a place to mark on the x axis, with its name.
-        texts: words at points.
-        size: in inches at 72 units each.
+        mark_x: position on the x axis to mark with a vertical line, and its label.
+        texts: texts to write at points, as (x, y, text).
+        size: width and height in inches, of 72 units each.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -72,7 +72,7 @@ def plot(
     }  # fmt: skip
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size)
-        figure.subplots_adjust(left=0.12, right=0.98, top=0.96, bottom=0.16)  # a layout engine would take twice as long
+        figure.subplots_adjust(left=0.12, right=0.98, top=0.96, bottom=0.16)  # a layout engine takes twice as long
         FigureCanvasSVG(figure)
         axes: Axes = figure.add_subplot()
         for k, line in enumerate(lines):
@@ -99,7 +99,7 @@ def plot(
 
 
 def _inlined(text: str, name: str, description: str) -> str:
-    """The element alone, its ids made unique, with a description."""
+    """The ``<svg>`` element alone, with unique ids and a description."""
     text = text[text.index("<svg") :].strip().replace(_INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
@@ -111,4 +111,5 @@ def _inlined(text: str, name: str, description: str) -> str:
 
 
 def _escaped(text: str) -> str:
+    """Text that may stand in an attribute of an element."""
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

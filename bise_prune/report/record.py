@@ -1,4 +1,4 @@
-"""The report record: what ``report.json`` holds, one function a part."""
+"""The report record, which is the content of ``report.json``; one function makes each part."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .warnings import warnings_of
 
 SCHEMA_VERSION = 1
 GATES = ("min_worst_group", "max_accuracy_drop", "min_speedup")
-_SLACK = 1e-9  # of gates, for differences of shares
-_SHOWN, _SHOWN_IN_ALL = 4, 80  # samples with changed predictions
+_SLACK = 1e-9  # rounding error that a quality gate allows
+_SHOWN, _SHOWN_IN_ALL = 4, 80  # samples per subgroup and in all
 
 
 def report_of(results: RunResults) -> dict[str, Any]:
-    """The report record of a run."""
+    """Make the report record of a run from its results."""
     subject, plan, found = results.subject, results.pruned.plan, results.found
     labels = subgroup_labels(subject.splits.classes, subject.splits.bias_values)
     fairness = _fairness(results, labels)
@@ -73,11 +73,11 @@ def report_of(results: RunResults) -> dict[str, Any]:
 
 
 def evaluation_record(evaluation: Evaluation, labels: dict[str, str] | None = None) -> dict[str, Any]:
-    """Accuracies with the number of samples of every subgroup.
+    """Accuracies, in all and of every subgroup, with the numbers of samples.
 
     Args:
-        evaluation: the accuracies.
-        labels: what subgroups are called in the data, by name.
+        evaluation: accuracies of a network.
+        labels: readable labels of the subgroups, by their name.
     """
     return {
         "n": evaluation.n,
@@ -99,7 +99,14 @@ def evaluation_record(evaluation: Evaluation, labels: dict[str, str] | None = No
 def model_record(
     measurement: Measurement, latency: Latency, evaluation: Evaluation, labels: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """One model's size, cost and accuracies."""
+    """Size, FLOPs, latency and accuracies of one network.
+
+    Args:
+        measurement: size and FLOPs.
+        latency: latency of a forward pass.
+        evaluation: accuracies.
+        labels: readable labels of the subgroups, by their name.
+    """
     return {
         "params": measurement.params,
         "flops": measurement.flops,
@@ -112,7 +119,7 @@ def model_record(
 
 
 def epoch_record(epoch: EpochRecord) -> dict[str, Any]:
-    """An epoch's figures, its validation without the subgroups: they would fill a megabyte."""
+    """Figures of one epoch of the search, without validation accuracies of subgroups, which would take a megabyte."""
     record = dataclasses.asdict(epoch)
     if record["validation"] is not None:
         del record["validation"]["subgroups"], record["validation"]["worst_class_accuracy"]
@@ -120,12 +127,17 @@ def epoch_record(epoch: EpochRecord) -> dict[str, Any]:
 
 
 def sources_record(subject: Subject) -> dict[str, str]:
-    """Digests of the checkpoint and of the data."""
+    """SHA-256 of the checkpoint, and a fingerprint of the data."""
     return {"checkpoint": subject.checkpoint.sha256, "data": subject.splits.fingerprint}
 
 
 def gate_records(config: RunConfig, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The quality gates that were set, what the slim network came to, and whether it passed."""
+    """The quality gates that were set: what was asked for, the slim network's value, and whether it passes.
+
+    Args:
+        config: settings of the run.
+        record: report record, of which ``dense`` and ``slim`` are used.
+    """
     dense, slim = record["dense"], record["slim"]
     drop, speedup = dense["accuracy"] - slim["accuracy"], dense["latency_ms"] / slim["latency_ms"]
     gates = []
@@ -138,7 +150,7 @@ def gate_records(config: RunConfig, record: dict[str, Any]) -> list[dict[str, An
 
 
 def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:
-    """How inputs are made from pixels, or which tokens a network takes."""
+    """How the network's inputs are made: normalisation and size of images, or names and length of token inputs."""
     if not isinstance(data.inputs, Tensor):
         return {"inputs": list(data.inputs), "max_length": max(t.shape[1] for t in data.inputs.values())}
     size = list(data.inputs.shape[2:]) if data.inputs.ndim == 4 else None
@@ -147,14 +159,17 @@ def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:
 
 
 def _network(figures: Figures, labels: dict[str, str]) -> dict[str, Any]:
+    """The part on one network."""
     return model_record(figures.measurement, figures.latency, figures.evaluation, labels)
 
 
 def _check(verification: Verification) -> dict[str, Any]:
+    """One comparison of logits, and whether it passed."""
     return {**dataclasses.asdict(verification), "passed": verification.passed}
 
 
 def _fairness(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
+    """The fairness figures of the dense and the slim network, by subgroup."""
     held_out, aligned = results.subject.held_out, results.subject.held_out_aligned
     record = fairness_record(
         results.dense.predicted, results.slim.predicted, held_out.target, held_out.bias, aligned, held_out.origin
@@ -165,7 +180,7 @@ def _fairness(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def _changed_samples(results: RunResults, fairness: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
-    """Samples whose predicted class differs between the networks, the first few of every subgroup."""
+    """The first few samples of every subgroup whose predicted class differs between the dense and the slim network."""
     data, tokenizer = results.subject.held_out, results.subject.tokenizer
     dense, slim = results.dense.predicted, results.slim.predicted
     members = dict(subgroup_members(data.target, data.bias, results.subject.held_out_aligned))
@@ -183,7 +198,7 @@ def _changed_samples(results: RunResults, fairness: dict[str, Any], labels: dict
 
 
 def _selection(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
-    """Which epoch the masks come from and why, and which ones the other rules would have picked."""
+    """The epoch that the masks come from, the rule that selected it, and the epochs of the other rules."""
     config, found = results.subject.config, results.found
     if found is None:
         if config.plan is not None:
@@ -208,7 +223,7 @@ def _selection(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def _finetuning(results: RunResults, labels: dict[str, str]) -> dict[str, Any] | None:
-    """How the slim network was before finetuning, and which epoch it is now."""
+    """The accuracies before finetuning, and the epoch of finetuning that was selected; None without finetuning."""
     tuned = results.tuned
     if tuned is None:
         return None
@@ -222,7 +237,7 @@ def _finetuning(results: RunResults, labels: dict[str, str]) -> dict[str, Any] |
 
 
 def _identification(pseudo: PseudoLabels | None) -> dict[str, Any] | None:
-    """How far pseudo bias labels can be trusted."""
+    """Figures that tell how far the pseudo bias labels can be trusted; None without pseudo labels."""
     if pseudo is None:
         return None
     record = dataclasses.asdict(pseudo)
@@ -231,10 +246,10 @@ def _identification(pseudo: PseudoLabels | None) -> dict[str, Any] | None:
 
 
 def _aligned(subject: Subject, found: SearchResult | None) -> dict[str, Any]:
-    """What "bias-aligned" means here: per class, the bias value of each bias that is most associated with it."""
+    """The bias value, for each bias, that each class is aligned with, and how it was determined."""
     aligned = subject.search_aligned if found is None else found.aligned
     names = subject.splits.classes
-    if len(names) != len(aligned):  # the model has more outputs than the data have labels
+    if len(names) != len(aligned):  # the model has more classes than the data have names
         names = [str(label) for label in range(len(aligned))]
     return {
         "meaning": "argmax_b p(b|y) - p(b) on the training split, per bias"
@@ -244,7 +259,7 @@ def _aligned(subject: Subject, found: SearchResult | None) -> dict[str, Any]:
 
 
 def _curve(results: RunResults) -> list[dict[str, Any]] | None:
-    """The curve of accuracy against sparsity, without subgroups."""
+    """Accuracy against sparsity over the thresholds, without subgroups; None if it was not asked for."""
     if results.curve is None:
         return None
     return [
@@ -264,6 +279,7 @@ def _curve(results: RunResults) -> list[dict[str, Any]] | None:
 
 
 def _probes(results: RunResults) -> dict[str, Any] | None:
+    """How much of the bias label a linear head reads from each network; None if it was not asked for."""
     if results.probes is None:
         return None
     found = {name: dataclasses.asdict(probe) for name, probe in results.probes.items()}
@@ -271,7 +287,7 @@ def _probes(results: RunResults) -> dict[str, Any] | None:
 
 
 def _formats(files: Sequence[ExportedFile], labels: dict[str, str]) -> list[dict[str, Any]]:
-    """Per ONNX file its size, latency and accuracies, and why it was refused, if it was."""
+    """Precision, size, latency and accuracies of every ONNX file, and the reason if it was refused."""
     return [
         {
             "file": file.name,
@@ -290,7 +306,7 @@ def _formats(files: Sequence[ExportedFile], labels: dict[str, str]) -> list[dict
 
 
 def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
-    """Kept channels of every convolution and linear layer that lost some."""
+    """Number of channels before and after, for every convolution and linear layer that lost some."""
     layers = []
     for name, layer in pruned.plan.layers.items():
         if name in pruned.plan.removed and isinstance(dense.get_submodule(name), (nn.modules.conv._ConvNd, nn.Linear)):
@@ -299,6 +315,7 @@ def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
 
 
 def _plan(plan: PruningPlan) -> dict[str, Any]:
+    """The main figures of the plan."""
     return {
         "joins": plan.joins,
         "costs_ms": dict(plan.costs_ms),
@@ -310,6 +327,7 @@ def _plan(plan: PruningPlan) -> dict[str, Any]:
 
 
 def _data(subject: Subject) -> dict[str, Any]:
+    """The data set and its preprocessing."""
     splits = subject.splits
     return {
         "specification": portable(subject.specification),

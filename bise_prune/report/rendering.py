@@ -1,4 +1,4 @@
-"""Templates beside this file, filled in."""
+"""Fills in the Jinja templates of the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from ..files import atomic_path
 
 
 def write_text(path: Path, template: str, **values: Any) -> None:
-    """Fill one of the templates beside this file in."""
+    """Fill in a template from the folder ``templates`` and write the text to a file.
+
+    Args:
+        path: file to write.
+        template: file name of the template.
+        values: variables of the template.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bise_prune", "report/templates"),
         autoescape=jinja2.select_autoescape(("html.jinja",)),
@@ -34,15 +40,17 @@ def write_text(path: Path, template: str, **values: Any) -> None:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
+    """A share in percent."""
     return "undefined" if value is None else f"{100 * value:.{digits}f}"
 
 
 def _points(value: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
     return "undefined" if value is None else f"{100 * value:+.1f}"
 
 
 def _span(interval: Mapping[str, float | None], signed: bool = False) -> str:
-    """Bounds of an interval in percent."""
+    """The bounds of an interval in percent; empty if they are unknown."""
     low, high = interval["low"], interval["high"]
     if low is None or high is None:
         return ""
@@ -50,13 +58,15 @@ def _span(interval: Mapping[str, float | None], signed: bool = False) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Text as one line of Markdown that means itself."""
+    """Text on one line, escaped so that Markdown shows it as it is."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
 def _big(value: float) -> str:
+    """A large number with spaces between thousands."""
     return f"{value:,.0f}".replace(",", " ")
 
 
 def _scientific(value: float) -> str:
+    """A number in scientific notation."""
     return f"{value:.1e}"

@@ -1,4 +1,4 @@
-"""All that a run came to: what the report is made of."""
+"""The results of a run's stages, from which the report record is made."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from ..tuning.pseudo_labels import PseudoLabels
 
 @dataclass(frozen=True)
 class Subject:
-    """What a run works on.
+    """The inputs of a run.
 
     Attributes:
-        config: the settings.
-        checkpoint: as it was read, completed by what was found out.
-        dense: its network.
-        splits: the data.
-        specification: of the data.
-        num_classes: outputs of the classifier.
-        tokenizer: of texts; None for images.
-        evaluated_on: name of the split that results are reported on.
-        held_out: that split.
-        held_out_aligned: what "aligned" means there, shape (classes, K).
-        search_aligned: what "aligned" means to the search, likewise.
-        pseudo: how pseudo bias labels came out; None where true ones are used.
-        device: where the run took place, in words.
+        config: settings of the run.
+        checkpoint: checkpoint as it was read, completed by what was found out about it.
+        dense: dense network.
+        splits: data set.
+        specification: specification of the data set.
+        num_classes: number of outputs of the classifier head.
+        tokenizer: tokeniser of texts; None for images.
+        evaluated_on: name of the held-out split, on which the results are reported.
+        held_out: the held-out split.
+        held_out_aligned: bias value that each class is aligned with on the held-out split, shape (classes, K).
+        search_aligned: bias value that each class is aligned with in the search, shape (classes, K).
+        pseudo: pseudo bias labels and their figures; None if true bias labels are used.
+        device: name of the device on which the run took place.
     """
 
     config: RunConfig
@@ -60,13 +60,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Figures:
-    """One network's figures on the held-out split.
+    """The figures of one network on the held-out split.
 
     Attributes:
-        predicted: classes, shape (N,).
-        evaluation: accuracies of these.
-        measurement: size and FLOPs.
-        latency: of a forward pass in torch.
+        predicted: predicted classes, shape (N,).
+        evaluation: accuracies of these predictions.
+        measurement: number of parameters, FLOPs and size.
+        latency: latency of a forward pass in torch.
     """
 
     predicted: Tensor
@@ -80,14 +80,14 @@ class ExportedFile:
     """An ONNX file of the slim network.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         precision: "float32", "float16" or "int8".
-        opset: of its operators.
-        size_bytes: of the file.
-        latency: in onnxruntime.
+        opset: version of ONNX's operator set.
+        size_bytes: size of the file.
+        latency: latency in onnxruntime.
         evaluation: accuracies in onnxruntime.
-        refused: why it was taken away again; None if it was not.
-        details: what else is to be said of it.
+        refused: reason why the file was deleted again; None if it was kept.
+        details: further entries for the report record.
     """
 
     name: str
@@ -102,23 +102,24 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What the stages of a run found.
+    """The results of all stages of a run.
 
     Attributes:
-        subject: what was worked on.
-        masks: by which channels were removed.
-        found: of the search; None without one.
-        picked: for "best" and "last", accuracies of these masks; empty without a search.
-        pruned: the removal.
-        tuned: finetuning; None without it.
-        dense: the dense network's figures.
-        slim: the slim network's, after finetuning.
-        before_tuning: accuracies of the slim network as extracted.
-        curve: accuracy against sparsity; None where it was not asked for.
-        probes: what a linear head reads of the bias, for "dense" and "slim"; None where it was not asked for.
+        subject: inputs of the run.
+        masks: masks by which channels were removed.
+        found: result of the search; None without a search.
+        picked: accuracies with the masks "best" and "last"; empty without a search.
+        pruned: result of the removal.
+        tuned: result of finetuning; None without it.
+        dense: figures of the dense network.
+        slim: figures of the slim network, after finetuning.
+        before_tuning: accuracies of the slim network before finetuning.
+        curve: accuracy against sparsity; None if it was not asked for.
+        probes: how much of the bias label a linear head reads from the networks "dense" and "slim"; None if it was not
+            asked for.
         checks: comparisons of exported files with the network.
-        files: the ONNX files, slim.onnx first.
-        denormals: weights set to zero since processors are slow on them.
+        files: ONNX files, slim.onnx first.
+        denormals: number of weights that were set to zero because processors compute slowly with them.
         timings: seconds per stage.
     """
 

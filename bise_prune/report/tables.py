@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def comparison_table(record: Mapping[str, Any]) -> Table:
-    """Dense against slim, one row a figure."""
+    """A table that compares the dense and the slim network, with one row per figure, from a report record."""
     dense, slim = record["dense"], record["slim"]
     table = Table(title=f"{record['evaluated_on']} set, n = {dense['n']}", title_justify="left")
     table.add_column("")
@@ -54,7 +54,7 @@ def comparison_table(record: Mapping[str, Any]) -> Table:
 
 
 def frontier_table(record: Mapping[str, Any]) -> Table:
-    """One row a target, the dense network first."""
+    """A table of a frontier, with one row per target after the dense network's, from the record of a frontier."""
     points = record["frontier"]
     dense = points[0]["report"]["dense"]
     table = Table(title=f"{points[0]['report']['evaluated_on']} set, n = {dense['n']}", title_justify="left")
@@ -73,7 +73,13 @@ def frontier_table(record: Mapping[str, Any]) -> Table:
 
 
 def side_by_side(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], title: str) -> Table:
-    """One column per model, one row per figure."""
+    """A table with one column per model and one row per figure.
+
+    Args:
+        names: names of the models.
+        rows: label of each figure, with its values as text.
+        title: title of the table.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for name in names:

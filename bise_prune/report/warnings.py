@@ -1,4 +1,4 @@
-"""What a reader of the results must know, in words."""
+"""Warnings in the report: everything that calls the results of a run into question."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..pruning.plan import PruningPlan
 from .results import RunResults, Subject
 
 _FEW_SAMPLES = 10
-_WORSE = 0.05  # accuracy that a subgroup may lose without a word
+_WORSE = 0.05  # accuracy that a subgroup may lose without a warning
 
 
 def warnings_of(results: RunResults, labels: Mapping[str, str]) -> list[str]:
-    """Everything that calls the results of a run into question.
+    """Collect the warnings about a run, one sentence each.
 
     Args:
-        results: of the run.
-        labels: what subgroups are called in the data, by name.
+        results: results of the run.
+        labels: readable labels of the subgroups, by their name.
     """
     subject = results.subject
     return [
@@ -42,12 +42,14 @@ def warnings_of(results: RunResults, labels: Mapping[str, str]) -> list[str]:
 
 
 def _of_pseudo_labels(subject: Subject) -> Iterator[str]:
+    """Warnings about pseudo bias labels."""
     if subject.pseudo is not None:
         yield from subject.pseudo.warnings
         yield "bias labels are pseudo labels: figures on subgroups of training and validation data rest on them"
 
 
 def _of_training_data(subject: Subject, found: SearchResult | None) -> Iterator[str]:
+    """Warnings about rare or missing bias-conflicting samples, subgroups and classes."""
     train = subject.splits.train
     num_classes_seen = len(train.target.unique())
     if train.has_bias:
@@ -64,22 +66,24 @@ def _of_training_data(subject: Subject, found: SearchResult | None) -> Iterator[
 
 
 def _empty_subgroups(train: BiasedDataset) -> int:
-    """Cells (y, b) without samples, among classes and bias values that occur."""
+    """Number of subgroups without samples, among the classes and bias values that occur."""
     cells = _cells(train)
     return len(cells[:, 0].unique()) * len(cells[:, 1].unique()) - len(cells.unique(dim=0))
 
 
 def _single_subgroups(train: BiasedDataset) -> int:
-    """Cells (y, b) with one sample."""
+    """Number of subgroups with one sample."""
     _, counts = _cells(train).unique(dim=0, return_counts=True)
     return int((counts == 1).sum())
 
 
 def _cells(train: BiasedDataset) -> Tensor:
+    """Class label and first bias label of every sample, shape (N, 2)."""
     return torch.stack([train.target, train.bias[:, 0]], 1)
 
 
 def _of_selection(subject: Subject, found: SearchResult | None) -> Iterator[str]:
+    """Warnings about the data on which the epoch was selected and the results are reported."""
     chosen = None if found is None else found.history[found.picks[found.rule].epoch - 1].validation
     if chosen is not None and found is not None and found.rule in NEED_BIAS:
         least = min(group.n for group in chosen.subgroups)
@@ -92,6 +96,7 @@ def _of_selection(subject: Subject, found: SearchResult | None) -> Iterator[str]
 
 
 def _of_preprocessing(subject: Subject) -> Iterator[str]:
+    """A warning if the normalisation of the images had to be assumed."""
     train = subject.splits.train
     is_file = Path(subject.specification).exists()
     if isinstance(train.inputs, Tensor) and "mean" not in subject.checkpoint.preprocessing and is_file:
@@ -103,6 +108,7 @@ def _of_preprocessing(subject: Subject) -> Iterator[str]:
 
 
 def _of_masks(results: RunResults) -> Iterator[str]:
+    """Warnings about masks that are all equal, and about mutual information that was mostly 0."""
     masks, found = results.masks, results.found
     if masks.num_closed in (0, masks.num_channels):
         yield f"the masks are all {'open' if not masks.num_closed else 'closed'}"
@@ -111,6 +117,7 @@ def _of_masks(results: RunResults) -> Iterator[str]:
 
 
 def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[str]:
+    """Warnings about accuracies that fell."""
     dense, slim = results.dense.evaluation, results.slim.evaluation
     if slim.unbiased_accuracy < dense.unbiased_accuracy:
         yield (
@@ -129,7 +136,7 @@ def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[s
 
 
 def _of_target(plan: PruningPlan) -> Iterator[str]:
-    """Where rounding kept a target from being met."""
+    """A warning if rounding kept the target from being met."""
     if not plan.target:
         return
     asked, reached = plan.target["asked"], plan.target["reached"]

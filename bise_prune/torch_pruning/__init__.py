@@ -1,1 +1,1 @@
-"""Everything that uses the library torch-pruning: its dependency graph, masks as its importance, its engine."""
+"""All that uses the library Torch-Pruning: dependency groups, masks as an importance criterion, and removal."""

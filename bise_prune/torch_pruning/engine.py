@@ -1,4 +1,4 @@
-"""Removal by torch-pruning's own engine: whole dependency groups, for comparison and for its users."""
+"""Removal of whole dependency groups by Torch-Pruning's own engine, for comparison with the exact removal."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .graph import DependencyGroup, build_graph, dependency_groups, remove_chann
 
 @dataclass(frozen=True)
 class GroupRemoval:
-    """What torch-pruning's engine has removed.
+    """The result of a removal by Torch-Pruning's engine.
 
     Attributes:
-        model: the slim network, under constant gates where closed channels had to stay.
-        kept: layer -> bool over its output channels, True where one stays, for layers that lost some.
-        stays: site -> closed channels that stay, since they are coupled to something open.
+        model: the slim network; it still has gates with fixed masks where closed channels had to stay.
+        kept: layer name -> bool over its output channels, True = kept, for layers that lost channels.
+        stays: site name -> closed channels that stay, since they are coupled to open channels.
     """
 
     model: nn.Module
@@ -36,12 +36,12 @@ def remove_by_groups(
 ) -> GroupRemoval:
     """Remove from a copy of ``model`` the channels that are zero in every layer of a dependency group (experimental).
 
-    What is closed but coupled to something open stays under constant gates, and a layer that would be left empty
+    Closed channels that are coupled to open ones stay and are multiplied by zero; a layer that would be left empty
     keeps one channel.
 
     Args:
         model: the dense network; never changed.
-        keep: site -> bool mask, True = keep.
+        keep: site name -> mask, bool of shape (channels,), True = keep.
         sites: its gate sites.
         record: its trace.
         example_inputs: its input(s), batch first.
@@ -79,7 +79,7 @@ def remove_by_groups(
 
 
 def _removable(group: DependencyGroup, record: Trace, analysis: Analysis) -> Tensor:
-    """Root channels that every reader of the group finds to be zero, and that nothing else reads."""
+    """Return the channels of a dependency group that only its layers read, and read as zero."""
     removable = torch.full((group.num_channels,), group.followed)
     readers = 0
     for member in group.members:
@@ -92,7 +92,7 @@ def _removable(group: DependencyGroup, record: Trace, analysis: Analysis) -> Ten
             if member.is_output:
                 live = analysis.live(value)
             else:
-                live = analysis.constant[value] != 0  # NaN differs from 0, too
+                live = analysis.constant[value] != 0  # NaN (live) differs from 0, too
             removable[member.roots[live[member.channels]]] = False
         if not record.calls_of(member.layer):
             return torch.zeros_like(removable)
@@ -100,7 +100,7 @@ def _removable(group: DependencyGroup, record: Trace, analysis: Analysis) -> Ten
 
 
 def _remaining(value: int, record: Trace, gone: Mapping[str, Tensor], seen: dict[int, Tensor]) -> Tensor:
-    """Channels of a value that are still there once layers have lost theirs."""
+    """Return which channels of a value are left when layers have lost the channels in ``gone``."""
     if value not in seen:
         index = record.values[value].call
         call = record.calls[index] if index is not None else None
@@ -119,6 +119,7 @@ def _remaining(value: int, record: Trace, gone: Mapping[str, Tensor], seen: dict
 
 
 def _width(model: nn.Module, layer: str) -> int:
+    """Return the number of output channels of a layer."""
     weight = model.get_submodule(layer).weight
     assert isinstance(weight, Tensor)
     return weight.shape[0]

@@ -1,7 +1,7 @@
-"""Which layers share channels: torch-pruning's dependency graph, reduced to plain records.
+"""Dependency groups: which layers share channels, read from Torch-Pruning's dependency graph into plain dataclasses.
 
-The only place where the graph is built. torch-pruning follows autograd, so on frozen weights its graph is empty without
-a word: weights are unfrozen while it traces and restored afterwards.
+No other module builds the graph. Torch-Pruning follows autograd, so that its graph of a frozen network is empty without
+any error: weights are unfrozen while it traces, and frozen again afterwards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ _PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 @dataclass(frozen=True)
 class GroupMember:
-    """A layer of a group: channel ``channels[i]`` of its output (or input) goes with root channel ``roots[i]``."""
+    """A layer in a dependency group.
+
+    Attributes:
+        layer: name of the layer.
+        is_output: whether its output channels belong to the group; otherwise its input channels do.
+        channels: indices of these channels in the layer, int64.
+        roots: for each of them the channel of the root layer that it is removed with, int64.
+    """
 
     layer: str
     is_output: bool
@@ -37,10 +44,10 @@ class DependencyGroup:
     """Layers whose channels can only be removed together.
 
     Attributes:
-        root: the layer whose output channels number the group's.
-        num_channels: how many there are.
-        members: every layer concerned, the root first.
-        followed: whether every layer concerned is known with all its channels.
+        root: name of the layer whose output channels number the channels of the dependency group.
+        num_channels: number of channels of the dependency group.
+        members: every layer in it, the root first.
+        followed: whether every layer in it is known, with all its channels.
     """
 
     root: str
@@ -50,13 +57,21 @@ class DependencyGroup:
 
     @property
     def producers(self) -> list[str]:
-        """Layers whose output channels belong to the group."""
+        """Names of the layers whose output channels belong to the dependency group."""
         return [member.layer for member in self.members if member.is_output]
 
 
 def build_graph(model: nn.Module, example_inputs: Inputs) -> tp.DependencyGraph:
-    """The dependency graph of ``model``, in eval mode, frozen weights or not."""
-    # torch-pruning tries model(*inputs) first, which would unpack the batch of a lone tensor.
+    """Build Torch-Pruning's dependency graph of ``model``; weights may be frozen.
+
+    Args:
+        model: the network.
+        example_inputs: its input(s), batch first.
+
+    Raises:
+        ModelError: Torch-Pruning cannot trace the network.
+    """
+    # Torch-Pruning tries model(*inputs) first, which would split a single tensor by samples.
     inputs = example_inputs if isinstance(example_inputs, (tuple, Mapping)) else (example_inputs,)
     with _unfrozen(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -69,12 +84,12 @@ def build_graph(model: nn.Module, example_inputs: Inputs) -> tp.DependencyGraph:
 
 
 def dependency_groups(graph: tp.DependencyGraph) -> list[DependencyGroup]:
-    """Every dependency group of the graph."""
-    # By module object: torch-pruning's own node names hold the layer's repr.
+    """Return every dependency group of the graph whose root is a convolution or linear layer."""
+    # Matched by module object, since Torch-Pruning's node names contain the repr of the layer.
     names: dict[Any, str] = {module: name for name, module in graph.model.named_modules()}
     groups: list[DependencyGroup] = []
     seen: set[str] = set()
-    for module, name in names.items():  # in the model's order: a block's own layer comes before its shortcut
+    for module, name in names.items():  # in model order: a block's own layer precedes its shortcut
         if name in seen or module not in graph.module2node or not isinstance(module, _PRODUCERS):
             continue
         prune_out = graph.get_pruner_of_module(module).prune_out_channels
@@ -85,11 +100,11 @@ def dependency_groups(graph: tp.DependencyGraph) -> list[DependencyGroup]:
 
 
 def remove_channels(graph: tp.DependencyGraph, removed: Mapping[str, tuple[int, ...]]) -> None:
-    """Remove output channels of root layers, with all that depends on them, from the graph's own model.
+    """Remove output channels of root layers, and all channels coupled to them, from the model of the graph.
 
     Args:
-        graph: a graph built on the model to change.
-        removed: root layer -> channels; one entry per dependency group.
+        graph: a dependency graph; its model is changed.
+        removed: name of a root layer -> its output channels to remove; one entry per dependency group.
 
     Raises:
         PruningError: a layer would be left without channels.
@@ -105,10 +120,11 @@ def remove_channels(graph: tp.DependencyGraph, removed: Mapping[str, tuple[int, 
 
 
 def _group(group: Any, names: Mapping[Any, str]) -> DependencyGroup:
+    """Read one of Torch-Pruning's groups into a :class:`DependencyGroup`."""
     members, followed = [], True
     for item in group.items:
         module, name = item.dep.target.module, names.get(item.dep.target.module)
-        if name is None:  # an operation, or a parameter outside any module that torch-pruning knows
+        if name is None:  # an operation, or a parameter outside the modules that Torch-Pruning knows
             followed &= not isinstance(module, nn.Parameter)
             continue
         roots = item.root_idxs
@@ -120,7 +136,7 @@ def _group(group: Any, names: Mapping[Any, str]) -> DependencyGroup:
     return DependencyGroup(names[group[0].dep.target.module], len(group[0].idxs), tuple(members), followed)
 
 
-# Norms and depthwise convolutions are pruned by one function for input and output alike; they count as outputs.
+# Norms and depthwise convolutions have one pruning function for input and output; they count as outputs.
 _OUTPUT_PRUNERS = {
     tp.prune_conv_out_channels,
     tp.prune_linear_out_channels,
@@ -132,11 +148,12 @@ _OUTPUT_PRUNERS = {
 
 @contextmanager
 def _unfrozen(model: nn.Module) -> Iterator[None]:
+    """While active, all parameters require gradients and gradients are enabled."""
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     model.requires_grad_(True)
     try:
         with torch.enable_grad():
             yield
     finally:
-        for name in frozen:  # by name: pruning replaces the parameter objects
+        for name in frozen:  # found by name, since pruning replaces the parameter objects
             model.get_parameter(name).requires_grad_(False)

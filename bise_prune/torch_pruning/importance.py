@@ -1,4 +1,4 @@
-"""Learned masks as an importance criterion that any torch-pruning pruner accepts."""
+"""Learned mask logits as an importance criterion for the pruners of Torch-Pruning."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"all": torch.max, "any": t
 
 
 class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
-    """Importance of a channel = its mask logit m (BISE, Eq. 2): the lower, the sooner it goes.
+    """The importance of a channel is its mask logit m (BISE, Eq. 2): channels with the lowest m are removed first.
 
-    Works in local and global pruning, with any ``pruning_ratio`` and ignored layers. Scores are not normalised per
-    group, since the zero of m has a meaning of its own, and never tie. Groups without masks return None, which
-    pruners skip. One step only: after a removal the masks no longer match the layers.
+    It works in local and global pruning, with any ``pruning_ratio`` and ignored layers. Scores are not normalised per
+    dependency group, since the sign of m has a meaning of its own, and no two scores are equal. For dependency groups
+    without masks it returns None, and pruners skip them. Prune in one step only: after a removal the masks no longer
+    match the layers.
 
-    Two habits of torch-pruning's own pruners are out of this class's reach: on frozen weights they find no groups and
-    remove nothing without a word, and ``round_to`` rounds the channels that stay *down*, so that open ones go as well.
-    :func:`bise_prune.prune` does neither.
+    Two properties of Torch-Pruning's own pruners cannot be changed from here: on frozen weights they find no dependency
+    groups and remove nothing without any error, and ``round_to`` rounds the number of kept channels *down*, so that
+    open channels are removed as well. :func:`bise_prune.prune` does neither.
 
     Args:
-        masks: masks of the very network that is pruned (layers are matched by name).
-        reduction: how masks of coupled outputs that disagree become one score. "all" = the largest m, so that a
-            channel counts as closed only if all close it; "any" = the smallest; "mean".
+        masks: masks of the network that is pruned (layers are matched by name).
+        reduction: how different mask logits of coupled channels become one score. "all" takes the largest m, so that a
+            channel counts as closed only if all masks close it; "any" takes the smallest, "mean" the mean.
 
     Raises:
-        ConfigError: an unknown reduction.
-        ModelError: there are no masks.
+        ConfigError: the reduction is unknown.
+        ModelError: the mask set is empty.
     """
 
     def __init__(self, masks: MaskSet, reduction: Reduction = "all") -> None:
@@ -51,10 +52,13 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
         self.ceiling = max(float(part.max()) for part in parts) + 1.0
 
     def __call__(self, group: Any) -> Tensor | None:
-        """One score per root channel of a torch-pruning group; None where no mask gates it.
+        """Return one score per root channel of a dependency group of Torch-Pruning; None if no mask gates it.
+
+        Args:
+            group: the group, as Torch-Pruning's pruners pass it.
 
         Raises:
-            ModelError: a mask's length is not its layer's width.
+            ModelError: the length of a mask is not the width of its layer.
         """
         names = {module: name for name, module in group._DG.model.named_modules()}
         rows = []
@@ -78,7 +82,7 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
             return None
         table = torch.stack(rows)
         covered = ~table.isnan().all(0)
-        # Channels that only some members carry (concatenations): reduce over those; without a mask they stay.
+        # Channels that only some layers have (concatenations): reduce over these; channels without a mask stay.
         result = torch.full((table.shape[1],), self.ceiling, dtype=torch.float64)
         for i in covered.nonzero().flatten().tolist():
             column = table[:, i]

@@ -1,10 +1,11 @@
-"""One forward pass, watched: which functions run, and which channels each of their results is made of.
+"""Trace a model: run one forward pass and record it as a graph of function calls and their channels.
 
-The pass runs the model as it is (no rewriting, no symbolic values) under a :class:`TorchFunctionMode`, which sees every
-torch function called from Python, from modules and from plain code alike. The record is a graph of :class:`Call` and
-:class:`Value`. A value's channels are the entries along the dimensions in which its entries differ in origin; functions
-that only move data are run a second time on the channels' numbers, so that one rule serves reshape, shuffle, concat and
-the like. A function without a rule is *opaque*: it reads everything, and nothing is known of what it returns.
+The model runs unchanged (no rewriting, no symbolic values) under a :class:`TorchFunctionMode`, which sees every torch
+function called from Python, in modules and in plain code alike. The trace is a graph of :class:`Call` and
+:class:`Value` objects. The channels of a value lie along the dimensions in which its entries have different origins.
+Functions that only move data are run a second time on the numbers of the channels, so that one rule covers reshape,
+shuffle, concatenation and similar functions. A function without a rule is *opaque*: it is assumed to read all channels
+of its operands, and nothing is known about the channels of its result.
 """
 
 from .functions import NONLINEARITIES, CallCounter, FunctionMode, function_name, replace_tensors, tensors_in

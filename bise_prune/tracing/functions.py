@@ -1,4 +1,4 @@
-"""Names for torch functions, and the tensors among their arguments."""
+"""Canonical names of torch functions, tensors among arguments, and modes that intercept function calls."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# Functions whose output may carry a gate (Eq. 2 gates "the outputs of the nonlinearities").
+# Functions whose output may be gated (Eq. 2 gates "the outputs of the nonlinearities").
 NONLINEARITIES = frozenset({
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "tanh",
     "softsign", "hardtanh", "softplus", "sigmoid", "hardsigmoid", "logsigmoid",
 })  # fmt: skip
-SCALES = frozenset({"sigmoid", "hardsigmoid"})  # no gate where they only scale another tensor (squeeze-and-excite)
+SCALES = frozenset({"sigmoid", "hardsigmoid"})  # not gated where they only scale another tensor (squeeze-and-excite)
 
 _CANONICAL = {
     "iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "multiply": "mul", "isub": "sub", "subtract": "sub",
@@ -25,13 +25,13 @@ _CANONICAL = {
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """The canonical name of a torch function: "add" for ``torch.add``, ``Tensor.add_`` and ``+=`` alike."""
+    """Return the canonical name of a torch function: "add" for ``torch.add``, ``Tensor.add_`` and ``+=`` alike."""
     name = getattr(function, "__name__", str(function)).strip("_")
     return _CANONICAL.get(name, name)
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among arguments, in order, those in lists, tuples and dicts included."""
+    """Yield the tensors among ``values`` in order, including those inside lists, tuples and mappings."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -42,7 +42,13 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def replace_tensors(value: Any, replacement: Callable[[Any], Any], kind: type = Tensor) -> Any:
-    """``value`` with every instance of ``kind`` in it replaced, in order."""
+    """Return ``value`` with every instance of ``kind`` in it replaced, in order; lists, tuples and dicts are copied.
+
+    Args:
+        value: any value; lists, tuples, named tuples and dicts are searched at every depth.
+        replacement: function that takes an instance of ``kind`` and returns what replaces it.
+        kind: type whose instances are replaced.
+    """
     if isinstance(value, kind):
         return replacement(value)
     if isinstance(value, list):
@@ -56,10 +62,13 @@ def replace_tensors(value: Any, replacement: Callable[[Any], Any], kind: type = 
 
 
 class FunctionMode(TorchFunctionMode):
-    """Sees the torch functions that are called while it is active, and decides what they return.
+    """A mode that intercepts every torch function called while it is active, and decides what the call returns.
 
-    Modes that are entered one within the other are dispatched to one by one, and the outer ones see what the inner ones
-    compute. A mode *behind* another one is not entered: it gets what that one passes on, and nothing else.
+    When one mode is entered inside another, each is called in turn, and the outer mode also sees the functions that the
+    inner mode calls. A mode set as ``behind`` is not entered: it only receives the calls that this mode passes on.
+
+    Attributes:
+        behind: the mode that receives the calls passed on; None to run the function itself.
     """
 
     behind: FunctionMode | None = None
@@ -70,28 +79,32 @@ class FunctionMode(TorchFunctionMode):
         return self.outcome(func, args, dict(kwargs or {}))
 
     def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a call returns."""
+        """Return the result of a call; subclasses override this method."""
         raise NotImplementedError
 
     def passed_on(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the mode behind makes of a call, or the function itself."""
+        """Return the result of the mode ``behind`` for a call, or of the function itself if there is no such mode."""
         return func(*args, **kwargs) if self.behind is None else self.behind.outcome(func, args, kwargs)
 
 
 class CallCounter(FunctionMode):
-    """Sees each torch function with its key: its name, and how many counted calls of that name came before."""
+    """A mode that numbers the calls of each torch function, so that another forward pass can find the same call.
+
+    The key of a call is the name of its function and the number of counted calls of that name before it. A call is
+    counted if a floating-point tensor with at least one dimension is among its arguments.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
 
     def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a call returns."""
+        """Determine the key of a call, count it, and return the result of :meth:`called`."""
         name = function_name(func)
         if name == "iter":
             return iter(self.outcome(torch.unbind, args, kwargs))
         key = name, self.counts[name]
-        # In training mode, batch norms count their batches in integers: that is no call of the network.
+        # Batch norms in training mode count batches in an integer tensor, which is no part of the computation.
         counted = any(tensor.is_floating_point() and tensor.ndim for tensor in tensors_in([*args, *kwargs.values()]))
         self.counts[name] += counted
         return self.called(key, counted, func, args, kwargs)
@@ -104,5 +117,13 @@ class CallCounter(FunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """What the call returns; a key belongs to the counted call that has it."""
+        """Return the result of a call; subclasses override this method.
+
+        Args:
+            key: name of the function, and number of counted calls of that name before this call.
+            counted: whether this call is counted; one that is not has the key of the next counted call.
+            func: the torch function.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+        """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Why a channel stays, or a function is not followed: an enumeration, from which the words are made."""
+"""Reasons why a channel stays or a function is not followed: an enumeration, from which the messages are made."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class Why(Enum):
-    """The kinds of reasons; each value is the text, with the fields of :class:`Reason` in braces."""
+    """The kinds of reasons; each value is the message, with the fields of :class:`Reason` in braces."""
 
-    # A function is not followed.
+    # Why a function is not followed.
     NO_RULE = "{function} is not understood"
     NORMALISES_ALL = "{function} computes with all its channels at once"
     LEAVES_TORCH = "{function} hands it to Python"
@@ -27,9 +27,9 @@ class Why(Enum):
     SLOPES_DIMENSION = "prelu's slopes lie along another dimension than the channels"
     PADS_A_VALUE = "pad surrounds the channels with a value other than zero"
     PADS_CHANNELS = "pad adds channels in a way that is not understood"
-    # A module does not run.
+    # Why a module stays unchanged.
     IDLE = "'{layer}' does not run in eval mode: it stays as it was"
-    # A closed channel stays.
+    # Why a closed channel stays.
     READ_ELSEWHERE = "another layer reads this channel while its gate is open"
     SIZE_ASKED = "its size is asked for"
     SCALES_ALL = "it scales all channels"
@@ -46,24 +46,24 @@ class Why(Enum):
     EQUAL_GROUPS = "'{layer}' needs groups of equal size"
     ROUNDED_UP = "widths are rounded up"
     COUPLED = "coupled outputs read these channels while they are open"
-    # As an older version worded it.
+    # Read from a plan file that holds only the text.
     RECORDED = "{text}"
 
     @property
     def is_consequence(self) -> bool:
-        """Whether there is nothing to tell of a function: another one made its channels unknown, or it has none."""
+        """Whether the plan leaves this reason out: it follows from another one, or concerns integers only."""
         return self in (Why.INTEGERS, Why.READS_UNKNOWN, Why.MOVES_UNKNOWN)
 
 
 class Reason(str):
-    """A reason as a text, which decisions are not made on, and the fields that it is made of, which they are.
+    """Why a channel stays or a function is not followed: a string for people, with fields on which the code decides.
 
     Args:
-        why: the kind.
-        function: canonical name of the function in question, if the kind speaks of one.
-        layer: name of the layer or module, likewise.
-        module: the module in which it runs; the text begins with it.
-        text: of a recorded reason.
+        why: kind of the reason.
+        function: canonical name of the function, if the kind mentions one.
+        layer: name of the layer or module, if the kind mentions one.
+        module: name of the module in which the function runs; the text begins with it.
+        text: the whole text of a reason of which nothing else is known (``Why.RECORDED``).
 
     >>> Reason(Why.NO_RULE, function="cumsum", module="mix")
     "in 'mix', cumsum is not understood"
@@ -77,7 +77,7 @@ class Reason(str):
     def __new__(
         cls, why: Why, *, function: str = "", layer: str | None = "", module: str = "", text: str = ""
     ) -> Reason:
-        """The text, with its fields beside it."""
+        """Create the string and set its fields."""
         words = why.value.format(function=function, layer=layer, text=text)
         reason = super().__new__(cls, f"in '{module}', {words}" if module else words)
         reason.why, reason.function, reason.layer, reason.module = why, function, layer or "", module
@@ -85,25 +85,25 @@ class Reason(str):
 
     @classmethod
     def recorded(cls, text: str) -> Reason:
-        """A reason of which only the words are known."""
+        """Return a reason of which only the text is known."""
         return cls(Why.RECORDED, text=text)
 
     def inside(self, module: str) -> Reason:
-        """The same reason, said to be in a module."""
+        """Return the same reason with ``module`` as the module in which the function runs."""
         return Reason(self.why, function=self.function, layer=self.layer, module=module)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields of the reason as JSON values."""
         text = str(self) if self.why is Why.RECORDED else ""
         fields = {"function": self.function, "layer": self.layer, "module": self.module, "text": text}
         return {"why": self.why.name.lower(), **{name: value for name, value in fields.items() if value}}
 
     @classmethod
     def from_dict(cls, about: dict[str, Any]) -> Reason:
-        """The reason that :meth:`as_dict` described.
+        """Return the reason that :meth:`as_dict` described.
 
         Raises:
-            KeyError: an unknown kind.
-            TypeError: unknown fields.
+            KeyError: the kind is missing or unknown.
+            TypeError: there are unknown fields.
         """
         return cls(Why[about["why"].upper()], **{name: str(value) for name, value in about.items() if name != "why"})

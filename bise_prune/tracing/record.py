@@ -1,4 +1,4 @@
-"""The record of a forward pass: a graph of calls and values."""
+"""The data structures of a trace: a graph of function calls and the tensors between them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,35 @@ from torch import Tensor
 from .functions import SCALES
 from .reasons import Reason
 
-# What a call does with channels: "mixing" computes each output channel from all input channels of its group
-# (convolution, linear layer), "channelwise" and "elementwise" from the same channel of each operand, the latter entry
-# by entry; "movement" copies entries; "opaque" is not understood.
+# What a call does with channels. "mixing": each output channel is computed from all input channels of its convolution
+# group (convolution, linear layer). "channelwise": from the same channel of its operand (pooling, batch norm).
+# "elementwise": entry by entry, from the same channel of each operand. "movement": entries are only copied.
+# "opaque": not understood.
 Kind = Literal["mixing", "channelwise", "elementwise", "movement", "opaque"]
 
 
 class Slot(NamedTuple):
-    """Stands for the ``position``-th tensor among a call's arguments."""
+    """Placeholder for the ``position``-th tensor among the arguments of a call."""
 
     position: int
 
 
 @dataclass
 class Value:
-    """A tensor of the forward pass.
+    """A tensor of the traced forward pass.
 
     Attributes:
         index: position in :attr:`Trace.values`.
-        shape: its shape.
-        compact: its shape with 1 where all entries along a dimension belong to one channel; None = unknown.
-        layer: the layer that produces these channels, if it is one; for a parameter the module that owns it.
-        parameter: full name, if this is a parameter or buffer read by a function other than its layer's own.
-        full: whether its extent beside the channels is the data's own; False behind a global pooling.
-        measured: whether Python asked for its size.
-        call: index of the call that returns it; None for inputs and parameters.
-        readers: indices of the calls that read it, in order, with repetition.
+        shape: shape of the tensor.
+        compact: its shape with size 1 for each dimension along which all entries belong to one channel; None = unknown.
+        layer: name of the layer that produces these channels, if it is a single one; for a parameter the module that
+            owns it.
+        parameter: full name, if this is a parameter or buffer that is read by a function other than its layer's own.
+        full: whether the tensor has the spatial or sequence size of the data; False behind a global pooling and for
+            parameters.
+        measured: whether Python code asked for the size of the tensor.
+        call: index of the call that returns the tensor; None for inputs, parameters and other constants.
+        readers: indices of the calls that read the tensor, in order; a call that reads it twice occurs twice.
     """
 
     index: int
@@ -54,12 +57,12 @@ class Value:
 
     @property
     def num_channels(self) -> int:
-        """Channels that can be told apart; 1 where nothing is known."""
+        """Number of distinguishable channels; 1 if the channels are unknown."""
         return math.prod(self.compact) if self.compact is not None else 1
 
     @property
     def dim(self) -> int | None:
-        """The channel dimension, if there is exactly one."""
+        """The channel dimension if there is exactly one, otherwise None."""
         if self.compact is None:
             return None
         dims = [dim for dim, size in enumerate(self.compact) if size > 1]
@@ -68,24 +71,31 @@ class Value:
 
 @dataclass
 class Call:
-    """A torch function that returned a tensor.
+    """A call of a torch function in the traced forward pass.
 
     Attributes:
         index: position in :attr:`Trace.calls`.
-        function: canonical name, e.g. "add" for ``+=``.
-        count: how many calls of that name came before.
-        kind: what it does with channels.
-        run: the function itself, with ``args`` and ``kwargs``, in which :class:`Slot` stands for tensors.
-        operands: indices of the values read, in the order of the tensors among the arguments; None = a weight.
-        outputs: indices of the values returned.
-        maps: (operand position, output position) -> for each output channel the operand channel it is made of; -1 none.
-        layer: the module that owns the weights, if the call has any and that module alone owns them.
-        groups: of a mixing call; transposed convolutions have ``transposed``.
-        whole: whether a mixing call reads a tensor whose channels are not its inputs, so that it needs all of them.
-        padded: whether the borders of a constant input would differ from its inside.
-        module: the innermost module that was running.
+        function: canonical name of the function, e.g. "add" for ``+=``.
+        count: number of counted calls of that name before this call.
+        kind: what the call does with channels; see ``Kind``.
+        run: the function itself, to be called with ``args`` and ``kwargs``.
+        args: positional arguments, with a :class:`Slot` in place of each tensor.
+        kwargs: keyword arguments, with a :class:`Slot` in place of each tensor.
+        operands: indices of the values that the call reads, in the order of the tensors among its arguments; None = the
+            weight of a layer, or another tensor that does not depend on the model's input.
+        outputs: indices of the values that the call returns.
+        maps: (operand position, output position) -> for each output channel the operand channel that it is made of,
+            int64; -1 = none.
+        layer: name of the module that owns the weights of the call, if it has any and no other module shares them.
+        groups: number of groups of a convolution (``Conv2d.groups``); 1 for other calls.
+        transposed: whether the call is a transposed convolution.
+        padded: whether a constant other than zero is treated as live behind the call: zero padding and overlapping
+            kernels make it differ from place to place, a sum multiplies it by the number of places.
+        whole: whether a mixing call needs its operand at full width, because the operand's channels are not the inputs
+            of the layer or because the weights must keep their shape.
+        module: name of the innermost module that was running.
         macs: multiply-accumulates of a convolution or linear layer, for the whole example batch.
-        why: for an opaque call, what is not understood.
+        why: for an opaque call, the reason why it is not followed.
     """
 
     index: int
@@ -109,7 +119,7 @@ class Call:
     _identities: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def keeps(self, operand: int, output: int = 0) -> bool:
-        """Whether an output has the channels of an operand, one to one and in order."""
+        """Whether the channels of an output are those of an operand, one to one and in the same order."""
         key = (operand, output)
         if key not in self._identities:
             mapping = self.maps.get(key)
@@ -119,17 +129,26 @@ class Call:
 
     @property
     def key(self) -> tuple[str, int]:
-        """By which a running forward pass finds the call."""
+        """Function name and count, by which another forward pass finds this call."""
         return self.function, self.count
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument given by position or by name."""
+        """Return an argument that was given by position or by name, or ``default`` if it was not given."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
 
 @dataclass(frozen=True)
 class Nonlinearity:
-    """A nonlinearity of the forward pass, the ``index``-th; ``layer`` produces its channels, if one layer does."""
+    """A call of a nonlinearity in the traced forward pass.
+
+    Attributes:
+        index: number of calls of nonlinearities before it, including those on constants.
+        function: canonical name of the function.
+        dim: the channel dimension of its output.
+        num_channels: size of that dimension.
+        layer: name of the layer that produces these channels, if it is a single one.
+        call: position in :attr:`Trace.calls`.
+    """
 
     index: int
     function: str
@@ -141,18 +160,20 @@ class Nonlinearity:
 
 @dataclass
 class Trace:
-    """The record of one forward pass.
+    """One forward pass, recorded as a graph of function calls.
 
     Attributes:
-        calls: in order of execution.
-        values: every tensor, in order of appearance.
-        nonlinearities: in order of execution.
-        inputs: values that the model is given.
-        outputs: values that the model returns.
-        logits: the value of the logits; None where they are not made by a function (a model that returns its input).
-        unused: modules with weights of which none was read (auxiliary heads); not those within another such module.
-        totals: function name -> counted calls, those on constants included.
-        rigid: names of parameters whose shape must stay, since a function reads them that is not their layer's own.
+        calls: all calls, in order of execution.
+        values: all tensors, in order of appearance.
+        nonlinearities: all calls of nonlinearities, in order of execution.
+        inputs: indices of the values that the model is given.
+        outputs: indices of the values that the model returns.
+        logits: index of the value of the logits; None if the pass did not compute them.
+        totals: function name -> number of counted calls, including those on constants.
+        unused: names of modules with weights of which none was read (such as a second classifier head used in training
+            only); modules inside another unused module are left out.
+        rigid: names of parameters and buffers whose shape must stay, because a function other than their layer's own
+            reads them.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -167,7 +188,7 @@ class Trace:
 
     @property
     def scales(self) -> set[int]:
-        """Indices of sigmoids that only scale another tensor (squeeze-and-excite)."""
+        """Indices of the sigmoids that only scale another tensor (squeeze-and-excite)."""
         found = set()
         for n in self.nonlinearities:
             (output,) = self.calls[n.call].outputs
@@ -178,28 +199,28 @@ class Trace:
 
     @property
     def frozen(self) -> set[str]:
-        """Layers whose weights must stay as they are, since a function reads them that is not the layer's own."""
+        """Names of layers whose weights must keep their shape, because another function reads them as well."""
         return {name.rpartition(".")[0] for name in self.rigid}
 
     @property
     def first_fork(self) -> int | None:
-        """The call that first read the first value which two calls read; None in a plain chain."""
+        """Index of the first call that reads a value which is read more than once; None in a network without forks."""
         forks = [value.readers[0] for value in self.values if not value.parameter and len(value.readers) > 1]
         return min(forks, default=None)
 
     @cached_property
     def call_of(self) -> dict[tuple[str, int], Call]:
-        """Key -> the counted call that has it; once the pass is over."""
-        # A call that is not counted has the key of the next one that is, which takes its place here.
+        """Key -> the counted call with that key; read it only when the trace is complete."""
+        # A call that is not counted has the key of the next counted call, which replaces it in this table.
         return {call.key: call for call in self.calls}
 
     def calls_of(self, layer: str) -> list[Call]:
-        """The calls that use a module's own weights, in order."""
+        """Return the calls that use a module's own weights, in order of execution."""
         return self.calls_by_layer.get(layer, [])
 
     @cached_property
     def calls_by_layer(self) -> dict[str, list[Call]]:
-        """Module name -> the calls that use its own weights, in order; once the pass is over."""
+        """Module name -> the calls that use its own weights, in order; read it only when the trace is complete."""
         table: dict[str, list[Call]] = {}
         for call in self.calls:
             if call.layer is not None:
@@ -208,7 +229,7 @@ class Trace:
 
     @property
     def head(self) -> Call | None:
-        """The mixing call whose channels are the logits, if there is one: the classifier."""
+        """The call of the classifier head, whose output channels are the logits; None if there is none."""
         value = self.logits
         while value is not None and (index := self.values[value].call) is not None:
             call = self.calls[index]
@@ -223,4 +244,5 @@ class Trace:
 
 
 def _multiplies(call: Call) -> bool:
+    """Whether a call multiplies two different tensors."""
     return call.function == "mul" and call.kind == "elementwise" and len(set(call.operands)) == 2

@@ -1,4 +1,4 @@
-"""What each torch function does with channels, by its name."""
+"""Rules that say, for each torch function by its name, what it does with channels."""
 
 from __future__ import annotations
 
@@ -37,25 +37,26 @@ _SAME_SHAPE_NORMS = {"layer_norm", "group_norm", "rms_norm", "local_response_nor
 
 
 class ChannelRules:
-    """Finds out what calls do with channels.
+    """Determines what each call does with channels, and completes the trace with it.
 
     Args:
-        trace: the record so far; it is completed.
-        owner: id of a parameter or buffer -> the module that it belongs to and its name there; None for shared ones.
+        trace: the trace so far; the rules complete it.
+        owner: id of a parameter or buffer -> name of the module that it belongs to and its name in that module; None
+            for tensors that several modules share.
     """
 
     def __init__(self, trace: Trace, owner: Mapping[int, tuple[str, str] | None]) -> None:
         self.trace, self.owner = trace, owner
-        self.nonlinearities = 0  # seen so far
+        self.nonlinearities = 0  # number of calls of nonlinearities so far
 
     def apply(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]) -> None:
-        """Complete the record of a call that has run.
+        """Complete the description of a call that has just run.
 
         Args:
-            call: the call, its operands and outputs known.
-            tensors: among its arguments, in order.
-            shapes: of those, before the call.
-            outputs: its results.
+            call: the call, with its operands and outputs.
+            tensors: the tensors among its arguments, in order.
+            shapes: shapes of these tensors before the call.
+            outputs: the values that the call returns.
         """
         name = call.function
         if not outputs:
@@ -72,6 +73,7 @@ class ChannelRules:
     def _apply_rule(
         self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]
     ) -> None:
+        """Apply the rule for the function of a call; a call without a rule becomes opaque."""
         name, first = call.function, self._read(call, 0)
         if not any(tensor.is_floating_point() for tensor in tensors):
             _opaque(call, Why.INTEGERS)
@@ -95,11 +97,12 @@ class ChannelRules:
                 outputs[0].compact, outputs[0].layer = first.compact, first.layer
 
     def _read(self, call: Call, position: int) -> Value | None:
+        """Return the value that a call reads at a position; None for weights."""
         operand = call.operands[position] if len(call.operands) > position else None
         return self.trace.values[operand] if operand is not None else None
 
     def _constant(self, tensor: Tensor, call: Call, position: int, compact: tuple[int, ...] | None) -> Value:
-        """A value for a parameter, buffer or foreign tensor that a call computes with."""
+        """Add a value for a parameter, a buffer or another constant tensor that a call computes with."""
         owner = self.owner.get(id(tensor))
         value = Value(len(self.trace.values), tuple(tensor.shape), compact, full=False, readers=[call.index])
         if owner is not None:
@@ -109,6 +112,7 @@ class ChannelRules:
         return value
 
     def _mixing(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
+        """Rule for convolutions and linear layers."""
         inputs, spatial = self._read(call, 0), _CONVOLUTIONS.get(call.function, _TRANSPOSED.get(call.function, 0))
         dim = 1 if spatial else len(shapes[0]) - 1
         call.transposed = call.function in _TRANSPOSED
@@ -131,7 +135,7 @@ class ChannelRules:
             padding = call.argument(4, "padding", 0)
             call.padded = bool(padding == "same" or (padding != "valid" and any(_as_tuple(padding))))
             if call.transposed:
-                call.padded = True  # overlapping kernels: the sum of weights differs from place to place
+                call.padded = True  # kernels overlap, so that the sum of the weights differs from place to place
         if call.groups > 1 and call.groups == shapes[0][1] == output.shape[1] and inputs is not None and not call.whole:
             call.kind = "channelwise"
             call.maps[0, 0] = torch.arange(inputs.num_channels)
@@ -139,7 +143,7 @@ class ChannelRules:
     def _owned(
         self, call: Call, tensors: list[Tensor], names: tuple[str, ...], positions: tuple[int, ...]
     ) -> str | None:
-        """The module whose own parameters, under the same names, a call computes with; None if there is none."""
+        """Return the module whose own parameters, under the same names, a call computes with; None if there is none."""
         found = set()
         for name, position in zip(names, positions, strict=True):
             slot = call.argument(position, name)
@@ -150,6 +154,7 @@ class ChannelRules:
         return layer
 
     def _normalise(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
+        """Rule for batch norm and instance norm."""
         names = ("running_mean", "running_var", "weight", "bias")
         if not any(isinstance(call.argument(p, n), Slot) for p, n in enumerate(names, 1)):
             call.layer = None
@@ -166,11 +171,13 @@ class ChannelRules:
         self._same_channels(call, first, output)
 
     def _same_channels(self, call: Call, first: Value, output: Value) -> None:
+        """Mark a call as channelwise, with the channels of its first operand as the channels of its output."""
         call.kind = "channelwise"
         output.compact, output.layer = first.compact, first.layer
         call.maps[0, 0] = torch.arange(first.num_channels)
 
     def _prelu(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
+        """Rule for PReLU."""
         slot = call.argument(1, "weight")
         owner = self.owner.get(id(tensors[slot.position])) if isinstance(slot, Slot) else None
         if first is None or first.compact is None or owner is None:
@@ -183,6 +190,7 @@ class ChannelRules:
         self._same_channels(call, first, output)
 
     def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:
+        """Rule for pooling, interpolation, reductions and padding beside the channels."""
         name = call.function
         if first is None or first.compact is None:
             _opaque(call, Why.READS_UNKNOWN)
@@ -196,7 +204,7 @@ class ChannelRules:
                 return
             if len(output.shape) < len(first.shape):
                 compact = [size for dim, size in enumerate(compact) if dim not in given]
-            call.padded = name == "sum"  # a constant times the number of places
+            call.padded = name == "sum"  # the sum of a constant is a multiple of it
         elif name == "pad":
             amounts, mode = call.argument(1, "pad"), call.argument(2, "mode", "constant")
             touched = [len(compact) - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
@@ -216,7 +224,7 @@ class ChannelRules:
         call.maps[0, 0] = torch.arange(first.num_channels)
 
     def _pad_channels(self, call: Call, first: Value, output: Value) -> None:
-        """Channels of zeros before and after, as in the shortcuts of CIFAR's ResNets."""
+        """Rule for padding that adds channels of zeros, as in the shortcuts of ResNets for CIFAR."""
         beside = [[size for d, size in enumerate(value.shape) if d != first.dim] for value in (first, output)]
         if first.dim is None or call.argument(2, "mode", "constant") != "constant" or beside[0] != beside[1]:
             _opaque(call, Why.PADS_CHANNELS)
@@ -227,6 +235,7 @@ class ChannelRules:
         call.maps[0, 0] = ids.reshape(-1) - 1
 
     def _elementwise(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
+        """Rule for functions that compute entry by entry, with broadcasting."""
         known = [(k, value) for k in range(len(tensors)) if (value := self._read(call, k)) is not None]
         structured = [value for _, value in known if value.compact is not None]
         ndim = len(output.shape)
@@ -238,7 +247,7 @@ class ChannelRules:
         numbers = {}
         for k, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
             value, aligned = self._read(call, k), _aligned(shape, ndim)
-            if value is None:  # a parameter, a buffer or a tensor made on the spot
+            if value is None:  # a parameter, a buffer or a tensor created during the pass
                 part = tuple(size if compact[d] > 1 else 1 for d, size in enumerate(aligned))
                 own = part[ndim - len(shape) :]
                 if any(size > 1 for size in part) and self.owner.get(id(tensor)) is None:
@@ -269,13 +278,14 @@ class ChannelRules:
             call.maps[k, 0] = ids.expand(compact).reshape(-1)
 
     def _movement(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]) -> None:
+        """Rule for functions that only move data: run them on channel numbers and read off the result."""
         places: list[Tensor] = []
         sources: list[tuple[int, int, Value] | None] = []
         start = 0
         for k, tensor in enumerate(tensors):
             value = self._read(call, k)
             if value is None and not tensor.is_floating_point():
-                sources.append(None)  # an index
+                sources.append(None)  # an index tensor
                 places.append(tensor)
                 continue
             if value is None:
@@ -292,7 +302,7 @@ class ChannelRules:
         args, kwargs = replace_tensors((call.args, call.kwargs), lambda slot: places[slot.position], Slot)
         try:
             result = call.run(*args, **kwargs)
-        except RuntimeError:  # a view of numbers that lie in memory otherwise than the data did
+        except RuntimeError:  # a view that the memory layout of the channel numbers does not allow
             args, kwargs = replace_tensors((args, kwargs), Tensor.contiguous)
             result = call.run(*args, **kwargs)
         moved = list(tensors_in([result]))
@@ -309,7 +319,7 @@ class ChannelRules:
                 output.layer = whole[0].layer
 
     def _lies_along(self, call: Call, sources: list[Any], output: Value) -> bool:
-        """Whether a concatenation runs along the channels; along another dimension it joins like an addition."""
+        """Whether a concatenation runs along the channels; along another dimension it is treated like a sum."""
         values = [value for _, _, value in filter(None, sources)]
         ndim = len(output.shape)
         dim = call.argument(1, "dim", 0) % ndim
@@ -328,8 +338,9 @@ class ChannelRules:
         return False
 
     def _at_nonlinearity(self, call: Call, output: Value) -> None:
+        """Add a call of a nonlinearity to the trace, with its channel dimension."""
         if output.dim is None:
-            # Unknown channels: first for images and vectors, last for token sequences.
+            # If unknown, the channels are assumed in dimension 1, or in the last one for token sequences.
             ndim = len(output.shape)
             dim = ndim - 1 if ndim == 3 else min(1, ndim - 1)
             if output.compact is None or output.num_channels > 1:
@@ -343,28 +354,32 @@ class ChannelRules:
 
 
 def _opaque(call: Call, why: Why) -> None:
+    """Mark a call as opaque, for the given reason."""
     call.kind, call.why, call.layer, call.maps = "opaque", Reason(why, function=call.function), None, {}
 
 
 def _pooled_to(call: Call) -> tuple[Any, ...]:
+    """Return the output size of an adaptive pooling."""
     return _as_tuple(call.argument(1, "output_size"))
 
 
 def along(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
-    """The compact shape of a tensor whose channels lie along one dimension."""
+    """Return the compact shape of a tensor whose channels lie along dimension ``dim``."""
     return tuple(size if d == dim else 1 for d, size in enumerate(shape))
 
 
 def _aligned(sizes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Return a shape with leading dimensions of size 1, so that it has ``ndim`` dimensions (as in broadcasting)."""
     return (1,) * (ndim - len(sizes)) + tuple(sizes)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """Return a list or tuple as a tuple, and any other value as a tuple of one element."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def _compressed(ids: Tensor) -> Tensor:
-    """Entry numbers with every dimension of one channel cut to size 1."""
+    """Cut every dimension along which all channel numbers are equal to size 1."""
     for dim in range(ids.ndim):
         first = ids.narrow(dim, 0, 1)
         if ids.shape[dim] == 1 or ids.stride(dim) == 0 or bool((ids == first).all()):

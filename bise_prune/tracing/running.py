@@ -1,4 +1,4 @@
-"""Calling a model, whatever it takes and returns."""
+"""Calling models with any kind of input and reading the tensors of any kind of output."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
-    """Call ``model`` with a tensor, a tuple of positional or a mapping of keyword arguments."""
+    """Return the output of ``model`` for a tensor, a tuple of positional or a mapping of keyword arguments."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 class ByPosition(nn.Module):
-    """A model that takes its keyword arguments by position, and returns its logits alone.
+    """A model that takes its arguments by position and returns only the logits, as exporters need it.
 
     Args:
         model: the model.
-        names: of its keyword arguments, in order; None for a model that takes positional ones anyway.
+        names: names of its keyword arguments, in order; None for a model that is called with positional arguments.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
@@ -35,17 +35,17 @@ class ByPosition(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits of the model."""
         if self.names is None:
             return logits_of(self.model(*inputs))
         return logits_of(self.model(**dict(zip(self.names, inputs, strict=True))))
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: a tensor, an object or mapping with ``logits``, or the first of a tuple.
+    """Return the logits in a model's output: the tensor itself, its ``logits``, or the first item of a tuple.
 
     Raises:
-        ModelError: there are none.
+        ModelError: the output holds no such tensor.
     """
     if isinstance(output, Mapping):
         output = output.get("logits")
@@ -59,7 +59,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """Every tensor that a model returns, the logits first."""
+    """Return all tensors in a model's output, the logits first."""
     logits = logits_of(output)
     if not isinstance(output, (Tensor, Mapping, list, tuple)):
         names = [f.name for f in dataclasses.fields(output)] if dataclasses.is_dataclass(output) else vars(output)
@@ -69,7 +69,7 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; each module's own mode comes back."""
+    """Context manager that puts a model into eval mode and restores the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

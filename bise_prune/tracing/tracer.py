@@ -1,4 +1,4 @@
-"""The tracer: a mode that watches a forward pass and writes the record."""
+"""The tracer: a mode that watches a forward pass and records its calls and tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .record import Call, Slot, Trace, Value
 from .rules import ChannelRules, along
 from .running import Inputs, evaluating, logits_of, output_tensors, run
 
-# What Python may ask of a tensor without reading its entries.
+# Functions that read the metadata of a tensor, but not its entries.
 _METADATA = {
     "size", "dim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "element_size", "data_ptr",
     "is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_same_size", "is_shared", "is_pinned",
@@ -30,11 +30,14 @@ _SHAPE: Any = vars(torch._C.TensorBase)["shape"]
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
-    """Watch one forward pass of ``model`` in eval mode; the model is not changed.
+    """Record one forward pass of ``model`` in eval mode, without gradients; the model is not changed.
 
     Args:
         model: any network that runs in Python.
         example_inputs: its input(s), batch first.
+
+    Returns:
+        The trace: a graph of calls and values.
     """
     tracer = _Tracer(model)
     with evaluating(model), torch.no_grad():
@@ -47,6 +50,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 
 
 def _unused(model: nn.Module, used: Iterable[str]) -> list[str]:
+    """Return the outermost modules with parameters of which none was read."""
     busy = {name[:i] for name in used for i, letter in enumerate(name) if letter == "."}
     idle: list[str] = []
     for name, module in model.named_modules():
@@ -58,7 +62,7 @@ def _unused(model: nn.Module, used: Iterable[str]) -> list[str]:
 
 @contextmanager
 def _noting_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
-    """Keep the names of the modules that are running, the innermost last, in ``path``."""
+    """While active, keep the names of the running modules in ``path``, the innermost last."""
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
@@ -71,37 +75,41 @@ def _noting_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
 
 
 def _drop_last(path: list[str]) -> None:
+    """Remove the innermost module name."""
     path.pop()
 
 
 class _Tracer(CallCounter):
-    """Writes calls and values down, and has the rules applied; ``trace`` is the result."""
+    """Mode that records calls and values in ``trace`` and applies the channel rules to each call."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.trace = Trace()
-        self.token = object()  # marks of an earlier trace may still be on tensors that the model keeps
+        self.token = object()  # tensors that the model keeps may still be marked by an earlier trace
         self.modules: list[str] = []
         self.users: dict[str, set[int]] = {}  # parameter name -> calls that read it
         self.owner: dict[int, tuple[str, str] | None] = {}
         for name, module in model.named_modules():
             for leaf, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                # A tensor that several modules share belongs to none: their layers are not followed.
+                # A tensor that several modules share has no owner, and calls that use it are not followed.
                 self.owner[id(tensor)] = None if id(tensor) in self.owner else (name, leaf)
         self.rules = ChannelRules(self.trace, self.owner)
 
     def enter(self, inputs: Inputs) -> Any:
+        """Return copies of the model's inputs that are marked as values of the trace."""
+
         def enter_one(tensor: Tensor) -> Tensor:
             fresh = tensor.detach().clone()
             value = self._value(fresh)
             self.trace.inputs.append(value.index)
-            if fresh.is_floating_point() and fresh.ndim >= 2:  # never thinned, so that any numbering would do
+            if fresh.is_floating_point() and fresh.ndim >= 2:  # never pruned, so any dimension is safe
                 value.compact = along(value.shape, 2 if fresh.ndim == 3 else 1)
             return fresh
 
         return replace_tensors(dict(inputs) if isinstance(inputs, Mapping) else inputs, enter_one)
 
     def leave(self, output: Any) -> None:
+        """Complete the trace with the model's output and the parameters whose shape must stay."""
         marks = [self._mark(tensor) for tensor in output_tensors(output)]
         self.trace.outputs = [value for value in dict.fromkeys(marks) if value is not None]
         self.trace.logits = self._mark(logits_of(output))
@@ -129,13 +137,13 @@ class _Tracer(CallCounter):
         kwargs: dict[str, Any],
     ) -> Any:
         name, count = key
-        self.rules.nonlinearities += name in NONLINEARITIES  # those of constants (position tables) count, too
+        self.rules.nonlinearities += name in NONLINEARITIES  # also counted on constants, e.g. position tables
         tensors = list(tensors_in([*args, *kwargs.values()]))
         operands = tuple(self._operand(tensor) for tensor in tensors)
         shapes = [tuple(tensor.shape) for tensor in tensors]
         output = func(*args, **kwargs)
         results = list(tensors_in([output]))
-        if name == "setitem" and tensors:  # changes its first argument in place and returns nothing
+        if name == "setitem" and tensors:  # it changes its first argument in place and returns nothing
             results = tensors[:1]
         traced = any(operand is not None for operand in operands)
         if not results and (name in _METADATA or func in _PROPERTIES):
@@ -167,15 +175,17 @@ class _Tracer(CallCounter):
     # -- values ------------------------------------------------------------------------------------
 
     def _value(self, tensor: Tensor, call: Call | None = None) -> Value:
+        """Add a value for a tensor and mark the tensor with it."""
         value = Value(len(self.trace.values), tuple(tensor.shape), call=call.index if call else None)
         self.trace.values.append(value)
         tensor._bise_value = (self.token, value.index)  # type: ignore[attr-defined]
         return value
 
     def _operand(self, tensor: Tensor) -> int | None:
-        """The value that a tensor is; None for weights, and for tensors that no traced value went into."""
+        """Return the value of a tensor; None for weights and for tensors that do not depend on the inputs."""
         return None if id(tensor) in self.owner else self._mark(tensor)
 
     def _mark(self, tensor: Tensor) -> int | None:
+        """Return the index of the value that this tracer marked a tensor with, if there is one."""
         token, index = getattr(tensor, "_bise_value", (None, None))
         return index if token is self.token else None

@@ -1,10 +1,10 @@
-"""Sets that are joined step by step."""
+"""Disjoint sets that can be merged (union-find)."""
 
 from __future__ import annotations
 
 
 class UnionFind:
-    """Disjoint sets of the numbers 0 to ``size`` - 1; each set is known by its smallest member.
+    """Disjoint sets of the numbers 0 to ``size`` - 1; each set is identified by its smallest member.
 
     >>> sets = UnionFind(4)
     >>> sets.join(3, 1)
@@ -16,12 +16,12 @@ class UnionFind:
         self._parent = list(range(size))
 
     def first(self, member: int) -> int:
-        """The smallest member of the set that ``member`` is in."""
+        """Return the smallest member of the set that contains ``member``."""
         while self._parent[member] != member:
             member = self._parent[member]
         return member
 
     def join(self, one: int, other: int) -> None:
-        """Make one set of the sets of two members."""
+        """Merge the sets that contain ``one`` and ``other``."""
         low, high = sorted((self.first(one), self.first(other)))
         self._parent[high] = low

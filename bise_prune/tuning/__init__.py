@@ -1,1 +1,1 @@
-"""Training of weights: the vanilla network, finetuning after the removal, pseudo bias labels."""
+"""Training of weights: the vanilla network, finetuning after the removal, and pseudo bias labels."""

@@ -1,4 +1,4 @@
-"""Finetuning of an extracted subnetwork with the search's sample weights (BISE, Sec. 3.5)."""
+"""Finetune the slim network with the sample weights of the search (BISE, Sec. 3.5)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from ..tracing import logits_of, run
 
 @dataclass(frozen=True)
 class FinetuneEpoch:
-    """One epoch: its mean loss L_r, and accuracies at its end where there are validation data."""
+    """Figures of one epoch of finetuning.
+
+    Attributes:
+        epoch: number of the epoch, from 1; 0 is the network before finetuning.
+        loss: mean reweighted cross-entropy L_r over the epoch; NaN for epoch 0.
+        validation: accuracies at the end of the epoch; None without validation data.
+    """
 
     epoch: int
     loss: float
@@ -34,13 +40,13 @@ class FinetuneEpoch:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What finetuning made of a network.
+    """Result of finetuning a network.
 
     Attributes:
-        model: of the selected epoch, in eval mode; epoch 0 is the network as it came.
-        epoch: the selected one.
-        rule: how it was selected.
-        history: one record per epoch, from 0 with validation data.
+        model: finetuned network with the weights of the selected epoch, in eval mode.
+        epoch: the selected epoch; 0 is the network before finetuning.
+        rule: selection rule that was used, such as "best" or "last".
+        history: figures of each epoch, from 1; with validation data, from 0.
     """
 
     model: nn.Module
@@ -64,16 +70,20 @@ def finetune(
     :func:`bise_prune.search`.
 
     Args:
-        model: a network, slim or dense; never changed.
-        train_loader: the biased training set.
-        config: epochs, optimiser and selection.
-        val_loader: to select an epoch on.
-        aligned: see :func:`bise_prune.search`.
-        on_epoch: called with each epoch's record and the number of epochs.
+        model: slim or dense network; never changed.
+        train_loader: loader of the biased training set.
+        config: epochs, optimiser and selection rule; the defaults of :class:`bise_prune.FinetuneConfig` if None.
+        val_loader: loader of the validation data on which an epoch is selected; None if there are none.
+        aligned: the bias value that each class is aligned with, shape (classes, K), int64; None = the one most
+            associated with the class in the training set.
+        on_epoch: function that is called with each epoch's figures and the number of epochs.
+
+    Returns:
+        The finetuned network and the figures of each epoch.
 
     Raises:
-        ConfigError: a selection rule that the data do not support.
-        DataError: no training data, or none with bias labels.
+        ConfigError: the data do not support the selection rule.
+        DataError: a loader is empty, or yields nothing on a later pass.
         BiseError: the loss is not finite.
     """
     config = config or FinetuneConfig()
@@ -146,7 +156,7 @@ def finetune(
 
 
 def _labels(loader: Loader) -> tuple[Tensor, Tensor]:
-    """Class and bias labels of the whole training set, on the CPU."""
+    """Class labels (N,) and bias labels (N, K) of the whole training set, on the CPU."""
     if isinstance(loader, BatchLoader):
         return loader.data.target.cpu(), loader.data.bias.cpu()
     batches = [as_batch(raw) for raw in loader]
@@ -156,6 +166,7 @@ def _labels(loader: Loader) -> tuple[Tensor, Tensor]:
 
 
 def _optimizer(config: FinetuneConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that the settings ask for."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     kinds: Mapping[str, type[torch.optim.Adam | torch.optim.AdamW]] = {

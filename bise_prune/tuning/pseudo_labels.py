@@ -1,4 +1,4 @@
-"""Pseudo bias labels where there are none: what a network learns first (BISE, Sec. 4.4 and App. K)."""
+"""Find pseudo bias labels for data without bias labels: what a network learns first (BISE, Sec. 4.4 and App. K)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from ..metrics.subgroups import aligned_values, is_aligned
 from ..tracing import logits_of, run
 from .vanilla import train_vanilla
 
-_FEW = 0.001  # share of misclassified training samples below which nothing is separated
+_FEW = 0.001  # share of misclassified training samples below which the labels are useless
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Pseudo bias labels, and how far they can be trusted.
+    """Pseudo bias labels, and how reliable they are.
 
     Attributes:
-        labels: the identification model's predictions, one tensor (N, 1) per data set, int64.
-        num_conflicting: misclassified samples of the first data set: those taken for bias-conflicting.
-        accuracy: of the identification model on the first data set.
-        precision: share of them that are conflicting by the true bias labels; None where those are not known.
-        recall: share of the truly conflicting samples among them; None likewise.
-        warnings: why the labels may be useless, in words.
+        labels: predictions of the identification model, one tensor of shape (N, 1), int64, per data set.
+        num_conflicting: number of misclassified training samples, which count as bias-conflicting.
+        accuracy: accuracy of the identification model on the training set, in [0, 1].
+        precision: share of the misclassified samples that are bias-conflicting by the true bias labels, in [0, 1]; None
+            if these are not known.
+        recall: share of the truly bias-conflicting samples that are misclassified, in [0, 1]; None if the true bias
+            labels are not known.
+        warnings: reasons why the labels may be useless, one sentence each.
     """
 
     labels: tuple[Tensor, ...]
@@ -48,17 +50,19 @@ def pseudo_bias_labels(
     weight_decay: float = 1e-4,
     seed: int = 0,
 ) -> PseudoLabels:
-    """Train a network for a moment; its predictions are the pseudo bias labels: biases are learned before classes.
+    """Train a network for a short time and use its predictions as pseudo bias labels.
+
+    This works because networks learn biases before classes.
 
     Args:
-        identification_model: untrained, of the architecture that is to be debiased; trained in place with Adam.
-        train: the biased training set; bias labels, if it has any, serve to measure precision and recall only.
-        others: further sets to label, such as the validation set.
-        epochs: the paper's is 1.
-        batch_size: of the training.
-        lr: of Adam.
-        weight_decay: of Adam.
-        seed: of the order of the samples.
+        identification_model: untrained network of the architecture to debias; trained in place with Adam.
+        train: the biased training set; its bias labels, if any, serve only to measure precision and recall.
+        others: further data sets to label, such as the validation set.
+        epochs: training epochs; 1 in the paper.
+        batch_size: samples per batch in the training.
+        lr: learning rate of the optimiser (Adam).
+        weight_decay: weight decay of the optimiser (Adam).
+        seed: random seed of the order of the samples.
     """
     optimizer = torch.optim.Adam(identification_model.parameters(), lr=lr, weight_decay=weight_decay)
     train_vanilla(
@@ -79,10 +83,10 @@ def pseudo_bias_labels(
 
 
 def with_pseudo_labels(data: BiasedDataset, labels: Tensor) -> BiasedDataset:
-    """``data`` with pseudo labels (N, 1) in place of bias labels.
+    """Replace the bias labels of a data set by pseudo bias labels, shape (N, 1), int64.
 
     Raises:
-        DataError: the labels are those of another data set.
+        DataError: the labels do not have the shape (N, 1) for the N samples of ``data``.
     """
     if labels.shape != (len(data), 1):
         raise DataError(f"pseudo labels of shape {tuple(labels.shape)} for {len(data)} samples")
@@ -90,10 +94,14 @@ def with_pseudo_labels(data: BiasedDataset, labels: Tensor) -> BiasedDataset:
 
 
 def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A network of the same architecture with new random weights.
+    """Copy a network and give it new random weights.
+
+    Args:
+        model: the network; never changed.
+        seed: random seed of the weights.
 
     Raises:
-        ModelError: some of its weights belong to modules that cannot reset them; pass an untrained one instead.
+        ModelError: some modules with weights cannot reset them; pass an untrained network instead.
     """
     fresh = copy.deepcopy(model)
     stuck = []
@@ -114,6 +122,7 @@ def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _predictions(model: nn.Module, data: BiasedDataset) -> Tensor:
+    """Predicted classes (N,), int64, of all samples, on the CPU."""
     device = next(model.parameters()).device
     with torch.no_grad():
         parts = [logits_of(run(model, batch.to(device).input)).argmax(1).cpu() for batch in BatchLoader(data, 256)]
@@ -121,6 +130,7 @@ def _predictions(model: nn.Module, data: BiasedDataset) -> Tensor:
 
 
 def _warnings(suspected: Tensor, labels: Tensor, train: BiasedDataset) -> list[str]:
+    """Reasons why the pseudo bias labels may be useless, one sentence each."""
     share, classes = float(suspected.double().mean()), len(train.target.unique())
     found = []
     if share < _FEW:

@@ -1,4 +1,4 @@
-"""Plain training of a classifier: the vanilla models that debiasing starts from."""
+"""Train a classifier with the usual cross-entropy: the vanilla network that debiasing starts from."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def train_vanilla(
     augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Minimise the plain cross-entropy (empirical risk) and leave ``model``, changed in place, in eval mode.
+    """Minimise the cross-entropy (empirical risk) of ``model`` in place; it is left in eval mode.
 
     Args:
-        model: the network.
-        loader: batches with named fields; bias labels are not used.
-        optimizer: of the network's parameters.
+        model: the network; changed in place.
+        loader: loader of batches with named fields; bias labels are not used.
+        optimizer: optimiser of the network's parameters.
         epochs: passes over the loader.
-        scheduler: stepped once per epoch.
-        augment: applied to each batch of inputs.
-        on_epoch: called with the epoch, from 1, and its mean loss.
+        scheduler: learning rate scheduler, stepped once per epoch; None for a constant learning rate.
+        augment: function that is applied to the input tensors of each batch; None for no augmentation.
+        on_epoch: function that is called with the number of each epoch, from 1, and its mean loss.
     """
     device = next(model.parameters()).device
     model.train()

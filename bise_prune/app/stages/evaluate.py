@@ -1,4 +1,4 @@
-"""What the networks do on held-out data, and what may be asked for besides."""
+"""The evaluation stage: accuracies on the held-out split, and the optional curve and probes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..session import Session
 
 
 def picked_accuracies(session: Session, found: SearchResult) -> dict[str, Evaluation]:
-    """Accuracies on the held-out split with the masks of the best and of the last epoch."""
+    """Accuracies on the held-out split with the masks "best" and "last" of a search."""
     masks = {"best": found.best, "last": found.last}
     return {
         name: session.accuracy(apply_masks(session.dense, chosen, session.example)) for name, chosen in masks.items()
@@ -26,7 +26,7 @@ def picked_accuracies(session: Session, found: SearchResult) -> dict[str, Evalua
 
 
 def curve_of(session: Session, masks: MaskSet) -> list[SweepPoint]:
-    """Accuracy against sparsity over thresholds of the masks, on the validation data where there are any."""
+    """Accuracy against sparsity over thresholds of the masks, on the validation data or else the held-out split."""
     data = session.splits.val if session.splits.val is not None else session.held_out[1]
     loader = BatchLoader(data, max(session.config.batch_size, 256))
     example = input_map(session.example, lambda tensor: tensor.to(session.device))
@@ -34,7 +34,7 @@ def curve_of(session: Session, masks: MaskSet) -> list[SweepPoint]:
 
 
 def probes_of(session: Session, slim: nn.Module) -> Mapping[str, BiasProbe]:
-    """What a linear head reads of the bias from the dense and the slim network, trained on the validation data."""
+    """How much of the bias label a linear head, trained on validation data, reads from the dense and slim network."""
     val = session.splits.val
     assert val is not None  # checked before the search
     probes = {}

@@ -1,4 +1,4 @@
-"""What a run hands over: the slim network in every form asked for, each one checked before it takes its name."""
+"""The export stage: it writes the slim network in every form that was asked for, and checks each of them."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ LATENCY_BATCH = 16
 def export_all(
     session: Session, slim: nn.Module, fused: nn.Module, plan: PruningPlan, accuracy: Evaluation
 ) -> tuple[dict[str, Verification], list[ExportedFile]]:
-    """Write the slim network and its plan into the run's folder.
+    """Write the slim network and its plan into the output folder of the run.
 
     Args:
-        session: the run.
-        slim: the slim network.
-        fused: the same as it is exported, its batch norms folded or not.
-        plan: what was removed.
-        accuracy: of the slim network, by which its other precisions are judged.
+        session: inputs of the run.
+        slim: slim network.
+        fused: slim network as it is exported, with its batch norms folded if the settings say so.
+        plan: plan by which channels were removed.
+        accuracy: accuracies of the slim network, with which those of files in lower precision are compared.
 
     Returns:
-        How far exported files are from the network, and the ONNX files, slim.onnx first.
+        Comparisons of the exported files with the network by name, and the ONNX files, slim.onnx first.
 
     Raises:
         VerificationError: slim.onnx or slim.pt2 computes something else.
@@ -81,7 +81,7 @@ def export_all(
 
 
 def publish(session: Session, dense: nn.Module) -> None:
-    """Add dense and slim network to the Triton repository of the run; the last thing that it does."""
+    """Add the dense and the slim network to the Triton repository of the settings, if there is one."""
     config = session.config
     if config.triton is None:
         return
@@ -93,7 +93,7 @@ def publish(session: Session, dense: nn.Module) -> None:
 
 
 def _onnx_metadata(session: Session, plan: PruningPlan | None = None) -> dict[str, str]:
-    """What an ONNX file says of itself, of a slim network with its plan: no path, no name of the machine."""
+    """Metadata of an ONNX file, for a slim network with its plan; without paths or names of the machine."""
     about = {
         "sparsity": "0" if plan is None else f"{plan.sparsity:.6f}",
         "source_sha256": session.checkpoint.sha256,
@@ -104,7 +104,7 @@ def _onnx_metadata(session: Session, plan: PruningPlan | None = None) -> dict[st
 
 
 def _save(session: Session, slim: nn.Module, plan: PruningPlan) -> None:
-    """slim.safetensors, which can be trained on, and the plan."""
+    """Write slim.safetensors, which can be finetuned, and the plan."""
     completed = dataclasses.replace(
         session.checkpoint,
         data=None,
@@ -116,7 +116,7 @@ def _save(session: Session, slim: nn.Module, plan: PruningPlan) -> None:
 
 
 def _judged(session: Session, made: Mapping[Path, Mapping[str, Any]], accuracy: Evaluation) -> list[ExportedFile]:
-    """Size, latency and accuracy of each file; other precisions that fall too far behind are taken away again."""
+    """Measure size, latency and accuracy of each ONNX file; files in lower precision that lose too much are deleted."""
     held_out = session.held_out[1]
     latencies = onnx_latencies(list(made), held_out, LATENCY_BATCH)
     files = []
@@ -143,7 +143,7 @@ def _judged(session: Session, made: Mapping[Path, Mapping[str, Any]], accuracy: 
 
 
 def _refusal(name: str, unfit: str | None, network: Evaluation, file: Evaluation, config: RunConfig) -> str | None:
-    """Why a file is not handed over: it falls behind the network by more than the tolerance, or is unfit anyway."""
+    """The reason to refuse a file: it is unfit, or its accuracy falls by more than the tolerance; None to keep it."""
     if unfit is not None:
         return f"{name}: {unfit}"
     drops = {

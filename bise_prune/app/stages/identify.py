@@ -1,4 +1,4 @@
-"""Pseudo bias labels, where there are no true ones: a network of the same architecture, trained for a moment."""
+"""The stage that finds pseudo bias labels, by a network of the same architecture that is trained for a few epochs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..session import Session
 
 
 def identified(session: Session) -> Session:
-    """The session with pseudo bias labels.
+    """The session with pseudo bias labels for training and validation data.
 
     Raises:
-        ConfigError: the network's architecture is not known by name.
-        DataError: the identification model makes no mistake, so that nothing counts as conflicting.
+        ConfigError: the name of the network's architecture is not known.
+        DataError: the trained network makes no mistake, so that no sample counts as bias-conflicting.
     """
     checkpoint, config, splits = session.checkpoint, session.config, session.splits
     if checkpoint.arch is None:

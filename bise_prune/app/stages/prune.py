@@ -1,4 +1,4 @@
-"""The removal of closed channels."""
+"""The stage that removes closed channels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from ..session import Session
 
 
 def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None) -> PruningResult:
-    """The slim network, its lowering and latency measured on the run's device; returned on the CPU.
+    """The slim network, on the CPU; its lowering is chosen and its latency measured on the device of the run.
 
     Args:
-        session: what to work on.
-        masks: by which to prune, or a plan to carry out again.
-        found: the search that the masks come from, if there was one.
+        session: inputs of the run.
+        masks: masks by which to prune, or a plan to carry out again.
+        found: result of the search that the masks come from; None without a search.
+
+    Raises:
+        BiseError: the removal failed; after a search, the message says where its masks are.
     """
     config = session.config
     dense = session.on_device(session.dense)
@@ -57,7 +60,7 @@ def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult |
 
 
 def _as_searched(session: Session, dense: nn.Module, masks: MaskSet, example: Any) -> PruningResult | None:
-    """The network as the search closed it, if there is a target and the search has met it."""
+    """The network with exactly the channels that the search closed, if this meets the target; None otherwise."""
     config, target = session.config, session.config.target
     if target is None:
         return None

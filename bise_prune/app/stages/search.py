@@ -1,4 +1,4 @@
-"""Masks: learned by the search, or scores of a criterion that needs none."""
+"""The stage that finds masks: by the mask search, or by the scores of a criterion that needs no search."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ..session import Session
 
 
 def searched(session: Session, clock: StageClock, start: MaskSet | None = None) -> SearchResult:
-    """The mask search; where there is a target, the search is to meet it.
+    """Run the mask search; with a target, the search has a budget that makes it meet the target.
 
     Args:
-        session: what to work on.
-        clock: is told of each epoch.
-        start: masks of a larger budget to start from.
+        session: inputs of the run.
+        clock: clock that gets the progress and figures of each epoch.
+        start: masks to start from, found for a larger budget; None for the setting ``initial_logit``.
     """
     config, settings = session.config, session.config.search
     config.output.mkdir(parents=True, exist_ok=True)
@@ -38,6 +38,7 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
         settings = dataclasses.replace(settings, budget=_budget(config, start))
 
     def on_epoch(record: EpochRecord, total: int) -> None:
+        """Pass on the progress and figures of an epoch."""
         clock.progress("search", record.epoch, total)
         clock.log("search", record.epoch, epoch_record(record))
 
@@ -56,7 +57,7 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
 
 
 def ranked(session: Session) -> MaskSet:
-    """Scores by a criterion that needs no search."""
+    """Scores of the channels, as masks, by a criterion that needs no search: random, magnitude or Taylor."""
     config, dense, example = session.config, session.dense, session.example
     placement = config.search.placement
     if config.criterion == "random":
@@ -76,7 +77,7 @@ def ranked(session: Session) -> MaskSet:
 
 
 def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
-    """What a search is to meet, if there is a target."""
+    """The budget that makes the search meet the target; None without a target."""
     target = config.target
     if target is None:
         return None
@@ -84,7 +85,7 @@ def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
         share=target.left,
         of=target.unit,
         weight=config.budget_weight,
-        descent=config.budget_descent if start is None else 0.0,  # masks to start from are those of a larger budget
+        descent=config.budget_descent if start is None else 0.0,  # the start is near the budget already
         layer_floor=config.layer_floor,
         joins="intersection" if config.joins == "intersection" else "expand",
     )
@@ -92,7 +93,7 @@ def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come: the search then stops after its batch. A second one stops it at once."""
+    """A context whose value tells whether SIGINT or SIGTERM has come; a second signal stops the process at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -100,6 +101,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: Any) -> None:
+        """Note the first signal; raise KeyboardInterrupt at the second."""
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()

@@ -1,4 +1,4 @@
-"""Training of weights after the removal."""
+"""The stage that finetunes the slim network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ..session import Session
 
 
 def finetuned(session: Session, slim: PruningResult, clock: StageClock) -> FinetuneResult:
-    """The slim network after some more training; its structure stays."""
+    """Finetune the slim network, whose structure does not change."""
     assert session.config.finetune is not None
     loader = dataclasses.replace(session.train_loader(), stratified=False)
 
     def on_epoch(record: FinetuneEpoch, total: int) -> None:
+        """Pass on the progress and the loss of an epoch."""
         clock.progress("finetune", record.epoch, total)
         clock.log("finetune", record.epoch, {"loss": record.loss})
 

@@ -1,7 +1,7 @@
-"""Batch norms with fixed statistics as the affine maps that they are.
+"""Batch norms with fixed statistics, computed as the affine maps that they are.
 
-Torch's own batch norm keeps its input for the backward pass even where neither its weight nor its statistics get a
-gradient; x * scale + shift keeps the scale alone.
+An affine map keeps only its scale for the backward pass. Torch's batch norm keeps its input, even if neither its weight
+nor its statistics get a gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def affine_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """The batch norm of these arguments as an affine map; None if it learns or estimates anything."""
+    """Compute a batch norm of these arguments as an affine map; None if it is trained or updates its statistics."""
     if training or running_mean is None or running_var is None:
         return None
     if any(tensor is not None and tensor.requires_grad for tensor in (weight, bias)):

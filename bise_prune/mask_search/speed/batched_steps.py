@@ -1,6 +1,9 @@
-"""While no mask flips, the network is a constant: the steps of several batches come from one pass."""
+"""Steps for several batches from one forward pass, which is possible as long as no mask changes.
 
-# Shape suffixes: G batches, N samples of one, M gates, K biases, B bias classes, S figures of a step.
+The network is then constant, so that each sample's cross-entropy, gradient and features have to be computed only once.
+"""
+
+# Shape suffixes: G batches, N samples of a batch, M gates, K biases, B bias classes, S figures of a step.
 
 from __future__ import annotations
 
@@ -17,32 +20,32 @@ from ..mutual_information import JointPool
 from ..objective import Objective, objective_of, silent_share
 from ..step import MaskStep
 
-_MOST = 16  # batches at a time
+_MOST = 16  # batches in one forward pass
 
 
 class Forward(Protocol):
-    """The two methods of :class:`.fast_passes.FastPasses` that are needed here."""
+    """The two methods of :class:`.fast_passes.FastPasses` that this module uses."""
 
     def inputs_of(self, rows: Tensor) -> Any:
-        """What :meth:`forward` takes for samples by their numbers."""
+        """The input that :meth:`forward` takes, for samples given by number."""
         ...
 
     def forward(self, gates: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Logits and bottleneck features under gates (N, M)."""
+        """Class logits (N, C) and bottleneck features (N, d) under gates (N, M)."""
         ...
 
 
 class SampleMemory:
-    """What a network under one state of the masks computes, per sample, so that once is enough.
+    """Per-sample results of a network, kept as long as no mask changes.
 
-    The reweighted cross-entropy, its gradient with respect to the gates, and the bottleneck; the information is not
-    kept: it changes with the heads and from batch to batch.
+    They are the reweighted cross-entropy, its gradient with respect to the gates, and the bottleneck features. The
+    mutual information is not kept, since it changes with the auxiliary heads and from batch to batch.
 
     Args:
-        num_samples: of the data set.
+        num_samples: number of samples in the data set.
         num_features: width of the bottleneck.
-        num_gates: of all sites.
-        like: a tensor of the device and precision to use.
+        num_gates: number of gates at all sites.
+        like: tensor whose device and precision are used.
     """
 
     def __init__(self, num_samples: int, num_features: int, num_gates: int, like: Tensor) -> None:
@@ -52,31 +55,31 @@ class SampleMemory:
         self.features = like.new_zeros(num_samples, num_features)
 
     def missing(self, rows: Tensor) -> Tensor:
-        """Those of ``rows`` of which nothing is known yet."""
+        """Those samples among ``rows`` that have no results yet."""
         return rows[~self.known[rows]]
 
     def note(self, rows: Tensor, losses: Tensor, slopes: Tensor, features: Tensor) -> None:
-        """Keep what has been computed for ``rows``."""
+        """Keep the results of the samples ``rows``."""
         self.losses[rows], self.slopes[rows], self.features[rows] = losses, slopes, features.detach()
         self.known[rows] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """The results of all samples, for saving."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it up."""
+        """Restore results that :meth:`state_dict` returned."""
         for name, tensor in state.items():
             setattr(self, name, tensor if name == "known" else tensor.to(self.losses.device))
 
 
 class _Foreseen(NamedTuple):
-    """G steps as they will be if no mask flips before.
+    """G steps, computed in advance; they hold if no mask changes before their turn.
 
     Attributes:
-        slopes_GM: dJ/dgate of each.
-        heads: the heads after each.
-        shares_GS: what each adds to the sums of the epoch.
+        slopes_GM: gradient dJ/dgate of each step.
+        heads: auxiliary heads after each step.
+        shares_GS: figures that each step adds to the sums of the epoch.
     """
 
     slopes_GM: Tensor
@@ -87,17 +90,17 @@ class _Foreseen(NamedTuple):
 def steps_while_still(
     passes: Forward, step: MaskStep, memory: SampleMemory, parts: list[Tensor], after_steps: Callable[[], None]
 ) -> Iterator[Tensor]:
-    """Take the steps on batches for as long as no mask flips, several at a time; returns the batches left.
+    """Take steps, several batches at a time, until a mask changes; returns the batches that are left.
 
-    The gradients of several batches come from one pass over their conflicting samples, each batch against the heads as
-    they will be by then.
+    The gradients of several batches come from one forward pass over their bias-conflicting samples. Each batch is
+    evaluated with the auxiliary heads as they will be at its turn.
 
     Args:
-        passes: runs the network.
-        step: what is stepped.
+        passes: forward passes of the network.
+        step: update of the search's state from one batch.
         memory: per-sample results under the present masks.
-        parts: numbers of each batch's samples.
-        after_steps: called after each group of steps.
+        parts: numbers of the samples in each batch.
+        after_steps: function called after each group of steps.
     """
     state, taken = step.state, 0
     while taken < len(parts) and not state.tally.flipped.any():
@@ -116,7 +119,7 @@ def steps_while_still(
 
 
 def _group(step: MaskStep, parts: Sequence[Tensor]) -> list[Tensor]:
-    """As many of the batches as have a batch's worth of conflicting samples among them, one to ``_MOST``."""
+    """The next batches to compute together: at most ``_MOST``, with one batch's worth of bias-conflicting samples."""
     if step.state.pool is not None:
         return list(parts[:1])  # the pool grows from batch to batch
     room, group = len(parts[0]), list[Tensor]()
@@ -129,7 +132,7 @@ def _group(step: MaskStep, parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _foresee(passes: Forward, step: MaskStep, memory: SampleMemory, group: list[Tensor]) -> _Foreseen:
-    """What the steps on these batches are, if no mask flips before their turn."""
+    """Compute the steps of these batches in advance, as they are if no mask changes before their turn."""
     state, gamma, gates_M = step.state, step.config.mi_weight, step.state.network.gates.values
     for part in group:
         missing = memory.missing(part)
@@ -154,7 +157,7 @@ def _foresee(passes: Forward, step: MaskStep, memory: SampleMemory, group: list[
         features = passes.forward(gates[which], passes.inputs_of(seen))[1]
     else:
         features = memory.features[rows[some]]
-    features_GND, bias_GNK, conflicting_GNK = (  # filled up with samples that do not count
+    features_GND, bias_GNK, conflicting_GNK = (  # padded with samples that do not count
         pad_sequence(part.split(counts), batch_first=True)
         for part in (features, labels.bias[some], labels.conflicting[some])
     )
@@ -173,7 +176,7 @@ def _objective(
     losses_G: Tensor, logits_GNB: Sequence[Tensor], bias_GNK: Tensor, conflicting_GNK: Tensor, gamma: float,
     pool: JointPool | None,
 ) -> Objective:  # fmt: skip
-    """Eq. (5) of each batch; with a pool, of the one that there is."""
+    """Objective (Eq. 5) of each batch; a pool takes a single batch."""
     if pool is None:
         return objective_of(losses_G, 0, logits_GNB, bias_GNK, conflicting_GNK, gamma)
     terms = objective_of(losses_G[0], 0, [part[0] for part in logits_GNB], bias_GNK[0], conflicting_GNK[0], gamma, pool)
@@ -181,6 +184,7 @@ def _objective(
 
 
 def _remember(passes: Forward, step: MaskStep, memory: SampleMemory, rows: Tensor) -> None:
+    """Compute the per-sample results of the samples ``rows`` and keep them."""
     labels = step.labels.of(rows)
     gates = step.state.network.gates.values.expand(len(rows), -1).clone().requires_grad_()
     logits, features = passes.forward(gates, passes.inputs_of(rows))

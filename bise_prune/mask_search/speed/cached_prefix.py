@@ -1,4 +1,4 @@
-"""Activations in front of the first gate, computed once: no mask changes them, and no input is augmented."""
+"""A cache of the activations before the first gate: no mask changes them, so each sample's are computed only once."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ...data.loader import BatchLoader
 from ...gates.masks import GateSite
 from ...tracing import Call, CallCounter, FunctionMode, Trace, logits_of, replace_tensors, run, tensors_in
 
-_LEAST_SHARE = 0.05  # of the network's multiply-accumulates, below which a cache does not pay
+_LEAST_SHARE = 0.05  # least share of the multiply-accumulates for which a cache pays off
 
 
 class CachedPrefix:
-    """Stands in for the calls of a forward pass that no gate reaches.
+    """Cached results of the calls of a forward pass that no gate affects.
 
     Args:
-        outputs: for each such call that the rest of the network reads, its tensors over the whole data set.
-        skipped: for every other one, the shapes of its tensors for the first batch.
-        batch_size: samples of the first batch.
-        example: some input, of which the structure counts.
+        outputs: for each such call that the rest of the network reads, its output tensors over the whole data set.
+        skipped: for every other such call, tensors without data that have the shapes of its output for the first batch.
+        batch_size: number of samples in the first batch.
+        example: an input, of which only the structure is used.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CachedPrefix:
         return input_map(self.example, lambda tensor: tensor.new_empty((size, *tensor.shape[1:]), device="meta"))
 
     def replaying(self, rows: Tensor) -> FunctionMode:
-        """The mode under which the network takes up its pass over the samples ``rows`` where the cache ends."""
+        """The function mode under which a forward pass over the samples ``rows`` uses the cache."""
         return _Replay(self, rows)
 
 
@@ -47,7 +47,7 @@ Key = tuple[str, int]
 
 @dataclass
 class _Stored:
-    """A call's output with its tensors replaced by positions in ``tensors``, of shape (N, ...) each."""
+    """A call's output: its structure, and tensors of shape (N, ...) to put at the places in it."""
 
     structure: Any
     tensors: list[Tensor]
@@ -55,21 +55,23 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Place:
+    """The place of a tensor within a call's output."""
+
     position: int
 
 
 def cached_prefix(
     model: nn.Module, trace: Trace, sites: list[GateSite], loader: BatchLoader, device: torch.device, limit: int
 ) -> CachedPrefix | None:
-    """The cache for a network and a data set; None if it would not pay, not fit, or not give the same logits.
+    """Build the cache for a network and a data set; None if it would not pay off, not fit, or not give the same logits.
 
     Args:
-        model: the bare network, in eval mode.
-        trace: of one of its forward passes.
-        sites: its gate sites.
-        loader: whose data set is to be cached; each sample's input must be the same on every pass.
-        device: of the network.
-        limit: bytes that the cache may have.
+        model: the network without gates, in eval mode.
+        trace: trace of one of its forward passes.
+        sites: gate sites of the network.
+        loader: loader whose data set is cached; each sample's input must be the same on every pass.
+        device: device of the network.
+        limit: most memory that the cache may take, in bytes.
     """
     keys, frontier = _unreached(trace, sites)
     total = sum(call.macs for call in trace.calls)
@@ -78,7 +80,7 @@ def cached_prefix(
         return None
     data, size = loader.data, loader.batch_size
     first = data.batch(torch.arange(min(size, len(data)))).to(device).input
-    if not isinstance(first, Tensor):  # texts are cut to their batch's longest
+    if not isinstance(first, Tensor):  # texts differ in length from batch to batch
         return None
     with torch.no_grad(), _Record(keys) as record:
         expected = logits_of(run(model, first))
@@ -111,16 +113,18 @@ def cached_prefix(
 
 
 def _next_of(places: Iterator[_Place], _: Tensor) -> _Place:
+    """The next place, whatever the tensor."""
     return next(places)
 
 
 def _unreached(trace: Trace, sites: list[GateSite]) -> tuple[set[Key], set[Key]]:
-    """Keys of the calls that no gate reaches, and of those among them that others or the gates read."""
+    """Keys of the calls that no gate affects, and of those among them whose output the rest of the network reads."""
     gated_calls = {trace.call_of[call.key].index for site in sites for call in site.calls}
     reached: set[int] = set()
     keys, frontier = set(), set()
 
     def read(call: Call) -> None:
+        """Add the calls that produce this call's operands and are not affected by a gate."""
         for operand in call.operands:
             source = None if operand is None or operand in reached else trace.values[operand].call
             if source is not None:
@@ -140,17 +144,18 @@ def _unreached(trace: Trace, sites: list[GateSite]) -> tuple[set[Key], set[Key]]
 
 
 def _agrees(cache: CachedPrefix, model: nn.Module, expected: Tensor) -> bool:
+    """Whether a forward pass with the cache gives the expected logits on the first batch."""
     rows = torch.arange(cache.batch_size)
     try:
         with torch.no_grad(), cache.replaying(rows):
             found = logits_of(run(model, cache.placeholder(len(rows))))
     except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return False  # the network looks at its activations in a way that a placeholder cannot stand
+        return False  # the network reads values that a tensor without data does not have
     return torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class _Record(CallCounter):
-    """Keeps the outputs of some calls."""
+    """While active, keeps the outputs of the calls with these keys."""
 
     def __init__(self, keys: set[Key]) -> None:
         super().__init__()
@@ -167,7 +172,7 @@ class _Record(CallCounter):
 
 
 class _Replay(CallCounter):
-    """Returns stored outputs, or placeholders, without calling the functions."""
+    """While active, returns cached outputs or tensors without data instead of calling the cached functions."""
 
     def __init__(self, cache: CachedPrefix, rows: Tensor) -> None:
         super().__init__()
@@ -187,6 +192,7 @@ class _Replay(CallCounter):
         return self.passed_on(func, args, kwargs)
 
     def _resized(self, tensor: Tensor) -> Tensor:
+        """The tensor without data, for as many samples as are asked for."""
         if tensor.ndim and len(tensor) == self.cache.batch_size:
             return tensor.new_empty((len(self.rows), *tensor.shape[1:]))
         return tensor

@@ -1,4 +1,4 @@
-"""All shortcuts together, behind the methods of :class:`bise_prune.mask_search.passes.Passes`."""
+"""Forward passes of the search with all shortcuts, a subclass of :class:`bise_prune.mask_search.passes.Passes`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .switches import Speedups
 
 
 class _Inputs(NamedTuple):
-    """What a forward pass takes: inputs, and the mode under which it skips what the cached prefix knows."""
+    """Arguments of a forward pass: the network's input, and the function mode that replays the cached prefix."""
 
     input: Input
     resume: FunctionMode | None
@@ -37,12 +37,12 @@ class FastPasses(Passes):
     """Forward passes with shortcuts; see :class:`Passes` for the methods.
 
     Args:
-        network: the network; its configuration says what is compiled, and how much memory shortcuts may take.
+        network: the masked network; its settings say what is compiled and how much memory the shortcuts may take.
         data: the training set.
-        speedups: which shortcuts to take.
+        speedups: shortcuts to use.
 
     Raises:
-        ConfigError: CUDA graphs without CUDA.
+        ConfigError: CUDA graphs were asked for without a CUDA device.
     """
 
     def __init__(self, network: MaskedNetwork, data: TrainingData, speedups: Speedups) -> None:
@@ -51,8 +51,8 @@ class FastPasses(Passes):
         if config.cuda_graphs and device != "cuda":
             raise ConfigError(f"cuda_graphs needs a CUDA device, the network is on {device}; use compile instead")
         self.compiled = config.compile or config.cuda_graphs
-        self.stands_still = config.batchnorm == "frozen"  # between two flips the network is a constant
-        # A GPU would wait to be told what is zero; autocast knows nothing of the layers that spare it.
+        self.stands_still = config.batchnorm == "frozen"  # constant while no mask changes
+        # Looking for zeros makes a GPU wait for the CPU; autocast does not apply to the layers that skip channels.
         plain_cpu = device == "cpu" and not self.compiled and config.precision == "float32"
         self.skips_channels = speedups.skipped_channels and plain_cpu
         mode = "reduce-overhead" if config.cuda_graphs else None
@@ -64,12 +64,12 @@ class FastPasses(Passes):
                 self.prefix = cached_prefix(
                     network.model, network.trace, network.sites, data.in_memory, network.device, config.cache_bytes
                 )
-        self._kept: tuple[Tensor, Bottleneck] | None = None  # closed channels, and the features under them
+        self._kept: tuple[Tensor, Bottleneck] | None = None  # closed channels, and their features
         self._memory: SampleMemory | None = None
         self._num_features = 0
 
     def inputs(self, parts: Iterable[Part]) -> Iterator[tuple[Part, _Inputs]]:
-        """Batches, each with what :meth:`forward` takes."""
+        """Batches, each with the input that :meth:`forward` takes."""
         if self.prefix is None:
             for part, inputs in super().inputs(parts):
                 yield part, _Inputs(inputs, None)
@@ -78,26 +78,27 @@ class FastPasses(Passes):
                 yield part, self.inputs_of(cast(Tensor, part))
 
     def inputs_of(self, rows: Tensor) -> _Inputs:
-        """What :meth:`forward` takes for samples of the data set by their numbers."""
+        """The input that :meth:`forward` takes, for samples of the data set given by number."""
         if self.prefix is not None:
             return _Inputs(self.prefix.placeholder(len(rows)), self.prefix.replaying(rows))
         return _Inputs(self.network.placed(self.data.batch(rows)), None)
 
     def forward(self, gates: Tensor, inputs: _Inputs) -> tuple[Tensor, Tensor]:
-        """Logits and bottleneck features of a batch."""
+        """Class logits (N, C) and bottleneck features (N, d) of a batch."""
         parts = gates.split(self.network.gates.sizes, -1)
         if not self.network.config.cuda_graphs:
             return self._run(parts, *inputs)
         torch.compiler.cudagraph_mark_step_begin()
         logits, features = self._run(parts, *inputs)
-        return logits.clone(), features.clone()  # the next replay writes over them
+        return logits.clone(), features.clone()  # the next replay overwrites them
 
     def _eager(self, gates: tuple[Tensor, ...], inputs: Input, resume: FunctionMode | None) -> tuple[Tensor, Tensor]:
+        """One forward pass with the shortcuts for single functions, before any compilation."""
         bottleneck = _FrugalFunctions(self.network, self.speedups.affine_norms, self.skips_channels)
         return self.network.forward(gates, inputs, bottleneck, resume)
 
     def bottleneck(self, position: Position) -> Bottleneck:
-        """Bottleneck features of the whole training set; as long as no mask flips, they are computed once."""
+        """Bottleneck features of the whole training set, computed once for as long as no mask changes."""
         closed = self.network.gates.closed.cpu()
         if self._kept is not None and self.stands_still and torch.equal(self._kept[0], closed):
             return self._kept[1]
@@ -109,7 +110,7 @@ class FastPasses(Passes):
         return found
 
     def take_steps(self, step: MaskStep, parts: Iterator[Part], after_step: Callable[[], None]) -> None:
-        """Steps on all batches: several at a time as long as no mask flips, one by one from then on."""
+        """Take one step per batch: several batches at a time until a mask changes, one by one from then on."""
         history, flipped = step.state.history, step.state.tally.flipped
         still = self.can_remember and bool(history) and not history[-1].mask_flips
         self._memory = (self._memory or self._new_memory()) if still else None
@@ -120,7 +121,11 @@ class FastPasses(Passes):
 
     @property
     def can_remember(self) -> bool:
-        """Whether per-sample results can be kept: the samples come first in every gated tensor, and there is room."""
+        """Whether per-sample results can be kept until a mask changes.
+
+        This needs the shortcut switched on, a ``BatchLoader``, a single process, frozen batch norms, no compilation,
+        samples as the first dimension of every gated tensor, and enough memory.
+        """
         network, loader = self.network, self.data.in_memory
         if not self.speedups.batched_steps or loader is None or not self.stands_still or self.compiled:
             return False
@@ -136,30 +141,31 @@ class FastPasses(Passes):
         return world()[1] == 1 and batch_first and needed <= network.config.cache_bytes
 
     def _new_memory(self) -> SampleMemory:
+        """A memory without any results."""
         loader, logits = self.data.in_memory, self.network.gates.logits.detach()
         assert loader is not None
         return SampleMemory(len(loader.data), self._num_features, len(logits), logits)
 
     def validated(self, evaluate: Callable[[], Evaluation], last: Evaluation | None, unchanged: bool) -> Evaluation:
-        """The validation accuracies of an epoch; those of the last one, if nothing has changed."""
+        """The validation accuracies of an epoch; those of the epoch before if the network has not changed."""
         return last if last is not None and unchanged and self.speedups.kept_results else evaluate()
 
     def saved_memory(self) -> dict[str, Any] | None:
-        """Per-sample results: other sums of them would have other last bits."""
+        """The per-sample results: if computed again in other batches, their last bits could differ."""
         return None if self._memory is None else self._memory.state_dict()
 
     def restore_memory(self, memory: dict[str, Any] | None) -> None:
-        """Take up what was saved."""
+        """Restore the per-sample results that were saved."""
         if memory is not None:
             self._memory = self._new_memory()
             self._memory.load_state_dict(memory)
 
 
 class _FrugalFunctions(CapturedInputs):
-    """While active, catches the bottleneck, and computes some functions in ways that keep and do less.
+    """While active, captures the bottleneck features and computes some functions with less work and memory.
 
-    Modes that count the network's calls must be entered after this one, or this one stand behind them, so that they
-    see the batch norm and not what it is made of.
+    Modes that count the network's calls must be entered after this one, or have this one behind them, so that they see
+    the batch norm and not the functions that replace it.
     """
 
     def __init__(self, network: MaskedNetwork, affine_norms: bool, skips_channels: bool) -> None:

@@ -1,8 +1,8 @@
-"""Convolutions and linear layers that spare the work on closed channels.
+"""Convolutions and linear layers that skip the work on closed channels.
 
-A closed channel is zero in the whole batch, so it adds nothing to what reads it; the gradient of what made it is zero,
-so it adds nothing to what goes further back. Both are looked up in the tensors themselves: exact for any network,
-whatever lies between a gate and the layer that reads it.
+A closed channel is zero in the whole batch, so it adds nothing to the layers that read it. The gradient of the channel
+that produces it is zero, so it adds nothing to the gradients before it. Zeros are looked up in the tensors themselves,
+which is exact for any network, whatever lies between a gate and the layer that reads it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
-_LEAST_MACS = 50_000_000  # of a call, below which looking costs more than it spares
+_LEAST_MACS = 50_000_000  # of a call; below this, looking for zeros costs more than it saves
 
 
 def without_closed_channels(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Tensor | None:
-    """The result of a call with frozen weights, without the closed channels' share; None if there is none to spare."""
+    """Compute a call with frozen weights, skipping closed channels; None if the call is not worth it or not supported.
+
+    Args:
+        func: function that is called, such as ``F.conv2d``.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
     if func is F.linear:
         input, weight, bias = _linear(*args, **kwargs)
         options: tuple[Any, ...] | None = None
@@ -46,12 +52,12 @@ def without_closed_channels(
 
 
 def live_channels(tensor: Tensor, dim: int) -> Tensor | None:
-    """Numbers of the channels along ``dim`` that are not zero everywhere; None if that is all of them.
+    """Numbers of the channels along ``dim`` that are not zero everywhere; None if no channel can be skipped.
 
-    Where every channel is zero, one is kept: convolutions take no empty tensors.
+    If every channel is zero, one is kept, since convolutions take no empty tensors.
     """
     others = [d for d in range(tensor.ndim) if d != dim]
-    zero = ~tensor.narrow(0, 0, 1).ne(0).amax(others)  # in the first sample: a cheap look that rules most out
+    zero = ~tensor.narrow(0, 0, 1).ne(0).amax(others)  # in the first sample, which rules most out
     if not bool(zero.any()):
         return None
     candidates = zero.nonzero().flatten()
@@ -62,7 +68,7 @@ def live_channels(tensor: Tensor, dim: int) -> Tensor | None:
 
 
 class _LiveChannels(torch.autograd.Function):
-    """A convolution, or a linear layer where ``options`` is None, of the live channels alone, in both directions."""
+    """A convolution, or a linear layer if ``options`` is None, that skips zero channels in both directions."""
 
     @staticmethod
     def forward(
@@ -95,6 +101,7 @@ class _LiveChannels(torch.autograd.Function):
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments of a linear layer, by position."""
     return input, weight, bias
 
 
@@ -102,8 +109,10 @@ def _convolution(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Any, ...]:  # fmt: skip
+    """The arguments of a convolution, by position, with torch's defaults."""
     return input, weight, bias, stride, padding, dilation, groups
 
 
 def _as_tuple(value: Any, size: int) -> tuple[int, ...]:
+    """An option of a convolution as one number per spatial dimension."""
     return tuple(value) * (size // len(value)) if isinstance(value, (tuple, list)) else (value,) * size

@@ -1,4 +1,4 @@
-"""Which shortcuts a search takes."""
+"""Switches for the shortcuts of the search."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Speedups:
-    """Switches of the search's shortcuts; none of them changes a mask.
+    """Which shortcuts a search uses; none of them changes a mask.
 
     Attributes:
-        affine_norms: batch norms with fixed statistics are run as affine maps (:mod:`.affine_norms`).
-        skipped_channels: layers spare the work on closed channels (:mod:`.skipped_channels`).
-        cached_prefix: activations in front of the first gate are computed once (:mod:`.cached_prefix`).
-        kept_results: bottleneck features and validation accuracies are kept until a mask flips.
-        batched_steps: while no mask flips, per-sample gradients are kept, and the steps of several batches come from
-            one pass (:mod:`.batched_steps`).
+        affine_norms: whether batch norms with fixed statistics run as affine maps (:mod:`.affine_norms`).
+        skipped_channels: whether layers skip the work on closed channels (:mod:`.skipped_channels`).
+        cached_prefix: whether activations before the first gate are computed only once (:mod:`.cached_prefix`).
+        kept_results: whether bottleneck features and validation accuracies are kept until a mask changes.
+        batched_steps: whether, while no mask changes, per-sample gradients are kept and the steps of several batches
+            come from one forward pass (:mod:`.batched_steps`).
     """
 
     affine_norms: bool = True
