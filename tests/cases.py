@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -190,3 +191,25 @@ def biased_data(n: int = 120, classes: int = 3, rho: float = 0.8, seed: int = 0,
 
 def biased_loader(batch_size: int = 20, **options: int | float) -> BatchLoader:
     return BatchLoader(biased_data(**options), batch_size)
+
+
+SHORT = dict(anneal_every=2, min_temperature=0.2, head_epochs=3)
+
+
+def share_masks(model, inputs, share, placement="paper", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sites = gate_sites(model, inputs, placement)
+    return MaskSet({site.name: torch.rand(site.num_channels, generator=generator) - share for site in sites})
+
+
+def same_masks(first, second):
+    return all(torch.equal(first.logits[name], second.logits[name]) for name in first.logits)
+
+
+def in_double(data):
+    return BiasedDataset(data.inputs.double(), data.target, data.bias)
+
+
+def slow(*values):
+    """Parameters of a test that are left to the slow run."""
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values]

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import FAST, write_project
-from test_tools import tool
+from projects import FAST, tool, write_project
 
 from bise_prune.app import cli
 from bise_prune.export.runtime import open_session

@@ -1,72 +1,165 @@
-"""The package's own rules: imports go one way, and the command line starts without torch."""
+"""The package's own rules: rooms stand in a line, no two files import each other, help does not wait for torch."""
 
 import ast
+import graphlib
+import itertools
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import bise_prune
 
 PACKAGE = Path(bise_prune.__file__).parent
-
-# What a module may import from: strictly lower ranks, or its own sub-package.
-RANKS = {
-    "version": 0, "errors": 0, "config": 1, "files": 1, "distributed": 1,
-    "artifacts": 2, "checkpoint": 2, "models": 2, "data": 2, "subgroups": 2, "tracing": 2,
-    "settings": 2, "loggers": 2, "triton": 2,
-    "evaluation": 3, "graph": 3, "verification": 3, "training": 3, "measurement": 3, "channels": 3, "normalisation": 3,
-    "gates": 4, "rewiring": 4, "identification": 4, "fairness": 4,
-    "mask_search": 5, "importance": 5, "criteria": 5,
-    "pruning": 6, "finetuning": 6, "probe": 6, "ffw": 6,
-    "export": 7, "slim": 7, "sweep": 7,
-    "report": 8, "session": 8, "formats": 8,
-    "findings": 9, "preview": 9, "pages": 9,
-    "delivery": 10,
-    "pipeline": 11,
-    "demo": 12,
-    "cli": 13,
-    "__main__": 14,
-}  # fmt: skip
+TOP = {"__init__", "__main__", "errors", "config", "files", "distributed", "version"}
 
 
-def _room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def _files():
+    """Path inside the package without its ending, as parts -> file."""
+    return {path.relative_to(PACKAGE).with_suffix("").parts: path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def _imports(path: Path) -> list[tuple[int, str]]:
-    depth = len(path.relative_to(PACKAGE).parts)
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            inside = node.level < depth
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            found += [(node.lineno, _room(path) if inside else name.split(".")[0]) for name in names]
-    return found
+FILES = _files()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_to_lower_ranks(path):
-    if path == PACKAGE / "__init__.py":
-        return  # the front door names every room
-    room = _room(path)
-    for line, target in _imports(path):
-        assert target == room or RANKS[target] < RANKS[room], f"{path.name}:{line} imports {target} from above"
+def _file_of(parts):
+    """The file that ``bise_prune.a.b`` is, for ``("a", "b")``."""
+    return next((found for found in (parts, (*parts, "__init__")) if found in FILES), None)
 
 
-def test_every_room_has_a_rank():
-    assert {_room(path) for path in PACKAGE.rglob("*.py")} - {"__init__"} == set(RANKS)
+def _imports(parts):
+    """Line and file of every import of the package's own: in functions and for type checkers as well."""
+    for node in ast.walk(ast.parse(FILES[parts].read_text())):
+        if isinstance(node, ast.Import):
+            targets = [(alias.name.split("."), None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ["bise_prune", *parts[: len(parts) - node.level]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            targets = [(base, alias.name) for alias in node.names]
+        else:
+            continue
+        for (package, *module), name in targets:
+            if package == "bise_prune":
+                found = (_file_of((*module, name)) if name else None) or _file_of(tuple(module))
+                assert found, f"{_shown(parts, node.lineno)} imports {'.'.join(module)}, which is not there"
+                yield node.lineno, found
 
 
-def test_torch_pruning_is_used_in_two_files_only():
-    users = {_room(path) for path in PACKAGE.rglob("*.py") if "import torch_pruning" in path.read_text()}
-    assert users == {"graph", "importance"}
+def _shown(parts, line):
+    return f"{FILES[parts].relative_to(PACKAGE.parent)}:{line}"
+
+
+def _room(parts):
+    return parts[0]
+
+
+IMPORTS = {parts: list(_imports(parts)) for parts in FILES}
+
+
+def _without_cycles(graph, lines):
+    """The nodes in an order in which each comes after what it imports, or an error that names the lines of a cycle."""
+    try:
+        return list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        cycle = error.args[1]  # each imports the one before
+        steps = [f"{one} imports {other} ({', '.join(lines[one, other])})" for other, one in itertools.pairwise(cycle)]
+        pytest.fail("a cycle: " + "; ".join(steps))
+
+
+def _line_of_rooms():
+    graph, lines = {room: set() for room in sorted({_room(parts) for parts in FILES})}, defaultdict(list)
+    for parts, imports in IMPORTS.items():
+        for line, target in imports:
+            one, other = _room(parts), _room(target)
+            if one not in (other, "__init__"):
+                graph[one].add(other)
+                lines[one, other].append(_shown(parts, line))
+    return _without_cycles(graph, lines), lines
+
+
+def test_rooms_stand_in_a_line():
+    order, _ = _line_of_rooms()
+    print(" -> ".join(order))  # shown by pytest -s
+    assert {"tracing", "gates", "mask_search", "app"} <= set(order)
+
+
+def test_no_two_files_import_each_other():
+    graph, lines = {}, defaultdict(list)
+    for parts, imports in IMPORTS.items():
+        graph["/".join(parts)] = {"/".join(target) for _, target in imports}
+        for line, target in imports:
+            lines["/".join(parts), "/".join(target)].append(_shown(parts, line))
+    _without_cycles(graph, lines)
+
+
+def test_nobody_comes_in_by_the_front_door_from_inside():
+    back = [
+        _shown(parts, line)
+        for parts, imports in IMPORTS.items()
+        for line, target in imports
+        if target == ("__init__",) and parts != ("__init__",)
+    ]
+    assert not back, f"imports of bise_prune itself: {back}"
+
+
+def test_the_top_of_the_package_is_small():
+    here = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert here == {f"{name}.py" for name in TOP} | {"py.typed"} | folders
+    assert "former_names" in folders
+
+
+def test_torch_pruning_is_used_in_its_room_only():
+    users = [
+        f"{_shown(parts, node.lineno)}"
+        for parts, path in FILES.items()
+        if _room(parts) != "torch_pruning"
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import)
+            else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        )
+        if name.split(".")[0] == "torch_pruning"
+    ]  # fmt: skip
+    assert not users, f"torch_pruning is imported outside its room: {users}"
+
+
+def test_test_files_import_nothing_from_each_other():
+    tests = ROOT / "tests"
+    for path in tests.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found = [name for name in names if name.split(".")[-1].startswith(("test_", "conftest"))]
+            assert not found, (
+                f"{path.relative_to(ROOT)}:{node.lineno} imports {found[0]}; share it in cases.py"
+            )
+
+
+def test_the_page_about_the_package_has_the_rooms_in_their_order():
+    page = ROOT / "docs" / "pages" / "how-it-works.md"
+    if not page.is_file():
+        pytest.skip("docs/pages/how-it-works.md is not written yet")
+    text = page.read_text()
+    order, lines = _line_of_rooms()
+    places = {}
+    for room in order:
+        if (PACKAGE / room).is_dir() and room != "former_names":
+            found = re.search(rf"^\W*`(?:bise_prune[./])?{room}/?`", text, re.MULTILINE)
+            assert found, f"{page.name} does not name the room `{room}`"
+            places[room] = found.start()
+    for (one, other), where in lines.items():
+        if {one, other} <= set(places):
+            assert places[other] < places[one], f"{page.name} has `{one}` before `{other}`, but {where[0]} imports it"
 
 
 def test_help_does_not_import_torch():
     code = (
-        "import sys; from bise_prune import cli\n"
+        "import sys; from bise_prune.app import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "heavy = {'torch', 'numpy', 'rich', 'onnx'} & set(sys.modules); assert not heavy, heavy"

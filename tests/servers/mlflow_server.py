@@ -5,7 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from bise_prune.processes import free_ports, started
+from .processes import free_ports, started
 
 VARIABLE = "BISE_PRUNE_MLFLOW_PYTHON"  # the environment's python
 

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from bise_prune.processes import free_ports, started
+from .processes import free_ports, started
 
 VARIABLE = "BISE_PRUNE_TRITON_PYTHON"  # the environment's python
 

@@ -1,0 +1,172 @@
+"""Runs that are stopped, killed or fail, and go on."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+import pytest
+import torch
+from projects import FAST, fails, long_command, run
+
+from bise_prune import MaskSet
+from bise_prune.app import cli
+from bise_prune.app.stages import export as exporting
+from bise_prune.app.stages import prune as pruning
+from bise_prune.app.stages import search as searching
+from bise_prune.errors import BiseError, PruningError
+from bise_prune.report.files import STATE_FILE
+
+
+def test_an_interrupted_run_is_resumed(project, tmp_path, capsys, monkeypatch):
+    search = searching.search
+
+    def interrupted(*arguments, on_epoch, **options):
+        def stop(record, total):
+            on_epoch(record, total)
+            if record.epoch == 4:
+                raise KeyboardInterrupt
+
+        return search(*arguments, on_epoch=stop, **options)
+
+    command = [str(a) for a in (project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST)]
+    monkeypatch.setattr(searching, "search", interrupted)
+    assert cli.main(command) == 130
+    assert "takes the search up where it stopped" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == [STATE_FILE]
+    epochs = []
+
+    def counting(*arguments, on_epoch, **options):
+        return search(*arguments, on_epoch=lambda record, total: epochs.append(record.epoch), **options)
+
+    monkeypatch.setattr(searching, "search", counting)
+    assert cli.main(command) == 0
+    assert epochs == list(range(5, epochs[-1] + 1))  # the first four are not run again
+    history = json.loads((tmp_path / "out" / "report.json").read_text())["history"]
+    assert [epoch["epoch"] for epoch in history] == list(range(1, epochs[-1] + 1))
+    assert not (tmp_path / "out" / STATE_FILE).exists()
+
+
+def test_masks_survive_a_target_that_cannot_be_met(project, tmp_path, capsys, monkeypatch):
+    def unreachable(*arguments, **options):
+        raise PruningError("the nearest reachable is 0.5")
+
+    monkeypatch.setattr(pruning, "prune", unreachable)
+    out = tmp_path / "out"
+    line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", out, *FAST)
+    assert f"the masks are kept; prune by them with --masks {out / 'masks.safetensors'}" in line
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["masks.safetensors", STATE_FILE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_resumes_to_the_same_bits(project, tmp_path, undisturbed, number):
+    output = tmp_path / "out"
+    started = subprocess.Popen(long_command(project, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (output / STATE_FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(random.Random(int(number)).random() * 0.3)
+    started.send_signal(number)
+    _, errors = started.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert started.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    left = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    assert left <= {STATE_FILE, "masks.safetensors"}
+    resumed = subprocess.run(long_command(project, output, "--resume"), capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    whole, again = (MaskSet.load(folder / "masks.safetensors") for folder in (undisturbed, output))
+    assert all(torch.equal(whole.logits[name], again.logits[name]) for name in whole.logits)
+    first, second = (json.loads((folder / "report.json").read_text()) for folder in (undisturbed, output))
+    assert first["history"] == second["history"] and first["selection"] == second["selection"]
+    assert first["slim"]["groups"] == second["slim"]["groups"]
+    assert not (output / STATE_FILE).exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path, undisturbed):
+    moments, log = random.Random(1), tmp_path / "log"
+    assert (
+        cli.main(long_command(project, tmp_path / "first")[3:]) == 0
+    )  # copies of this process need not import anything
+    began = time.monotonic()
+    assert _forked(long_command(project, tmp_path / "timing")[3:], 600.0, log) == 0, log.read_text()
+    duration = time.monotonic() - began
+    whole = _lasting(json.loads((undisturbed / "report.json").read_text()))
+    killed = 0
+    for number in range(20):
+        output = tmp_path / f"out-{number}"
+        killed += _forked(long_command(project, output)[3:], moments.random() * duration, log) == -signal.SIGKILL
+        for path in output.iterdir() if output.is_dir() else []:
+            if path.suffix == ".json":
+                json.loads(path.read_text())  # whole, whatever it is
+        resume = ["--resume"] if (output / STATE_FILE).exists() else []
+        if resume or not (output / "report.json").exists():
+            assert cli.main([*long_command(project, output)[3:], *resume]) == 0
+            assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
+        assert _lasting(json.loads((output / "report.json").read_text())) == whole
+        mine, theirs = (MaskSet.load(folder / "masks.safetensors") for folder in (output, undisturbed))
+        assert all(torch.equal(mine.logits[name], theirs.logits[name]) for name in theirs.logits)
+    assert killed >= 10
+
+
+def _forked(arguments, seconds, log):
+    """Run the command in a copy of this process, which is killed after so many seconds; its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            with log.open("w", buffering=1) as file:
+                sys.stdout = sys.stderr = file
+                try:
+                    code = cli.main(arguments)
+                except BaseException:
+                    traceback.print_exc(file=file)
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _lasting(record):
+    """What of a report does not depend on the clock, or on where it was written."""
+    record = json.loads(json.dumps(record))
+    for key in ("timings", "environment", "command"):
+        del record[key]
+    for form in record["formats"]:
+        del form["latency_ms"], form["latency"], form["latency_ratio"]
+    for model in ("dense", "slim"):
+        del record[model]["latency_ms"], record[model]["latency"]
+    for key in ("output", "resume"):
+        record["config"].pop(key, None)
+    del record["plan"]["costs_ms"]
+    return record
+
+
+def test_a_run_that_failed_without_a_search_goes_on(wide, tmp_path, monkeypatch, capsys):
+    extra = ["--criterion", "random", "--target-sparsity", "0.3"]
+    out, export = tmp_path / "out", exporting.export_program
+
+    def failing(*arguments, **options):
+        raise BiseError("the power is out")
+
+    monkeypatch.setattr(exporting, "export_program", failing)
+    argv = ["net.pt", "--data", "data", "--output", out, *FAST, *extra]
+    monkeypatch.chdir(wide)
+    assert "the power is out" in fails(capsys, *argv)
+    assert (out / "slim.onnx").exists() and not (out / "report.json").exists()
+    monkeypatch.setattr(exporting, "export_program", export)
+    assert run(wide, out, *extra)["slim"]["n"] == 45
+    capsys.readouterr()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert "holds results already" in fails(capsys, *argv, code=2)

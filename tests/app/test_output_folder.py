@@ -1,0 +1,34 @@
+"""The folder of a run: one run at a time, and nothing of others is written over."""
+
+from projects import FAST, fails
+
+from bise_prune.files import locked
+
+
+def test_results_are_not_overwritten(done, capsys):
+    project, _ = done
+    line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", project / "out", code=2)
+    assert "holds results already" in line
+
+
+def test_an_unwritable_output(project, capsys):
+    line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", "/proc/nowhere/out", code=2)
+    assert "cannot write to /proc/nowhere/out" in line
+
+
+def test_two_runs_do_not_share_a_folder(project, tmp_path, capsys):
+    with locked(tmp_path / "out"):
+        line = fails(
+            capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST, code=2
+        )
+        assert "another run is writing to" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_the_users_own_are_never_written_over(project, tmp_path, capsys):
+    for name in ("README.md", "report.html"):
+        (tmp_path / name).write_text("mine")
+        line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path, code=2)
+        assert f"holds results already ({name})" in line
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()

@@ -1,0 +1,63 @@
+"""What a run reads and checks before its work."""
+
+import json
+
+import torch
+from projects import ARCHITECTURE, FAST, edited, fails
+
+from bise_prune import load_model
+from bise_prune.app import cli
+from bise_prune.models import build_model
+
+
+def test_preprocessing_is_given_known_or_assumed(project, tmp_path, capsys):
+    state = load_model(project / "net.pt")[0].state_dict()
+    torch.save(state, tmp_path / "bare.pt")
+    arch = f"simple_convnet(kernel_size=3,widths={ARCHITECTURE['widths']},strides={ARCHITECTURE['strides']})"
+    common = [tmp_path / "bare.pt", "--data", project / "data", "--arch", arch, *FAST, "--json"]
+
+    def report(name, *more):
+        assert cli.main([str(argument) for argument in (*common, "--output", tmp_path / name, *more)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assumed = report("assumed")
+    assert any("mean 0.485, 0.456, 0.406 and std 0.229" in warning for warning in assumed["warnings"])
+    given = report("given", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--size", "16")
+    assert not any("normalised" in warning for warning in given["warnings"])
+    about = load_model(tmp_path / "given" / "slim.safetensors")[1]
+    assert (about.preprocessing["mean"], about.preprocessing["size"]) == ([0.5] * 3, [16, 16])
+    for flags, message in (
+        (["--mean", "0.5"], "belong together"),
+        (["--mean", "0.5,x", "--std", "1"], "is no list of numbers"),
+        (["--mean", "0.5,0.5,0.5", "--std", "0,1,1"], "std"),
+        (["--size", "0"], "size"),
+        (["--size", "a"], "is no size such as 224"),
+    ):
+        assert message in fails(capsys, *common[:-1], "--output", tmp_path / "none", *flags, code=2)
+
+
+def test_labels_beyond_the_models_classes(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: ["7" if row[0] == "2" else row[0], *row[1:]])
+    line = fails(capsys, project / "net.pt", "--data", folder, "--output", tmp_path / "out")
+    assert "labels from 0 to 7, but the model has 3 classes" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_conflicting_sample(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: [row[0], row[0], *row[2:]])
+    line = fails(capsys, project / "net.pt", "--data", folder, "--output", tmp_path / "out")
+    assert "no bias-conflicting sample among the 90" in line
+
+
+def test_an_unreadable_image(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: row)
+    (folder / "17.png").write_bytes(b"broken")
+    line = fails(capsys, project / "net.pt", "--data", folder, "--output", tmp_path / "out")
+    assert "17.png is unreadable" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_that_wants_code(project, tmp_path, capsys):
+    torch.save(build_model("mlp", 3), tmp_path / "m.pt")
+    line = fails(capsys, tmp_path / "m.pt", "--data", project / "data", "--output", tmp_path / "out")
+    assert "wants to run code (bise_prune.models.mlp.MLP" in line

@@ -1,0 +1,125 @@
+"""Where gates sit: the paper's counts, ties, and networks without a place for them."""
+
+import pytest
+import torch
+from cases import NETWORKS, images, network, torchvision_network
+from torch import nn
+
+from bise_prune import gate_sites
+from bise_prune.errors import ConfigError, ModelError
+from bise_prune.models import build_model
+from bise_prune.tracing import trace
+
+
+def num_gates(model, inputs, placement):
+    return sum(site.num_channels for site in gate_sites(model, inputs, placement))
+
+
+@pytest.mark.parametrize(
+    ("arch", "classes", "shape", "gates"),
+    [
+        ("simple_convnet", 10, (3, 28, 28), 240),
+        ("mlp", 10, (3, 28, 28), 300),
+        ("resnet18", 2, (3, 224, 224), 3840),
+        ("resnet18", 10, (3, 32, 32), 3840),
+    ],
+)
+def test_gate_counts_of_the_paper(arch, classes, shape, gates):
+    assert num_gates(build_model(arch, classes), torch.randn(1, *shape), "paper") == gates
+
+
+def test_resnet18_has_two_gates_a_block_and_none_on_the_stem():
+    sites = gate_sites(build_model("resnet18", 10), images(size=32), "paper")
+    assert [site.name for site in sites] == [
+        f"layer{i}.{j}.conv{k}" for i in range(1, 5) for j in range(2) for k in (1, 2)
+    ]
+
+
+def test_tied_sites_of_resnet18_are_its_dependency_groups():
+    sites = gate_sites(build_model("resnet18", 10), images(size=32), "tied")
+    assert sorted(site.num_channels for site in sites) == sorted([64] * 3 + [128] * 3 + [256] * 3 + [512] * 3)
+    stem = sites[0]
+    assert stem.name == "conv1+2"
+    assert [call.layer for call in stem.calls] == ["conv1", "layer1.0.conv2", "layer1.1.conv2"]
+
+
+def test_sites_are_found_for_functions_and_methods_as_for_modules():
+    sites = gate_sites(network("functional"), images(), "paper")
+    assert [(site.name, site.num_channels) for site in sites] == [("a", 5), ("b", 4), ("c", 9)]
+
+
+def test_sigmoids_that_scale_are_no_sites():
+    names = [site.name for site in gate_sites(network("separable"), images(), "paper")]
+    assert "excite" not in names
+    assert "squeeze" in names
+
+
+def test_channels_last_networks_are_gated_on_their_last_dimension():
+    (site,) = gate_sites(network("token_mixer"), images(), "paper")
+    assert (site.name, site.num_channels, site.calls[0].dim) == ("up", 16, 2)
+
+
+def test_frozen_weights_are_tied_as_well():
+    model = network("resnet").requires_grad_(False)
+    assert len(gate_sites(model, images(), "tied")) == 6
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_network_may_end_in_a_convolution():
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    (site,) = gate_sites(nn.Sequential(*layers), images())
+    assert site.name == "0"  # not the classifier's own channels
+
+
+def test_a_network_without_a_classifier_is_refused():
+    with pytest.raises(ModelError, match="not the channels of one linear or convolutional layer"):
+        gate_sites(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Softmax(1)), images())
+
+
+def test_a_network_without_nonlinearities_is_refused():
+    with pytest.raises(ModelError, match="nothing to gate"):
+        gate_sites(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), images())
+
+
+def test_functions_called_by_keyword_are_followed():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 4, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = nn.functional.relu(input=nn.functional.conv2d(input=x, weight=self.a.weight, bias=self.a.bias))
+            h = torch.cat(tensors=[h, h], dim=1).mean(dim=[2, 3])
+            return nn.functional.linear(input=h, weight=self.head.weight, bias=self.head.bias)
+
+    (site,) = gate_sites(Keywords(), images(), "paper")
+    assert (site.name, site.num_channels) == ("a", 4)
+
+
+def test_unknown_placement():
+    with pytest.raises(ConfigError, match="choose one of tied, paper"):
+        gate_sites(network("mlp"), images(), "everywhere")
+
+
+@pytest.mark.parametrize(("name", "paper", "tied"), [("mobilenet_v2", 34, 18), ("densenet121", 120, 58)])
+def test_other_architectures_have_sites(name, paper, tied):
+    model = torchvision_network(name)
+    assert len(gate_sites(model, images(size=32), "paper")) == paper
+    assert len(gate_sites(model, images(size=32), "tied")) >= tied
+
+
+@pytest.mark.parametrize("placement", ["tied", "paper"])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_gated_calls_are_calls_of_the_trace(name, placement):
+    model, inputs = network(name), images()
+    record = trace(model, inputs)
+    by_key = {call.key: call for call in record.calls}
+    assert len(by_key) == len(record.calls)
+    gated = [(site, call) for site in gate_sites(model, inputs, placement) for call in site.calls]
+    assert gated and len({call.key for _, call in gated}) == len(gated)  # each output has one gate
+    for site, call in gated:
+        found = by_key[call.key]
+        assert (found.function, found.count) == (call.function, call.count) == call.key
+        (output,) = found.outputs
+        assert record.values[output].shape[call.dim] == site.num_channels
+        assert record.values[output].layer == call.layer

@@ -1,0 +1,56 @@
+"""Networks of timm and Hugging Face, where those are installed; benchmarks/removal.py runs many more."""
+
+import pytest
+import torch
+from cases import slow
+
+from bise_prune import MaskSet, fuse_batchnorm, gate_sites, prune
+from bise_prune.channels.edited_model import RewiredModel
+
+
+def half_closed(model, inputs, placement):
+    generator = torch.Generator().manual_seed(0)
+    sites = gate_sites(model, inputs, placement)
+    return MaskSet({site.name: torch.rand(site.num_channels, generator=generator) - 0.5 for site in sites})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t", "test_vit", "test_convnext"])
+def test_timm_networks_are_pruned_exactly(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).eval().double()
+    inputs = torch.randn(2, *model.pretrained_cfg["input_size"], dtype=torch.float64)
+    result = prune(model, half_closed(model, inputs, "paper"), inputs, joins="expand")
+    assert result.verification.max_abs_error < 1e-12 and result.plan.sparsity > 0.1
+    fused = fuse_batchnorm(result.model, inputs)
+    with torch.no_grad():
+        assert torch.allclose(fused(inputs), result.masked(inputs), rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("placement", ["tied", "paper"])
+@pytest.mark.parametrize("kind", ["Bert", *slow("DistilBert", "Roberta")])
+def test_text_classifiers_are_pruned_exactly(kind, placement):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "num_labels": 2}
+    if kind == "DistilBert":
+        sizes = {"vocab_size": 100, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "num_labels": 2}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval().double()
+    tokens = torch.randint(5, 100, (3, 12))
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    masks = half_closed(model, inputs, placement)
+    result = prune(model, masks, inputs)
+    # The paper's placement changes layer norms as well, so that some calls of the forward pass are edited.
+    assert isinstance(result.model, type(model) if placement == "tied" else RewiredModel)
+    assert result.plan.sparsity > 0.1
+    with torch.no_grad():
+        shorter = {name: value[:1, :7] for name, value in inputs.items()}
+        for batch in (inputs, shorter):
+            assert torch.allclose(result.model(**batch).logits, result.masked(**batch).logits, rtol=0, atol=1e-12)
+    assert prune(model, masks, inputs, target_flops=0.8).plan.macs[1] == pytest.approx(
+        0.8 * result.plan.macs[0], rel=0.02
+    )

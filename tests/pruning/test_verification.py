@@ -1,0 +1,38 @@
+"""Verification finds small and undefined differences."""
+
+import copy
+
+import pytest
+import torch
+from cases import images, network, random_masks
+
+from bise_prune import prune, verify
+from bise_prune.errors import ConfigError, VerificationError
+from bise_prune.models import build_model
+
+
+def test_verification_finds_small_and_undefined_differences():
+    model, inputs = network("mlp"), images()
+    other = copy.deepcopy(model)
+    assert verify(model, other, inputs).max_abs_error == 0
+    with torch.no_grad():
+        other.head.bias[1] += 1e-6
+    found = verify(model, other, inputs)
+    assert not found.passed and found.max_abs_error == pytest.approx(1e-6, rel=0.05)
+    assert verify(model, other, inputs, tolerance=1e-5).passed
+    with torch.no_grad():
+        other.head.bias[1] = float("nan")
+    assert not verify(model, other, inputs).passed
+
+
+def test_arguments_are_checked():
+    model, inputs = network("mlp"), images()
+    with pytest.raises(ConfigError, match="expected at least one size"):
+        verify(model, model, inputs, batch_sizes=())
+    with pytest.raises(ConfigError, match="target_sparsity = 'half'"):
+        prune(model, random_masks(model, inputs, "tied"), inputs, "half")
+
+
+def test_verification_needs_equal_shapes():
+    with pytest.raises(VerificationError, match="disagree on the shape"):
+        verify(build_model("mlp", 3), build_model("mlp", 4), torch.randn(1, 3, 28, 28))

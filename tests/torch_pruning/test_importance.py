@@ -1,0 +1,98 @@
+"""Masks as an importance of torch-pruning."""
+
+import pytest
+import torch
+import torch_pruning as tp
+from cases import images, network, random_masks
+
+from bise_prune import BISEImportance, MaskSet
+from bise_prune.errors import ConfigError, ModelError
+from bise_prune.torch_pruning.graph import build_graph
+
+
+def pruner(model, masks, **options):
+    return tp.pruner.BasePruner(
+        model, images(), importance=BISEImportance(masks), ignored_layers=[model.head], **options
+    )
+
+
+def widths(model):
+    return [layer.weight.shape[0] for layer in model.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_global_pruning_takes_the_lowest_m_of_all_layers(ratio):
+    model = network("simple_convnet")
+    masks = random_masks(model, images(), "paper")
+    ranked = torch.cat(list(masks.logits.values())).sort().values
+    threshold = ranked[len(ranked) - int(len(ranked) * (1 - ratio)) - 1]
+    pruner(model, masks, global_pruning=True, pruning_ratio=ratio, round_to=None).step()
+    expected = [int((logits > threshold).sum()) for logits in masks.logits.values()]
+    assert widths(model)[:3] == expected
+
+
+def test_local_pruning_keeps_the_highest_m_of_each_layer():
+    model = network("simple_convnet")
+    masks = random_masks(model, images(), "paper")
+    first = model.blocks[0][0].weight.detach().clone()
+    pruner(model, masks, global_pruning=False, pruning_ratio=0.5).step()
+    assert widths(model)[:3] == [2, 3, 4]
+    best = masks.logits["blocks.0.0"].topk(2).indices.sort().values
+    assert torch.equal(model.blocks[0][0].weight, first[best])
+
+
+def test_equal_logits_remove_as_many_as_asked():
+    model = network("mlp")
+    masks = MaskSet({name: torch.zeros_like(m) for name, m in random_masks(model, images(), "paper").logits.items()})
+    pruner(model, masks, global_pruning=True, pruning_ratio=0.5).step()
+    assert widths(model)[:3] == [6, 5, 4]
+
+
+@pytest.mark.parametrize(("rule", "reduce"), [("all", torch.amax), ("any", torch.amin), ("mean", torch.mean)])
+def test_coupled_masks_that_disagree_are_reduced_by_the_rule(rule, reduce):
+    model = network("resnet")
+    masks = random_masks(model, images(), "paper")
+    graph = build_graph(model, images())
+    importance = BISEImportance(masks, reduction=rule)
+    conv = model.blocks[2].conv2
+    group = graph.get_pruning_group(conv, tp.prune_conv_out_channels, list(range(10)))
+    both = torch.stack([masks.logits["blocks.2.conv2"], masks.logits["blocks.3.conv2"]]).double()
+    assert torch.allclose(importance(group), reduce(both, dim=0), rtol=0, atol=1e-12)
+
+
+def test_groups_without_masks_are_skipped():
+    model = network("resnet")
+    masks = random_masks(model, images(), "paper")
+    only = MaskSet({"blocks.0.conv1": masks.logits["blocks.0.conv1"]})
+    before = widths(model)
+    pruner(model, only, global_pruning=True, pruning_ratio=0.5).step()
+    after = widths(model)
+    assert [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [1]
+
+
+def test_tied_masks_rank_whole_streams():
+    model = network("resnet")
+    masks = random_masks(model, images(), "tied")
+    pruner(model, masks, global_pruning=False, pruning_ratio=0.5).step()
+    assert model.stem[0].out_channels == model.blocks[1].conv2.out_channels == 3
+
+
+def test_scores_are_root_channels_across_a_concatenation():
+    model = network("concatenating")
+    masks = random_masks(model, images(), "paper")
+    graph = build_graph(model, images())
+    group = graph.get_pruning_group(model.right[0], tp.prune_conv_out_channels, list(range(6)))
+    assert torch.allclose(BISEImportance(masks)(group), masks.logits["right.0"].double(), rtol=0, atol=1e-12)
+
+
+def test_masks_of_other_widths_are_refused():
+    model = network("simple_convnet")
+    masks = random_masks(model, images(), "paper")
+    pruner(model, masks, global_pruning=True, pruning_ratio=0.5).step()
+    with pytest.raises(ModelError, match="has been pruned since"):
+        pruner(model, masks, global_pruning=True, pruning_ratio=0.5).step()
+
+
+def test_unknown_reduction():
+    with pytest.raises(ConfigError, match="choose one of all, any, mean"):
+        BISEImportance(MaskSet({"a": torch.zeros(2)}), reduction="most")
