@@ -1,11 +1,11 @@
-"""A page that classifies an image with the slim network, in the browser: to show a result to a colleague.
+"""Write a web page that classifies images with the slim network in the browser, for example to show a result.
 
     npm install onnxruntime-web
     python tools/browser_page.py bise-demo/slim --runtime node_modules/onnxruntime-web/dist --output page/
     python -m http.server --directory page/
 
-The folder holds all that it needs and can be put on any web server; images stay on the colleague's machine. Models of
-images only: classes, size and normalisation come from the ONNX file itself.
+The folder holds all files that the page needs, and can be put on any web server; images stay on the visitor's machine.
+It works for image classifiers only. Classes, image size and normalisation are read from the ONNX file.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_page(run: Path, runtime: Path, output: Path) -> int:
+    """Write the page into a new folder."""
     model = run / "slim.onnx"
     if not model.is_file():
         raise ConfigError(f"{run} holds no slim.onnx; give the output folder of a run")

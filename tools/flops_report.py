@@ -1,8 +1,8 @@
-"""Parameters and FLOPs of models, per layer and in total, side by side.
+"""Print parameters and FLOPs of models side by side, per layer and in total.
 
     python tools/flops_report.py dense.pt slim/slim.safetensors
 
-FLOPs are fvcore's for one sample, 1 multiply-accumulate = 1 FLOP; operators that it does not count are named.
+FLOPs are fvcore's count for one sample: 1 multiply-accumulate = 1 FLOP. Operators that it does not count are listed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(loaded: Sequence[models.LoadedModel], as_json: bool) -> int:
+    """Print the table, or one JSON object."""
     records: list[dict[str, Any]] = []
     for item in loaded:
         figures = measure(item.model, item.example)

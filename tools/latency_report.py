@@ -1,12 +1,13 @@
-"""Latency of models with torch and onnxruntime, on CPU, CUDA and TensorRT, timed by turns.
+"""Measure the latency of models with torch, onnxruntime and TensorRT on CPU and CUDA, timed by turns.
 
     python tools/latency_report.py dense.pt slim/slim.safetensors --batch-sizes 1 16
     python tools/latency_report.py slim/slim.onnx slim/slim.int8.onnx --threads 4
 
-Batch norms are fused first. Every run of one model is followed by one of the next, so that what disturbs one disturbs
-all; the ratio to the first model is that of neighbouring runs: its median, with a 95 % bootstrap interval, and where
-that contains 1 the table says so. ONNX files run in onnxruntime as they are. A runtime or device that is asked for and
-not there is an error, never a silent fall-back to the CPU.
+Batch norms are fused first. Each run of one model is followed by a run of the next, so that a disturbance affects all
+models. The ratio to the first model is computed from neighbouring runs: its median with a 95 % bootstrap interval. If
+the interval contains 1, the table says that there is no measurable difference. ONNX files run in onnxruntime or
+TensorRT as they are. A runtime or device that was asked for and is missing is an error; there is no fall-back to the
+CPU.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(arguments: Any) -> int:
+    """Time the models, and print the table or one JSON object."""
     given = [path.suffix == ".onnx" for path in arguments.checkpoints]
     if any(given) and not all(given):
         raise ConfigError("ONNX files and checkpoints run in different ways: give one or the other")
@@ -112,6 +114,7 @@ def report(arguments: Any) -> int:
 
 
 def _check_devices(runtimes: Sequence[str], devices: Sequence[str]) -> None:
+    """Check that the runtimes and devices that were asked for are there."""
     if "cuda" in devices and {"torch", "compiled"} & set(runtimes) and not torch.cuda.is_available():
         raise ConfigError("--devices cuda: torch sees no CUDA device")
     if "tensorrt" in runtimes and "cpu" in devices:
@@ -122,7 +125,7 @@ def _check_devices(runtimes: Sequence[str], devices: Sequence[str]) -> None:
 
 
 def _smallest_model() -> bytes:
-    """A graph that returns its input: whether a provider starts is known before any work."""
+    """An ONNX graph that returns its input, to test before any work whether a provider starts."""
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "g", value[:1], value[1:])
     opset = [onnx.helper.make_opsetid("", 18)]
@@ -132,6 +135,7 @@ def _smallest_model() -> bytes:
 def _torch_calls(
     networks: Sequence[Any], examples: Sequence[torch.Tensor], size: int, device: str, compiled: bool
 ) -> Calls:
+    """For each network, a function that runs it once in torch."""
     calls: Calls = []
     for network, example in zip(networks, examples, strict=True):
         moved = network.to(device)
@@ -142,6 +146,7 @@ def _torch_calls(
 
 
 def _onnx_call(path: Path, provider: str, size: int, arguments: Any) -> Callable[[], object]:
+    """A function that runs an ONNX file once on random inputs."""
     session = open_session(path, arguments.threads, provider)
     generator = np.random.default_rng(0)
     feed = {}
@@ -159,6 +164,7 @@ def _onnx_call(path: Path, provider: str, size: int, arguments: Any) -> Callable
 def _record(
     runtime: str, device: str, batch_size: int, threads: int, times: Sequence[Sequence[float]]
 ) -> dict[str, Any]:
+    """The latencies of one runtime, device and batch size, and their ratios to the first model's."""
     figures = []
     for samples in times:
         latency = summarise(samples, batch_size, device, threads)

@@ -1,4 +1,4 @@
-"""What the tools share: their arguments, and models read from them."""
+"""Code that the tools share: their arguments, and the models that these name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from bise_prune.tracing import logits_of
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model to report on: its name in tables, the network, and an input of its shape."""
+    """A model to report on.
+
+    Attributes:
+        name: name of the model in tables.
+        model: the network.
+        example: an input of its shape.
+    """
 
     name: str
     model: nn.Module
@@ -27,7 +33,7 @@ class LoadedModel:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the arguments of every tool."""
+    """An argument parser with the arguments that every tool has."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="dense or slim weights")
     result.add_argument("--arch", help="architecture of checkpoints that do not tell it")
@@ -38,7 +44,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def load(arguments: argparse.Namespace) -> list[LoadedModel]:
-    """Read the models that a tool's arguments name, and check that they take their inputs."""
+    """Load the models that a tool's arguments name, and check that they take their inputs.
+
+    Raises:
+        ModelError: a model does not take inputs of its shape.
+    """
     paths, arch = arguments.checkpoints, arguments.arch
     loaded = []
     for path, name in zip(paths, short_names(paths), strict=True):
@@ -58,13 +68,13 @@ def load(arguments: argparse.Namespace) -> list[LoadedModel]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """File names, with their folder where they are not unique."""
+    """File names without suffix; with the name of the folder if they are not unique."""
     stems = [path.stem for path in paths]
     return [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}" for path in paths]
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Run a tool; a user's mistake is one line on stderr."""
+    """Run a tool, print an error of the user as one line on stderr, and return the exit code."""
     try:
         return main()
     except BiseError as error:
@@ -73,6 +83,7 @@ def guarded(main: Callable[[], int]) -> int:
 
 
 def _shape(text: str) -> tuple[int, ...]:
+    """The shape that a text such as 3,224,224 names."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""What a slim network has left of a dense one: channels and parameters per layer.
+"""Compare channels and parameters of slim networks with those of the dense network, per layer.
 
     python tools/sparsity_report.py dense.pt slim/slim.safetensors
 
-The first checkpoint is the dense one. Sparsity = the share of its parameters that is gone.
+The first checkpoint is the dense network. Sparsity is the share of its parameters that was removed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(loaded: Sequence[models.LoadedModel], as_json: bool) -> int:
+    """Print the table, or one JSON object."""
     networks = [item.model.model if isinstance(item.model, RewiredModel) else item.model for item in loaded]
     tables = [_layers(network) for network in networks]
     totals = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
@@ -57,6 +58,7 @@ def _layers(network: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def _cell(layer: dict[str, int] | None, dense: dict[str, int]) -> str:
+    """Channels and parameters of a layer as text, with the share of the dense layer's parameters."""
     if layer is None:
         return "-"
     share = f" {layer['params'] / dense['params']:.0%}" if layer is not dense else ""
