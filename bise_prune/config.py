@@ -135,6 +135,11 @@ class Target:
         return {"sparsity": "sparsity", "flops": "removal of FLOPs", "latency": "removal of latency"}[self.kind]
 
 
+def lowering_of(joins: str) -> Literal["intersection", "expand"]:
+    """The lowering by which sizes are counted before one is chosen: "expand" unless "intersection" is asked for."""
+    return "intersection" if joins == "intersection" else "expand"
+
+
 def _is_share(value: object) -> bool:
     """Whether a value is a float in (0, 1)."""
     return isinstance(value, float) and 0 < value < 1

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..channels import Joins
 from ..checkpoint import Checkpoint
-from ..config import RunConfig, Target
+from ..config import RunConfig, Target, lowering_of
 from ..data import BiasedDataset, DataSplits
 from ..data.batch import Input
 from ..data.registry import is_named
@@ -185,7 +184,7 @@ def check_masks_or_targets(session: Session) -> None:
             + least_open(site.num_channels, config.layer_floor) + 0.5
             for site in sites
         }  # fmt: skip
-        joins: Joins = "intersection" if config.joins == "intersection" else "expand"
+        joins = lowering_of(config.joins)
         widest = Planner(session.dense, sites, session.example).propose(MaskSet(logits).keep, joins).plan.sparsity
         if target.share > widest + target.tolerance:
             floor = config.layer_floor

@@ -199,7 +199,7 @@ def _run(argv: Sequence[str]) -> int:
         _show_frontier(record, config.output, arguments.json)
     else:
         _show(record, config.output, arguments.json)
-    from ..report.outcome import shortcomings
+    from ..report.quality_gates import shortcomings
 
     code, complaints = shortcomings(record)
     for complaint in complaints:

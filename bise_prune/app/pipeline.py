@@ -30,7 +30,8 @@ from ..report.files import (
 )
 from ..report.loggers import Loggers
 from ..report.page import pictures, write_page
-from ..report.record import GATES, SCHEMA_VERSION, gate_records, report_of, sources_record
+from ..report.quality_gates import GATES, gate_records
+from ..report.record import SCHEMA_VERSION, report_of, sources_record
 from ..report.results import Figures, RunResults
 from ..tuning.finetuning import FinetuneResult
 from .output_folder import check_output, point_folder

@@ -104,9 +104,7 @@ def _earlier_results(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | N
     """Masks and plan of an earlier run, if the settings name any; with a plan, the masks are the plan's."""
     masks = None if config.masks is None else MaskSet.load(config.masks)
     plan = None if config.plan is None else PruningPlan.load(config.plan)
-    if plan is not None:
-        masks = MaskSet({name: kept.float() * 2 - 1 for name, kept in plan.keep.items()})
-    return masks, plan
+    return masks if plan is None else plan.masks, plan
 
 
 def _with_noise(session: Session) -> Session:

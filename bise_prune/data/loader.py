@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..distributed import world
 from ..errors import DataError
-from .batch import Batch, Input, as_batch, input_map
+from .batch import Batch, Input, Loader, as_batch, input_map
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,16 @@ class BatchLoader:
             return batch
         pinned = input_map(batch.input, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
         return batch._replace(input=pinned)
+
+
+def sharded(loader: Loader) -> Loader:
+    """The part of a loader's batches that this process of ``torch.distributed`` gets.
+
+    A :class:`BatchLoader` is divided among the processes batch by batch; other loaders must yield each process its part
+    themselves, and are returned as they are.
+    """
+    rank, processes = world()
+    return replace(loader, shard=(rank, processes)) if isinstance(loader, BatchLoader) and processes > 1 else loader
 
 
 def _evenly(order: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -169,7 +169,7 @@ def _mask_epoch(search: Search, epoch: int, temperature: float, after_step: Call
     state, gates, position = search.state, search.network.gates, search.state.position
     gates.temperature = temperature
     if search.budget is not None:
-        search.budget.limit = search.budget.limit_in(epoch)
+        search.budget.start_epoch(epoch)
     if not position.batches:
         state.tally = EpochTally(gates.closed)
     search.network.let_norms_follow(search.config.batchnorm != "frozen")

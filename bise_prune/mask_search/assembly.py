@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config import SearchConfig
 from ..data.batch import Loader, as_batch, input_map
-from ..data.loader import BatchLoader
+from ..data.loader import BatchLoader, sharded
 from ..distributed import world
 from ..errors import ConfigError, DataError
 from ..gates.masks import MaskSet
@@ -43,11 +42,8 @@ class Validation:
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Accuracies of a model on the validation data; several processes divide a ``BatchLoader``."""
-        loader, (rank, processes) = self.loader, world()
-        shared = isinstance(loader, BatchLoader) and processes > 1
-        if shared:
-            loader = dataclasses.replace(loader, shard=(rank, processes))  # type: ignore[type-var]
-        return evaluate(model, loader, self.aligned, sharded=shared)
+        loader = sharded(self.loader)
+        return evaluate(model, loader, self.aligned, sharded=loader is not self.loader)
 
 
 @dataclass(frozen=True)

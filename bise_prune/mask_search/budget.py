@@ -34,7 +34,15 @@ class BudgetTerm:
         self._at: tuple[Tensor, float, Tensor] | None = None  # gates, their cost, its gradient
         self.limit = 1.0
 
-    def limit_in(self, epoch: int) -> float:
+    def start_epoch(self, epoch: int) -> None:
+        """Set the limit of an epoch, counted from 1."""
+        self.limit = self._limit_in(epoch)
+
+    def has_descended(self, epoch: int) -> bool:
+        """Whether the limit of an epoch is the budget itself."""
+        return self._limit_in(epoch) <= self.budget.share
+
+    def _limit_in(self, epoch: int) -> float:
         """The limit in an epoch, as a share of the dense cost: it falls linearly from 1 to the budget."""
         budget = self.budget
         way = min(1.0, (epoch - 1) / (budget.descent * self.num_epochs)) if budget.descent else 1.0

@@ -55,7 +55,7 @@ def objective_of(
 
     Args:
         loss: reweighted cross-entropy L_r, the mean over the batch, shape (...); see :func:`reweighted_cross_entropy`.
-        batch_size: number of samples in the batch; the tensors below may hold its bias-conflicting samples alone.
+        batch_size: samples of this process's part of the batch; it only matters where several processes share one.
         head_logits_NB: logits of the auxiliary heads, one tensor (..., N, B_k) per bias.
         bias_NK: bias labels, shape (..., N, K).
         conflicting_NK: which samples are bias-conflicting, bool, shape (..., N, K); I is estimated on these alone.

@@ -104,7 +104,6 @@ class Passes:
         for part, inputs in self.inputs(parts):
             logits, features = self.forward(gates := step.open_gates(), inputs)
             step(gates, logits, features, part)
-            step.state.position.batches += 1
             after_step()
 
     def validated(self, evaluate: Callable[[], Evaluation], last: Evaluation | None, unchanged: bool) -> Evaluation:

@@ -62,7 +62,12 @@ class MaskStep:
         slope = self.descend(cast(Tensor, gates.grad))  # line 9
         silent = silent_share(terms.num_conflicting, logits.dtype)
         shares = [terms.total, terms.cross_entropy, terms.mutual_information, head_loss, silent]
-        state.tally.note(slope[None], torch.stack(shares).detach()[None], state.network.gates.closed)
+        self.note(slope[None], torch.stack(shares).detach()[None])
+
+    def note(self, slopes_GM: Tensor, shares_GS: Tensor) -> None:
+        """Add G steps that were taken to the tally of the epoch, and move the position on; see :class:`EpochTally`."""
+        self.state.tally.note(slopes_GM, shares_GS, self.state.network.gates.closed)
+        self.state.position.batches += len(slopes_GM)
 
     def descend(self, slope: Tensor) -> Tensor:
         """Take one step of SGD on the mask logits, from the gradient of J with respect to the gates.

@@ -28,7 +28,7 @@ def is_settled(search: Search, temperatures: Sequence[float]) -> bool:
         cost = history[-1].cost
         if cost is not None and not search.budget.is_met(cost):
             return False
-        if search.budget.limit_in(len(history) + 1) > search.budget.budget.share:
+        if not search.budget.has_descended(len(history) + 1):
             return False
     return none_can_flip(
         state.logits,

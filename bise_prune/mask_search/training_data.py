@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -12,8 +11,7 @@ from torch import Tensor
 
 from ..config import SearchConfig
 from ..data.batch import Batch, Loader, as_batch
-from ..data.loader import BatchLoader
-from ..distributed import world
+from ..data.loader import BatchLoader, sharded
 from ..errors import DataError
 from ..metrics.subgroups import aligned_values, is_aligned
 from .weights import SampleWeights, sample_weights
@@ -61,9 +59,7 @@ class TrainingData:
     """
 
     def __init__(self, loader: Loader) -> None:
-        rank, processes = world()
-        if isinstance(loader, BatchLoader) and processes > 1:
-            loader = dataclasses.replace(loader, shard=(rank, processes))
+        loader = sharded(loader)
         first = next(iter(loader), None)
         if first is None:
             raise DataError("the training loader is empty")

@@ -23,6 +23,7 @@ from ..config import (
     RoundTo,
     Target,
     TargetSparsity,
+    lowering_of,
 )
 from ..errors import BiseError, ConfigError, ModelError, PruningError, VerificationError
 from ..gates.gated_model import constant_gates, with_learned_state
@@ -187,12 +188,12 @@ def _replayed(
             f"the plan was made for other weights (fingerprint {plan.fingerprint[:12]}, this model has {found[:12]}); "
             "if the search changed batch norms, prune by its masks, which hold them"
         )
-    sites = matching_sites(record, model, MaskSet({name: mask.float() * 2 - 1 for name, mask in plan.keep.items()}))
+    sites = matching_sites(record, model, plan.masks)
     rounding = Rounding(multiple=plan.rounding.get("multiple", 1))  # the plan has re-opened channels open
     planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
 
     def attempt() -> PruningResult:
-        proposal = planner.propose(plan.keep, "intersection" if plan.joins == "intersection" else "expand")
+        proposal = planner.propose(plan.keep, lowering_of(plan.joins))
         again = replace(proposal.plan, costs_ms=plan.costs_ms, target=plan.target, rounding=plan.rounding)
         result = finish(sites, cut(model, proposal.layout, proposal.lowering), again)
         if again.layers != plan.layers or (plan.edits_digest and again.edits_digest != plan.edits_digest):
@@ -233,36 +234,34 @@ def _propose(planner: Planner, masks: MaskSet, joins: Joins, target: Target | No
     """Return the proposal for the masks, or for a target if there is one."""
     if target is None:
         return planner.propose(planner.rounded_up(masks.keep, masks), joins)
-    return planner.rank(masks, joins, target, partial(_removed, planner, target), floor)
+    model, inputs = planner.model, planner.example_inputs
+    # fvcore takes no keyword arguments; for such inputs only multiply-accumulates are counted.
+    by_fvcore = target.kind == "flops" and not isinstance(inputs, Mapping)
+    total = measure(model, inputs).flops if by_fvcore else planner.macs
+
+    def removed(proposal: Proposal) -> float:
+        def ratio() -> float:
+            return time_ratio(model, settled(cut(model, proposal.layout, proposal.lowering), model), inputs)
+
+        return removed_share(target, proposal.plan, total, ratio)
+
+    return planner.rank(masks, joins, target, removed, floor)
 
 
-def _removed(planner: Planner, target: Target, proposal: Proposal) -> float:
-    """Return the share of parameters, FLOPs or latency (as the target counts) that a proposal removes."""
-    model, inputs, plan = planner.model, planner.example_inputs, proposal.plan
-    if target.kind == "sparsity":
-        return plan.sparsity
-    if target.kind == "flops":
-        # fvcore takes no keyword arguments; for such inputs only multiply-accumulates are counted.
-        total = planner.macs if isinstance(inputs, Mapping) else measure(model, inputs).flops
-        return (plan.macs[0] - plan.macs[1]) / total
-    slim = settled(cut(model, proposal.layout, proposal.lowering), model)
-    return 1 - time_ratio(model, slim, inputs)
-
-
-def removed_share(target: Target, dense: nn.Module, result: PruningResult, example_inputs: Inputs) -> float:
-    """Return the share of the dense network's parameters, FLOPs or latency that is gone from a pruned network.
+def removed_share(target: Target, plan: PruningPlan, total_flops: int, latency_ratio: Callable[[], float]) -> float:
+    """Return the share of the dense network's parameters, FLOPs or latency that a plan removes.
 
     Args:
         target: says which of the three is counted.
-        dense: the dense network.
-        result: the pruned network; its latency and that of the dense network are measured in turns.
-        example_inputs: input(s) of both, batch first.
+        plan: the plan; its multiply-accumulates are those of convolutions and linear layers, in which channels count.
+        total_flops: FLOPs of the dense network, of which the removed multiply-accumulates are a share.
+        latency_ratio: measures the slim network's latency divided by the dense one's.
     """
     if target.kind == "sparsity":
-        return result.plan.sparsity
+        return plan.sparsity
     if target.kind == "flops":
-        return (result.plan.macs[0] - result.plan.macs[1]) / result.plan.macs[0]
-    return 1 - time_ratio(dense, result.model, example_inputs)
+        return (plan.macs[0] - plan.macs[1]) / total_flops
+    return 1 - latency_ratio()
 
 
 def time_ratio(dense: nn.Module, slim: nn.Module, inputs: Inputs) -> float:
@@ -302,7 +301,7 @@ def _given_back(planner: Planner, masks: MaskSet, plan: PruningPlan, target: Tar
     keep = masks.keep if target is None else plan.keep
     unrounded = Planner(planner.model, planner.sites, planner.example_inputs, record=planner.trace)
     unrounded.rigid = planner.rigid
-    bare = unrounded.propose(keep, "intersection" if plan.joins == "intersection" else "expand").plan
+    bare = unrounded.propose(keep, lowering_of(plan.joins)).plan
     return {
         "multiple": rounding.multiple,
         "fill": rounding.fill,

@@ -17,6 +17,7 @@ from ..channels import Edit, Regather
 from ..config import Target, TargetKind
 from ..errors import PruningError
 from ..files import write_json
+from ..gates.masks import MaskSet
 from ..tracing import Reason
 
 PLAN_FORMAT = "bise-prune plan"
@@ -76,6 +77,11 @@ class PruningPlan:
     rounding: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     edits_digest: str = ""
+
+    @property
+    def masks(self) -> MaskSet:
+        """Mask logits of 1 and -1 with exactly the channels open that the plan keeps open."""
+        return MaskSet({name: kept.float() * 2 - 1 for name, kept in self.keep.items()})
 
     @property
     def sparsity(self) -> float:

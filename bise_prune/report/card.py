@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .page import _FEW
-from .rendering import write_text
+from .rendering import FEW_SAMPLES, write_text
 
 
 def write_card(path: Path, record: Mapping[str, Any]) -> None:
@@ -44,4 +43,4 @@ def write_card(path: Path, record: Mapping[str, Any]) -> None:
         model_name=f"{Path(record['config']['checkpoint']).stem}, slim",
         eval_results=results,
     )
-    write_text(path, "card.md.jinja", r=record, head=about.to_yaml(), few=_FEW)
+    write_text(path, "card.md.jinja", r=record, head=about.to_yaml(), few=FEW_SAMPLES)

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ..data import BiasedDataset
 from .plots import Line, plot
-from .rendering import write_text
+from .rendering import FEW_SAMPLES, write_text
 
 _LARGEST = 96  # pixels of a thumbnail's longer side
-_FEW = 30  # samples; figures of smaller subgroups are marked
 
 
 def write_page(path: Path, record: Mapping[str, Any], images: Mapping[int, str]) -> None:
@@ -27,7 +26,7 @@ def write_page(path: Path, record: Mapping[str, Any], images: Mapping[int, str])
         record: report record, as in ``report.json``.
         images: sample images by row, as :func:`pictures` returns them.
     """
-    write_text(path, "report.html.jinja", r=record, images=images, plots=_plots(record), few=_FEW)
+    write_text(path, "report.html.jinja", r=record, images=images, plots=_plots(record), few=FEW_SAMPLES)
 
 
 def pictures(record: Mapping[str, Any], data: BiasedDataset) -> dict[int, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import RunConfig, portable
+from ..config import portable
 from ..data import BiasedDataset
 from ..mask_search import EpochRecord, SearchResult
 from ..mask_search.selection import DESCRIPTIONS, LAST
@@ -21,12 +21,11 @@ from ..pruning.plan import PruningPlan
 from ..pruning.verification import Verification
 from ..tuning.pseudo_labels import PseudoLabels
 from .environment import command_line, environment_record
+from .quality_gates import gate_records
 from .results import ExportedFile, Figures, RunResults, Subject
 from .warnings import warnings_of
 
 SCHEMA_VERSION = 1
-GATES = ("min_worst_group", "max_accuracy_drop", "min_speedup")
-_SLACK = 1e-9  # rounding error that a quality gate allows
 _SHOWN, _SHOWN_IN_ALL = 4, 80  # samples per subgroup and in all
 
 
@@ -42,7 +41,7 @@ def report_of(results: RunResults) -> dict[str, Any]:
         "sparsity": plan.sparsity,
         "evaluated_on": subject.evaluated_on,
         "fairness": fairness,
-        "changed_samples": _changed_samples(results, fairness, labels),
+        "changed_samples": _changed_samples(results, fairness),
         "selection": _selection(results, labels),
         "finetuning": _finetuning(results, labels),
         "identification": _identification(subject.pseudo),
@@ -131,24 +130,6 @@ def sources_record(subject: Subject) -> dict[str, str]:
     return {"checkpoint": subject.checkpoint.sha256, "data": subject.splits.fingerprint}
 
 
-def gate_records(config: RunConfig, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The quality gates that were set: what was asked for, the slim network's value, and whether it passes.
-
-    Args:
-        config: settings of the run.
-        record: report record, of which ``dense`` and ``slim`` are used.
-    """
-    dense, slim = record["dense"], record["slim"]
-    drop, speedup = dense["accuracy"] - slim["accuracy"], dense["latency_ms"] / slim["latency_ms"]
-    gates = []
-    for name, value in zip(GATES, (slim["worst_group_accuracy"], drop, speedup), strict=True):
-        asked = getattr(config, name)
-        if asked is not None:
-            passed = value <= asked + _SLACK if name == "max_accuracy_drop" else value >= asked - _SLACK
-            gates.append({"name": name, "asked": asked, "value": value, "passed": passed})
-    return gates
-
-
 def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:
     """How the network's inputs are made: normalisation and size of images, or names and length of token inputs."""
     if not isinstance(data.inputs, Tensor):
@@ -179,7 +160,7 @@ def _fairness(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
     return record
 
 
-def _changed_samples(results: RunResults, fairness: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
+def _changed_samples(results: RunResults, fairness: dict[str, Any]) -> list[dict[str, Any]]:
     """The first few samples of every subgroup whose predicted class differs between the dense and the slim network."""
     data, tokenizer = results.subject.held_out, results.subject.tokenizer
     dense, slim = results.dense.predicted, results.slim.predicted

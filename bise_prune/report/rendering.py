@@ -11,6 +11,8 @@ import jinja2
 
 from ..files import atomic_path
 
+FEW_SAMPLES = 30  # figures of smaller subgroups are marked
+
 
 def write_text(path: Path, template: str, **values: Any) -> None:
     """Fill in a template from the folder ``templates`` and write the text to a file.

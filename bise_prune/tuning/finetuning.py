@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from ..config import FinetuneConfig
 from ..data.batch import Loader, as_batch
-from ..data.loader import BatchLoader
+from ..data.loader import BatchLoader, sharded
 from ..distributed import copied_from_first, summed, world
 from ..errors import BiseError, DataError
 from ..mask_search.selection import LAST, RULES, resolve
@@ -87,10 +86,7 @@ def finetune(
         BiseError: the loss is not finite.
     """
     config = config or FinetuneConfig()
-    rank, processes = world()
-    loader = train_loader
-    if isinstance(loader, BatchLoader) and processes > 1:
-        loader = dataclasses.replace(loader, shard=(rank, processes))
+    loader, processes = sharded(train_loader), world()[1]
     model = copy.deepcopy(model)
     device = next(model.parameters()).device
     target, bias = _labels(train_loader)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..data.loader import BatchLoader, BiasedDataset
 from ..errors import DataError, ModelError
+from ..metrics.accuracy import predictions
 from ..metrics.subgroups import aligned_values, is_aligned
-from ..tracing import logits_of, run
 from .vanilla import train_vanilla
 
 _FEW = 0.001  # share of misclassified training samples below which the labels are useless
@@ -68,7 +68,7 @@ def pseudo_bias_labels(
     train_vanilla(
         identification_model, BatchLoader(train, batch_size, shuffle=True, seed=seed), optimizer, epochs=epochs
     )
-    labels = tuple(_predictions(identification_model, data)[:, None] for data in (train, *others))
+    labels = tuple(predictions(identification_model, BatchLoader(data, 256))[0][:, None] for data in (train, *others))
     suspected = labels[0][:, 0] != train.target.cpu()
     count, share = int(suspected.sum()), float(suspected.double().mean())
     precision = recall = None
@@ -119,14 +119,6 @@ def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
             "untrained identification model"
         )
     return fresh
-
-
-def _predictions(model: nn.Module, data: BiasedDataset) -> Tensor:
-    """Predicted classes (N,), int64, of all samples, on the CPU."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        parts = [logits_of(run(model, batch.to(device).input)).argmax(1).cpu() for batch in BatchLoader(data, 256)]
-    return torch.cat(parts)
 
 
 def _warnings(suspected: Tensor, labels: Tensor, train: BiasedDataset) -> list[str]:

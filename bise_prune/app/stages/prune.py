@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import nn
-
 from ...data.batch import input_map
 from ...errors import BiseError
 from ...gates.masks import MaskSet
 from ...mask_search import SearchResult
 from ...pruning import PruningResult, prune
-from ...pruning.exact import removed_share
 from ...pruning.plan import PruningPlan
-from ...pruning.planner import DeadNetworkError, outcome_of
+from ...pruning.searched import prune_as_searched
 from ...report.files import MASK_FILE
 from ..session import Session
 
@@ -33,12 +30,14 @@ def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult |
     config = session.config
     dense = session.on_device(session.dense)
     example = input_map(session.example, lambda tensor: tensor.to(session.device))
+    widths: dict[str, Any] = {"joins": config.joins, "round_to": config.round_to, "round_fill": config.round_fill}
+    result = None
     try:
         if isinstance(masks, PruningPlan):
             result = prune(dense, masks, example)
-        elif found is not None and (within := _as_searched(session, dense, masks, example)) is not None:
-            result = within
-        else:
+        elif found is not None and config.target is not None:
+            result = prune_as_searched(dense, masks, example, config.target, **widths)
+        if result is None and isinstance(masks, MaskSet):
             result = prune(
                 dense,
                 masks,
@@ -46,34 +45,13 @@ def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult |
                 config.target_sparsity,
                 target_flops=config.target_flops,
                 target_latency=config.target_latency,
-                joins=config.joins,
-                round_to=config.round_to,
-                round_fill=config.round_fill,
                 layer_floor=config.layer_floor,
+                **widths,
             )
     except BiseError as error:
         if found is None:
             raise
         kept = f"the masks are kept; prune by them with --masks {config.output / MASK_FILE} and another --output"
         raise type(error)(f"{error}; {kept}") from error
+    assert result is not None
     return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu())
-
-
-def _as_searched(session: Session, dense: nn.Module, masks: MaskSet, example: Any) -> PruningResult | None:
-    """The network with exactly the channels that the search closed, if this meets the target; None otherwise."""
-    config, target = session.config, session.config.target
-    if target is None:
-        return None
-    try:
-        result = prune(dense, masks, example, joins=config.joins)
-    except DeadNetworkError:
-        return None
-    reached = removed_share(target, dense, result, example)
-    if abs(reached - target.removed) > target.tolerance:
-        return None
-    if config.round_to != 1:
-        result = prune(
-            dense, masks, example, joins=config.joins, round_to=config.round_to, round_fill=config.round_fill
-        )
-    outcome = {**outcome_of(target, reached), "by": "search"}
-    return dataclasses.replace(result, plan=dataclasses.replace(result.plan, target=outcome))

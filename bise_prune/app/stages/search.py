@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from ...baselines.magnitude import magnitude_masks
 from ...baselines.random_scores import random_masks
 from ...baselines.taylor import taylor_masks
-from ...config import Budget, RunConfig
+from ...config import Budget, RunConfig, lowering_of
 from ...gates.masks import MaskSet
 from ...mask_search import EpochRecord, SearchResult, search
 from ...mask_search.weights import sample_weights
@@ -57,23 +57,34 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
 
 
 def ranked(session: Session) -> MaskSet:
-    """Scores of the channels, as masks, by a criterion that needs no search: random, magnitude or Taylor."""
-    config, dense, example = session.config, session.dense, session.example
-    placement = config.search.placement
-    if config.criterion == "random":
-        return random_masks(dense, example, config.search.seed, placement)
-    if config.criterion == "magnitude":
-        return magnitude_masks(dense, example, placement)
-    train = session.splits.train
+    """Scores of the channels by the criterion of the settings, without a search."""
+    return RANKINGS[session.config.criterion](session)
+
+
+def _random(session: Session) -> MaskSet:
+    """Random scores."""
+    config = session.config.search
+    return random_masks(session.dense, session.example, config.seed, config.placement)
+
+
+def _magnitude(session: Session) -> MaskSet:
+    """Scores by the norm of the weights."""
+    return magnitude_masks(session.dense, session.example, session.config.search.placement)
+
+
+def _taylor(session: Session) -> MaskSet:
+    """First-order Taylor scores on the training set, with the search's sample weights."""
+    config, train = session.config.search, session.splits.train
     weights = sample_weights(
-        train.target,
-        train.bias,
-        session.num_classes,
-        session.search_aligned,
-        config.search.weighting,
-        config.search.rho,
+        train.target, train.bias, session.num_classes, session.search_aligned, config.weighting, config.rho
     ).to(session.device, torch.float32)
-    return taylor_masks(session.on_device(dense), session.train_loader(), placement, weights)
+    return taylor_masks(session.on_device(session.dense), session.train_loader(), config.placement, weights)
+
+
+# Every criterion but "learned".
+RANKINGS: Mapping[str, Callable[[Session], MaskSet]] = {
+    "random": _random, "magnitude": _magnitude, "taylor": _taylor,
+}  # fmt: skip
 
 
 def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
@@ -87,7 +98,7 @@ def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
         weight=config.budget_weight,
         descent=config.budget_descent if start is None else 0.0,  # the start is near the budget already
         layer_floor=config.layer_floor,
-        joins="intersection" if config.joins == "intersection" else "expand",
+        joins=lowering_of(config.joins),
     )
 
 

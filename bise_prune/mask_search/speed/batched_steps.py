@@ -20,6 +20,7 @@ from ..mutual_information import JointPool
 from ..objective import Objective, objective_of, silent_share
 from ..step import MaskStep
 
+_ALONE = 0  # one process needs no number of samples
 _MOST = 16  # batches in one forward pass
 
 
@@ -111,9 +112,8 @@ def steps_while_still(
             slopes.append(step.descend(slope))
             if state.tally.flipped.any():
                 break
-        state.tally.note(torch.stack(slopes), foreseen.shares_GS[: len(slopes)], state.network.gates.closed)
+        step.note(torch.stack(slopes), foreseen.shares_GS[: len(slopes)])
         taken += len(slopes)
-        state.position.batches += len(slopes)
         after_steps()
     return iter(parts[taken:])
 
@@ -178,8 +178,10 @@ def _objective(
 ) -> Objective:  # fmt: skip
     """Objective (Eq. 5) of each batch; a pool takes a single batch."""
     if pool is None:
-        return objective_of(losses_G, 0, logits_GNB, bias_GNK, conflicting_GNK, gamma)
-    terms = objective_of(losses_G[0], 0, [part[0] for part in logits_GNB], bias_GNK[0], conflicting_GNK[0], gamma, pool)
+        return objective_of(losses_G, _ALONE, logits_GNB, bias_GNK, conflicting_GNK, gamma)
+    terms = objective_of(
+        losses_G[0], _ALONE, [part[0] for part in logits_GNB], bias_GNK[0], conflicting_GNK[0], gamma, pool
+    )
     return Objective(*(term[None] for term in terms))
 
 

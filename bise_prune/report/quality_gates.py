@@ -1,14 +1,33 @@
-"""Decides whether a finished run failed: missed quality gates and refused files give an exit code."""
+"""Quality gates: whether the slim network passes them, and the exit code of a run that misses one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..config import RunConfig
 from ..errors import QualityError, VerificationError
 
-if TYPE_CHECKING:
-    pass
+GATES = ("min_worst_group", "max_accuracy_drop", "min_speedup")
+_SLACK = 1e-9  # shares may differ from a gate's value by rounding
+
+
+def gate_records(config: RunConfig, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The quality gates that were set: what was asked for, the slim network's value, and whether it passes.
+
+    Args:
+        config: settings of the run.
+        record: report record, of which ``dense`` and ``slim`` are used.
+    """
+    dense, slim = record["dense"], record["slim"]
+    drop, speedup = dense["accuracy"] - slim["accuracy"], dense["latency_ms"] / slim["latency_ms"]
+    gates = []
+    for name, value in zip(GATES, (slim["worst_group_accuracy"], drop, speedup), strict=True):
+        asked = getattr(config, name)
+        if asked is not None:
+            passed = value <= asked + _SLACK if name == "max_accuracy_drop" else value >= asked - _SLACK
+            gates.append({"name": name, "asked": asked, "value": value, "passed": passed})
+    return gates
 
 
 def shortcomings(record: Mapping[str, Any]) -> tuple[int, list[str]]:
