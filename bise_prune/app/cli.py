@@ -272,10 +272,10 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
+    from ..report import files
     from ..report.tables import comparison_table
 
-    console = Console()
-    console.print(comparison_table(record))
+    Console().print(comparison_table(record))
     check = record["verification"]["slim_against_masked"]
     print(
         f"sparsity {record['sparsity']:.1%} of the parameters; slim equals masked to {check['max_abs_error']:.1e} "
@@ -283,9 +283,11 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     )
     for warning in record["warnings"]:
         print(f"warning: {warning}")
-    files = ["report.html", "report.json", "README.md", "masks.safetensors", "plan.json", "slim.safetensors"]
-    files += [form["file"] for form in record["formats"] if not form["refused"]]
-    print(f"written to {output}: {', '.join([*files, 'slim.pt2', 'config.toml'])}")
+    written = [
+        files.PAGE_FILE, files.REPORT_FILE, files.CARD_FILE, files.MASK_FILE, files.PLAN_FILE, files.SLIM_FILE,
+        *(form["file"] for form in record["formats"] if not form["refused"]), files.PROGRAM_FILE, files.CONFIG_FILE,
+    ]  # fmt: skip
+    print(f"written to {output}: {', '.join(written)}")
 
 
 class _Display:

@@ -1,7 +1,8 @@
 """Algorithm 1 of the BISE paper: learn which channels of a trained network to keep, without changing its weights.
 
 The network is f = C o E: an encoder E and a classifier head C. The output of E is called the bottleneck. Every channel
-of the encoder gets a mask logit m, and is multiplied by a gate that is 1 where m >= 0 and 0 elsewhere (Eq. 2). An
+of a gated output (see :mod:`bise_prune.gates.sites`) has a mask logit m, and is multiplied by a gate that is 1 where
+m >= 0 and 0 elsewhere (Eq. 2); outputs whose channels can only be removed together share their mask logits. An
 auxiliary head C_aux predicts the bias label from the bottleneck. Each batch is used for two steps of SGD:
 
 * The mask logits descend J = L_r + gamma I (Eq. 5). L_r is the cross-entropy of the class labels, in which samples of
@@ -9,7 +10,8 @@ auxiliary head C_aux predicts the bias label from the bottleneck. Each batch is 
   prediction of it, on the bias-conflicting samples; lowering it closes the channels that carry the bias.
 * The auxiliary head descends its own cross-entropy, so that it keeps finding the bias that is left in the bottleneck.
 
-The derivative of a gate is zero almost everywhere; that of sigma(m / tau) takes its place (straight-through estimator).
+The derivative of a gate is zero almost everywhere; that of sigma(m / tau) takes its place (straight-through estimator,
+:func:`bise_prune.gates.step.step_slope`).
 The temperature tau starts at 1 and is multiplied by kappa every upsilon epochs; then the auxiliary head is trained for
 E epochs, as it is before the first epoch. At a low temperature only mask logits near zero still get a gradient, so that
 the masks settle. The search ends when tau is below tau_min, or earlier if no mask can change any more.

@@ -140,27 +140,29 @@ def prune(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
     rounding = Rounding(multiple=multiple, fill=round_fill)
-    planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
-    choose = partial(_chosen, planner, masks, joins, target, layer_floor)
-    return _with_fallback(planner, lambda: finish(sites, *choose()))
+    make_planner = partial(Planner, model, sites, example_inputs, record=record, rounding=rounding)
+    return _with_fallback(
+        record, make_planner, lambda planner: finish(sites, *_chosen(planner, masks, joins, target, layer_floor))
+    )
 
 
 Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
 
 
-def _with_fallback(planner: Planner, attempt: Callable[[], PruningResult]) -> PruningResult:
+def _with_fallback(
+    record: Trace, make_planner: Callable[..., Planner], attempt: Callable[[Planner], PruningResult]
+) -> PruningResult:
     """Run the attempt, and once more with the full width around reshapes if its network does not run or agree."""
-    reshapes = {call.index for call in planner.trace.calls if call.kind == "movement" and call.function != "cat"}
+    reshapes = {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
     try:
-        return attempt()
+        return attempt(make_planner())
     except (ConfigError, PruningError):
         raise
     except _FAILURES as error:
         if not reshapes:
             raise _explained(error) from error
-    planner.rigid = reshapes  # one of them may contain a fixed number of channels
     try:
-        return attempt()
+        return attempt(make_planner(rigid=reshapes))  # one of them may contain a fixed number of channels
     except BiseError:
         raise
     except _FAILURES as error:
@@ -190,9 +192,9 @@ def _replayed(
         )
     sites = matching_sites(record, model, plan.masks)
     rounding = Rounding(multiple=plan.rounding.get("multiple", 1))  # the plan has re-opened channels open
-    planner = Planner(model, sites, example_inputs, record=record, rounding=rounding)
+    make_planner = partial(Planner, model, sites, example_inputs, record=record, rounding=rounding)
 
-    def attempt() -> PruningResult:
+    def attempt(planner: Planner) -> PruningResult:
         proposal = planner.propose(plan.keep, lowering_of(plan.joins))
         again = replace(proposal.plan, costs_ms=plan.costs_ms, target=plan.target, rounding=plan.rounding)
         result = finish(sites, cut(model, proposal.layout, proposal.lowering), again)
@@ -200,7 +202,7 @@ def _replayed(
             raise VerificationError("the plan's widths do not follow from its masks: it was changed, or made elsewhere")
         return result
 
-    return _with_fallback(planner, attempt)
+    return _with_fallback(record, make_planner, attempt)
 
 
 def _by_groups(
@@ -299,8 +301,7 @@ def _given_back(planner: Planner, masks: MaskSet, plan: PruningPlan, target: Tar
     if rounding.multiple == 1:
         return {}
     keep = masks.keep if target is None else plan.keep
-    unrounded = Planner(planner.model, planner.sites, planner.example_inputs, record=planner.trace)
-    unrounded.rigid = planner.rigid
+    unrounded = Planner(planner.model, planner.sites, planner.example_inputs, record=planner.trace, rigid=planner.rigid)
     bare = unrounded.propose(keep, lowering_of(plan.joins)).plan
     return {
         "multiple": rounding.multiple,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,10 +48,10 @@ class Planner:
         example_inputs: its input(s), batch first.
         record: its trace, if it has already been traced.
         rounding: how the numbers of kept channels are rounded up; None = not at all.
+        rigid: positions in the trace of the movement calls that keep their full width.
 
     Attributes:
         trace: the trace of the network.
-        rigid: indices of movement calls that keep their full width.
         params: number of parameters of the dense network.
         macs: its multiply-accumulates in convolutions and linear layers, for one sample.
         batch_size: number of samples in ``example_inputs``.
@@ -68,11 +68,12 @@ class Planner:
         *,
         record: Trace | None = None,
         rounding: Rounding | None = None,
+        rigid: Iterable[int] = (),
     ) -> None:
         self.model, self.sites, self.example_inputs = model, list(sites), example_inputs
         self.trace = record if record is not None else trace(model, example_inputs)
         self.rounding = rounding or Rounding()
-        self.rigid: set[int] = set()
+        self.rigid = frozenset(rigid)
         self.params = sum(parameter.numel() for parameter in model.parameters())
         first = next(tensors_in([example_inputs]), None)
         self.batch_size = len(first) if first is not None and first.ndim else 1
