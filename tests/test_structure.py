@@ -135,9 +135,7 @@ def test_test_files_import_nothing_from_each_other():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found = [name for name in names if name.split(".")[-1].startswith(("test_", "conftest"))]
-            assert not found, (
-                f"{path.relative_to(ROOT)}:{node.lineno} imports {found[0]}; share it in cases.py"
-            )
+            assert not found, f"{path.relative_to(ROOT)}:{node.lineno} imports {found[0]}; share it in cases.py"
 
 
 def test_the_page_about_the_package_has_the_rooms_in_their_order():

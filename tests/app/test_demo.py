@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from projects import fails
 
 from bise_prune.app import cli
 
@@ -20,3 +21,9 @@ def test_the_demo_debiases_and_its_checkpoint_knows_its_data(tmp_path, capsys, m
     assert cli.main(["resnet18.pt", "--target-sparsity", "auto", "--masks", "bise-demo/slim/masks.safetensors"]) == 0
     again = json.loads((tmp_path / "resnet18-slim" / "report.json").read_text())
     assert again["slim"]["groups"] == record["slim"]["groups"]
+
+
+def test_the_demo_does_not_take_another_network_for_its_own(project, tmp_path, capsys):
+    shutil.copy(project / "net.pt", tmp_path / "dense.pt")
+    line = fails(capsys, "--demo", "--output", tmp_path, code=2)
+    assert "dense.pt is another network; choose another folder with --output" in line

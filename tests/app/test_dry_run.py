@@ -1,6 +1,7 @@
 """A dry run tells what was understood and writes nothing."""
 
 import json
+import shutil
 
 import torch
 from projects import ARCHITECTURE, FAST, fails
@@ -27,3 +28,23 @@ def test_a_dry_run_tells_what_was_understood_and_writes_nothing(project, tmp_pat
     assert not (tmp_path / "none").exists() and sorted(path.name for path in project.iterdir()) == before
     torch.save({"a": 1}, tmp_path / "bad.pt")
     assert "holds no state dict" in fails(capsys, tmp_path / "bad.pt", "--dry-run", "--data", project / "data")
+
+
+def test_a_dry_run_of_what_searches_nothing_takes_no_time(project, tmp_path, capsys):
+    command = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "none", "--dry-run", "--json"]
+    assert cli.main([str(a) for a in [*command, "--criterion", "magnitude", "--target-sparsity", "0.3"]]) == 0
+    assert json.loads(capsys.readouterr().out)["estimate"] == {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
+
+
+def test_many_subgroups_are_shown_by_alignment_alone(project, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(project / "data", data)
+    lines = (data / "metadata.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    for i, row in enumerate(rows):  # many values of the bias
+        row[1] = row[0] if i % 3 else str(3 + i % 50)
+    (data / "metadata.csv").write_text("\n".join([lines[0], *map(",".join, rows)]) + "\n")
+    command = [project / "net.pt", "--data", data, "--output", tmp_path / "none", "--dry-run"]
+    assert cli.main([str(a) for a in command]) == 0
+    shown = capsys.readouterr().out
+    assert "conflicting" in shown and "b = 2" not in shown.split("aligned with")[1].split("\n")[0]

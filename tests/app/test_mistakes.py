@@ -308,6 +308,7 @@ def test_a_full_disk_leaves_no_half_file(assets, tmp_path, kilobytes):
     if child == 0:
         code = 99
         try:
+            torch.set_num_threads(1)  # the threads of this process were not copied
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             with (tmp_path / "errors.txt").open("w") as errors:
                 sys.stdout = sys.stderr = errors

@@ -1,7 +1,9 @@
 """What a run reads and checks before its work."""
 
 import json
+import shutil
 
+import pytest
 import torch
 from projects import ARCHITECTURE, FAST, edited, fails
 
@@ -61,3 +63,48 @@ def test_a_pickle_that_wants_code(project, tmp_path, capsys):
     torch.save(build_model("mlp", 3), tmp_path / "m.pt")
     line = fails(capsys, tmp_path / "m.pt", "--data", project / "data", "--output", tmp_path / "out")
     assert "wants to run code (bise_prune.models.mlp.MLP" in line
+
+
+def test_wrong_bias_labels_can_be_put_in(project, tmp_path, capsys):
+    common = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", "--dry-run", "--json"]
+    assert cli.main([str(a) for a in [*common, "--bias-noise", "0.5"]]) == 0
+    noisy = json.loads(capsys.readouterr().out)
+    assert "50% of the training set's bias labels were replaced by wrong ones" in noisy["data"]["notes"]
+    assert cli.main([str(a) for a in common]) == 0
+    clean = json.loads(capsys.readouterr().out)
+    assert noisy["biases"][0]["num_conflicting"] > clean["biases"][0]["num_conflicting"]
+
+
+def test_a_slim_network_is_not_pruned_again(done, tmp_path, capsys):
+    project, _ = done
+    slim = project / "out" / "slim.safetensors"
+    line = fails(capsys, slim, "--data", project / "data", "--output", tmp_path / "out", code=2)
+    assert "slim.safetensors is a pruned network already; start from the dense checkpoint" in line
+
+
+def test_a_folder_per_class_is_debiased_without_bias_labels(project, tmp_path, capsys):
+    rows = [line.split(",") for line in (project / "data" / "metadata.csv").read_text().splitlines()[1:]]
+    for label, _, split, name in rows:
+        folder = tmp_path / "classes" / split / label
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(project / "data" / name, folder)
+    command = [project / "net.pt", "--data", tmp_path / "classes", "--output", tmp_path / "out", "--dry-run", "--json"]
+    assert cli.main([str(a) for a in command]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert any("pseudo labels are found, as by --unsupervised" in note for note in record["data"]["notes"])
+    assert record["biases"] == [] and record["data"]["samples"]["train"] == 90
+    command.remove("--json")
+    assert cli.main([str(a) for a in command]) == 0
+    assert "What was understood" in capsys.readouterr().out
+
+
+def test_an_image_size_that_the_network_cannot_take(project, tmp_path, capsys):
+    torch.save(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).state_dict(), tmp_path / "linear.pt")
+    (tmp_path / "tiny_net.py").write_text(
+        "from torch import nn\ndef net(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))\n"
+    )
+    arguments = [tmp_path / "linear.pt", "--arch", "tiny_net:net", "--data", project / "data"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        line = fails(capsys, *arguments, "--output", tmp_path / "out")
+    assert "the model does not take inputs of shape (2, 3, 8, 8)" in line

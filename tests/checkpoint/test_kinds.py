@@ -59,3 +59,19 @@ def test_a_plain_safetensors_file_is_recognised(tmp_path):
     loaded, found = load_model(str(tmp_path / "weights.safetensors"))
     assert (found.arch, found.num_classes) == ("resnet18", 4)
     assert torch.equal(loaded(images(size=32)), model(images(size=32)))
+
+
+def test_folders_of_hugging_face_that_are_not_whole(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is a folder without config\.json and model\.safetensors"):
+        load_checkpoint(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for text in ("[]", "{", '{"id2label": {"x": 1}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config\.json is damaged: "):
+            load_checkpoint(tmp_path)
+
+
+def test_own_files_whose_weights_are_damaged(tmp_path):
+    torch.save({"bise_prune": "{}", "state_dict": {"a": 3}}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m\.pt: its weights are damaged"):
+        load_checkpoint(tmp_path / "m.pt")

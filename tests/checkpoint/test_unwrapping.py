@@ -78,3 +78,11 @@ def test_a_network_whose_names_look_wrapped(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=message):
             load_model("m.pt", arch)
+
+
+def test_a_module_in_a_wrapper_is_taken_out(tmp_path):
+    model = build_model("resnet18", 4).eval()
+    torch.save({"model": torch.nn.DataParallel(model)}, tmp_path / "m.pt")
+    loaded, found = load_model(tmp_path / "m.pt")
+    assert (found.arch, found.num_classes) == ("resnet18", 4)
+    assert torch.equal(loaded(images(size=32)), model(images(size=32)))

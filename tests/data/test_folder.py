@@ -96,3 +96,18 @@ def test_folders_that_may_not_be_read(tmp_path):
     (tmp_path / "data").chmod(0)
     with pytest.raises(DataError, match="cannot read"):
         load_data(str(tmp_path / "data"))
+
+
+def test_what_is_wrong_with_folders(tmp_path):
+    for name in ("align", "conflict"):
+        (tmp_path / "nothing" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match="no images in "):
+        load_data(str(tmp_path / "nothing"))
+    for i, name in enumerate(("cat/a.png", "dog/b.png")):
+        write_picture(tmp_path / "classes" / name, i)
+    with pytest.raises(DataError, match=r"folders dog are no classes of the checkpoint \(bird, cat\)"):
+        load_data(str(tmp_path / "classes"), classes=["bird", "cat"])
+    for i, name in enumerate(("test/cat/a.png", "val/dog/b.png")):
+        write_picture(tmp_path / "untrained" / name, i)
+    with pytest.raises(DataError, match="no image of the training split"):
+        load_data(str(tmp_path / "untrained"))

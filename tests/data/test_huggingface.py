@@ -53,3 +53,30 @@ def test_parquet_and_saved_datasets(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match="cannot read"):
         load_data(str(tmp_path / "bad.parquet"))
+
+
+def test_damaged_files_are_named(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "data.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(DataError, match=r"cannot read .*data\.parquet: "):
+        load_data(str(tmp_path / "data.parquet"))
+    folder = tmp_path / "two"
+    folder.mkdir()
+    parquet.write_table(pyarrow.table({"image": ["a.png"], "label": [0]}), folder / "train.parquet")
+    parquet.write_table(pyarrow.table({"image": ["b.png"], "species": [0]}), folder / "test.parquet")
+    with pytest.raises(DataError, match=r"has the columns image, .*, what was read before image, "):
+        load_data(str(folder))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    columns = {"image": pyarrow.array([], pyarrow.string()), "label": pyarrow.array([], pyarrow.int64())}
+    parquet.write_table(pyarrow.table(columns), empty / "train.parquet")
+    with pytest.raises(DataError, match="has no rows"):
+        load_data(str(empty))
+
+
+def test_saved_data_sets_that_cannot_be_loaded(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "dataset_info.json").write_text("{")
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(DataError, match="cannot read "):
+        load_data(str(tmp_path))

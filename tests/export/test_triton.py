@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from bise_prune import export_onnx, load_model
 from bise_prune.errors import ConfigError
 from bise_prune.export.runtime import open_session
-from bise_prune.export.triton import write_repository
+from bise_prune.export.triton import check_repository, write_repository
 
 
 def test_a_triton_repository_has_dense_and_slim_as_versions(ran, capsys):
@@ -50,3 +50,9 @@ def test_versions_of_one_model_take_the_same_inputs(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.onnx and b\.onnx differ in inputs or outputs"):
         write_repository(tmp_path / "models", "net", [tmp_path / "a.onnx", tmp_path / "b.onnx"])
     assert not (tmp_path / "models" / "net").exists()
+
+
+def test_a_repository_is_a_folder(tmp_path):
+    (tmp_path / "models").write_text("x")
+    with pytest.raises(ConfigError, match="models is a file; --triton takes a folder"):
+        check_repository(tmp_path / "models", "net")

@@ -27,9 +27,14 @@ def test_bfloat16_is_near(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own
-def test_a_compiled_network_computes_the_same():
+def test_a_compiled_network_computes_the_same(tmp_path, monkeypatch):
+    # What lies in the cache of this user may have been compiled for another processor.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, loader = network("simple_convnet"), biased_loader(n=40)
-    config = dict(anneal_every=1, min_temperature=0.6, head_epochs=1, cache_bytes=0)
+    # Open gates far from their threshold: none flips by a rounding error.
+    config = dict(anneal_every=1, min_temperature=0.6, head_epochs=1, cache_bytes=0, initial_logit=1.0, mask_lr=1.0)
     plain, compiled = (search(model, loader, SearchConfig(**config, compile=flag)) for flag in (False, True))
+    assert plain.history[0].objective == pytest.approx(compiled.history[0].objective, rel=1e-5)
     for name, logits in plain.last.logits.items():
-        assert torch.allclose(compiled.last.logits[name], logits, atol=1e-5)
+        assert (logits - 1).abs().max() > 1e-3
+        assert torch.allclose(compiled.last.logits[name], logits, rtol=0, atol=1e-5)

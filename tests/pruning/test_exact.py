@@ -10,7 +10,7 @@ from torch import nn
 
 from bise_prune import MaskSet, SearchConfig, apply_masks, gate_sites, prune, search
 from bise_prune.channels.edited_model import RewiredModel
-from bise_prune.errors import PruningError, VerificationError
+from bise_prune.errors import ConfigError, PruningError, VerificationError
 from bise_prune.models import build_model
 
 
@@ -241,3 +241,30 @@ def test_pruning_changes_neither_model_nor_flags():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.bias"]
     assert [name for name, p in result.model.named_parameters() if p.requires_grad] == ["head.bias"]
+
+
+def test_arguments_that_have_no_use_together():
+    model, inputs = network("mlp"), images()
+    masks = random_masks(model, inputs, "tied")
+    plan = prune(model, masks, inputs).plan
+    for given, options, complaint in (
+        (masks, {"target_sparsity": 0.5, "layer_floor": 1.0}, "layer_floor = 1.0 is out of range"),
+        (plan, {"target_sparsity": 0.5}, "a plan holds its widths and lowering"),
+        (plan, {"engine": "torch-pruning"}, "a plan holds its widths and lowering"),
+        (masks, {"engine": "torch-pruning", "target_sparsity": 0.5}, "takes no target, joins or rounding"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            prune(model, given, inputs, **options)
+
+
+def test_a_forward_pass_that_cannot_be_narrower_is_explained(monkeypatch):
+    from bise_prune.pruning import exact
+
+    def failing(*arguments):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nmore")
+
+    monkeypatch.setattr(exact, "cut", failing)
+    model, inputs = network("mlp"), images()
+    expected = r"does not run with fewer channels \(RuntimeError: mat1 and mat2 shapes cannot be multiplied\)"
+    with pytest.raises(PruningError, match=expected):
+        prune(model, random_masks(model, inputs, "tied"), inputs)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import biased_data, biased_loader, images, network, random_masks
+from cases import biased_data, biased_loader, images, in_double, network, random_masks
 
 from bise_prune import evaluate, prune
 from bise_prune.config import FinetuneConfig
@@ -81,3 +81,26 @@ def test_it_is_finetuned(rewired):
         optimiser.step()
     assert all(parameter.grad is not None for parameter in slim.parameters())
     assert not torch.equal(slim(inputs), before)
+
+
+def test_a_cosine_schedule_ends_at_nothing():
+    """The last of two epochs has half the rate of the first; a loop written out with the same rates."""
+    model, batches = network("mlp").double(), list(BatchLoader(in_double(biased_data(n=60)), 20))
+    plain = dict(optimizer="sgd", momentum=0.0, weight_decay=0.0, weighting="none")
+    config = FinetuneConfig(epochs=2, lr=0.1, schedule="cosine", **plain)
+    tuned = finetune(model, batches, config).model
+    expected = copy.deepcopy(model).train()
+    for rate in (0.1, 0.05):
+        for batch in batches:
+            loss = F.cross_entropy(expected(batch.input), batch.target)
+            gradients = torch.autograd.grad(loss, list(expected.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
+                    parameter -= rate * gradient
+    for one, other in zip(tuned.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_loaders_that_run_dry_are_named():
+    with pytest.raises(DataError, match="the validation loader is empty"):
+        finetune(network("mlp"), biased_loader(), FinetuneConfig(epochs=1), [])

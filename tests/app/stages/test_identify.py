@@ -3,9 +3,11 @@
 import json
 import shutil
 
-from projects import FAST
+import torch
+from projects import FAST, fails
 
 from bise_prune.app import cli
+from bise_prune.tuning.pseudo_labels import PseudoLabels
 
 
 def test_pseudo_labels_of_the_split_that_is_reported_are_its_own_measure(project, tmp_path, capsys):
@@ -19,3 +21,19 @@ def test_pseudo_labels_of_the_split_that_is_reported_are_its_own_measure(project
     (bias,) = record["fairness"]["slim"]["biases"]
     pseudo = {group["name"]: group["n"] for group in record["fairness"]["groups"]}
     assert bias["n_aligned"] == sum(n for name, n in pseudo.items() if name[2] == name[-1])
+
+
+def test_pseudo_labels_need_a_known_architecture_and_mistakes(project, tmp_path, capsys, monkeypatch):
+    layers = torch.nn.Flatten(), torch.nn.Linear(192, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    torch.save(torch.nn.Sequential(*layers), tmp_path / "whole.pt")
+    common = ["--data", project / "data", "--output", tmp_path / "out", "--unsupervised", *FAST]
+    line = fails(capsys, tmp_path / "whole.pt", *common, code=2)
+    assert "--unsupervised trains a network of the same architecture: name it with --arch" in line
+
+    def faultless(model, train, *others, **options):
+        labels = tuple(data.target[:, None] for data in (train, *others))
+        return PseudoLabels(labels, num_conflicting=0, accuracy=1.0, precision=None, recall=None, warnings=())
+
+    monkeypatch.setattr("bise_prune.app.stages.identify.pseudo_bias_labels", faultless)
+    line = fails(capsys, project / "net.pt", *common)
+    assert "the identification model classifies every training sample correctly" in line
