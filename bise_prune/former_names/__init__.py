@@ -26,6 +26,7 @@ HOMES = {
     "fairness": ("metrics.fairness",),
     "ffw": ("baselines.ffw",),
     "finetuning": ("tuning.finetuning",),
+    "findings": ("report.warnings", "report.record", "report.quality_gates"),
     "formats": ("export.precision", "export.image_input", "export.runtime"),
     "graph": ("torch_pruning.graph",),
     "identification": ("tuning.pseudo_labels",),
@@ -35,9 +36,13 @@ HOMES = {
     "measurement": ("metrics.cost",),
     "normalisation": ("channels.open_layer_norm",),
     "pages": ("report.page", "report.card", "report.comparison"),
+    "pages.comparison": ("report.comparison",),
+    "pages.page": ("report.page", "report.card"),
+    "pages.plots": ("report.plots",),
     "pipeline": ("app.pipeline",),
     "preview": ("app.dry_run",),
     "probe": ("diagnostics.probe",),
+    "pruning.torch_pruning": ("torch_pruning.engine",),
     "rewiring": ("channels.edited_model",),
     "settings": ("app.settings",),
     "slim": ("checkpoint.networks",),
@@ -58,7 +63,10 @@ class _FormerModules:
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, self) if package == _PACKAGE and name in HOMES else None  # type: ignore[arg-type]
+        if package != _PACKAGE or name not in HOMES:
+            return None
+        is_package = any(other.startswith(f"{name}.") for other in HOMES)
+        return ModuleSpec(fullname, self, is_package=is_package)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None  # Python then makes an empty module
