@@ -73,6 +73,7 @@ def check_labels(splits: DataSplits, num_classes: int, has_bias: bool) -> None:
             raise DataError(
                 f"the {name} split has labels from {int(data.target.min())} to {int(data.target.max())}, but the model "
                 f"has {num_classes} classes: labels must lie in [0, {num_classes - 1}]"
+                + (f"; the data have the classes {', '.join(splits.classes)}" if splits.classes else "")
             )
     if not has_bias:
         return
@@ -81,8 +82,9 @@ def check_labels(splits: DataSplits, num_classes: int, has_bias: bool) -> None:
     for k, column in enumerate(aligned.unbind(1)):
         if bool(column.all()):
             raise DataError(
-                f"no bias-conflicting sample among the {len(train)} of the training split (bias {k}): label and bias "
-                "cannot be told apart there, so there is nothing to learn masks from"
+                f"no bias-conflicting sample among the {len(train)} of the training split "
+                f"({splits.bias_name(k)}): class and bias label cannot be told apart there, so "
+                "there is nothing to learn masks from"
             )
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _EPILOG = """\
-exit codes: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed, 130 interrupted
+exit codes:
+  0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed or a file refused, 130 interrupted
 
 examples:
   bise-prune --demo
@@ -40,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that raises ``ConfigError`` instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see bise-prune --help")
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments of the command; None for those of the process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed or a file
+        refused, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:

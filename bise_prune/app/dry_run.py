@@ -86,6 +86,7 @@ def _biases(session: Session) -> list[dict[str, Any]]:
             "aligned": session.aligned[:, k].tolist(),
             "share_aligned": float(aligned.double().mean()),
             "num_conflicting": int((~aligned).sum()),
+            "name": session.splits.bias_name(k),
             "values": [str(name) for name in values_of[k]] if k < len(values_of) else [],
         })  # fmt: skip
     return found
@@ -138,21 +139,23 @@ def dry_run_tables(record: dict[str, Any]) -> Group:
         )
     for k, bias in enumerate(record["biases"]):
         summary.add_row(
-            f"bias {k}",
+            f"bias label {escape(bias['name'])}" if bias["name"] != f"bias {k}" else bias["name"],
             f"{bias['share_aligned']:.1%} of the training samples are aligned, {bias['num_conflicting']:,} conflicting",
         )
     for note in (*about["notes"], *data["notes"]):
         summary.add_row("note", note)
     for warning in data["warnings"]:
         summary.add_row("warning", warning)
-    return Group(summary, *(_bias_table(k, bias, data["classes"]) for k, bias in enumerate(record["biases"])))
+    return Group(summary, *(_bias_table(bias, data["classes"]) for bias in record["biases"]))
 
 
-def _bias_table(k: int, bias: dict[str, Any], classes: list[str]) -> Table:
+def _bias_table(bias: dict[str, Any], classes: list[str]) -> Table:
     """A table of one bias: training samples per class and bias value, or per class if there are many."""
     counts = bias["counts"]
     wide = len(counts) * len(counts[0]) > _MOST_CELLS
-    table = Table(title=f"bias {k}: samples{'' if wide else ' (mean r)'}", title_justify="left")
+    table = Table(
+        title=f"{escape(bias['name'])}: training samples{'' if wide else ' (mean weight)'}", title_justify="left"
+    )
     table.add_column("class")
     table.add_column("aligned with", justify="right")
     columns = [] if wide else list(range(len(counts[0])))

@@ -117,6 +117,9 @@ class Session:
         splits = self.splits
         val = None if splits.val is None else with_pseudo_labels(splits.val, pseudo.labels[1])
         splits = dataclasses.replace(splits, train=with_pseudo_labels(splits.train, pseudo.labels[0]), val=val)
+        if splits.test is None:  # the results are by pseudo labels too, which are predicted classes
+            values = [f"taken for {name}" for name in splits.classes]
+            splits = dataclasses.replace(splits, bias_names=["pseudo label"], bias_values=[values])
         return dataclasses.replace(self, splits=splits, pseudo=pseudo)
 
     def on_device(self, model: nn.Module) -> nn.Module:

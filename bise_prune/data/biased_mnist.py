@@ -93,6 +93,7 @@ def load_biased_mnist(root: Path, rho: float = 0.99, protocol: str = "paper", se
         test=_coloured(test_images, test_labels, 0.1, generator),
         classes=[str(digit) for digit in range(10)],
         bias_values=[COLOURS],
+        bias_names=["colour"],
         notes=[f"BiasedMNIST, rho {rho}, protocol {protocol}, seed {seed}; validation and test at rho .1"],
     )
 

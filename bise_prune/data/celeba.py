@@ -71,7 +71,13 @@ def load_celeba(root: Path, seed: int = 0, size: int = 224) -> DataSplits:
         for inputs, part in zip(images.split([len(part) for part in parts]), parts, strict=True)
     )
     return DataSplits(
-        train=train_data, val=val_data, test=test_data, classes=CLASSES, notes=notes, bias_values=[("male", "female")]
+        train=train_data,
+        val=val_data,
+        test=test_data,
+        classes=CLASSES,
+        notes=notes,
+        bias_values=[("male", "female")],
+        bias_names=["sex"],
     )
 
 

@@ -48,5 +48,7 @@ def load_civilcomments(root: Path, tokenizer: Tokenizer, max_length: int = 220) 
     stop_at_problems(path, table.problems)
     notes = ["CivilComments, coarse: toxicity >= .5 by any of eight identities >= .5", *shared_texts(texts, parts)]
     bias = mentions.amax(1, keepdim=True)
-    names = [("no identity", "an identity")]
-    return assemble(texts, tokenizer, max_length, target, bias, parts, ["non-toxic", "toxic"], notes, names)
+    return assemble(
+        texts, tokenizer, max_length, target, bias, parts, ["non-toxic", "toxic"], notes,
+        bias_values=[("no identity", "an identity")], bias_names=["identity"],
+    )  # fmt: skip

@@ -125,6 +125,7 @@ class Labels:
         classes: class names.
         notes: how the columns were interpreted, for the report.
         bias_values: per bias the names of its values; () for a bias whose values are numbers.
+        bias_names: names of the bias columns.
     """
 
     target: Tensor
@@ -132,6 +133,7 @@ class Labels:
     classes: list[str]
     notes: list[str]
     bias_values: tuple[tuple[str, ...], ...] = ()
+    bias_names: tuple[str, ...] = ()
 
 
 def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = ()) -> Labels:
@@ -156,7 +158,7 @@ def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = ()) -> La
         if not remarks and named:
             notes.append(f"bias '{name}': " + ", ".join(f"{i} = {meaning}" for i, meaning in enumerate(meanings)))
     bias = torch.stack(columns, 1) if columns else torch.zeros((len(target), 0), dtype=torch.long)
-    return Labels(target, bias, found, notes, tuple(bias_values))
+    return Labels(target, bias, found, notes, tuple(bias_values), chosen.biases)
 
 
 def read_splits(table: Table, column: str) -> list[str]:

@@ -92,6 +92,7 @@ def load_corrupted_cifar10(root: Path, rho: float = 0.95, seed: int = 0, samples
         test=_corrupted(test_images, test_labels, TEST_RHO, (seed, 1), torch.arange(len(test_labels))),
         classes=CLASSES,
         bias_values=[tuple(name for name, _ in CORRUPTIONS)],
+        bias_names=["corruption"],
         notes=[
             f"Corrupted CIFAR-10, LfF recipe, severity 5, procedural frost; not the archive used in the paper's table. "
             f"rho {rho}, {samples} training images, seed {seed}; test at rho {TEST_RHO}, no validation set"

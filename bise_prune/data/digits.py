@@ -55,6 +55,7 @@ def load_digits_demo(rho: float = 0.95, samples: int = 10_000, seed: int = 0) ->
         test=_every_colour(images[test_rows], labels[test_rows]),
         classes=[str(digit) for digit in range(10)],
         bias_values=[COLOURS],
+        bias_names=["colour"],
         notes=[
             f"scikit-learn digits, rho {rho}, {samples} training samples of {len(train)} scans, seed {seed}; "
             f"validation ({len(val_rows)} scans) and test ({len(test_rows)} scans) show each scan in all ten colours"

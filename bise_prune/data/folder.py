@@ -118,7 +118,7 @@ def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Column
         notes.append(f"no column of bias labels among {', '.join(read_header(path))}")
     return Listing(
         root, files, names, labels.target, labels.bias, parts, labels.classes, notes, whole.problems,
-        bias_values=labels.bias_values,
+        bias_values=labels.bias_values, bias_names=labels.bias_names,
     )  # fmt: skip
 
 

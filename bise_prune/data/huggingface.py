@@ -107,6 +107,7 @@ def load_huggingface(
     listing = Listing(
         path, sources, names, labels.target, labels.bias, parts, labels.classes,
         [f"columns: {chosen}", *labels.notes, *meanings], table.problems, bias_values=bias_values,
+        bias_names=labels.bias_names,
     )  # fmt: skip
     return splits_of(listing, preprocessing, skip_bad)
 

@@ -50,6 +50,7 @@ class Listing:
         problems: what is wrong with the data, one sentence each.
         without_bias: whether this layout cannot hold bias labels.
         bias_values: names of each bias's values; see :class:`bise_prune.data.DataSplits`.
+        bias_names: names of the biases.
     """
 
     root: Path
@@ -63,6 +64,7 @@ class Listing:
     problems: list[str] = field(default_factory=list)
     without_bias: bool = False
     bias_values: Sequence[Sequence[str]] = ()
+    bias_names: Sequence[str] = ()
 
 
 def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool = False, seed: int = 0) -> DataSplits:
@@ -121,7 +123,7 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
         found[part] = BiasedDataset(inputs, target[chosen], bias[chosen], mean, std)
     return DataSplits(
         found["train"], found.get("val"), found.get("test"), listing.classes, notes, doubts, listing.without_bias,
-        listing.bias_values,
+        listing.bias_values, listing.bias_names,
     )  # fmt: skip
 
 

@@ -256,6 +256,7 @@ class DataSplits:
         warnings: reasons to doubt the results.
         without_bias: whether the data format cannot hold bias labels, so that none were forgotten.
         bias_values: per bias the names of its values; () for a bias whose values are numbers.
+        bias_names: names of the biases, such as "colour"; () if they have none.
     """
 
     train: BiasedDataset
@@ -266,6 +267,16 @@ class DataSplits:
     warnings: Sequence[str] = field(default=())
     without_bias: bool = False
     bias_values: Sequence[Sequence[str]] = field(default=())
+    bias_names: Sequence[str] = field(default=())
+
+    def bias_name(self, bias: int) -> str:
+        """Name of a bias, or its number if it has none."""
+        return self.bias_names[bias] if bias < len(self.bias_names) else f"bias {bias}"
+
+    def bias_value(self, bias: int, value: int) -> str:
+        """Name of a value of a bias, or its number if it has none."""
+        names = self.bias_values[bias] if bias < len(self.bias_values) else ()
+        return names[value] if value < len(names) else f"b = {value}"
 
     @property
     def by_name(self) -> dict[str, BiasedDataset | None]:

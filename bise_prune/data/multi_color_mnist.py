@@ -88,5 +88,6 @@ def load_multi_color_mnist(root: Path, seed: int = 0) -> DataSplits:
         train=parts[0],
         test=parts[1],
         classes=[str(digit) for digit in range(10)],
+        bias_names=["left colour", "right colour"],
         notes=[f"Multi-Color MNIST, rho {TRAIN_RHO}, test at {TEST_RHO}, seed {seed}; no validation set"],
     )

@@ -134,7 +134,16 @@ def text_splits(
     if not chosen.biases:
         notes.append("no bias labels")
     return assemble(
-        texts, tokenizer, max_length, labels.target, labels.bias, parts, labels.classes, notes, labels.bias_values
+        texts,
+        tokenizer,
+        max_length,
+        labels.target,
+        labels.bias,
+        parts,
+        labels.classes,
+        notes,
+        labels.bias_values,
+        labels.bias_names,
     )
 
 
@@ -213,6 +222,7 @@ def assemble(
     classes: Sequence[str],
     notes: Sequence[str],
     bias_values: Sequence[Sequence[str]] = (),
+    bias_names: Sequence[str] = (),
 ) -> DataSplits:
     """Tokenise texts and sort them into splits.
 
@@ -226,6 +236,7 @@ def assemble(
         classes: class names.
         notes: facts about the data for the report; a note on cut texts is added.
         bias_values: names of each bias's values, if known.
+        bias_names: names of the biases, if known.
     """
     inputs = tokenize(texts, tokenizer, max_length)
     full = int((inputs["attention_mask"].sum(1) == max_length).sum())
@@ -238,4 +249,6 @@ def assemble(
         found[part] = whole.subset(rows) if len(rows) else None
     train = found["train"]
     assert train is not None
-    return DataSplits(train, found["val"], found["test"], classes, notes, bias_values=bias_values)
+    return DataSplits(
+        train, found["val"], found["test"], classes, notes, bias_values=bias_values, bias_names=bias_names
+    )

@@ -83,6 +83,12 @@ class _FormerModules:
 
         def lookup(name: str) -> Any:
             """The object of that name in one of the modules that hold the former module's names now."""
+            if name == "__all__":  # what a star imports
+                held = [vars(import_module(f"{_PACKAGE}.{home}")) for home in homes]
+                return sorted({
+                    public for names in held for public, value in names.items()
+                    if not public.startswith("_") and not isinstance(value, ModuleType)
+                })  # fmt: skip
             for home in homes:
                 found, now_called = import_module(f"{_PACKAGE}.{home}"), _RENAMED.get((former, name), name)
                 if hasattr(found, now_called):

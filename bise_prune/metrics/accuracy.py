@@ -15,6 +15,8 @@ from ..errors import DataError
 from ..tracing import logits_of, run
 from .subgroups import is_aligned
 
+_SIDES = ("aligned", "conflicting")
+
 
 @dataclass(frozen=True)
 class SubgroupAccuracy:
@@ -149,31 +151,37 @@ def subgroup_members(target: Tensor, bias: Tensor, aligned: Tensor) -> list[tupl
         cells = itertools.product(target.unique().tolist(), column.unique().tolist())
         return [(_cell_name(y, b), (target == y) & (column == b)) for y, b in cells]
     flags = is_aligned(target, bias, aligned)
-    patterns = itertools.product((True, False), repeat=bias.shape[1])
+    patterns = itertools.product(_SIDES, repeat=bias.shape[1])
     return [
-        (", ".join("aligned" if flag else "conflicting" for flag in pattern), (flags == torch.tensor(pattern)).all(1))
-        for pattern in patterns
+        (", ".join(sides), (flags == torch.tensor([side == _SIDES[0] for side in sides])).all(1)) for sides in patterns
     ]
 
 
-def subgroup_labels(classes: Sequence[str], bias_values: Sequence[Sequence[str]]) -> dict[str, str]:
+def subgroup_labels(
+    classes: Sequence[str], bias_values: Sequence[Sequence[str]], bias_names: Sequence[str] = ()
+) -> dict[str, str]:
     """Names of subgroups in the words of the data, such as "blond, male", by the names in an :class:`Evaluation`.
 
     Args:
         classes: class names.
-        bias_values: per bias the names of its values; subgroups of several biases keep their names, which say their
-            alignment.
+        bias_values: per bias the names of its values.
+        bias_names: names of the biases; subgroups of several biases say with which of them they are aligned.
 
     Returns:
         Name of a subgroup -> its name in the words of the data, for subgroups that have one.
 
     >>> subgroup_labels(["dark", "blond"], [["male", "female"]])["y=1 b=0"]
     'blond, male'
+    >>> subgroup_labels([], [], ["colour", "place"])["aligned, conflicting"]
+    'colour aligned, place conflicting'
     """
     labels = {_class_name(y): name for y, name in enumerate(classes)}
     if len(bias_values) == 1 and bias_values[0]:
         for (y, one), (b, other) in itertools.product(enumerate(classes), enumerate(bias_values[0])):
             labels[_cell_name(y, b)] = f"{one}, {other}"
+    if len(bias_names) > 1:
+        for sides in itertools.product(_SIDES, repeat=len(bias_names)):
+            labels[", ".join(sides)] = ", ".join(map(" ".join, zip(bias_names, sides, strict=True)))
     return labels
 
 

@@ -40,7 +40,8 @@ def shortcomings(record: Mapping[str, Any]) -> tuple[int, list[str]]:
     where = {folder: f"{folder}: " if folder else "" for folder in runs}
     refused = [f"{where[f]}{form['refused']}" for f, run in runs.items() for form in run["formats"] if form["refused"]]
     missed = [
-        f"{where[f]}quality gate --{gate['name'].replace('_', '-')} {gate['asked']:g} missed: {gate['value']:.4g}"
+        f"{where[f]}quality gate --{gate['name'].replace('_', '-')} {gate['asked']:g} missed: "
+        f"it came to {gate['value']:.4g}"
         for f, run in runs.items()
         for gate in run["gates"]
         if not gate["passed"]

@@ -32,7 +32,7 @@ _SHOWN, _SHOWN_IN_ALL = 4, 80  # samples per subgroup and in all
 def report_of(results: RunResults) -> dict[str, Any]:
     """Make the report record of a run from its results."""
     subject, plan, found = results.subject, results.pruned.plan, results.found
-    labels = subgroup_labels(subject.splits.classes, subject.splits.bias_values)
+    labels = subgroup_labels(subject.splits.classes, subject.splits.bias_values, subject.splits.bias_names)
     fairness = _fairness(results, labels)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -314,6 +314,10 @@ def _data(subject: Subject) -> dict[str, Any]:
         "specification": portable(subject.specification),
         "notes": list(splits.notes),
         "classes": list(splits.classes),
+        "biases": [
+            {"name": splits.bias_name(k), "values": [splits.bias_value(k, value) for value in range(int(most) + 1)]}
+            for k, most in enumerate(subject.held_out.bias.amax(0))
+        ],
         "samples": {name: 0 if data is None else len(data) for name, data in splits.by_name.items()},
         "preprocessing": preprocessing_record(splits.train),
     }

@@ -111,9 +111,13 @@ def _of_masks(results: RunResults) -> Iterator[str]:
     """Warnings about masks that are all equal, and about mutual information that was mostly 0."""
     masks, found = results.masks, results.found
     if masks.num_closed in (0, masks.num_channels):
-        yield f"the masks are all {'open' if not masks.num_closed else 'closed'}"
+        effect = "nothing is removed for its bias" if not masks.num_closed else "nothing of the network is left"
+        yield f"the masks are all {'open' if not masks.num_closed else 'closed'}: {effect}"
     if found is not None and (share := found.history[-1].silent_share) > 0.5:
-        yield f"the mutual information was silent in {share:.0%} of the batches (at most one conflicting sample)"
+        yield (
+            f"in {share:.0%} of the batches at most one sample was bias-conflicting, so that "
+            "the mutual information was 0"
+        )
 
 
 def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[str]:
@@ -126,13 +130,16 @@ def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[s
             "at once (--initial-logit 0.1)"
         )
     worse = [
-        after.name
+        (before.accuracy - after.accuracy, after.name)
         for before, after in zip(dense.subgroups, slim.subgroups, strict=True)
         if after.accuracy < before.accuracy - _WORSE and after.n >= _FEW_SAMPLES
     ]
     if worse:
-        first = labels.get(worse[0], worse[0])
-        yield f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, e.g. '{first}'"
+        drop, name = max(worse)
+        yield (
+            f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, most of all "
+            f"'{labels.get(name, name)}' ({100 * drop:.1f})"
+        )
 
 
 def _of_target(plan: PruningPlan) -> Iterator[str]:

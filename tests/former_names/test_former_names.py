@@ -94,6 +94,14 @@ def test_a_former_module_leads_to_its_names_and_says_where_they_are(name):
         _ = module.nothing
 
 
+def test_a_star_takes_the_names():
+    found = {}
+    with pytest.warns(DeprecationWarning, match="has moved to"):
+        imported("criteria")
+        exec("from bise_prune.criteria import *", found)
+    assert {"random_masks", "magnitude_masks", "taylor_masks"} <= set(found)
+
+
 @pytest.mark.parametrize("name", ROOMS)
 def test_modules_that_became_rooms_give_their_names(name):
     with warnings.catch_warnings():

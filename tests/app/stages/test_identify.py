@@ -21,6 +21,9 @@ def test_pseudo_labels_of_the_split_that_is_reported_are_its_own_measure(project
     (bias,) = record["fairness"]["slim"]["biases"]
     pseudo = {group["name"]: group["n"] for group in record["fairness"]["groups"]}
     assert bias["n_aligned"] == sum(n for name, n in pseudo.items() if name[2] == name[-1])
+    assert record["data"]["biases"][0]["name"] == "pseudo label"  # not a column of the data
+    for group in record["fairness"]["groups"]:
+        assert group["label"] == f"{group['name'][2]}, taken for {group['name'][-1]}"
 
 
 def test_pseudo_labels_need_a_known_architecture_and_mistakes(project, tmp_path, capsys, monkeypatch):
