@@ -98,8 +98,8 @@ def check_bias_labels(session: Session) -> None:
     config, splits = session.config, session.splits
     if session.needs_bias_labels and not splits.train.has_bias and not config.unsupervised:
         raise DataError(
-            f"the training split has no bias labels ({splits.notes[-1]}); give some, or pass --unsupervised to find "
-            "pseudo labels"
+            f"the training split has no bias labels ({splits.notes[-1]}); name their column with "
+            "--bias-column, or pass --unsupervised to find pseudo labels"
         )
     if config.probe:
         labelled = all(data is not None and data.has_bias for data in (splits.val, splits.test))

@@ -46,7 +46,7 @@ def load_arrays(root: Path, preprocessing: Mapping[str, Any], columns: Columns |
     read = [(_read(place, columns, preprocessing, problems), part) for place, part in _places(root).items()]
     stop_at_problems(root, problems)
     parts = [(data, part) for data, part in read if data is not None]
-    notes = [f"{root.name}: {sum(len(data) for data, _ in parts)} images from arrays"]
+    notes = [f"{root.resolve().name}: {sum(len(data) for data, _ in parts)} images from arrays"]
     if not parts[0][0].mean:
         notes.append("the images are floating-point numbers, which are fed as they are: no size, mean or std applies")
     found: dict[str, BiasedDataset] = {part: data for data, part in parts if part}

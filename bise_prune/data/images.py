@@ -112,7 +112,7 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
     if "train" not in parts:
         raise DataError(f"data in {listing.root}: no image of the training split is left")
     height, width = decoded.images.shape[2:]
-    notes.insert(0, f"{listing.root.name}: {len(rows)} images of {height}x{width}")
+    notes.insert(0, f"{listing.root.resolve().name}: {len(rows)} images of {height}x{width}")
     mean, std = tuple(preprocessing.get("mean", MEAN)), tuple(preprocessing.get("std", STD))
     found = {}
     for part in PARTS:

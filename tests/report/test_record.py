@@ -45,5 +45,5 @@ def test_biases_and_subgroups_have_the_names_of_the_data(project, tmp_path, caps
     expected = "1, green" if len(columns) == 1 else "colour aligned, place conflicting"
     assert expected in labels and not any("b=" in label or label.startswith("aligned") for label in labels)
     page, told = (output / "report.html").read_text(), capsys.readouterr().out
-    assert expected in page and "Colour: blue: n = " in page and "Each class against the rest, colour" in page
-    assert ("Place: field: n = " in page) == ("equalised odds difference, place" in told) == (len(columns) == 2)
+    assert expected in page and "colour: blue n = " in page and "Each class against the rest, colour" in page
+    assert ("place: field n = " in page) == ("equalised odds difference, place" in told) == (len(columns) == 2)
