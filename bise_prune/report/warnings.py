@@ -138,7 +138,7 @@ def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[s
         drop, name = max(worse)
         yield (
             f"{len(worse)} of {len(slim.subgroups)} subgroups lost more than 5 points, most of all "
-            f"'{labels.get(name, name)}' ({100 * drop:.1f})"
+            f"'{labels.get(name, name)}' ({100 * drop:.1f} points)"
         )
 
 
