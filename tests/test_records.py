@@ -70,6 +70,19 @@ def test_removal_of_networks_that_see_their_input():
     assert max(row["error"] for row in rows.values()) <= 1e-9 and min(row["spread"] for row in rows.values()) > 1e-3
 
 
+def test_releases():
+    """What the layout changed did not change results, nor cost time or memory."""
+    releases = record("releases")
+    programs = releases["programs"]
+    assert programs["--help"]["ratio"]["n"] >= 3
+    for name, program in programs.items():
+        assert name == "--help" or program["results_equal"], name
+        assert program["ratio"]["median"] < 1.1, name
+        memory = [program[version]["peak_memory_bytes"]["median"] for version in ("former", "present")]
+        assert memory[1] < 1.1 * memory[0], name
+    assert releases["structure"]["present"]["files_at_the_top"] == 7
+
+
 def test_removal_cost():
     table = record("removal_cost")
     resnet50 = table["cost"]["resnet50"]
