@@ -14,18 +14,21 @@ from ..mask_search import SearchResult
 from ..mask_search.selection import NEED_BIAS
 from ..metrics.subgroups import is_aligned
 from ..pruning.plan import PruningPlan
+from .advice import advice
 from .results import RunResults, Subject
+from .verdict import Verdict
 
 _FEW_SAMPLES = 10
 _WORSE = 0.05  # accuracy that a subgroup may lose without a warning
 
 
-def warnings_of(results: RunResults, labels: Mapping[str, str]) -> list[str]:
+def warnings_of(results: RunResults, labels: Mapping[str, str], verdict: Verdict) -> list[str]:
     """Collect the warnings about a run, one sentence each.
 
     Args:
         results: results of the run.
         labels: readable labels of the subgroups, by their name.
+        verdict: outcome of the run.
     """
     subject = results.subject
     return [
@@ -36,7 +39,7 @@ def warnings_of(results: RunResults, labels: Mapping[str, str]) -> list[str]:
         *_of_preprocessing(subject),
         *subject.checkpoint.notes,
         *_of_masks(results),
-        *_of_accuracies(results, labels),
+        *_of_accuracies(results, labels, verdict),
         *_of_target(results.pruned.plan),
     ]
 
@@ -120,14 +123,14 @@ def _of_masks(results: RunResults) -> Iterator[str]:
         )
 
 
-def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[str]:
+def _of_accuracies(results: RunResults, labels: Mapping[str, str], verdict: Verdict) -> Iterator[str]:
     """Warnings about accuracies that fell."""
     dense, slim = results.dense.evaluation, results.slim.evaluation
-    if slim.unbiased_accuracy < dense.unbiased_accuracy:
+    if verdict is Verdict.WORSE:
         yield (
             f"the slim network's unbiased accuracy is below the dense one's ({slim.unbiased_accuracy:.1%} against "
-            f"{dense.unbiased_accuracy:.1%}): give the search more epochs (--anneal-every) or a start that closes less "
-            "at once (--initial-logit 0.1)"
+            f"{dense.unbiased_accuracy:.1%})"
+            + (f"; to try: {help}" if (help := advice(results.subject.config, results.found is not None)) else "")
         )
     worse = [
         (before.accuracy - after.accuracy, after.name)
