@@ -39,6 +39,12 @@ class QualityError(BiseError):
     exit_code = 3
 
 
+class ChanceLevelError(PruningError):
+    """The slim network predicts no better than chance where the dense one does; it is not written."""
+
+    exit_code = 3
+
+
 class VerificationError(BiseError):
     """Two networks that must compute the same function give different outputs."""
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 exit codes:
-  0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed or a file refused, 130 interrupted
+  0 done, 1 failed, 2 wrong usage, 3 a quality gate missed or the slim network no better than chance,
+  4 verification failed or a file refused, 130 interrupted
 
 examples:
   bise-prune --demo
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments of the command; None for those of the process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed or a file
-        refused, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed or the slim network no better than
+        chance, 4 verification failed or a file refused, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -262,7 +263,9 @@ def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from ..report.tables import frontier_table
+    from ..report.verdict import frontier_sentence
 
+    print(frontier_sentence(record))
     Console().print(frontier_table(record))
     print(f"written to {output}: frontier.html, frontier.json, and a folder with all results for each target")
 
@@ -276,7 +279,9 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
 
     from ..report import files
     from ..report.tables import comparison_table
+    from ..report.verdict import verdict_sentence
 
+    print(verdict_sentence(record))
     Console().print(comparison_table(record))
     check = record["verification"]["slim_against_masked"]
     print(

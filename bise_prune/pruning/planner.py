@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from ..channels import Edit, Joins, Layout, Lowering, lay_out, lower
 from ..channels.folding import folded_inputs
 from ..config import Rounding, Target
-from ..errors import ConfigError, PruningError
+from ..errors import ChanceLevelError, ConfigError, PruningError
 from ..gates.masks import GateSite, MaskSet
 from ..gates.ranking import least_open, tie_free
 from ..tracing import Call, Inputs, Reason, Trace, Why, tensors_in, trace
 from .plan import LayerPlan, PruningPlan, digest
 
 
-class DeadNetworkError(PruningError):
+class DeadNetworkError(ChanceLevelError):
     """Raised if nothing of the input would reach the logits."""
 
 
