@@ -1,25 +1,22 @@
 """The command line: it turns arguments into settings, runs the pipeline, prints the results and returns an exit code.
 
-No other module prints.
+Only :mod:`.display` prints as well, the progress on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from ..errors import BiseError, ConfigError
 from ..version import __version__
+from .display import Display
 from .options import SETTINGS, add_options
 from .settings import merged, run_config
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 _EPILOG = """\
 exit codes:
@@ -184,7 +181,7 @@ def _run(argv: Sequence[str]) -> int:
         raise BiseError(f"no checkpoint at {checkpoint}")
     output = values["output"] or _beside(checkpoint)
     config = run_config({**values, "output": output, "resume": arguments.resume})
-    with _Display() as display:
+    with Display() as display:
         if arguments.dry_run:
             from .dry_run import dry_run
 
@@ -213,7 +210,7 @@ def _run(argv: Sequence[str]) -> int:
 def _demo(values: dict[str, Any], as_json: bool) -> int:
     """Run the demo and print its result."""
     output = values["output"] or Path("bise-demo")
-    with _Display() as display:
+    with Display() as display:
         from .demo import run_demo
 
         device = "cpu" if values["device"] == "auto" else values["device"]
@@ -295,39 +292,6 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
         *(form["file"] for form in record["formats"] if not form["refused"]), files.PROGRAM_FILE, files.CONFIG_FILE,
     ]  # fmt: skip
     print(f"written to {output}: {', '.join(written)}")
-
-
-class _Display:
-    """Progress bars on stderr, one per stage, with the time that is left."""
-
-    def __enter__(self) -> _Display:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-        quiet = os.environ.get("RANK", "0") != "0"  # of several processes only the first one shows bars
-        self.bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet)
-        self.stages: dict[str, TaskID] = {}
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Show the progress of a stage; the stages before it are shown as complete.
-
-        Args:
-            stage: name of the stage.
-            done: number of finished steps.
-            total: number of all steps; 0 if the stage has no steps.
-        """
-        if stage not in self.stages:
-            for task in self.stages.values():
-                self.bars.update(task, total=1, completed=1)
-            self.stages[stage] = self.bars.add_task(stage, total=None)
-        if total:
-            self.bars.update(self.stages[stage], total=total, completed=done)
 
 
 if __name__ == "__main__":
