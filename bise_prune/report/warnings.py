@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import Target
 from ..data import BiasedDataset
+from ..errors import counted
 from ..mask_search import SearchResult
 from ..mask_search.selection import NEED_BIAS
 from ..metrics.subgroups import is_aligned
@@ -59,13 +60,14 @@ def _of_training_data(subject: Subject, found: SearchResult | None) -> Iterator[
         aligned = subject.search_aligned if found is None else found.aligned
         conflicting = int((~is_aligned(train.target, train.bias, aligned)).sum(0).min())
         if conflicting < _FEW_SAMPLES * num_classes_seen:
-            yield f"only {conflicting} bias-conflicting training samples to learn from"
+            yield f"only {counted(conflicting, 'bias-conflicting training sample')} to learn from"
         if single := _single_subgroups(train):
-            yield f"{single} subgroups have one training sample each, whose weight is the largest there is"
+            yield f"{counted(single, 'subgroup')} with a single training sample, whose weight is the largest there is"
     if unused := subject.num_classes - num_classes_seen:
-        yield f"the model has {subject.num_classes} classes, of which {unused} do not occur in the training data"
+        verb = "does" if unused == 1 else "do"
+        yield f"the model has {subject.num_classes} classes, of which {unused} {verb} not occur in the training data"
     if train.has_bias and (empty := _empty_subgroups(train)):
-        yield f"{empty} subgroups have no training sample; they were weighted as if they had one"
+        yield f"{counted(empty, 'subgroup')} without a training sample, weighted as if with one"
 
 
 def _empty_subgroups(train: BiasedDataset) -> int:
@@ -91,7 +93,7 @@ def _of_selection(subject: Subject, found: SearchResult | None) -> Iterator[str]
     if chosen is not None and found is not None and found.rule in NEED_BIAS:
         least = min(group.n for group in chosen.subgroups)
         if least < _FEW_SAMPLES:
-            yield f"the epoch was selected on validation subgroups of as few as {least} samples"
+            yield f"the epoch was selected on validation subgroups of as few as {counted(least, 'sample')}"
     if subject.splits.val is None and found is not None:
         yield "no validation split: the masks are the last epoch's"
     if subject.splits.test is None:

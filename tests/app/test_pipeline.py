@@ -48,7 +48,7 @@ def test_one_command_leaves_a_verified_slim_model(done):
     assert record["selection"]["stopped_early"] == (len(epochs) < 10)
     assert {"best", "last", "epoch", "rule"} <= set(record["selection"])
     assert str(project) not in json.dumps(record)
-    assert "the epoch was selected on validation subgroups of as few as 1 samples" in record["warnings"]
+    assert "the epoch was selected on validation subgroups of as few as 1 sample" in record["warnings"]
 
 
 def test_the_slim_files_agree(done):
