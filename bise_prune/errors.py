@@ -39,7 +39,23 @@ class QualityError(BiseError):
     exit_code = 3
 
 
+class ChanceLevelError(PruningError):
+    """The slim network predicts no better than chance where the dense one does; it is not written."""
+
+    exit_code = 3
+
+
 class VerificationError(BiseError):
     """Two networks that must compute the same function give different outputs."""
 
     exit_code = 4
+
+
+def counted(number: float, noun: str) -> str:
+    """A number with its noun in the singular or plural, as messages say it.
+
+    >>> counted(1, "row"), counted(1200, "row"), counted(2, "bias-conflicting sample")
+    ('1 row', '1,200 rows', '2 bias-conflicting samples')
+    """
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{digits} {noun}{'' if number == 1 else 's'}"

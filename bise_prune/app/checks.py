@@ -92,7 +92,7 @@ def check_bias_labels(session: Session) -> None:
     """Check that the data have the bias labels that the settings need.
 
     Raises:
-        ConfigError: ``--probe`` needs true bias labels that are missing.
+        ConfigError: ``--probe`` needs true bias labels that are missing, or ``--unsupervised`` the architecture's name.
         DataError: the training split has no bias labels.
     """
     config, splits = session.config, session.splits
@@ -101,6 +101,8 @@ def check_bias_labels(session: Session) -> None:
             f"the training split has no bias labels ({splits.notes[-1]}); name their column with "
             "--bias-column, or pass --unsupervised to find pseudo labels"
         )
+    if session.needs_bias_labels and config.unsupervised and session.checkpoint.arch is None:
+        raise ConfigError("--unsupervised trains a network of the same architecture: name it with --arch")
     if config.probe:
         labelled = all(data is not None and data.has_bias for data in (splits.val, splits.test))
         if not labelled or config.unsupervised:

@@ -1,29 +1,27 @@
 """The command line: it turns arguments into settings, runs the pipeline, prints the results and returns an exit code.
 
-No other module prints.
+Only :mod:`.display` prints as well, the progress on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from ..errors import BiseError, ConfigError
 from ..version import __version__
+from .display import Display
 from .options import SETTINGS, add_options
 from .settings import merged, run_config
 
-if TYPE_CHECKING:
-    from rich.progress import TaskID
-
 _EPILOG = """\
 exit codes:
-  0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed or a file refused, 130 interrupted
+  0 done, 1 failed, 2 wrong usage, 3 a quality gate missed or the slim network no better than chance,
+  4 verification failed or a file refused, 130 interrupted
 
 examples:
   bise-prune --demo
@@ -51,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments of the command; None for those of the process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed, 4 verification failed or a file
-        refused, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 3 a quality gate missed or the slim network no better than
+        chance, 4 verification failed or a file refused, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -183,7 +181,7 @@ def _run(argv: Sequence[str]) -> int:
         raise BiseError(f"no checkpoint at {checkpoint}")
     output = values["output"] or _beside(checkpoint)
     config = run_config({**values, "output": output, "resume": arguments.resume})
-    with _Display() as display:
+    with Display() as display:
         if arguments.dry_run:
             from .dry_run import dry_run
 
@@ -212,7 +210,7 @@ def _run(argv: Sequence[str]) -> int:
 def _demo(values: dict[str, Any], as_json: bool) -> int:
     """Run the demo and print its result."""
     output = values["output"] or Path("bise-demo")
-    with _Display() as display:
+    with Display() as display:
         from .demo import run_demo
 
         device = "cpu" if values["device"] == "auto" else values["device"]
@@ -262,7 +260,9 @@ def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from ..report.tables import frontier_table
+    from ..report.verdict import frontier_sentence
 
+    print(frontier_sentence(record))
     Console().print(frontier_table(record))
     print(f"written to {output}: frontier.html, frontier.json, and a folder with all results for each target")
 
@@ -276,7 +276,9 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
 
     from ..report import files
     from ..report.tables import comparison_table
+    from ..report.verdict import verdict_sentence
 
+    print(verdict_sentence(record))
     Console().print(comparison_table(record))
     check = record["verification"]["slim_against_masked"]
     print(
@@ -290,39 +292,6 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
         *(form["file"] for form in record["formats"] if not form["refused"]), files.PROGRAM_FILE, files.CONFIG_FILE,
     ]  # fmt: skip
     print(f"written to {output}: {', '.join(written)}")
-
-
-class _Display:
-    """Progress bars on stderr, one per stage, with the time that is left."""
-
-    def __enter__(self) -> _Display:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-        quiet = os.environ.get("RANK", "0") != "0"  # of several processes only the first one shows bars
-        self.bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet)
-        self.stages: dict[str, TaskID] = {}
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Show the progress of a stage; the stages before it are shown as complete.
-
-        Args:
-            stage: name of the stage.
-            done: number of finished steps.
-            total: number of all steps; 0 if the stage has no steps.
-        """
-        if stage not in self.stages:
-            for task in self.stages.values():
-                self.bars.update(task, total=1, completed=1)
-            self.stages[stage] = self.bars.add_task(stage, total=None)
-        if total:
-            self.bars.update(self.stages[stage], total=total, completed=done)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ..tuning.vanilla import train_vanilla
 from .checks import check_device
 from .output_folder import check_output, check_resumable
 from .pipeline import run
-from .progress import Progress
+from .progress import EpochFigures, Progress, StageClock
 
 CHECKPOINT = "dense.pt"
 RHO = 0.95
@@ -69,14 +69,16 @@ def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = Non
         torch.manual_seed(seed)
         model = build_model("simple_convnet", 10, ARCHITECTURE)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
-    train_vanilla(
-        model,
-        BatchLoader(splits.train, 100, shuffle=True, seed=seed),
-        optimizer,
-        epochs=EPOCHS,
-        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
-        on_epoch=None if progress is None else lambda epoch, loss: progress("train the vanilla network", epoch, EPOCHS),
-    )
+    clock, stage = StageClock(progress), "train the vanilla network"
+    with clock.stage(stage):
+        train_vanilla(
+            model,
+            BatchLoader(splits.train, 100, shuffle=True, seed=seed),
+            optimizer,
+            epochs=EPOCHS,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
+            on_epoch=lambda epoch, loss: clock.epoch(stage, epoch, EPOCHS, EpochFigures(loss)),
+        )
     about = Checkpoint(
         state=model.state_dict(),
         arch="simple_convnet",

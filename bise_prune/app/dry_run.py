@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..config import RunConfig, portable
+from ..errors import counted
 from ..gates.gated_model import GatedModel
 from ..gates.masks import GateSite
 from ..gates.sites import gate_sites
@@ -130,11 +131,11 @@ def dry_run_tables(record: dict[str, Any]) -> Group:
     summary.add_row("data", f"{data['specification']}; {samples}")
     summary.add_row("classes", ", ".join(map(str, data["classes"][:10])) or "unnamed")
     summary.add_row("input", " x ".join(map(str, data["input"])))
-    summary.add_row("gates", f"{len(record['gates'])} masks over {channels:,} channels")
+    summary.add_row("gates", f"{counted(len(record['gates']), 'mask')} over {counted(channels, 'channel')}")
     if estimate["epochs"]:
         summary.add_row(
             "search",
-            f"{estimate['epochs']} epochs of {estimate['steps_per_epoch']} steps, about "
+            f"{counted(estimate['epochs'], 'epoch')} of {counted(estimate['steps_per_epoch'], 'step')}, about "
             f"{math.ceil(estimate['seconds'] / 60):,} min on this device",
         )
     for k, bias in enumerate(record["biases"]):

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import RunConfig
 from ..distributed import processes, share_object, world
-from ..errors import ConfigError
+from ..errors import BiseError, ConfigError
 from ..export import flush_denormals
 from ..files import locked, write_json
 from ..gates.masks import MaskSet
@@ -30,7 +30,7 @@ from ..report.files import (
 )
 from ..report.loggers import Loggers
 from ..report.page import pictures, write_page
-from ..report.quality_gates import GATES, gate_records
+from ..report.quality_gates import FAILURES, GATES, gate_records
 from ..report.record import SCHEMA_VERSION, report_of, sources_record
 from ..report.results import Figures, RunResults
 from ..tuning.finetuning import FinetuneResult
@@ -39,10 +39,10 @@ from .progress import Progress, StageClock
 from .reading import read_session
 from .session import Session
 from .settings import write_settings
-from .stages.evaluate import curve_of, picked_accuracies, probes_of
+from .stages.evaluate import check_above_chance, curve_of, picked_accuracies, probes_of
 from .stages.export import LATENCY_BATCH, export_all, publish
 from .stages.identify import identified
-from .stages.prune import pruned
+from .stages.prune import pruned_by_first
 from .stages.search import ranked, searched
 from .stages.tune import finetuned
 
@@ -106,10 +106,7 @@ def _one(session: Session, clock: StageClock, start: MaskSet | None = None) -> d
             if is_first:
                 masks.save(config.output / MASK_FILE)  # kept even if the removal fails
     with clock.stage("prune"):
-        slim = pruned(session, session.plan or masks, found) if is_first else None
-        if config.finetune is not None:  # every process finetunes its own copy
-            agreed = share_object(None if slim is None else slim.plan)
-            slim = pruned(session, agreed, found) if slim is None else slim
+        slim = pruned_by_first(session, session.plan or masks, found)
     if config.finetune is not None and slim is not None:
         with clock.stage("finetune"):
             tuned = finetuned(session, slim, clock)
@@ -128,12 +125,17 @@ def _results(
     slim: PruningResult,
     tuned: FinetuneResult | None,
 ) -> tuple[RunResults, tuple[Any, ...]]:
-    """Evaluate, measure and export; returns the results, and the dense and the slim network as they are exported."""
+    """Evaluate, measure and export; returns the results, and the dense and the slim network as they are exported.
+
+    Raises:
+        ChanceLevelError: the slim network is worthless; nothing is exported.
+    """
     config, dense, example = session.config, session.dense, session.example
     final = slim.model if tuned is None else tuned.model.cpu()
     networks = (dense, final)
     with clock.stage("evaluate"):
         predicted = [session.predicted(model) for model in networks]
+        check_above_chance(session, predicted, found is not None)  # before anything is exported
         accuracies = [session.scored(classes) for classes in predicted]
         before_tuning = accuracies[1] if tuned is None else session.accuracy(slim.model)
         learned = config.criterion == "learned" and config.plan is None
@@ -185,23 +187,42 @@ def _written(session: Session, clock: StageClock, results: RunResults, fused: tu
 
 
 def _frontier(session: Session, clock: StageClock) -> dict[str, Any]:
-    """Make one result per target sparsity, in ascending order; each search starts from the masks of the last one."""
+    """Make one result per target sparsity, in ascending order; each search starts from the masks of the last result.
+
+    A target that cannot be reached, or whose network is worthless, is named with the reason beside the results.
+
+    Raises:
+        BiseError: no target has a result, or something failed that is not of one target.
+    """
     config, is_first = session.config, world()[0] == 0
     points: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    last: BiseError | None = None
     start: MaskSet | None = None
     for target in sorted(config.targets):
         output = point_folder(config, target)
         own = session.with_config(dataclasses.replace(config, targets=(), target_sparsity=target, output=output))
-        with locked(output) if is_first else nullcontext():
-            record = _finished_point(own) or _one(own, clock.for_point(output.name), start)
-        if is_first:
-            points.append({"target_sparsity": target, "folder": output.name, "report": record})
-        if config.criterion == "learned" and config.masks is None:
+        about = {"target_sparsity": target, "folder": output.name}
+        record = None
+        try:
+            with locked(output) if is_first else nullcontext():
+                record = _finished_point(own) or _one(own, clock.for_point(output.name), start)
+        except tuple(FAILURES) as error:
+            last = error
+            kind = next(name for failure, name in FAILURES.items() if isinstance(error, failure))
+            failed.append({**about, "kind": kind, "reason": str(error)})
+        is_done = share_object(record is not None)
+        if is_first and is_done:
+            points.append({**about, "report": record})
+        if is_done and config.criterion == "learned" and config.masks is None:
             start = share_object(MaskSet.load(output / MASK_FILE) if is_first else None)
     if not is_first:
         return {}
-    frontier = {"schema_version": SCHEMA_VERSION, "frontier": points}
-    write_comparison(config.output / FRONTIER_PAGE, [(point["folder"], point["report"]) for point in points])
+    if last is not None and not points:
+        reasons = "; ".join(f"{point['folder']}: {point['reason']}" for point in failed)
+        raise type(last)(f"no target has a result: {reasons}") from last
+    frontier = {"schema_version": SCHEMA_VERSION, "frontier": points, "failed": failed}
+    write_comparison(config.output / FRONTIER_PAGE, [(point["folder"], point["report"]) for point in points], failed)
     write_json(config.output / FRONTIER_FILE, frontier)
     return frontier
 

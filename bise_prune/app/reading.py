@@ -29,6 +29,7 @@ from .checks import (
     check_specification,
     example_of,
 )
+from .dense_check import check_dense
 from .output_folder import check_output, check_resumable
 from .progress import StageClock
 from .session import Session
@@ -75,6 +76,7 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         check_bias_labels(session)
         check_exports(session)
         check_masks_or_targets(session)
+        check_dense(session)
         return _with_noise(session) if config.bias_noise and has_true_labels else session
 
 

@@ -106,7 +106,7 @@ def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Column
     )
     seen: dict[Path, int] = {}
     again = [i for i, file in enumerate(files) if seen.setdefault(file, i) != i]
-    whole.report("list a file that another row lists, too", again, chosen.content)
+    whole.report("with a file that another row lists, too", again, chosen.content)
     apart = sum(bool(parts) and parts[i] != parts[seen[files[i]]] for i in again)
     if apart:
         whole.problems.append(f"{apart} of these files are in more than one split")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, counted
 
 
 @dataclass
@@ -63,7 +63,7 @@ def stop_at_problems(where: object, problems: Sequence[str]) -> None:
 def _counted(what: str, where: Sequence[str], count: int) -> str:
     """Describe a problem of ``count`` rows, the first of which are named in ``where``."""
     more = f" and {count - len(where)} more" if count > len(where) else ""
-    return f"{count} rows {what}: line {', '.join(where)}{more}"
+    return f"{counted(count, 'row')} {what}: line {', '.join(where)}{more}"
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -98,6 +98,14 @@ def load(search: Search, path: Path) -> None:
     state.heads_trained = True
 
 
+def finished_epochs(path: Path) -> int | None:
+    """Number of epochs that a stopped search has finished, by its saved state; None without a readable one."""
+    try:
+        return len(torch.load(path, weights_only=True, map_location="cpu", mmap=True)["history"])
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError):
+        return None  # whoever loads the state tells what is wrong with it
+
+
 def _restored(values: dict[str, Any]) -> EpochRecord:
     """An epoch's record, made of the values that were saved."""
     validation = values["validation"]

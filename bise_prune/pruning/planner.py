@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from ..channels import Edit, Joins, Layout, Lowering, lay_out, lower
 from ..channels.folding import folded_inputs
 from ..config import Rounding, Target
-from ..errors import ConfigError, PruningError
+from ..errors import ChanceLevelError, ConfigError, PruningError, counted
 from ..gates.masks import GateSite, MaskSet
 from ..gates.ranking import least_open, tie_free
 from ..tracing import Call, Inputs, Reason, Trace, Why, tensors_in, trace
 from .plan import LayerPlan, PruningPlan, digest
 
 
-class DeadNetworkError(PruningError):
+class DeadNetworkError(ChanceLevelError):
     """Raised if nothing of the input would reach the logits."""
 
 
@@ -165,8 +165,9 @@ class Planner:
         if abs(reached - target.removed) > target.tolerance and self.rounding.multiple == 1:
             hint = f" with {floor:g} of every layer kept: lower the layer floor" if floor else ""
             raise PruningError(
-                f"no ranking of the channels comes within {target.tolerance * 100:g} points of target {target.name} "
-                f"{target.removed:g}; the nearest reachable is {reached:.4f}{hint if reached < target.removed else ''}"
+                f"no ranking of the channels comes within {counted(target.tolerance * 100, 'point')} of target "
+                f"{target.name} {target.removed:g}; the nearest reachable is {reached:.4f}"
+                f"{hint if reached < target.removed else ''}"
             )
         outcome = {**outcome_of(target, reached), "layer_floor": floor}
         return replace(nearest, plan=replace(nearest.plan, target=outcome))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .rendering import FEW_SAMPLES, write_text
+from .verdict import verdict_sentence
 
 
 def write_card(path: Path, record: Mapping[str, Any]) -> None:
@@ -43,4 +44,5 @@ def write_card(path: Path, record: Mapping[str, Any]) -> None:
         model_name=f"{Path(record['config']['checkpoint']).stem}, slim",
         eval_results=results,
     )
-    write_text(path, "card.md.jinja", r=record, head=about.to_yaml(), few=FEW_SAMPLES)
+    sentence = verdict_sentence(record)
+    write_text(path, "card.md.jinja", r=record, verdict=sentence, head=about.to_yaml(), few=FEW_SAMPLES)

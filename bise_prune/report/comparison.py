@@ -97,12 +97,13 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def write_comparison(path: Path, runs: Runs) -> None:
+def write_comparison(path: Path, runs: Runs, failed: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write the comparison of runs as one HTML file that needs no other files.
 
     Args:
         path: file to write.
         runs: names and report records, as :func:`read_runs` returns them.
+        failed: points of a frontier without a result, as in the record of a frontier.
     """
     rows = summaries(runs)
     drawn = {}
@@ -115,7 +116,8 @@ def write_comparison(path: Path, runs: Runs) -> None:
         texts = [(a, b, str(i)) for i, (a, b) in enumerate(zip(x, y, strict=True), 1)]
         words = f"{label} against FLOPs, one point per row of the table, by its number"
         drawn[label] = plot(key, words, lines, "MFLOPs", f"{label}, %", texts=texts)
-    write_text(path, "comparison.html.jinja", rows=rows, plots=drawn, level=runs[0][1]["fairness"]["interval"]["level"])
+    level = runs[0][1]["fairness"]["interval"]["level"]
+    write_text(path, "comparison.html.jinja", rows=rows, plots=drawn, level=level, failed=failed)
 
 
 def _row(name: str, report: Mapping[str, Any], which: str, sparsity: float) -> dict[str, Any]:

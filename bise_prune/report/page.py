@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data import BiasedDataset
 from .plots import Line, plot
 from .rendering import FEW_SAMPLES, write_text
+from .verdict import verdict_of, verdict_sentence
 
 _LARGEST = 96  # pixels of a thumbnail's longer side
 
@@ -26,7 +27,8 @@ def write_page(path: Path, record: Mapping[str, Any], images: Mapping[int, str])
         record: report record, as in ``report.json``.
         images: sample images by row, as :func:`pictures` returns them.
     """
-    write_text(path, "report.html.jinja", r=record, images=images, plots=_plots(record), few=FEW_SAMPLES)
+    outcome = {"verdict": verdict_of(record["fairness"]).value, "sentence": verdict_sentence(record)}
+    write_text(path, "report.html.jinja", r=record, images=images, plots=_plots(record), few=FEW_SAMPLES, **outcome)
 
 
 def pictures(record: Mapping[str, Any], data: BiasedDataset) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Quality gates: whether the slim network passes them, and the exit code of a run that misses one."""
+"""Quality gates, targets without a result and refused files: what a finished run lacks, and its exit code."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import RunConfig
-from ..errors import QualityError, VerificationError
+from ..errors import BiseError, ChanceLevelError, PruningError, QualityError, VerificationError
 
 GATES = ("min_worst_group", "max_accuracy_drop", "min_speedup")
+# Why a target of a frontier has no result, by the error; all others stop the frontier.
+FAILURES: Mapping[type[BiseError], str] = {
+    ChanceLevelError: "chance", PruningError: "target", VerificationError: "verification",
+}  # fmt: skip
 _SLACK = 1e-9  # shares may differ from a gate's value by rounding
 
 
@@ -31,11 +35,15 @@ def gate_records(config: RunConfig, record: dict[str, Any]) -> list[dict[str, An
 
 
 def shortcomings(record: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """The exit code of a finished run, and a line for each missed quality gate and refused file; 0 if there is none.
+    """The exit code of a finished run, and a line for everything that it lacks; 0 if that is nothing.
 
     Args:
         record: report record of a run, or the record of a frontier.
+
+    Returns:
+        The exit code, and lines about refused files, targets of a frontier without a result and missed quality gates.
     """
+    failed = record.get("failed", [])
     runs = {point["folder"]: point["report"] for point in record.get("frontier", [])} or {"": record}
     where = {folder: f"{folder}: " if folder else "" for folder in runs}
     refused = [f"{where[f]}{form['refused']}" for f, run in runs.items() for form in run["formats"] if form["refused"]]
@@ -48,5 +56,7 @@ def shortcomings(record: Mapping[str, Any]) -> tuple[int, list[str]]:
     ]
     if missed and any(run["config"]["triton"] for run in runs.values()):
         missed.append("a gate was missed, so that nothing was added to the Triton repository")
-    code = VerificationError.exit_code if refused else QualityError.exit_code if missed else 0
-    return code, refused + missed
+    without = [f"{point['folder']} has no result: {point['reason']}" for point in failed]
+    unverified = refused or any(point["kind"] == FAILURES[VerificationError] for point in failed)
+    code = VerificationError.exit_code if unverified else QualityError.exit_code if without or missed else 0
+    return code, refused + without + missed

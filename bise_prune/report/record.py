@@ -23,6 +23,7 @@ from ..tuning.pseudo_labels import PseudoLabels
 from .environment import command_line, environment_record
 from .quality_gates import gate_records
 from .results import ExportedFile, Figures, RunResults, Subject
+from .verdict import verdict_of
 from .warnings import warnings_of
 
 SCHEMA_VERSION = 1
@@ -36,6 +37,7 @@ def report_of(results: RunResults) -> dict[str, Any]:
     fairness = _fairness(results, labels)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
+        "verdict": verdict_of(fairness).value,
         "dense": _network(results.dense, labels),
         "slim": _network(results.slim, labels),
         "sparsity": plan.sparsity,
@@ -58,7 +60,7 @@ def report_of(results: RunResults) -> dict[str, Any]:
         "plan": _plan(plan),
         "denormals_flushed": results.denormals,
         "history": [epoch_record(epoch) for epoch in found.history] if found else [],
-        "warnings": warnings_of(results, labels),
+        "warnings": warnings_of(results, labels, verdict_of(fairness)),
         "data": _data(subject),
         "checkpoint": {"arch": subject.checkpoint.arch, "notes": list(subject.checkpoint.notes)},
         "sources": sources_record(subject),

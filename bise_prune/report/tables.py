@@ -8,6 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from .verdict import verdict_of
+
 
 def comparison_table(record: Mapping[str, Any]) -> Table:
     """A table that compares the dense and the slim network, with one row per figure, from a report record."""
@@ -58,7 +60,11 @@ def frontier_table(record: Mapping[str, Any]) -> Table:
     table = Table(title=f"{points[0]['report']['evaluated_on']} set, n = {dense['n']}", title_justify="left")
     for name in ("sparsity", "FLOPs left", "latency", "accuracy", "unbiased accuracy", "worst subgroup"):
         table.add_column(name, justify="right")
-    for sparsity, model in [(0.0, dense), *((p["report"]["sparsity"], p["report"]["slim"]) for p in points)]:
+    table.add_column("unbiased")
+    reports = [point["report"] for point in points]
+    rows = [(0.0, dense, "")]
+    rows += [(report["sparsity"], report["slim"], verdict_of(report["fairness"]).value) for report in reports]
+    for sparsity, model, verdict in rows:
         table.add_row(
             f"{sparsity:.1%}",
             f"{model['flops'] / dense['flops']:.1%}",
@@ -66,6 +72,7 @@ def frontier_table(record: Mapping[str, Any]) -> Table:
             f"{model['accuracy']:.1%}",
             f"{model['unbiased_accuracy']:.1%}",
             f"{model['worst_group_accuracy']:.1%}",
+            verdict,
         )
     return table
 

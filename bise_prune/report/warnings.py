@@ -10,22 +10,26 @@ from torch import Tensor
 
 from ..config import Target
 from ..data import BiasedDataset
+from ..errors import counted
 from ..mask_search import SearchResult
 from ..mask_search.selection import NEED_BIAS
 from ..metrics.subgroups import is_aligned
 from ..pruning.plan import PruningPlan
+from .advice import advice
 from .results import RunResults, Subject
+from .verdict import Verdict
 
 _FEW_SAMPLES = 10
 _WORSE = 0.05  # accuracy that a subgroup may lose without a warning
 
 
-def warnings_of(results: RunResults, labels: Mapping[str, str]) -> list[str]:
+def warnings_of(results: RunResults, labels: Mapping[str, str], verdict: Verdict) -> list[str]:
     """Collect the warnings about a run, one sentence each.
 
     Args:
         results: results of the run.
         labels: readable labels of the subgroups, by their name.
+        verdict: outcome of the run.
     """
     subject = results.subject
     return [
@@ -36,7 +40,7 @@ def warnings_of(results: RunResults, labels: Mapping[str, str]) -> list[str]:
         *_of_preprocessing(subject),
         *subject.checkpoint.notes,
         *_of_masks(results),
-        *_of_accuracies(results, labels),
+        *_of_accuracies(results, labels, verdict),
         *_of_target(results.pruned.plan),
     ]
 
@@ -56,13 +60,14 @@ def _of_training_data(subject: Subject, found: SearchResult | None) -> Iterator[
         aligned = subject.search_aligned if found is None else found.aligned
         conflicting = int((~is_aligned(train.target, train.bias, aligned)).sum(0).min())
         if conflicting < _FEW_SAMPLES * num_classes_seen:
-            yield f"only {conflicting} bias-conflicting training samples to learn from"
+            yield f"only {counted(conflicting, 'bias-conflicting training sample')} to learn from"
         if single := _single_subgroups(train):
-            yield f"{single} subgroups have one training sample each, whose weight is the largest there is"
+            yield f"{counted(single, 'subgroup')} with a single training sample, whose weight is the largest there is"
     if unused := subject.num_classes - num_classes_seen:
-        yield f"the model has {subject.num_classes} classes, of which {unused} do not occur in the training data"
+        verb = "does" if unused == 1 else "do"
+        yield f"the model has {subject.num_classes} classes, of which {unused} {verb} not occur in the training data"
     if train.has_bias and (empty := _empty_subgroups(train)):
-        yield f"{empty} subgroups have no training sample; they were weighted as if they had one"
+        yield f"{counted(empty, 'subgroup')} without a training sample, weighted as if with one"
 
 
 def _empty_subgroups(train: BiasedDataset) -> int:
@@ -88,7 +93,7 @@ def _of_selection(subject: Subject, found: SearchResult | None) -> Iterator[str]
     if chosen is not None and found is not None and found.rule in NEED_BIAS:
         least = min(group.n for group in chosen.subgroups)
         if least < _FEW_SAMPLES:
-            yield f"the epoch was selected on validation subgroups of as few as {least} samples"
+            yield f"the epoch was selected on validation subgroups of as few as {counted(least, 'sample')}"
     if subject.splits.val is None and found is not None:
         yield "no validation split: the masks are the last epoch's"
     if subject.splits.test is None:
@@ -120,14 +125,14 @@ def _of_masks(results: RunResults) -> Iterator[str]:
         )
 
 
-def _of_accuracies(results: RunResults, labels: Mapping[str, str]) -> Iterator[str]:
+def _of_accuracies(results: RunResults, labels: Mapping[str, str], verdict: Verdict) -> Iterator[str]:
     """Warnings about accuracies that fell."""
     dense, slim = results.dense.evaluation, results.slim.evaluation
-    if slim.unbiased_accuracy < dense.unbiased_accuracy:
+    if verdict is Verdict.WORSE:
         yield (
             f"the slim network's unbiased accuracy is below the dense one's ({slim.unbiased_accuracy:.1%} against "
-            f"{dense.unbiased_accuracy:.1%}): give the search more epochs (--anneal-every) or a start that closes less "
-            "at once (--initial-logit 0.1)"
+            f"{dense.unbiased_accuracy:.1%})"
+            + (f"; to try: {help}" if (help := advice(results.subject.config, results.found is not None)) else "")
         )
     worse = [
         (before.accuracy - after.accuracy, after.name)

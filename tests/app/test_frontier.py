@@ -10,8 +10,8 @@ from projects import FAST, fails, run
 from bise_prune import load_model
 from bise_prune.app import cli, pipeline
 from bise_prune.checkpoint import save_checkpoint
-from bise_prune.errors import BiseError
-from bise_prune.report.files import FRONTIER_FILE
+from bise_prune.errors import BiseError, ChanceLevelError, PruningError
+from bise_prune.report.files import FRONTIER_FILE, STATE_FILE
 
 
 def test_several_targets_give_a_frontier_that_resumes(wide, tmp_path, capsys):
@@ -71,3 +71,39 @@ def test_a_frontier_is_of_one_checkpoint_and_one_data_set(wide, tmp_path, monkey
     monkeypatch.setattr(pipeline, "_one", one)
     assert cli.main([str(a) for a in [wide / "net.pt", "--data", wide / "data", *flags]]) == 0
     assert (out / "config.toml").exists() and not (out / "sparsity-0.25" / "config.toml").exists()
+
+
+def test_targets_without_a_result_are_named_beside_the_others(wide, tmp_path, capsys, monkeypatch):
+    """One target cannot be reached and the network of another is worthless; the third is delivered."""
+    prune, check = pipeline.pruned_by_first, pipeline.check_above_chance
+
+    def pruned(session, *arguments):
+        if session.config.target_sparsity == 0.3:
+            raise PruningError("the nearest reachable is 0.5")
+        return prune(session, *arguments)
+
+    def checked(session, *arguments):
+        if session.config.target_sparsity == 0.4:
+            raise ChanceLevelError("it predicts <one> class")
+        return check(session, *arguments)
+
+    monkeypatch.setattr(pipeline, "pruned_by_first", pruned)
+    monkeypatch.setattr(pipeline, "check_above_chance", checked)
+    out = tmp_path / "out"
+    command = [wide / "net.pt", "--data", wide / "data", "--output", out, *FAST, "--layer-floor", "0"]
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in [*command, "--targets", "0.2,0.3,0.4"]]) == 3
+    captured = capsys.readouterr()
+    assert "without a result 2" in captured.out.splitlines()[0]
+    assert "bise-prune: error: sparsity-0.3 has no result: the nearest reachable is 0.5" in captured.err
+    record = json.loads((out / FRONTIER_FILE).read_text())
+    assert [point["folder"] for point in record["frontier"]] == ["sparsity-0.2"]
+    assert [(p["folder"], p["kind"]) for p in record["failed"]] == [
+        ("sparsity-0.3", "target"),
+        ("sparsity-0.4", "chance"),
+    ]
+    assert "it predicts &lt;one&gt; class" in (out / "frontier.html").read_text()
+    assert (out / "sparsity-0.2" / "slim.onnx").is_file() and not (out / "sparsity-0.4" / "slim.onnx").exists()
+    assert (out / "sparsity-0.4" / "masks.safetensors").is_file() and (out / "sparsity-0.4" / STATE_FILE).is_file()
+    line = fails(capsys, *command[:-4], "--output", tmp_path / "none", *FAST, "--layer-floor", "0", "--targets", "0.3")
+    assert "no target has a result: sparsity-0.3: the nearest reachable is 0.5" in line

@@ -48,7 +48,7 @@ def test_one_command_leaves_a_verified_slim_model(done):
     assert record["selection"]["stopped_early"] == (len(epochs) < 10)
     assert {"best", "last", "epoch", "rule"} <= set(record["selection"])
     assert str(project) not in json.dumps(record)
-    assert "the epoch was selected on validation subgroups of as few as 1 samples" in record["warnings"]
+    assert "the epoch was selected on validation subgroups of as few as 1 sample" in record["warnings"]
 
 
 def test_the_slim_files_agree(done):
@@ -180,7 +180,7 @@ def test_a_rounded_target_is_met_before_it_is_rounded(wide, tmp_path):
 
 @pytest.mark.parametrize("criterion", ["random", "magnitude", "taylor"])
 def test_other_criteria_rank_without_a_search(wide, tmp_path, criterion):
-    record = run(wide, tmp_path / "out", "--criterion", criterion, "--target-flops", "0.5")
+    record = run(wide, tmp_path / "out", "--criterion", criterion, "--target-flops", "0.8")
     assert criterion in record["selection"]["rule"] and record["history"] == [] and "load" in record["timings"]
     assert record["plan"]["target"]["layer_floor"] == 0.05
 

@@ -11,6 +11,9 @@ from projects import FAST
 
 from bise_prune import load_slim
 from bise_prune.app import cli
+from bise_prune.data import BatchLoader, load_data
+from bise_prune.data.text import load_tokenizer
+from bise_prune.tuning.vanilla import train_vanilla
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -27,7 +30,7 @@ def test_a_text_classifier_from_its_folder(tmp_path, placement):
         vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=32, num_labels=2,
     )  # fmt: skip
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    model = transformers.BertForSequenceClassification(config)
     generator = random.Random(0)
     with (tmp_path / "texts.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -37,6 +40,10 @@ def test_a_text_classifier_from_its_folder(tmp_path, placement):
             bias = label if aligned else 1 - label
             filler = [generator.choice(["car", "tree", "very"]) for _ in range(generator.randrange(1, 8))]
             writer.writerow([" ".join([("bad", "good")[label], ("red", "blue")[bias], *filler]), label, bias])
+    train = load_data(str(tmp_path / "texts.csv"), tokenizer=load_tokenizer(folder)).train
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    train_vanilla(model, BatchLoader(train, 20, shuffle=True), optimizer, epochs=4)
+    model.save_pretrained(folder)
     arguments = [
         folder,
         "--data",

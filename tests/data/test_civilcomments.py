@@ -54,8 +54,8 @@ def test_civilcomments_is_checked(tmp_path):
     with pytest.raises(DataError) as caught:
         load_civilcomments(write_table(path, CIVIL, rows).parent, Words())
     assert str(caught.value).partition(".csv: ")[2].split("; ") == [
-        "1 rows without text in 'comment_text': line 7",
+        "1 row without text in 'comment_text': line 7",
         "2 rows whose score 'toxicity' is not in [0, 1]: line 7 (''), 8 ('1.5')",
-        "1 rows whose score 'male' is not in [0, 1]: line 8 ('yes')",
-        "1 rows with an unknown 'split' (use train, val, test or 0, 1, 2): line 8 ('validate')",
+        "1 row whose score 'male' is not in [0, 1]: line 8 ('yes')",
+        "1 row with an unknown 'split' (use train, val, test or 0, 1, 2): line 8 ('validate')",
     ]

@@ -21,15 +21,15 @@ def test_other_column_names_numbers_and_names_are_understood(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(0, 0, "train", "a.png"), (0, 0, "fold", "b.png")], r"1 rows with an unknown 'split' .*: line 3 \('fold'\)"),
+        ([(0, 0, "train", "a.png"), (0, 0, "fold", "b.png")], r"1 row with an unknown 'split' .*: line 3 \('fold'\)"),
         ([(0, 0, "test", "a.png")], "no row of the training split"),
         ([(-1, 0, "train", "a.png")], r"'label' is neither a name nor an integer from 0 to 99999: line 2 \('-1'\)"),
         ([(0, 10**20, "train", "a.png")], "'bias' is neither a name nor an integer from 0 to 99999: line 2"),
         (
             [(0, 0, "train", "a.png"), (1, 1, "train", "a.png")],
-            "1 rows list a file that another row lists, too: line 3",
+            "1 row with a file that another row lists, too: line 3",
         ),
-        ([(0, "", "train", "a.png")], "1 rows without a value in 'bias': line 2"),
+        ([(0, "", "train", "a.png")], "1 row without a value in 'bias': line 2"),
         ([], "has no rows"),
     ],
 )
@@ -119,8 +119,9 @@ def test_metadata_and_images_are_reported_together(tmp_path):
     with pytest.raises(DataError) as raised:
         load_data(str(tmp_path))
     for what in (
-        "1 rows without a value in 'label': line 2", "'bias' is neither a name nor an integer", "unknown 'split'",
-        "list a file that another row lists, too: line 4 ('0.png')", "1 of these files are in more than one split",
+        "1 row without a value in 'label': line 2", "'bias' is neither a name nor an integer", "unknown 'split'",
+        "1 row with a file that another row lists, too: line 4 ('0.png')",
+            "1 of these files are in more than one split",
         "gone.png is missing",
     ):  # fmt: skip
         assert what in str(raised.value)

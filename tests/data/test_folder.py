@@ -38,7 +38,7 @@ def test_metadata_in_each_split(tmp_path):
     assert [reds(part) for part in (found.train, found.val, found.test)] == [[0, 1], [2], [3]]
     assert found.classes == ["a", "b"]
     write_csv(tmp_path / "test" / "metadata.csv", [["file_name", "label", "bias"], ["3.png", "a", ""]])
-    with pytest.raises(DataError, match=r"1 rows without a value in 'bias': line 2 of test/metadata\.csv"):
+    with pytest.raises(DataError, match=r"1 row without a value in 'bias': line 2 of test/metadata\.csv"):
         load_data(str(tmp_path))
 
 
@@ -78,7 +78,7 @@ def test_names_of_classes_are_numbered_as_in_the_checkpoint(tmp_path):
     assert load_data(str(folder)).train.target.tolist() == [1, 0]
     assert load_data(str(folder), classes=["owl", "cat", "elk"]).train.target.tolist() == [0, 1]
     with pytest.raises(
-        DataError, match=r"1 rows whose 'label' is no class of the checkpoint \(cat, elk\): line 2 \('owl'\)"
+        DataError, match=r"1 row whose 'label' is no class of the checkpoint \(cat, elk\): line 2 \('owl'\)"
     ):
         load_data(str(folder), classes=["cat", "elk"])
 

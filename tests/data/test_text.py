@@ -151,11 +151,11 @@ def test_texts_in_several_splits_of_the_user_are_counted(tmp_path):
             r"no column text \(text, comment_text, .*\), no column label \(label, y, .*has a, wo",
         ),
         (("text", "text", "label"), [("x", "y", 0)], "must have one column each of 'text'; it has text, text, label"),
-        (COLUMNS, [("x", 0, 0, "dev"), ("y", 0, 0, "tst")], r"1 rows with an unknown 'split' \(.*\): line 3 \('tst'\)"),
+        (COLUMNS, [("x", 0, 0, "dev"), ("y", 0, 0, "tst")], r"1 row with an unknown 'split' \(.*\): line 3 \('tst'\)"),
         (COLUMNS, [("x", 0, 0, "test")], "no row of the training split"),
-        (COLUMNS, [(" ", 0, 0, "train")], "1 rows without text in 'text': line 2$"),
+        (COLUMNS, [(" ", 0, 0, "train")], "1 row without text in 'text': line 2$"),
         (COLUMNS, [("x", "", 0, "train"), ("x", "NaN", 0, "train")], "2 rows without a value in 'label': line 2, 3$"),
-        (COLUMNS, [("x", 0, "NaN", "train"), ("y", 0, 1, "val")], "1 rows without a value in 'bias': line 2$"),
+        (COLUMNS, [("x", 0, "NaN", "train"), ("y", 0, 1, "val")], "1 row without a value in 'bias': line 2$"),
         (COLUMNS, [("x", 0, 0, "train"), ("y", "?", 0, "val")], r"'label' is a name among numbers: line 3 \('\?'\)"),
         (
             COLUMNS,
@@ -174,7 +174,7 @@ def test_texts_in_several_splits_of_the_user_are_counted(tmp_path):
             r"'label', a score since .*not in \[0, 1\]: line 3 \('2'",
         ),
         (COLUMNS, [("x", "inf", 0, "train")], r"'label', a score .*: line 2 \('inf'\)"),
-        (COLUMNS, [("x", 0, 0)], "data.csv: 1 rows with another number of fields than the header: line 2$"),
+        (COLUMNS, [("x", 0, 0)], "data.csv: 1 row with another number of fields than the header: line 2$"),
     ],
 )
 def test_files_are_checked(tmp_path, columns, rows, message):
@@ -192,11 +192,11 @@ def test_all_problems_are_reported_at_once_and_before_tokenising(tmp_path):
         load_text(write_table(tmp_path / "data.csv", COLUMNS, rows), tokenizer)
     message = str(caught.value).partition("data.csv: ")[2].split("; ")
     assert message == [
-        "1 rows with another number of fields than the header: line 17",
+        "1 row with another number of fields than the header: line 17",
         "12 rows without text in 'text': line 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 2 more",
-        "1 rows whose 'label' is a name among numbers: line 18 ('odd')",
+        "1 row whose 'label' is a name among numbers: line 18 ('odd')",
         "12 rows without a value in 'bias': line 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 2 more",
-        "1 rows with an unknown 'split' (use train, val, test or 0, 1, 2): line 16 ('later')",
+        "1 row with an unknown 'split' (use train, val, test or 0, 1, 2): line 16 ('later')",
     ]
     assert not tokenizer.calls
 

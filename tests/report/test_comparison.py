@@ -10,7 +10,7 @@ from bise_prune.app import cli
 def test_runs_side_by_side(ran, tmp_path, capsys):
     project, record = ran
     wide = write_project(tmp_path, widths=(64, 64))
-    arguments = [wide / "net.pt", "--data", project / "data", "--criterion", "magnitude", "--targets", "0.3,0.5", *FAST]
+    arguments = [wide / "net.pt", "--data", project / "data", "--criterion", "magnitude", "--targets", "0.1,0.2", *FAST]
     assert cli.main([str(a) for a in [*arguments, "--output", tmp_path / "frontier"]]) == 0
     assert Page((tmp_path / "frontier" / "frontier.html").read_text()).open == []
     capsys.readouterr()
@@ -18,7 +18,7 @@ def test_runs_side_by_side(ran, tmp_path, capsys):
     assert cli.main(["compare", str(project / "out"), str(tmp_path / "frontier"), "--output", str(page), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == [
-        "net.pt, dense", "out", "net.pt, dense", "frontier/sparsity-0.3", "frontier/sparsity-0.5",
+        "net.pt, dense", "out", "net.pt, dense", "frontier/sparsity-0.1", "frontier/sparsity-0.2",
     ]  # fmt: skip
     assert rows[1]["unbiased_accuracy"]["value"] == record["slim"]["unbiased_accuracy"]
     for row in rows:
@@ -28,7 +28,7 @@ def test_runs_side_by_side(ran, tmp_path, capsys):
         assert row["on_front"] == (not better)
     found = Page(page.read_text())
     assert (
-        found.open == [] and len(found.ids) == len(set(found.ids)) and "frontier/sparsity-0.5" in "".join(found.words)
+        found.open == [] and len(found.ids) == len(set(found.ids)) and "frontier/sparsity-0.2" in "".join(found.words)
     )
     assert cli.main(["compare", str(project / "out")]) == 0
     assert "net.pt, dense" in capsys.readouterr().out

@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...data import BatchLoader
 from ...data.batch import input_map
 from ...diagnostics.probe import BiasProbe, probe_bias
 from ...diagnostics.sweep import SweepPoint, threshold_sweep
+from ...errors import ChanceLevelError
 from ...gates.gated_model import apply_masks
 from ...gates.masks import MaskSet
 from ...mask_search import SearchResult
-from ...metrics.accuracy import Evaluation
+from ...metrics.accuracy import Evaluation, subgroup_members
+from ...metrics.chance import against_chance, unbiased_change
+from ...report.advice import advice
+from ...report.files import MASK_FILE, STATE_FILE
 from ..session import Session
+
+
+def check_above_chance(session: Session, predicted: Sequence[Tensor], searched: bool) -> None:
+    """Check that the slim network is not worthless where the dense one is not.
+
+    It is worthless if it predicts one class for all held-out samples, or if its unbiased accuracy is not above chance
+    beyond the noise and is below the dense network's beyond the noise.
+
+    Args:
+        session: inputs of the run.
+        predicted: classes that the dense and the slim network predict on the held-out split, shape (N,) each.
+        searched: whether a search found the masks, which are kept then.
+
+    Raises:
+        ChanceLevelError: it is worthless; the message says what is kept, and what to try.
+    """
+    split, data = session.held_out
+    target = data.target.cpu()
+    members = [mask for _, mask in subgroup_members(target, data.bias.cpu(), session.held_out_aligned) if mask.any()]
+    dense, slim = (against_chance(classes, target, members) for classes in predicted)
+    right = [classes == target for classes in predicted]
+    counts = [
+        (int(m.sum()), int((right[1] & ~right[0])[m].sum()), int((right[0] & ~right[1])[m].sum())) for m in members
+    ]
+    collapsed = slim.is_constant and not dense.is_constant
+    fell_to_chance = dense.is_above() and not slim.is_above() and unbiased_change(counts)[1] < 0
+    if not (collapsed or fell_to_chance):
+        return
+    config, names = session.config, session.splits.classes
+    label = int(predicted[1][0])
+    what = "predicts no better than chance"
+    if slim.is_constant:
+        what = f"predicts class {names[label] if label < len(names) else label} for every sample"
+    text = (
+        f"the slim network {what} ({split} split, {len(target):,} samples: unbiased accuracy {slim.accuracy:.1%}, the "
+        f"dense network's {dense.accuracy:.1%}, chance {slim.chance:.1%}), so that no network was written"
+    )
+    if searched:
+        text += f"; the masks are kept in {config.output / MASK_FILE} and the search in {config.output / STATE_FILE}"
+    help = advice(config, searched)
+    raise ChanceLevelError(text + (f"; to try, with another --output: {help}" if help else ""))
 
 
 def picked_accuracies(session: Session, found: SearchResult) -> dict[str, Evaluation]:

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 
 from ...distributed import share_object
-from ...errors import ConfigError, DataError
+from ...errors import DataError
 from ...models import build_model
 from ...tuning.pseudo_labels import PseudoLabels, pseudo_bias_labels
 from ..session import Session
@@ -17,12 +17,10 @@ def identified(session: Session) -> Session:
     """The session with pseudo bias labels for training and validation data.
 
     Raises:
-        ConfigError: the name of the network's architecture is not known.
         DataError: the trained network makes no mistake, so that no sample counts as bias-conflicting.
     """
     checkpoint, config, splits = session.checkpoint, session.config, session.splits
-    if checkpoint.arch is None:
-        raise ConfigError("--unsupervised trains a network of the same architecture: name it with --arch")
+    assert checkpoint.arch is not None  # checked before
     others = [] if splits.val is None else [splits.val]
     with torch.random.fork_rng():
         torch.manual_seed(config.search.seed)

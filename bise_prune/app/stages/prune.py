@@ -6,14 +6,45 @@ import dataclasses
 from typing import Any
 
 from ...data.batch import input_map
-from ...errors import BiseError
+from ...distributed import share_object, world
+from ...errors import BiseError, ChanceLevelError
 from ...gates.masks import MaskSet
 from ...mask_search import SearchResult
 from ...pruning import PruningResult, prune
 from ...pruning.plan import PruningPlan
 from ...pruning.searched import prune_as_searched
+from ...report.advice import advice
 from ...report.files import MASK_FILE
 from ..session import Session
+
+
+def pruned_by_first(session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None) -> PruningResult | None:
+    """The slim network as the first process makes it; None in the others, unless finetuning shares it among all.
+
+    Args:
+        session: inputs of the run.
+        masks: masks by which to prune, or a plan to carry out again.
+        found: result of the search that the masks come from; None without a search.
+
+    Raises:
+        BiseError: the removal failed; if the network is to be finetuned, in every process, so that none waits.
+    """
+    shared, slim = session.config.finetune is not None, None
+    outcome: PruningPlan | BiseError | None = None
+    if world()[0] == 0:
+        try:
+            slim = pruned(session, masks, found)
+            outcome = slim.plan
+        except BiseError as error:
+            if not shared:
+                raise
+            outcome = error
+    if shared:
+        agreed = share_object(outcome)
+        if isinstance(agreed, BiseError):
+            raise agreed
+        slim = pruned(session, agreed, found) if slim is None else slim  # every process finetunes its own copy
+    return slim
 
 
 def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None) -> PruningResult:
@@ -52,6 +83,8 @@ def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult |
         if found is None:
             raise
         kept = f"the masks are kept; prune by them with --masks {config.output / MASK_FILE} and another --output"
+        if isinstance(error, ChanceLevelError) and (help := advice(config, searched=True)):
+            kept += f"; to try: {help}"
         raise type(error)(f"{error}; {kept}") from error
     assert result is not None
     return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu())

@@ -15,12 +15,15 @@ from ...baselines.magnitude import magnitude_masks
 from ...baselines.random_scores import random_masks
 from ...baselines.taylor import taylor_masks
 from ...config import Budget, RunConfig, lowering_of
+from ...distributed import world
 from ...gates.masks import MaskSet
+from ...gates.sites import gate_sites
 from ...mask_search import EpochRecord, SearchResult, search
+from ...mask_search.state_file import finished_epochs
 from ...mask_search.weights import sample_weights
 from ...report.files import STATE_FILE
 from ...report.record import epoch_record
-from ..progress import StageClock
+from ..progress import EpochFigures, StageClock
 from ..session import Session
 
 
@@ -37,9 +40,22 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
     if settings.budget is None:
         settings = dataclasses.replace(settings, budget=_budget(config, start))
 
+    state_path = config.output / STATE_FILE
+    if (done := finished_epochs(state_path)) is not None and world()[0] == 0:
+        clock.resumed("search", done, state_path.name)
+    sites = gate_sites(session.dense, session.example, settings.placement)
+    num_channels = sum(site.num_channels for site in sites)
+
     def on_epoch(record: EpochRecord, total: int) -> None:
         """Pass on the progress and figures of an epoch."""
-        clock.progress("search", record.epoch, total)
+        figures = EpochFigures(
+            loss=record.objective,
+            unbiased_accuracy=None if record.validation is None else record.validation.unbiased_accuracy,
+            num_open=num_channels - record.closed,
+            num_channels=num_channels,
+            cost=record.cost,
+        )
+        clock.epoch("search", record.epoch, total, figures)
         clock.log("search", record.epoch, epoch_record(record))
 
     with _stop_requests() as interrupted:
@@ -51,7 +67,7 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
             aligned=None if session.pseudo is None else session.search_aligned,
             start=start,
             on_epoch=on_epoch,
-            state_path=config.output / STATE_FILE,
+            state_path=state_path,
             interrupted=interrupted,
         )
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from ...pruning import PruningResult
 from ...tuning.finetuning import FinetuneEpoch, FinetuneResult, finetune
-from ..progress import StageClock
+from ..progress import EpochFigures, StageClock
 from ..session import Session
 
 
@@ -17,7 +17,8 @@ def finetuned(session: Session, slim: PruningResult, clock: StageClock) -> Finet
 
     def on_epoch(record: FinetuneEpoch, total: int) -> None:
         """Pass on the progress and the loss of an epoch."""
-        clock.progress("finetune", record.epoch, total)
+        accuracy = None if record.validation is None else record.validation.unbiased_accuracy
+        clock.epoch("finetune", record.epoch, total, EpochFigures(record.loss, accuracy))
         clock.log("finetune", record.epoch, {"loss": record.loss})
 
     return finetune(
