@@ -18,6 +18,7 @@ Select = Literal["auto", "best", "worst-group", "accuracy", "worst-class", "last
 BatchNorm = Literal["frozen", "statistics", "affine"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 CostUnit = Literal["flops", "params", "latency"]
+SearchMethod = Literal["auto", "gradual", "paper"]
 Criterion = Literal["learned", "random", "magnitude", "taylor"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
@@ -37,6 +38,7 @@ WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 SELECTS: tuple[Select, ...] = get_args(Select)
 BATCHNORMS: tuple[BatchNorm, ...] = get_args(BatchNorm)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
@@ -176,11 +178,23 @@ class Budget:
         _require(0 <= self.layer_floor < 1, "budget layer_floor", self.layer_floor, "a number in [0, 1)")
 
 
+# Settings that only the paper's search has.
+OF_THE_PAPER = (
+    "anneal_every", "anneal_factor", "min_temperature", "head_epochs", "initial_logit", "mask_lr", "mask_momentum",
+    "mask_weight_decay", "batchnorm", "mi_pool", "early_stop",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Hyper-parameters of the search (BISE, Algorithm 1), with the paper's symbols and defaults.
+    """Settings of the mask search, with the paper's symbols.
 
     Attributes:
+        method: "gradual" = the network starts open and is closed step by step, with the loss seen as after a refit of
+            batch-norm statistics and head (:mod:`bise_prune.mask_search.gradual`); "paper" = Algorithm 1 of BISE.
+            "auto" = "paper" if a setting that only the paper's search has (those named in :data:`OF_THE_PAPER`) differs
+            from its default, otherwise "gradual".
+        steps: number of steps of a gradual search, >= 12; None = by the size of the training set, 120 to 400.
         placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
         anneal_every: epochs between two temperature cuts, >= 1 (the paper's upsilon).
         anneal_factor: factor by which a cut multiplies the temperature, in (0, 1) (the paper's kappa).
@@ -227,6 +241,8 @@ class SearchConfig:
         seed: random seed of the auxiliary head's initialisation and of its batches.
     """
 
+    method: SearchMethod = "auto"
+    steps: int | None = None
     placement: Placement = "tied"
     anneal_every: int = 10
     anneal_factor: float = 0.5
@@ -255,6 +271,14 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_choice("search", self.method, METHODS)
+        _require(self.steps is None or self.steps >= 12, "steps", self.steps, "an integer >= 12")
+        unused = self._of_the_paper() if self.method == "gradual" else []
+        if self.steps is not None and not self.is_gradual:
+            unused = ["steps"]
+        if unused:
+            other = "paper" if self.method == "gradual" else "gradual"
+            raise ConfigError(f"{unused[0]} is a setting of the search '{other}': choose that, or leave the setting out")
         require_choice("placement", self.placement, PLACEMENTS)
         require_choice("weighting", self.weighting, WEIGHTINGS)
         require_choice("select", self.select, SELECTS)
@@ -281,6 +305,20 @@ class SearchConfig:
             self.rho,
             "weighting='alignment' with it",
         )
+
+    @property
+    def is_gradual(self) -> bool:
+        """Whether the search is the gradual one; see ``method``."""
+        return self.method == "gradual" or (self.method == "auto" and not self._of_the_paper())
+
+    def _of_the_paper(self) -> list[str]:
+        """The settings that only the paper's search has and that differ from their default."""
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        changed = [name for name in OF_THE_PAPER if getattr(self, name) != fields[name]]
+        if self.budget is not None:
+            own = {field.name: field.default for field in dataclasses.fields(Budget)}
+            changed += [f"budget_{name}" for name in ("weight", "descent") if getattr(self.budget, name) != own[name]]
+        return changed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 :func:`search` runs it. The parts of the algorithm are in modules of their own; :mod:`.algorithm` says which is where.
 """
 
-from .algorithm import SearchInterrupted, search
 from .result import EpochRecord, SearchResult
+from .searching import search
+from .state_file import SearchInterrupted
 
 __all__ = ["EpochRecord", "SearchInterrupted", "SearchResult", "search"]

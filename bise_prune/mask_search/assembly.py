@@ -15,14 +15,15 @@ from ..errors import ConfigError, DataError
 from ..gates.masks import MaskSet
 from ..metrics.accuracy import Evaluation, evaluate
 from .budget import BudgetTerm
+from .gate_cost import GateCost
 from .heads import BiasHeads
 from .network import MaskedNetwork
 from .passes import Passes
+from .projection import Projection
 from .schedule import temperatures
 from .selection import resolve
 from .speed import FastPasses, Speedups
-from .state import SearchState
-from .step import MaskStep
+from .state import GradualState, SearchState
 from .training_data import Position, TrainingData, TrainingLabels, digest
 
 
@@ -58,8 +59,7 @@ class Search:
         labels: labels and sample weights of the training set.
         passes: forward passes of the network over the training set.
         state: everything that changes during the search.
-        step: update of the state from one batch.
-        budget: cost that the network must come down to; None if there is no target.
+        budget: what makes the network come down to a budget; in the paper's search None if there is no budget.
         validation: validation data; None if there are none.
         rule: name of the rule that selects an epoch.
         digest: digest of the labels of the data, by which a saved state is recognised.
@@ -72,8 +72,7 @@ class Search:
     labels: TrainingLabels
     passes: Passes
     state: SearchState
-    step: MaskStep
-    budget: BudgetTerm | None
+    budget: BudgetTerm | Projection | None
     validation: Validation | None
     rule: str
     digest: list[object]
@@ -99,7 +98,7 @@ def assemble(
     example = input_map(data.first.input, lambda tensor: tensor[:2].to(parameter.device))
     network = MaskedNetwork(model, example, config, start)  # lines 1 and 2
     schedule = temperatures(config.anneal_every, config.anneal_factor, config.min_temperature)
-    budget = None if config.budget is None else BudgetTerm(config.budget, network, len(schedule))
+    budget = _budget(config, network, len(schedule))
     passes = FastPasses(network, data, speedups or Speedups())
     generator, position = torch.Generator().manual_seed(config.seed), Position()
     features, target, bias = passes.bottleneck(position)
@@ -117,12 +116,22 @@ def assemble(
         if isinstance(val_loader, BatchLoader):
             val = val_loader.data
             digests.append(digest(torch.cat([val.target[:, None], val.bias], 1).cpu(), True))
-    state = SearchState.at_start(network, heads, generator, position, config)
+    kind = GradualState if config.is_gradual else SearchState
+    state = kind.at_start(network, heads, generator, position, config)
     rule = resolve(config.select, validation is not None, validation is not None and validation.has_bias)
     return Search(
-        config, schedule, network, data, labels, passes, state, MaskStep(state, labels, config, budget), budget,
-        validation, rule, digests,
+        config, schedule, network, data, labels, passes, state, budget, validation, rule, digests,
     )  # fmt: skip
+
+
+def _budget(config: SearchConfig, network: MaskedNetwork, num_epochs: int) -> BudgetTerm | Projection | None:
+    """What makes the search come down to its budget."""
+    budget = config.budget
+    if not config.is_gradual:
+        return None if budget is None else BudgetTerm(budget, network, num_epochs)
+    of, joins = ("flops", "expand") if budget is None else (budget.of, budget.joins)
+    cost = GateCost(network.trace, network.model, network.sites, of, joins)
+    return Projection(cost, network.gates.sizes, budget)
 
 
 def _validation(loader: Loader, aligned: Tensor, num_biases: int) -> Validation:

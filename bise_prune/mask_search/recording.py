@@ -16,13 +16,16 @@ from .selection import LAST, NEED_BIAS, RULES, Selected
 from .state import SUMS
 
 
-def record_epoch(search: Search, epoch: int, temperature: float) -> EpochRecord:
+def record_epoch(
+    search: Search, epoch: int, temperature: float | None, refitted_accuracy: float | None = None
+) -> EpochRecord:
     """Add the finished epoch to the history, and keep its masks for the selection rules by which they are the best.
 
     Args:
         search: the search.
         epoch: number of the epoch, from 1.
-        temperature: temperature tau during the epoch.
+        temperature: temperature tau during the epoch; None in a gradual search.
+        refitted_accuracy: see :class:`.result.EpochRecord`.
 
     Raises:
         BiseError: the loss is not finite.
@@ -40,6 +43,7 @@ def record_epoch(search: Search, epoch: int, temperature: float) -> EpochRecord:
         closed=int(gates.closed.sum()),
         cost=None if search.budget is None else search.budget.cost(gates.values),
         validation=_validated(search, unchanged=not flips and search.config.batchnorm == "frozen"),
+        refitted_accuracy=refitted_accuracy,
     )
     state.history.append(record)
     _pick(search, record)

@@ -18,7 +18,7 @@ class EpochRecord:
 
     Attributes:
         epoch: number of the epoch, from 1.
-        temperature: temperature tau during the epoch.
+        temperature: temperature tau during the epoch; None in a gradual search.
         objective: objective J (Eq. 5).
         cross_entropy: reweighted cross-entropy L_r (Eq. 4).
         mutual_information: mutual information I, in [0, 1] for each bias, summed over the biases.
@@ -29,10 +29,12 @@ class EpochRecord:
         cost: cost of the gated network at the end of the epoch, as a share of the dense network's; None without a
             budget.
         validation: accuracies of the masked network at the end of the epoch; None without validation data.
+        refitted_accuracy: accuracy of the masked network with batch-norm statistics and head refitted at the start of
+            the epoch, on a balanced sample of the training set; None in the paper's search.
     """
 
     epoch: int
-    temperature: float
+    temperature: float | None
     objective: float
     cross_entropy: float
     mutual_information: float
@@ -42,6 +44,7 @@ class EpochRecord:
     closed: int
     cost: float | None
     validation: Evaluation | None
+    refitted_accuracy: float | None = None
 
 
 @dataclass(frozen=True)

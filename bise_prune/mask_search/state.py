@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,3 +124,48 @@ class SearchState:
                 for leaf, tensor in norm.state_dict().items():
                     tensors[f"{names[id(norm)]}.{leaf}"] = tensor.detach().cpu().clone()
         return tensors
+
+    def extra(self) -> dict[str, Any]:
+        """What a saved state holds beside the variables of every search."""
+        return {}
+
+    def restore_extra(self, content: dict[str, Any]) -> None:
+        """Restore what :meth:`extra` returned."""
+
+
+_OF_GRADUAL = ("taken", "moments", "slopes", "savings", "price", "head", "refitted_accuracy")
+
+
+@dataclass
+class GradualState(SearchState):
+    """The variables of a gradual search (:mod:`.gradual`) beside those of every search.
+
+    Attributes:
+        taken: number of steps that have been taken.
+        moments: Adam's running means of the gradient and of its square, shape (2, M).
+        slopes: running mean of dJ/dgate, shape (M,).
+        savings: what each channel adds to the cost under the present masks, shape (M,).
+        price: what a unit of cost is worth.
+        head: weights of the head that was refitted at the start of the round, with its additive bias in the last
+            column, shape (C, D + 1).
+        refitted_accuracy: accuracy of the network with that head on the sample that it was fitted to, in [0, 1].
+    """
+
+    taken: int = 0
+    moments: Tensor = field(default_factory=lambda: torch.zeros(2, 0))
+    slopes: Tensor = field(default_factory=lambda: torch.zeros(0))
+    savings: Tensor = field(default_factory=lambda: torch.zeros(0))
+    price: float = 0.0
+    head: Tensor = field(default_factory=lambda: torch.zeros(0))
+    refitted_accuracy: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.moments = torch.zeros_like(self.logits).repeat(2, 1)
+
+    def extra(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _OF_GRADUAL}
+
+    def restore_extra(self, content: dict[str, Any]) -> None:
+        for name in _OF_GRADUAL:
+            value = content[name]
+            setattr(self, name, value.to(self.logits.device) if isinstance(value, Tensor) else value)

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..distributed import world
+from ..distributed import summed, world
 from ..errors import BiseError
 from ..files import atomic_path
 from ..metrics.accuracy import Evaluation, SubgroupAccuracy
 from .assembly import Search
 from .heads import HeadsState
 from .result import EpochRecord
+
+
+class SearchInterrupted(BiseError):
+    """A search stopped because it was asked to; its state has been saved if ``state_path`` was given."""
+
+    exit_code = 130
+
+
+def stop_if_asked(search: Search, path: Path | None, interrupted: Callable[[], bool] | None) -> None:
+    """Save the state and raise an error if the caller of the search has asked it to stop.
+
+    Raises:
+        SearchInterrupted: ``interrupted`` returned true in one of the processes.
+    """
+    # All processes stop after the same batch, whichever of them was asked to stop.
+    if interrupted is None or not summed(torch.tensor(float(interrupted()), device=search.network.device)):
+        return
+    if path is not None:
+        save(search, path)
+    raise SearchInterrupted("interrupted; the same search takes up where it stopped")
 
 
 def fingerprint(search: Search) -> str:
@@ -52,6 +73,7 @@ def save(search: Search, path: Path) -> None:
         "picks": state.picks,
         "still": search.passes.saved_memory(),
         "pool": None if state.pool is None else (state.pool.sums, state.pool.counts),
+        "extra": state.extra(),
         "history": [dataclasses.asdict(record) for record in state.history],
     }
     with atomic_path(path) as temporary:
@@ -93,6 +115,7 @@ def load(search: Search, path: Path) -> None:
         sums, counts = content["pool"]
         state.pool.sums = {k: tensor.to(device) for k, tensor in sums.items()}
         state.pool.counts = {k: tensor.to(device) for k, tensor in counts.items()}
+    state.restore_extra(content["extra"])
     search.passes.restore_memory(content["still"])
     state.history[:] = [_restored(values) for values in content["history"]]
     state.heads_trained = True

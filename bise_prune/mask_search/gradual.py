@@ -1,0 +1,267 @@
+"""The gradual search: a network that starts open is closed step by step, and stays alive on the way.
+
+It learns masks for the same two aims as the paper's search (:mod:`.algorithm`), and differs from it in how they come
+down:
+
+* **Open at the start.** A share of the network's cost is allowed: all of it in the first round, then less and less,
+  down to the budget. Whenever there is too little room, the channels of lowest mask logit close
+  (:mod:`.projection`). So the first round ends with the whole network, which is a candidate, and a budget is met by
+  construction.
+* **Batches that are nearly balanced.** Samples are drawn with probability r^alpha, where r is the weight of Eq. (4),
+  instead of being weighted by r: a step then does not hang on the one rare sample of its batch.
+* **Steps of one size.** The mask logits are moved by Adam, whose steps do not depend on the scale of the gradients.
+* **A price.** The gradient of a channel is charged with what the channel costs, at the price at which the present share
+  is used up.
+* **Two heads.** The loss is in equal parts that of the network's own head and that of a head refitted to the present
+  masks (:mod:`.refitted`).
+* **A collapse ends it.** Without a budget, the search ends when the accuracy has fallen to chance.
+
+The schedule is counted in steps, in rounds of equal length; each round is recorded as an epoch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from ..distributed import copied_from_first, summed, world
+from ..errors import DataError
+from . import state_file
+from .assembly import Search
+from .objective import objective_of, silent_share
+from .projection import Projection
+from .recording import record_epoch, result_of
+from .refitted import balanced_sample, refitted_head
+from .result import EpochRecord, SearchResult
+from .state import EpochTally, GradualState
+from .training_data import EXHAUSTED, Part
+
+ROUNDS = 12
+_PASSES = 4  # passes over a small training set
+_LEAST_STEPS, _MOST_STEPS = 120, 400
+_FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
+_DESCENT = 0.8  # share of the rounds after which the budget is reached
+_SAMPLE = 600  # samples to which the head is refitted
+_ALPHA = 0.5  # exponent of the weights by which samples are drawn
+_LR = 0.02
+_BETAS = (0.9, 0.99)
+_SLOPE_MEMORY = 0.95  # of the mean gradient by which the price is found
+_PRICE_STEP = 0.3  # share of the way to a new price that is gone at once
+_EVERY = 5  # steps between two projections
+_NEAR = 0.05  # an accuracy that exceeds chance by at most this share of it counts as chance
+_OWN_WEIGHT = 0.5  # weight of the own head's loss, against the refitted head's
+
+
+def search_gradually(
+    found: Search,
+    on_epoch: Callable[[EpochRecord, int], None] | None,
+    state_path: Path | None,
+    interrupted: Callable[[], bool] | None,
+) -> SearchResult:
+    """Run the gradual search on the parts of a search; see :func:`bise_prune.search` for the other arguments."""
+    run = _Rounds(found)
+    if state_path is not None:
+        state_file.load(found, state_path)
+    history = found.state.history
+
+    def after_step() -> None:
+        """Save the state and raise ``SearchInterrupted`` if the caller has asked the search to stop."""
+        state_file.stop_if_asked(found, state_path, interrupted)
+
+    while len(history) < ROUNDS and not run.has_collapsed():
+        record = run.round(len(history) + 1, after_step)
+        if state_path is not None:
+            state_file.save(found, state_path)
+        if on_epoch is not None:
+            on_epoch(record, ROUNDS)
+    return result_of(found, stopped_early=len(history) < ROUNDS)
+
+
+def num_steps(steps: int | None, batches: int) -> int:
+    """Number of steps of a search.
+
+    Args:
+        steps: the setting; None = by the size of the training set.
+        batches: number of batches in a pass over the training set.
+
+    >>> num_steps(None, 10), num_steps(None, 50), num_steps(None, 5000), num_steps(60, 50)
+    (120, 200, 400, 60)
+    """
+    return steps if steps is not None else min(_MOST_STEPS, max(_LEAST_STEPS, _PASSES * batches))
+
+
+class _Rounds:
+    """The rounds of a gradual search.
+
+    Args:
+        search: parts of the search; its state is a :class:`.state.GradualState`, its budget a :class:`.Projection`.
+    """
+
+    def __init__(self, search: Search) -> None:
+        assert isinstance(search.state, GradualState) and isinstance(search.budget, Projection)
+        self.search, self.state, self.projection = search, search.state, search.budget
+        self.sample, self.sample_target = balanced_sample(
+            search.data, search.labels, search.state.position, search.state.generator, _SAMPLE
+        )
+        size, self.batch_size = len(search.labels.known.target), len(search.data.first.target) * world()[1]
+        self.per_round = -(-num_steps(search.config.steps, -(-size // self.batch_size)) // ROUNDS)
+        self.start_share = self.projection.cost(search.network.gates.values)
+        tempered = search.labels.known.weight.double() ** _ALPHA
+        self.tempered, self.mean_weight = tempered, float(tempered.mean())
+        self._pass: Iterator[Part] | None = None  # what is left of a pass over a loader that is not in memory
+
+    def share(self, step: int) -> float:
+        """Share of the dense network's cost that is allowed after a step, counted from 0."""
+        budget = self.search.config.budget
+        end, rounds = (_FREE_SHARE, ROUNDS) if budget is None else (budget.share, _DESCENT * ROUNDS)
+        way = (step + 1 - self.per_round) / (self.per_round * (rounds - 1))
+        return self.start_share + min(0.0, end - self.start_share) * min(1.0, max(0.0, way))
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 1: constant while the share comes down, then falling to 0."""
+        if self.search.config.budget is None:
+            return _LR
+        return _LR * min(1.0, (ROUNDS - step / self.per_round + 1 / self.per_round) / (ROUNDS * (1 - _DESCENT)))
+
+    def has_collapsed(self) -> bool:
+        """Whether a search without a budget has left the network at chance, so that closing more cannot help."""
+        history, chance = self.state.history, (1 + _NEAR) / self.search.network.num_classes
+        if self.search.config.budget is not None or len(history) < 2:
+            return False
+        accuracies = [
+            record.refitted_accuracy if record.validation is None else record.validation.unbiased_accuracy
+            for record in (history[0], history[-1])
+        ]
+        return (accuracies[0] or 0.0) > chance >= (accuracies[1] or 0.0)
+
+    def round(self, number: int, after_step: Callable[[], None]) -> EpochRecord:
+        """Take the steps of a round and record it.
+
+        Args:
+            number: number of the round, from 1.
+            after_step: function called after each step.
+        """
+        state, gates = self.state, self.search.network.gates
+        done = state.taken % self.per_round
+        if not done:  # otherwise the round was interrupted
+            self._refit()
+            state.tally = EpochTally(gates.closed)
+        if self.search.data.in_memory is not None:
+            self._take_steps(self._drawn(number)[done:], after_step)
+        else:
+            self._take_steps_of_passes(self.per_round - done, after_step)
+        self.projection.project(state.logits, self.share(state.taken - 1))
+        state.steps = self.per_round
+        return record_epoch(self.search, number, None, state.refitted_accuracy)
+
+    @torch.no_grad()
+    def _refit(self) -> None:
+        """Fit the second head to the present masks."""
+        search, state, gates = self.search, self.state, self.search.network.gates.values
+        features = torch.cat([search.passes.forward(gates, inputs)[1] for _, inputs in search.passes.inputs(self.sample)])
+        state.head = refitted_head(features, self.sample_target, search.network.num_classes)
+        copied_from_first([state.head])
+        right = _read(state.head, features).argmax(1) == self.sample_target
+        state.refitted_accuracy = float(right.double().mean())
+
+    def _drawn(self, number: int) -> list[Tensor]:
+        """Numbers of the samples of each batch of a round, as far as this process has them."""
+        generator = torch.Generator().manual_seed(self.search.config.seed * ROUNDS + number)
+        rank, processes = world()
+        count = self.per_round * self.batch_size
+        rows = torch.multinomial(self.tempered.cpu(), count, replacement=True, generator=generator)
+        return [batch[rank::processes] for batch in rows.split(self.batch_size)]
+
+    def _take_steps(self, parts: Sequence[Part] | Iterator[Part], after_step: Callable[[], None]) -> int:
+        """Take a step on each batch, and return how many there were."""
+        count = 0
+        for part, inputs in self.search.passes.inputs(parts):
+            self._step(part, inputs)
+            count += 1
+            after_step()
+        return count
+
+    def _take_steps_of_passes(self, count: int, after_step: Callable[[], None]) -> None:
+        """Take steps on the next batches of a loader; a new pass over the training set begins where one ends."""
+        position = self.state.position
+        while count:
+            is_new = self._pass is None
+            if self._pass is None:
+                self._pass = itertools.islice(self.search.data.next_pass(position), position.batches, None)
+            taken = self._take_steps(itertools.islice(self._pass, count), after_step)
+            count -= taken
+            if count:
+                if is_new and not position.batches:
+                    raise DataError(EXHAUSTED)
+                self._pass, position.batches = None, 0
+
+    def _step(self, part: Part, inputs: object) -> None:
+        """Take one step of the mask logits and one of the auxiliary heads."""
+        search, state = self.search, self.state
+        labels = search.labels.of(part)
+        gates = search.network.gates.values.requires_grad_()
+        own_logits, features = search.passes.forward(gates, inputs)
+        losses = [
+            cross_entropy(logits, labels.target, reduction="none") for logits in (own_logits, _read(state.head, features))
+        ]
+        loss = _OWN_WEIGHT * losses[0] + (1 - _OWN_WEIGHT) * losses[1]
+        if search.data.in_memory is None:  # its batches are not drawn by weight
+            loss = loss * labels.weight**_ALPHA / self.mean_weight
+        terms = objective_of(
+            loss.mean(), len(loss), state.heads(features), labels.bias, labels.conflicting, search.config.mi_weight
+        )
+        head_loss = state.heads.step(features, labels.bias, terms.num_samples if world()[1] > 1 else None)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        assert gates.grad is not None
+        slope = summed(gates.grad)
+        self._descend(slope)
+        silent = silent_share(terms.num_conflicting, own_logits.dtype)
+        shares = [terms.total, terms.cross_entropy, terms.mutual_information, head_loss, silent]
+        state.tally.note(slope[None], torch.stack(shares).detach()[None], search.network.gates.closed)
+        state.tally.flipped |= search.network.gates.closed != state.tally.closed_before
+        state.position.batches += 1
+
+    @torch.no_grad()
+    def _descend(self, slope: Tensor) -> None:
+        """Take one step of Adam on the mask logits, and close channels for which there is no room any more.
+
+        Args:
+            slope: gradient dJ/dgate of the whole batch, shape (M,).
+        """
+        state, share = self.state, self.share(self.state.taken)
+        logits, first = state.logits, not state.taken
+        state.slopes = slope.clone() if first else _SLOPE_MEMORY * state.slopes + (1 - _SLOPE_MEMORY) * slope
+        if state.taken % _EVERY == 0:
+            state.savings = self.projection.savings(self.search.network.gates.values)
+            price = self.projection.price(state.slopes, state.savings, share)
+            state.price += _PRICE_STEP * (price - state.price)
+        gradient = slope + state.price * state.savings
+        state.taken += 1
+        logits.sub_(self._rate(state.taken) * _adam(state.moments, gradient, state.taken))
+        if state.taken % _EVERY == 0:
+            self.projection.project(logits, share)
+
+
+def _adam(moments: Tensor, gradient: Tensor, step: int) -> Tensor:
+    """The direction of Adam's step; ``moments`` (2, M), the means of gradient and square, are updated in place.
+
+    Args:
+        moments: running means, shape (2, M).
+        gradient: gradient, shape (M,).
+        step: number of the step, from 1.
+    """
+    mean, square = moments
+    mean.lerp_(gradient, 1 - _BETAS[0])
+    square.lerp_(gradient.square(), 1 - _BETAS[1])
+    deviation = (square / (1 - _BETAS[1] ** step)).sqrt()
+    return mean / (1 - _BETAS[0] ** step) / (deviation + torch.finfo(deviation.dtype).tiny)
+
+
+def _read(head: Tensor, features: Tensor) -> Tensor:
+    """Class logits (N, C) that a head (C, D + 1) reads from features (N, D)."""
+    return linear(features, head[:, :-1], head[:, -1])

@@ -1,0 +1,124 @@
+"""Keeps a network within a share of its cost: the channels of lowest mask logit are closed until it fits.
+
+What a channel costs depends on which others are open. Under given gates, the gradient of the cost says what closing
+each of them would save; dL/dgate divided by it is what a channel is worth per unit of cost. The worth of the best
+channel for which there is no room is the price: a channel that is worth less than its cost at that price should go.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import Budget
+from ..gates.ranking import least_open
+from .gate_cost import GateCost
+
+_FREE_FLOOR = 0.05  # layer floor of a search without a budget
+_WITHIN = 0.01  # share of the dense cost by which a budget may be exceeded
+_BISECTIONS = 12  # the share is met to within 1 / 2**12 of the channels
+
+
+class Projection:
+    """Closes channels until the network fits a share of the dense network's cost.
+
+    Args:
+        cost: cost of the network as a function of its gates.
+        sizes: number of channels of each site.
+        budget: cost to come down to, of which the layer floor is used; None for none.
+    """
+
+    def __init__(self, cost: GateCost, sizes: list[int], budget: Budget | None) -> None:
+        self.sizes, self.budget = sizes, budget
+        self.layer_floor = _FREE_FLOOR if budget is None else budget.layer_floor
+        self._cost = cost
+
+    def cost(self, gates: Tensor) -> float:
+        """Cost under gates (M,) of 0 and 1, as a share of the dense network's."""
+        return float(self._cost(gates.split(self.sizes)))
+
+    def is_met(self, cost: float) -> bool:
+        """Whether a cost, as a share, is at most one percentage point above the budget; always without a budget."""
+        return self.budget is None or cost <= self.budget.share + _WITHIN
+
+    def savings(self, gates: Tensor) -> Tensor:
+        """What each channel adds to the cost under these gates, as a share of the dense network's, shape (M,)."""
+        leaf = gates.detach().cpu().double().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self._cost(leaf.split(self.sizes)), leaf)
+        return slope.clamp(min=0).to(gates)
+
+    @torch.no_grad()
+    def project(self, logits: Tensor, share: float) -> None:
+        """Move the mask logits, all by the same amount, so that the network costs at most ``share``.
+
+        Channels that always stay open end at 0 or above. If the share has room for all channels, all are open.
+
+        Args:
+            logits: mask logits (M,); changed in place.
+            share: share of the dense network's cost, in (0, 1].
+        """
+        kept = self.kept(logits, share)
+        threshold = logits.min()
+        if not bool(kept.all()):
+            free = kept & ~self._protected(logits)
+            highest_closed = logits[~kept].max()
+            lowest_open = logits[free].min() if bool(free.any()) else highest_closed
+            threshold = (highest_closed + lowest_open) / 2
+        logits.sub_(threshold)
+        logits[kept] = logits[kept].clamp(min=0)
+        tiny = torch.finfo(logits.dtype).tiny
+        logits[~kept] = logits[~kept].clamp(max=-tiny)
+
+    def kept(self, worth: Tensor, share: float) -> Tensor:
+        """Which channels stay open if those of lowest worth are closed until the network costs at most ``share``.
+
+        Args:
+            worth: number by which the channels are ranked, shape (M,).
+            share: share of the dense network's cost, in (0, 1].
+
+        Returns:
+            Bool of shape (M,). If even the channels that always stay open cost more, only these do.
+        """
+        protected = self._protected(worth)
+        order = torch.where(protected, torch.inf, worth).argsort(stable=True)
+        low, high = -1, len(worth) - int(protected.sum())  # closing low channels is too little, closing high enough
+        if share >= 1.0 or self.cost(self._gates(order, 0)) <= share:
+            return torch.ones_like(protected)
+        for _ in range(64):
+            if high - low <= max(1, len(worth) >> _BISECTIONS):
+                break
+            middle = (low + high) // 2
+            if self.cost(self._gates(order, middle)) <= share:
+                high = middle
+            else:
+                low = middle
+        return self._gates(order, high) > 0
+
+    def price(self, slopes: Tensor, savings: Tensor, share: float) -> float:
+        """What a unit of cost is worth at a share: the highest dL/dgate per cost of a channel without room, or 0.
+
+        Args:
+            slopes: gradient dL/dgate of the loss, shape (M,); negative where a channel is useful.
+            savings: what each channel adds to the cost, shape (M,).
+            share: share of the dense network's cost, in (0, 1].
+        """
+        counts = savings > 1e-8
+        worth = torch.where(counts, -slopes / savings.clamp(min=1e-8), torch.inf)
+        out = ~self.kept(worth, share) & counts
+        return max(0.0, float(worth[out].max())) if bool(out.any()) else 0.0
+
+    def _protected(self, worth: Tensor) -> Tensor:
+        """The channels that always stay open, bool of shape (M,)."""
+        protected, start = torch.zeros_like(worth, dtype=torch.bool), 0
+        for size in self.sizes:
+            best = worth[start : start + size].topk(least_open(size, self.layer_floor)).indices
+            protected[start + best] = True
+            start += size
+        return protected
+
+    def _gates(self, order: Tensor, count: int) -> Tensor:
+        """Gates with the first ``count`` channels in an order closed, shape (M,)."""
+        gates = torch.ones(len(order), device=order.device)
+        gates[order[:count]] = 0
+        return gates

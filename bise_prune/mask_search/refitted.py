@@ -1,0 +1,94 @@
+"""A classifier head that is fitted to the present masks, on a balanced sample of the training set.
+
+Closing channels shifts what the head reads. Much of what is lost that way is a shift that a new head undoes, and the
+gradient of a network that is merely shifted teaches the masks little. So the gradual search looks at the network with a
+refitted head as well, although the delivered network keeps its own.
+"""
+
+# Shape suffixes: N samples, D features, C classes.
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from ..data.batch import Batch, input_map
+from .training_data import Part, Position, TrainingData, TrainingLabels
+
+_PENALTY = 1e-2  # weight of the squared norm of the refitted head's weights, on standardised features
+_ITERATIONS = 60  # of L-BFGS
+_BATCH = 100  # samples in a batch of the balanced sample
+
+
+def balanced_sample(
+    data: TrainingData, labels: TrainingLabels, position: Position, generator: torch.Generator, size: int
+) -> tuple[list[Part], Tensor]:
+    """Draw a sample of the training set in which every sample is expected in proportion to its weight r.
+
+    A loader that is not in memory is passed once; its samples of large weight are then repeated.
+
+    Args:
+        data: the training set.
+        labels: its labels and weights.
+        position: position of the search in its data.
+        generator: source of the draw.
+        size: expected number of samples.
+
+    Returns:
+        Batches, and the class labels of all their samples, shape (n,), on the device.
+    """
+    if data.in_memory is not None:
+        rows = _drawn(labels.known.weight, size / len(labels.known.weight), generator)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        return list(rows.split(_BATCH)), labels.known.target[rows.to(labels.device)]
+    found: list[Part] = []
+    targets = []
+    for part in data.next_pass(position):
+        batch = data.batch(part)
+        weight = labels.of(part).weight
+        rows = _drawn(weight, size / len(labels.known.weight), generator)
+        if len(rows):
+            chosen = Batch(input_map(batch.input, lambda t, rows=rows: t[rows.to(t.device)]),
+                           batch.target[rows.to(batch.target.device)], batch.bias[rows.to(batch.bias.device)])  # fmt: skip
+            found.append(chosen)
+            targets.append(chosen.target.to(labels.device))
+    return found, torch.cat(targets)
+
+
+def _drawn(weights: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Numbers of the drawn samples: each as often as a Poisson number with mean ``rate`` times its weight says."""
+    counts = torch.poisson(weights.detach().cpu().double() * rate, generator=generator).long()
+    return torch.arange(len(counts)).repeat_interleave(counts)
+
+
+def refitted_head(features_ND: Tensor, target_N: Tensor, num_classes: int) -> Tensor:
+    """Logistic regression on features of a balanced sample, with an L2 penalty on standardised features.
+
+    Args:
+        features_ND: bottleneck features.
+        target_N: class labels, int64.
+        num_classes: number C of classes.
+
+    Returns:
+        Weights with the additive bias in the last column, shape (C, D + 1), in the precision of the features.
+    """
+    mean, scale = features_ND.mean(0), features_ND.std(0) + 1e-5
+    inputs = ((features_ND - mean) / scale).double()
+    weight = torch.zeros(num_classes, inputs.shape[1], dtype=torch.double, device=inputs.device, requires_grad=True)
+    offset = torch.zeros(num_classes, dtype=torch.double, device=inputs.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, offset], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        """The penalised loss, with its gradient."""
+        optimizer.zero_grad()
+        loss = cross_entropy(linear(inputs, weight, offset), target_N) + _PENALTY / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    weight, offset = weight.detach(), offset.detach()
+    weight = weight / scale.double()
+    offset = offset - weight @ mean.double()
+    return torch.cat([weight, offset[:, None]], 1).to(features_ND.dtype)
