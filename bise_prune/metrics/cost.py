@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import statistics
 import time
 import warnings
@@ -134,6 +135,20 @@ def summarise(times_ms: Sequence[float], batch_size: int, device: str, threads: 
     return Latency(median, deciles[0], deciles[8], len(times_ms), batch_size, device, threads)
 
 
+def latency_ratio(times_ms: Sequence[float], reference_ms: Sequence[float], batch_size: int) -> LatencyRatio:
+    """Compute by which factor calls took longer than reference calls that took turns with them.
+
+    Args:
+        times_ms: durations of the calls, as :func:`time_by_turns` returns them.
+        reference_ms: durations of the reference calls of the same turns.
+        batch_size: samples per call.
+    """
+    ratios = sorted(time / reference for time, reference in zip(times_ms, reference_ms, strict=True))
+    # The median lies between these order statistics in at least 95 % of the cases, whatever the distribution is.
+    rank = max(0, math.floor(len(ratios) / 2 - 0.98 * math.sqrt(len(ratios))))
+    return LatencyRatio(statistics.median(ratios), ratios[rank], ratios[-1 - rank], batch_size)
+
+
 def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
     """Count the FLOPs for the first sample with fvcore, on a copy of the network on the CPU."""
     with warnings.catch_warnings():
@@ -177,6 +192,37 @@ class Latency:
     batch_size: int
     device: str
     threads: int
+
+
+# Two timings of the same network may differ by this factor, however often they are repeated.
+AS_FAST = 1.03
+
+
+@dataclass(frozen=True)
+class LatencyRatio:
+    """Latency of one network divided by that of another, of calls that took turns.
+
+    Attributes:
+        median: median of the ratios of two calls of the same turn, > 0.
+        low: lower bound of the 95 % interval of the median, from order statistics.
+        high: upper bound of that interval.
+        batch_size: samples per forward pass.
+    """
+
+    median: float
+    low: float
+    high: float
+    batch_size: int
+
+    @property
+    def is_as_fast(self) -> bool:
+        """Whether the network takes no longer than the other one, but for 3 % that repeated timings may differ by."""
+        return self.median <= AS_FAST
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether the network takes longer than the other one: by more than 3 %, and the interval is above 1."""
+        return self.low > 1 and not self.is_as_fast
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+from ...config import JoinsChoice, lowering_of
 from ...data.batch import input_map
 from ...errors import BiseError
 from ...gates.masks import MaskSet
@@ -12,46 +14,77 @@ from ...mask_search import SearchResult
 from ...pruning import PruningResult, prune
 from ...pruning.plan import PruningPlan
 from ...pruning.searched import prune_as_searched
+from ...pruning.widths import WidthTrial
 from ...report.files import MASK_FILE
 from ..session import Session
+from .widths import with_measured_widths
 
 
-def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None) -> PruningResult:
-    """The slim network, on the CPU; its lowering is chosen and its latency measured on the device of the run.
+def pruned(
+    session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None, dense_file: Path | None = None
+) -> tuple[PruningResult, list[WidthTrial]]:
+    """The slim network, on the CPU; the channels to remove are chosen on the device of the run.
+
+    With ``round_to="auto"``, widths and lowering are chosen by latency in onnxruntime. Otherwise the widths are those
+    of the settings, and an open choice of the lowering is made by latency in torch.
 
     Args:
         session: inputs of the run.
         masks: masks by which to prune, or a plan to carry out again.
         found: result of the search that the masks come from; None without a search.
+        dense_file: ONNX file of the dense network; needed only if widths are to be chosen.
+
+    Returns:
+        The slim network, and what was measured to choose its widths: nothing if they were given.
 
     Raises:
         BiseError: the removal failed; after a search, the message says where its masks are.
     """
     config = session.config
-    dense = session.on_device(session.dense)
-    example = input_map(session.example, lambda tensor: tensor.to(session.device))
-    widths: dict[str, Any] = {"joins": config.joins, "round_to": config.round_to, "round_fill": config.round_fill}
-    result = None
+    trials: list[WidthTrial] = []
     try:
         if isinstance(masks, PruningPlan):
-            result = prune(dense, masks, example)
-        elif found is not None and config.target is not None:
-            result = prune_as_searched(dense, masks, example, config.target, **widths)
-        if result is None and isinstance(masks, MaskSet):
-            result = prune(
-                dense,
-                masks,
-                example,
-                config.target_sparsity,
-                target_flops=config.target_flops,
-                target_latency=config.target_latency,
-                layer_floor=config.layer_floor,
-                **widths,
-            )
+            result = prune(*_on_device(session, masks))
+        elif config.round_to != "auto":
+            result = _by_masks(session, masks, found, config.joins, config.round_to)
+        else:
+            # Without a target, the masks do not depend on the lowering, which is chosen together with the widths.
+            joins = lowering_of(config.joins) if config.target is None else config.joins
+            assert dense_file is not None
+            planned = _by_masks(session, masks, found, joins, 1)
+            result, trials = with_measured_widths(session, masks, planned, dense_file)
     except BiseError as error:
         if found is None:
             raise
         kept = f"the masks are kept; prune by them with --masks {config.output / MASK_FILE} and another --output"
         raise type(error)(f"{error}; {kept}") from error
-    assert result is not None
-    return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu())
+    return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu()), trials
+
+
+def _by_masks(
+    session: Session, masks: MaskSet, found: SearchResult | None, joins: JoinsChoice, round_to: int
+) -> PruningResult:
+    """The slim network by the target of the settings, with the given lowering and multiple."""
+    config, arguments = session.config, _on_device(session, masks)
+    widths: dict[str, Any] = {"joins": joins, "round_to": round_to, "round_fill": config.round_fill}
+    if found is not None and config.target is not None:
+        result = prune_as_searched(*arguments, config.target, **widths)
+        if result is not None:
+            return result
+    return prune(
+        *arguments,
+        config.target_sparsity,
+        target_flops=config.target_flops,
+        target_latency=config.target_latency,
+        layer_floor=config.layer_floor,
+        **widths,
+    )
+
+
+def _on_device(session: Session, masks: Any) -> tuple[Any, Any, Any]:
+    """The dense network, masks or a plan, and the example input, on the device of the run."""
+    return (
+        session.on_device(session.dense),
+        masks,
+        input_map(session.example, lambda tensor: tensor.to(session.device)),
+    )
