@@ -20,8 +20,8 @@ from ..metrics.cost import Latency, LatencyRatio, latency_ratio, summarise, time
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 ON_CPU = "cpu, onnxruntime"  # device of latencies of the CPU provider
-_SECONDS = 1.0  # time for the timed runs of one file at one batch size
-_FEWEST, _MOST = 7, 200  # timed runs
+_SECONDS = 0.5  # time for the timed runs of one file at one batch size
+_FEWEST, _MOST = 10, 200  # timed runs
 
 
 def open_session(model: str | Path | bytes, threads: int = 0, provider: str = _CPU) -> onnxruntime.InferenceSession:
@@ -111,7 +111,7 @@ def timed_files(
 ) -> list[TimedFile]:
     """Time ONNX files by turns in onnxruntime, on as many CPU threads as torch uses.
 
-    Each file gets about one second per batch size, but at least 7 and at most 200 runs, after a warm-up.
+    Each file is run for about half a second per batch size, but 10 to 200 times, after a warm-up.
 
     Args:
         paths: ONNX files; the results come in the same order.

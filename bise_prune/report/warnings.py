@@ -43,11 +43,17 @@ def warnings_of(results: RunResults, labels: Mapping[str, str]) -> list[str]:
 
 
 def _of_speed(results: RunResults) -> Iterator[str]:
-    """A warning if the slim network is slower than the dense one, and one if a GPU was not used for measuring."""
+    """Warnings if the slim network is slower than the dense one or as wide, or if a GPU was not used for measuring."""
     slower = [ratio for ratio in results.latency_ratios if ratio.is_slower]
     if slower:
         times = " and ".join(f"{ratio.median:.2f} times as long at batch {ratio.batch_size}" for ratio in slower)
         yield f"the slim network is slower than the dense one: in onnxruntime it takes {times}; {_advice(results)}"
+    plan, closed = results.pruned.plan, results.masks.num_closed
+    if results.trials and not plan.layers and closed:
+        yield (
+            f"no channel was removed, although the masks close {closed} of {results.masks.num_channels}: all narrower "
+            "networks that were tried are slower than the dense one; --round-to 1 removes them in any case"
+        )
     on_cpu = all(latency.device == ON_CPU for latency in results.slim.latencies.values())
     if results.subject.device != "cpu" and on_cpu:
         yield "this onnxruntime cannot use the GPU: latencies, and the widths chosen by them, are those of the CPU"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...config import JoinsChoice, lowering_of
+from ...config import JoinsChoice
 from ...data.batch import input_map
 from ...errors import BiseError
 from ...gates.masks import MaskSet
@@ -48,11 +49,9 @@ def pruned(
         elif config.round_to != "auto":
             result = _by_masks(session, masks, found, config.joins, config.round_to)
         else:
-            # Without a target, the masks do not depend on the lowering, which is chosen together with the widths.
-            joins = lowering_of(config.joins) if config.target is None else config.joins
             assert dense_file is not None
-            planned = _by_masks(session, masks, found, joins, 1)
-            result, trials = with_measured_widths(session, masks, planned, dense_file)
+            make = partial(_by_masks, session, masks, found)
+            result, trials = with_measured_widths(session, make, dense_file)
     except BiseError as error:
         if found is None:
             raise

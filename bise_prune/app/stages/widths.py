@@ -3,75 +3,67 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from torch import nn
 
-from ...config import Target
-from ...data.batch import input_map
+from ...channels import Joins
+from ...config import Target, lowering_of
 from ...export.onnx_file import export_onnx
 from ...export.runtime import timed_files
-from ...gates.masks import MaskSet
 from ...pruning import PruningResult, fuse_batchnorm
 from ...pruning.plan import PruningPlan
-from ...pruning.rounded import prune_as_planned
 from ...pruning.widths import MULTIPLES, WidthTrial, choose, coarser
 from ...report.results import LATENCY_BATCHES
 from ..session import Session
 
+# Makes the slim network of a lowering, with widths rounded up to a multiple.
+Make = Callable[[Joins, int], PruningResult]
 
-def with_measured_widths(
-    session: Session, masks: MaskSet, planned: PruningResult, dense_file: Path
-) -> tuple[PruningResult, list[WidthTrial]]:
-    """Round the widths of a slim network up by the multiple that serves best in onnxruntime on this machine.
 
-    Where masks that meet disagree and the settings leave the lowering open, both are tried. Without a target, coarser
-    multiples are tried one after the other if no network was as fast as the dense one, up to the full width.
+def with_measured_widths(session: Session, make: Make, dense_file: Path) -> tuple[PruningResult, list[WidthTrial]]:
+    """Choose the multiple to round widths up to, and the lowering, that serve best in onnxruntime on this machine.
+
+    Where masks that meet disagree and the settings leave the lowering open, the other lowering is tried as well: with
+    the best multiple of the first one, or with all of them if none was as fast as the dense network. Without a target,
+    coarser multiples follow one by one, up to the full width, as long as no network is as fast as the dense one.
 
     Args:
         session: inputs of the run.
-        masks: masks that the slim network was made from.
-        planned: the slim network with widths that are not rounded.
+        make: makes a slim network.
         dense_file: ONNX file of the dense network, which every other one is timed by turns with.
 
     Returns:
         The chosen network, and the measurements of all that were tried, in the order in which they were tried.
     """
-    results = _without_doubles([planned, *_candidates(session, masks, planned, MULTIPLES)])
-    trials = _measured(session, results, dense_file)
-    widest = max((layer.num_outputs for layer in planned.plan.layers.values()), default=0)
-    for multiple in coarser(widest) if session.config.target is None else ():
+    config = session.config
+    results: list[PruningResult] = []
+    trials: list[WidthTrial] = []
+
+    def attempt(found: Iterable[PruningResult]) -> None:
+        """Measure networks of new widths."""
+        new = _without_doubles([*results, *found])[len(results) :]
+        results.extend(new)
+        trials.extend(_measured(session, new, dense_file) if new else [])
+
+    lowerings: list[Joins] = [lowering_of(config.joins)]
+    attempt(make(lowerings[0], multiple) for multiple in MULTIPLES)
+    if config.joins == "auto" and any(result.plan.joins != "dense" for result in results):
+        lowerings.append("intersection")
+        best = trials[choose(trials)]
+        attempt(make("intersection", multiple) for multiple in ([best.multiple] if best.is_as_fast else MULTIPLES))
+    widest = max((layer.num_outputs for layer in results[0].plan.layers.values()), default=0)
+    for multiple in coarser(widest) if config.target is None else ():
         if any(trial.is_as_fast for trial in trials):
             break
-        known = len(results)
-        results = _without_doubles([*results, *_candidates(session, masks, planned, [multiple])])
-        if len(results) > known:
-            trials += _measured(session, results[known:], dense_file)
+        attempt([make(joins, multiple) for joins in lowerings])
     return results[choose(trials)], trials
 
 
 def exported(session: Session, model: nn.Module) -> nn.Module:
     """The network as it is exported: with its batch norms folded, if the settings say so."""
     return fuse_batchnorm(model, session.example) if session.config.fuse else model
-
-
-def _candidates(
-    session: Session, masks: MaskSet, planned: PruningResult, multiples: Sequence[int]
-) -> Iterator[PruningResult]:
-    """The networks with widths rounded up to each multiple, in each lowering that is open."""
-    config = session.config
-    lowerings = ["expand", "intersection"] if config.joins == "auto" else [config.joins]
-    if planned.plan.joins == "dense":  # no masks that meet disagree
-        lowerings = lowerings[:1]
-    dense = session.on_device(session.dense)
-    example = input_map(session.example, lambda tensor: tensor.to(session.device))
-    for joins in lowerings:
-        for multiple in multiples:
-            if multiple > 1 or planned.plan.joins not in (joins, "dense"):
-                yield prune_as_planned(
-                    dense, planned, masks, example, joins=joins, round_to=multiple, round_fill=config.round_fill
-                )
 
 
 def _without_doubles(results: Iterable[PruningResult]) -> list[PruningResult]:
