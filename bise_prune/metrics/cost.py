@@ -145,7 +145,7 @@ def latency_ratio(times_ms: Sequence[float], reference_ms: Sequence[float], batc
     """
     ratios = sorted(time / reference for time, reference in zip(times_ms, reference_ms, strict=True))
     # The median lies between these order statistics in at least 95 % of the cases, whatever the distribution is.
-    rank = max(0, math.floor(len(ratios) / 2 - 0.98 * math.sqrt(len(ratios))))
+    rank = max(0, math.floor((len(ratios) - 1) / 2 - 0.98 * math.sqrt(len(ratios))))
     return LatencyRatio(statistics.median(ratios), ratios[rank], ratios[-1 - rank], batch_size)
 
 

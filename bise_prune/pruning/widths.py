@@ -45,7 +45,8 @@ def choose(trials: Sequence[WidthTrial]) -> int:
 
     Networks that are as fast as the dense one at every batch size come first, and of these the ones that still meet the
     target. Of the networks left, the choice is the one with the fewest FLOPs among those whose mean ratio is within 3 %
-    of the lowest. If none is as fast as the dense network, it is the one whose worst ratio is the lowest.
+    of the lowest. If none is as fast as the dense network, it is the one whose worst ratio is the lowest, again among
+    those that meet the target if there are any.
 
     Args:
         trials: the networks, at least one.
@@ -54,10 +55,10 @@ def choose(trials: Sequence[WidthTrial]) -> int:
         The position of the choice in ``trials``.
     """
     fast = [i for i, trial in enumerate(trials) if trial.is_as_fast]
+    left = fast or list(range(len(trials)))
+    pool = [i for i in left if trials[i].meets_target] or left
     if not fast:
-        worst = [max(ratio.median for ratio in trial.ratios.values()) for trial in trials]
-        return worst.index(min(worst))
-    pool = [i for i in fast if trials[i].meets_target] or fast
+        return min(pool, key=lambda i: max(ratio.median for ratio in trials[i].ratios.values()))
     longest = AS_FAST * min(trials[i].mean_ratio for i in pool)
     return min((i for i in pool if trials[i].mean_ratio <= longest), key=lambda i: trials[i].flops_left)
 

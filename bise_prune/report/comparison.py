@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .files import FRONTIER_FILE, REPORT_FILE
 from .plots import Line, plot
 from .record import SCHEMA_VERSION
-from .rendering import write_text
+from .rendering import milliseconds, write_text
 
 Runs = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -92,8 +92,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row["name"] + (" *" if row["on_front"] else ""),
             f"{100 * row['sparsity']:.1f}",
             f"{row['flops'] / 1e6:.2f}",
-            "-" if row["latency_ms_batch_1"] is None else f"{row['latency_ms_batch_1']:.2f}",
-            f"{row['latency_ms']:.2f}",
+            "-" if row["latency_ms_batch_1"] is None else milliseconds(row["latency_ms_batch_1"]),
+            milliseconds(row["latency_ms"]),
             *(f"{100 * row[key]['value']:.1f}" for key, _ in _FIGURES),
             "-" if row["gap"] is None else f"{100 * row['gap']:.1f}",
         )

@@ -8,6 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from .rendering import milliseconds
+
 
 def comparison_table(record: Mapping[str, Any]) -> Table:
     """A table that compares the dense and the slim network, with one row per figure, from a report record."""
@@ -44,8 +46,8 @@ def comparison_table(record: Mapping[str, Any]) -> Table:
     for one, other in zip(latencies_of(dense), latencies_of(slim), strict=True):
         table.add_row(
             f"latency, batch {one['batch_size']}, {one['device']}",
-            f"{one['median_ms']:.2f} ms",
-            f"{other['median_ms']:.2f} ms",
+            f"{milliseconds(one['median_ms'])} ms",
+            f"{milliseconds(other['median_ms'])} ms",
             f"x {other['median_ms'] / one['median_ms']:.2f}",
         )
     return table
@@ -97,8 +99,8 @@ def frontier_table(record: Mapping[str, Any]) -> Table:
         table.add_row(
             f"{sparsity:.1%}",
             f"{model['flops'] / dense['flops']:.1%}",
-            f"{model['latency_ms_batch_1']:.2f}" if "latency_ms_batch_1" in model else "",
-            f"{model['latency_ms']:.2f}",
+            milliseconds(model["latency_ms_batch_1"]) if "latency_ms_batch_1" in model else "",
+            milliseconds(model["latency_ms"]),
             f"{model['accuracy']:.1%}",
             f"{model['unbiased_accuracy']:.1%}",
             f"{model['worst_group_accuracy']:.1%}",
