@@ -22,6 +22,7 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 ON_CPU = "cpu, onnxruntime"  # device of latencies of the CPU provider
 _SECONDS = 0.5  # time for the timed runs of one file at one batch size
 _FEWEST, _MOST = 10, 200  # timed runs
+_SHORT = 0.01  # seconds; shorter runs are timed with warm caches
 
 
 def open_session(model: str | Path | bytes, threads: int = 0, provider: str = _CPU) -> onnxruntime.InferenceSession:
@@ -125,8 +126,9 @@ def timed_files(
     found: list[dict[int, list[float]]] = [{} for _ in paths]
     for batch_size in batch_sizes:
         calls = _calls(sessions, data, batch_size)
-        runs = round(_SECONDS / max(map(_duration, calls)))
-        samples = time_by_turns(calls, min(max(runs, _FEWEST), _MOST), warm_up_s=0.1)
+        slowest = max(map(_duration, calls))
+        runs = min(max(round(_SECONDS / slowest), _FEWEST), _MOST)
+        samples = time_by_turns(calls, runs, warm_up_s=0.1, warm=slowest < _SHORT)
         for times, own in zip(samples, found, strict=True):
             own[batch_size] = times
     return [TimedFile(times, name, threads) for times in found]

@@ -8,7 +8,7 @@ from torch import nn
 
 from bise_prune import measure
 from bise_prune.errors import ConfigError
-from bise_prune.metrics.cost import LatencyRatio, latency_ratio, measure_latency
+from bise_prune.metrics.cost import LatencyRatio, latency_ratio, measure_latency, time_by_turns
 from bise_prune.models import build_model
 
 
@@ -86,8 +86,22 @@ def test_the_interval_of_a_ratio_holds_the_median_in_95_percent_of_the_cases(n):
 
 @pytest.mark.parametrize(
     ("median", "low", "is_slower", "is_as_fast"),
-    [(1.2, 1.1, True, False), (1.2, 0.9, False, False), (1.02, 1.01, False, True), (0.5, 0.4, False, True)],
+    [
+        (1.2, 1.1, True, False),
+        (1.2, 0.9, False, False),
+        (1.04, 1.02, False, False),
+        (1.02, 1.01, False, True),
+        (0.5, 0.4, False, True),
+    ],
 )
 def test_slower_is_what_no_noise_explains(median, low, is_slower, is_as_fast):
     ratio = LatencyRatio(median, low, 2.0, 1)
     assert (ratio.is_slower, ratio.is_as_fast) == (is_slower, is_as_fast)
+
+
+@pytest.mark.parametrize(("warm", "turn"), [(False, "ab"), (True, "aabb")])
+def test_functions_take_turns_with_or_without_a_call_that_is_not_timed(warm, turn):
+    calls = []
+    samples = time_by_turns([lambda: calls.append("a"), lambda: calls.append("b")], 4, warm_up_s=0, warm=warm)
+    assert "".join(calls) == "aaabbb" + turn * 4
+    assert [len(times) for times in samples] == [4, 4]
