@@ -199,8 +199,8 @@ class Latency:
     threads: int
 
 
-# Two files of the same network differed by up to 4 % at 0.01 ms, however often they were timed. Hence a network is called
-# slower only above 5 %; networks that are to be as fast have less leeway.
+# Two files of the same network differed by up to 4 % at 0.01 ms, however often they were timed. Hence a network is
+# called slower only above 5 %; networks that are to be as fast have less leeway.
 AS_FAST, SLOWER = 1.03, 1.05
 
 
