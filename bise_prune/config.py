@@ -402,10 +402,11 @@ class RunConfig:
         skip_bad: whether to continue without images that cannot be read, instead of stopping.
         workers: threads that prepare batches ahead of the search; 0 = batches are prepared when they are needed.
         target_flops: share of the FLOPs that may stay, in (0, 1), instead of a target sparsity.
-        target_latency: share of the latency, measured on ``device``, that may stay, in (0, 1), instead of a target
-            sparsity.
+        target_latency: share of the latency, measured in torch on ``device``, that may stay, in (0, 1), instead of a
+            target sparsity.
         joins: lowering where masks that meet disagree; see :func:`bise_prune.prune`.
-        round_to: multiple that the number of kept channels is rounded up to, or "auto" for one that suits the device.
+        round_to: multiple that the number of kept channels is rounded up to, 1 for no rounding, or "auto" to measure
+            several multiples in onnxruntime and take the best one (:func:`bise_prune.prune` has another "auto").
         round_fill: how rounding fills additional channels; see :class:`Rounding`.
         fuse: whether to fold batch norms into their layers in the exported programs; slim.safetensors keeps them, for
             finetuning.
@@ -420,7 +421,8 @@ class RunConfig:
             versions of one model; None = none.
         min_worst_group: quality gate: lowest worst-group accuracy of the slim network that passes, in [0, 1].
         max_accuracy_drop: quality gate: largest loss of accuracy against the dense network that passes, in [0, 1].
-        min_speedup: quality gate: lowest ratio of the dense to the slim network's latency that passes, > 0.
+        min_speedup: quality gate: lowest ratio of the dense to the slim network's latency in onnxruntime at batch 16
+            that passes, > 0.
         log: loggers that get the figures: "tensorboard:FOLDER", "mlflow:EXPERIMENT" or "wandb:PROJECT"; the part after
             the colon is optional.
         layer_floor: share of every mask's channels that a target leaves open, in [0, 1); see :func:`bise_prune.prune`.
@@ -456,7 +458,7 @@ class RunConfig:
     target_flops: float | None = None
     target_latency: float | None = None
     joins: JoinsChoice = "auto"
-    round_to: RoundTo = 1
+    round_to: RoundTo = "auto"
     round_fill: RoundFill = "zero"
     fuse: bool = True
     opset: int | None = None
@@ -524,7 +526,7 @@ class RunConfig:
         _require(
             self.identification_epochs >= 1, "identification_epochs", self.identification_epochs, "an integer >= 1"
         )
-        chosen = is_targeted or self.masks is not None or self.joins != "auto" or self.round_to != 1
+        chosen = is_targeted or self.masks is not None or self.joins != "auto" or self.round_to != "auto"
         if self.plan is not None and chosen:
             raise ConfigError("a plan holds its masks and widths: give no masks, target, joins or rounding beside it")
         require_choice("joins", self.joins, JOINS)

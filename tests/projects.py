@@ -20,7 +20,8 @@ from bise_prune.tuning.vanilla import train_vanilla
 
 ARCHITECTURE = {"kernel_size": 3, "widths": [6, 8], "strides": [2, 1]}
 
-FAST = ["--anneal-every", "1", "--head-epochs", "2", "--batch-size", "20", "--device", "cpu"]
+# Widths that are not measured: the same ones on every machine.
+FAST = ["--anneal-every", "1", "--head-epochs", "2", "--batch-size", "20", "--device", "cpu", "--round-to", "1"]
 
 
 def write_project(root, widths=(6, 8)):

@@ -259,9 +259,12 @@ def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from ..report.tables import frontier_table
+    from ..report.tables import frontier_table, is_slower
     from ..report.verdict import frontier_sentence
 
+    for point in record["frontier"]:
+        if is_slower(point["report"]):  # the first of its warnings says so
+            print(f"warning: {point['folder']}: {point['report']['warnings'][0]}")
     print(frontier_sentence(record))
     Console().print(frontier_table(record))
     print(f"written to {output}: frontier.html, frontier.json, and a folder with all results for each target")
@@ -275,17 +278,22 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from ..report import files
-    from ..report.tables import comparison_table
+    from ..report.tables import comparison_table, is_slower, widths_table
     from ..report.verdict import verdict_sentence
 
+    warnings = list(record["warnings"])
+    if is_slower(record):
+        print(f"warning: {warnings.pop(0)}")  # the first one says so
     print(verdict_sentence(record))
     Console().print(comparison_table(record))
+    if record["widths"]:
+        Console().print(widths_table(record))
     check = record["verification"]["slim_against_masked"]
     print(
         f"sparsity {record['sparsity']:.1%} of the parameters; slim equals masked to {check['max_abs_error']:.1e} "
         f"(float64 logits); selection: {record['selection']['rule']}"
     )
-    for warning in record["warnings"]:
+    for warning in warnings:
         print(f"warning: {warning}")
     written = [
         files.PAGE_FILE, files.REPORT_FILE, files.CARD_FILE, files.MASK_FILE, files.PLAN_FILE, files.SLIM_FILE,

@@ -90,15 +90,17 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "the checkpoint)",
         "target_sparsity": "share of the parameters to remove, or auto to remove what the search closes",
         "target_flops": "share of the FLOPs that may stay, instead of a target sparsity",
-        "target_latency": "share of the latency, measured on this device, that may stay, instead of a target sparsity",
+        "target_latency": "share of the latency, measured in torch on this device, that may stay, instead of a target "
+        "sparsity",
         "targets": "several target sparsities, for example 0.3,0.5,0.7: one result for each, every search starting "
         "from the masks of the last",
         "layer_floor": "share of every layer's channels that a target leaves open, so that no layer is starved",
         "joins": "what happens where tensors meet whose masks disagree: intersection keeps a channel while any of them "
         "has it open, expand lets every layer shrink and puts zeros back on the way, auto measures both and takes "
         "the faster one",
-        "round_to": "round kept channels up to a multiple of N, at which runtimes are faster; auto means 16 on a CPU "
-        "and 8 on a GPU",
+        "round_to": "round kept channels up to a multiple of N, at which runtimes are faster; 1 does not round; auto "
+        "measures several multiples in onnxruntime on this machine and takes the best one that is not slower than the "
+        "dense network",
         "round_fill": "what rounding up adds: zero keeps the function as it is, best opens the best closed channels "
         "again",
         "fuse": "fold batch norms into their layers in slim.onnx and slim.pt2",
@@ -120,7 +122,8 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "min_worst_group": "quality gate: lowest worst-group accuracy that passes; if a gate is missed, the exit code "
         "is 3 and nothing is added to a Triton repository",
         "max_accuracy_drop": "quality gate: largest loss of accuracy against the dense network that passes",
-        "min_speedup": "quality gate: lowest ratio of the dense to the slim network's latency that passes",
+        "min_speedup": "quality gate: lowest ratio of the dense to the slim network's latency, in onnxruntime at batch "
+        "16, that passes",
         "log": "send the figures to tensorboard, mlflow or wandb as well; NAME:PLACE names a folder, an experiment or "
         "a project",
     },

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
 from ..distributed import processes, share_object, world
 from ..errors import BiseError, ConfigError
 from ..export import flush_denormals
+from ..export.runtime import timed_files
 from ..files import locked, write_json
 from ..gates.masks import MaskSet
 from ..mask_search import SearchResult
-from ..metrics.cost import measure, measure_latency
-from ..pruning import PruningResult, fuse_batchnorm
+from ..metrics.cost import measure
+from ..pruning import PruningResult
+from ..pruning.widths import WidthTrial
 from ..report.card import write_card
 from ..report.comparison import write_comparison
 from ..report.files import (
@@ -24,6 +28,7 @@ from ..report.files import (
     FRONTIER_FILE,
     FRONTIER_PAGE,
     MASK_FILE,
+    ONNX_FILE,
     PAGE_FILE,
     REPORT_FILE,
     STATE_FILE,
@@ -32,7 +37,7 @@ from ..report.loggers import Loggers
 from ..report.page import pictures, write_page
 from ..report.quality_gates import FAILURES, GATES, gate_records
 from ..report.record import SCHEMA_VERSION, report_of, sources_record
-from ..report.results import Figures, RunResults
+from ..report.results import LATENCY_BATCHES, Figures, RunResults
 from ..tuning.finetuning import FinetuneResult
 from .output_folder import check_output, point_folder
 from .progress import Progress, StageClock
@@ -40,7 +45,7 @@ from .reading import read_session
 from .session import Session
 from .settings import write_settings
 from .stages.evaluate import check_above_chance, curve_of, picked_accuracies, probes_of
-from .stages.export import LATENCY_BATCH, export_all, publish
+from .stages.export import export_all, export_dense, publish
 from .stages.identify import identified
 from .stages.prune import pruned_by_first
 from .stages.search import ranked, searched
@@ -48,7 +53,7 @@ from .stages.tune import finetuned
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
-    """Run the pipeline: search, prune, verify, evaluate, measure, export and report.
+    """Run the pipeline: search, prune, verify, evaluate, export, measure and report.
 
     Started by ``torchrun``, the processes share the search and finetuning; the first process does the rest and writes
     all files, and the others return an empty record. With ``targets``, each target has its own folder below ``output``,
@@ -87,14 +92,15 @@ def _all_of_it(session: Session, clock: StageClock) -> dict[str, Any]:
 
 
 def _one(session: Session, clock: StageClock, start: MaskSet | None = None) -> dict[str, Any]:
-    """Make one result: search or rank, prune, finetune, evaluate, export and report.
+    """Make one result: search or rank, prune, finetune, evaluate, export, measure and report.
 
     Args:
         session: inputs of the run.
         clock: clock that times the stages.
         start: masks that the search starts from; None for the setting ``initial_logit``.
     """
-    config, masks, found, tuned, is_first = session.config, session.masks, None, None, world()[0] == 0
+    config, masks, found, is_first = session.config, session.masks, None, world()[0] == 0
+    picked: dict[str, Any] = {}
     if masks is None and config.criterion != "learned":
         with clock.stage("rank"):
             masks = ranked(session)
@@ -102,18 +108,23 @@ def _one(session: Session, clock: StageClock, start: MaskSet | None = None) -> d
         with clock.stage("search"):
             found = searched(session, clock, start)
             masks = found.masks
-            picked = picked_accuracies(session, found) if is_first else {}
             if is_first:
+                picked = picked_accuracies(session, found)
                 masks.save(config.output / MASK_FILE)  # kept even if the removal fails
-    with clock.stage("prune"):
-        slim = pruned_by_first(session, session.plan or masks, found)
-    if config.finetune is not None and slim is not None:
-        with clock.stage("finetune"):
-            tuned = finetuned(session, slim, clock)
-    if not is_first or slim is None:
-        return {}
-    results, fused = _results(session, clock, masks, found, picked if found else {}, slim, tuned)
-    return _written(session, clock, results, fused)
+    with tempfile.TemporaryDirectory() as folder:
+        dense_file = Path(folder) / "dense.onnx"
+        with clock.stage("prune"):
+            if is_first:
+                export_dense(session, dense_file)
+            slim, trials = pruned_by_first(session, session.plan or masks, found, dense_file)
+        tuned = None
+        if config.finetune is not None and slim is not None:
+            with clock.stage("finetune"):
+                tuned = finetuned(session, slim, clock)
+        if not is_first or slim is None:
+            return {}
+        results = _results(session, clock, masks, found, picked, slim, trials, tuned, dense_file)
+        return _written(session, clock, results, dense_file)
 
 
 def _results(
@@ -123,9 +134,11 @@ def _results(
     found: SearchResult | None,
     picked: dict[str, Any],
     slim: PruningResult,
+    trials: list[WidthTrial],
     tuned: FinetuneResult | None,
-) -> tuple[RunResults, tuple[Any, ...]]:
-    """Evaluate, measure and export; returns the results, and the dense and the slim network as they are exported.
+    dense_file: Path,
+) -> RunResults:
+    """Evaluate, export and measure.
 
     Raises:
         ChanceLevelError: the slim network is worthless; nothing is exported.
@@ -141,26 +154,27 @@ def _results(
         learned = config.criterion == "learned" and config.plan is None
         curve = curve_of(session, masks) if config.sweep and learned else None
         probes = probes_of(session, slim.model) if config.probe else None
-    with clock.stage("measure"):
-        denormals = flush_denormals(final)
-        fused = tuple(fuse_batchnorm(model, example) if config.fuse else model for model in networks)
-        sample = session.splits.train.example(LATENCY_BATCH)
-        latencies = measure_latency(fused, sample, device=str(session.device))
-        figures = [
-            Figures(classes, accuracy, measure(model, example), latency)
-            for model, classes, accuracy, latency in zip(networks, predicted, accuracies, latencies, strict=True)
-        ]
     with clock.stage("export"):
-        checks, files = export_all(session, final, fused[1], slim.plan, accuracies[1])
+        denormals = flush_denormals(final)
+        checks, files = export_all(session, final, slim.plan, accuracies[1])
+    with clock.stage("measure"):
+        paths = (dense_file, config.output / ONNX_FILE)
+        timed = timed_files(paths, session.held_out[1], LATENCY_BATCHES, session.device)
+        figures = [
+            Figures(classes, accuracy, measure(model, example), {size: times.latency(size) for size in LATENCY_BATCHES})
+            for model, classes, accuracy, times in zip(networks, predicted, accuracies, timed, strict=True)
+        ]
     return RunResults(
         subject=session.subject,
         masks=masks,
         found=found,
         picked=picked,
         pruned=slim,
+        trials=trials,
         tuned=tuned,
         dense=figures[0],
         slim=figures[1],
+        latency_ratios=[timed[1].ratio_to(timed[0], size) for size in LATENCY_BATCHES],
         before_tuning=before_tuning,
         curve=curve,
         probes=probes,
@@ -168,10 +182,10 @@ def _results(
         files=files,
         denormals=denormals,
         timings=clock.timings,
-    ), fused
+    )
 
 
-def _written(session: Session, clock: StageClock, results: RunResults, fused: tuple[Any, ...]) -> dict[str, Any]:
+def _written(session: Session, clock: StageClock, results: RunResults, dense_file: Path) -> dict[str, Any]:
     """Write page, model card and report record, and the Triton repository if all quality gates pass."""
     output, record = session.config.output, report_of(results)
     if results.found is None:
@@ -182,7 +196,7 @@ def _written(session: Session, clock: StageClock, results: RunResults, fused: tu
     write_json(output / REPORT_FILE, record)
     (output / STATE_FILE).unlink(missing_ok=True)
     if all(gate["passed"] for gate in record["gates"]):
-        publish(session, fused[0])
+        publish(session, dense_file)
     return record
 
 

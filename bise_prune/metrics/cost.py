@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import statistics
 import time
 import warnings
@@ -97,6 +98,7 @@ def time_by_turns(
     runs: int,
     synchronise: Callable[[], None] | None = None,
     warm_up_s: float = 0.2,
+    warm: bool = False,
 ) -> list[list[float]]:
     """Time several functions, which take turns.
 
@@ -105,6 +107,8 @@ def time_by_turns(
         runs: number of timed calls of each function.
         synchronise: function that waits until the device is done; None if there is nothing to wait for.
         warm_up_s: shortest warm-up of each function in seconds; at least 3 calls are made.
+        warm: whether a call that is not timed precedes each timed one, so that its data are in the processor's cache,
+            as if no other function took turns with it. For calls of less than some milliseconds this matters.
 
     Returns:
         For each function, the duration of every timed call in milliseconds.
@@ -119,6 +123,8 @@ def time_by_turns(
     samples: list[list[float]] = [[] for _ in calls]
     for _ in range(runs):
         for call, times in zip(calls, samples, strict=True):
+            if warm:
+                call()
             wait()
             start = time.perf_counter()
             call()
@@ -132,6 +138,20 @@ def summarise(times_ms: Sequence[float], batch_size: int, device: str, threads: 
     deciles = statistics.quantiles(times_ms, n=10) if len(times_ms) > 1 else [times_ms[0]] * 9
     median = statistics.median(times_ms)
     return Latency(median, deciles[0], deciles[8], len(times_ms), batch_size, device, threads)
+
+
+def latency_ratio(times_ms: Sequence[float], reference_ms: Sequence[float], batch_size: int) -> LatencyRatio:
+    """Compute by which factor calls took longer than reference calls that took turns with them.
+
+    Args:
+        times_ms: durations of the calls, as :func:`time_by_turns` returns them.
+        reference_ms: durations of the reference calls of the same turns.
+        batch_size: samples per call.
+    """
+    ratios = sorted(time / reference for time, reference in zip(times_ms, reference_ms, strict=True))
+    # The median lies between these order statistics in at least 95 % of the cases, whatever the distribution is.
+    rank = max(0, math.floor((len(ratios) - 1) / 2 - 0.98 * math.sqrt(len(ratios))))
+    return LatencyRatio(statistics.median(ratios), ratios[rank], ratios[-1 - rank], batch_size)
 
 
 def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
@@ -177,6 +197,38 @@ class Latency:
     batch_size: int
     device: str
     threads: int
+
+
+# Two files of the same network differed by up to 4 % at 0.01 ms, however often they were timed. Hence a network is
+# called slower only above 5 %; networks that are to be as fast have less leeway.
+AS_FAST, SLOWER = 1.03, 1.05
+
+
+@dataclass(frozen=True)
+class LatencyRatio:
+    """Latency of one network divided by that of another, of calls that took turns.
+
+    Attributes:
+        median: median of the ratios of two calls of the same turn, > 0.
+        low: lower bound of the 95 % interval of the median, from order statistics.
+        high: upper bound of that interval.
+        batch_size: samples per forward pass.
+    """
+
+    median: float
+    low: float
+    high: float
+    batch_size: int
+
+    @property
+    def is_as_fast(self) -> bool:
+        """Whether the network takes no longer than the other one, or up to 3 % longer, which may be chance."""
+        return self.median <= AS_FAST
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether the network takes longer than the other one: by more than 5 %, and the interval is above 1."""
+        return self.low > 1 and self.median > SLOWER
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ def prune(
             zeros back where tensors meet; "auto" times both and takes the faster one, or the smaller one if their times
             are within 5 % of each other.
         round_to: multiple to which the number of kept channels per layer is rounded up; "auto" = 16 on a CPU, 8 on a
-            GPU.
+            GPU, without a measurement (a run of the command line measures instead, see
+            :class:`bise_prune.config.RunConfig`).
         round_fill: what rounding fills up with: "zero" = closed channels with zero weights, so that the function does
             not change; "best" = closed channels of highest mask logit, which are opened again.
         layer_floor: for a target, the share of each mask's channels, those of highest mask logit, that is never closed,

@@ -258,6 +258,20 @@ def outcome_of(target: Target, reached: float) -> dict[str, Any]:
     return {"kind": target.kind, "of": target.name, "asked": target.removed, "reached": reached}
 
 
+def outcome_after(planned: PruningPlan, plan: PruningPlan) -> dict[str, Any]:
+    """Return the outcome of a plan's target, with the share that another plan for the same network removes.
+
+    A latency would have to be measured again: its share stays as it is.
+    """
+    target = dict(planned.target)
+    removed = planned.macs[0] - planned.macs[1]
+    if target and target["kind"] == "sparsity":
+        target["reached"] = plan.sparsity
+    elif target and target["kind"] == "flops" and removed:
+        target["reached"] *= (plan.macs[0] - plan.macs[1]) / removed
+    return target
+
+
 def _in_words(edit: Edit) -> str:
     """Describe an edit in words."""
     if edit.action in ("skip", "copy"):

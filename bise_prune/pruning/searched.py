@@ -10,7 +10,7 @@ from ..config import JoinsChoice, RoundFill, RoundTo, Target
 from ..gates.masks import MaskSet
 from ..tracing import Inputs
 from .exact import PruningResult, prune, removed_share, time_ratio
-from .planner import DeadNetworkError, outcome_of
+from .planner import DeadNetworkError, outcome_after, outcome_of
 
 
 def prune_as_searched(
@@ -33,7 +33,8 @@ def prune_as_searched(
         example_inputs: input(s) of the network, batch first.
         target: the size that the search was to reach.
         joins: see :func:`bise_prune.prune`.
-        round_to: see :func:`bise_prune.prune`; the target is judged before widths are rounded up.
+        round_to: see :func:`bise_prune.prune`; the target is judged before widths are rounded up, and its
+            outcome in the plan is the share that is removed after that (except for a latency, which is measured once).
         round_fill: see :class:`bise_prune.config.Rounding`.
 
     Returns:
@@ -48,6 +49,8 @@ def prune_as_searched(
     reached = removed_share(target, plan, plan.macs[0], lambda: time_ratio(model, slim, example_inputs))
     if abs(reached - target.removed) > target.tolerance:
         return None
-    if round_to != 1:
-        result = prune(model, masks, example_inputs, joins=joins, round_to=round_to, round_fill=round_fill)
-    return replace(result, plan=replace(result.plan, target={**outcome_of(target, reached), "by": "search"}))
+    planned = replace(plan, target={**outcome_of(target, reached), "by": "search"})
+    if round_to == 1:
+        return replace(result, plan=planned)
+    result = prune(model, masks, example_inputs, joins=joins, round_to=round_to, round_fill=round_fill)
+    return replace(result, plan=replace(result.plan, target=outcome_after(planned, result.plan)))

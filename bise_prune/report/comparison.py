@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .files import FRONTIER_FILE, REPORT_FILE
 from .plots import Line, plot
 from .record import SCHEMA_VERSION
-from .rendering import write_text
+from .rendering import milliseconds, write_text
 
 Runs = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -78,19 +78,22 @@ def summaries(runs: Runs) -> list[dict[str, Any]]:
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows of :func:`summaries` as a table for the terminal."""
-    title = "Accuracies in %; * on the Pareto front of unbiased accuracy and FLOPs"
+    title = "Accuracies in %, latency in ms at batches 1 and 16; * on the Pareto front of unbiased accuracy and FLOPs"
     if len({(row["data_sha256"], row["evaluated_on"]) for row in rows}) > 1:
         title += "\nThe runs were evaluated on different data: compare with care."
+    if len({row["latency_on"] for row in rows}) > 1:
+        title += "\nLatencies are of different devices or runtimes."
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold", min_width=16)
-    for name in ("gone", "MFLOPs", "ms", "all", "unbiased", "worst", "gap"):
+    for name in ("gone", "MFLOPs", "ms (1)", "ms (16)", "all", "unbiased", "worst", "gap"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             row["name"] + (" *" if row["on_front"] else ""),
             f"{100 * row['sparsity']:.1f}",
             f"{row['flops'] / 1e6:.2f}",
-            f"{row['latency_ms']:.2f}",
+            "-" if row["latency_ms_batch_1"] is None else milliseconds(row["latency_ms_batch_1"]),
+            milliseconds(row["latency_ms"]),
             *(f"{100 * row[key]['value']:.1f}" for key, _ in _FIGURES),
             "-" if row["gap"] is None else f"{100 * row['gap']:.1f}",
         )
@@ -131,6 +134,8 @@ def _row(name: str, report: Mapping[str, Any], which: str, sparsity: float) -> d
         "params": model["params"],
         "flops": model["flops"],
         "latency_ms": model["latency_ms"],
+        "latency_ms_batch_1": model.get("latency_ms_batch_1"),  # not measured before 0.2
+        "latency_on": model["latency"]["device"],
         **{key: fairness[key] for key, _ in _FIGURES},
         "gap": max(known, key=abs) if known else None,
         "n": report["fairness"]["n"],

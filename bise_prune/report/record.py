@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,15 +14,16 @@ from ..data import BiasedDataset
 from ..mask_search import EpochRecord, SearchResult
 from ..mask_search.selection import DESCRIPTIONS, LAST
 from ..metrics.accuracy import Evaluation, subgroup_labels, subgroup_members
-from ..metrics.cost import FLOPS_CONVENTION, Latency, Measurement
+from ..metrics.cost import FLOPS_CONVENTION, Latency, LatencyRatio, Measurement
 from ..metrics.fairness import fairness_record
 from ..pruning import PruningResult
 from ..pruning.plan import PruningPlan
 from ..pruning.verification import Verification
+from ..pruning.widths import WidthTrial
 from ..tuning.pseudo_labels import PseudoLabels
 from .environment import command_line, environment_record
 from .quality_gates import gate_records
-from .results import ExportedFile, Figures, RunResults, Subject
+from .results import LATENCY_BATCHES, ExportedFile, Figures, RunResults, Subject
 from .verdict import verdict_of
 from .warnings import warnings_of
 
@@ -41,6 +42,8 @@ def report_of(results: RunResults) -> dict[str, Any]:
         "dense": _network(results.dense, labels),
         "slim": _network(results.slim, labels),
         "sparsity": plan.sparsity,
+        "latency_ratio": {f"batch_{ratio.batch_size}": _ratio(ratio) for ratio in results.latency_ratios},
+        "widths": [_trial(trial, plan) for trial in results.trials],
         "evaluated_on": subject.evaluated_on,
         "fairness": fairness,
         "changed_samples": _changed_samples(results, fairness),
@@ -98,7 +101,12 @@ def evaluation_record(evaluation: Evaluation, labels: dict[str, str] | None = No
 
 
 def model_record(
-    measurement: Measurement, latency: Latency, evaluation: Evaluation, labels: dict[str, str] | None = None
+    measurement: Measurement,
+    latency: Latency,
+    evaluation: Evaluation,
+    labels: dict[str, str] | None = None,
+    *,
+    single: Latency | None = None,
 ) -> dict[str, Any]:
     """Size, FLOPs, latency and accuracies of one network.
 
@@ -107,13 +115,16 @@ def model_record(
         latency: latency of a forward pass.
         evaluation: accuracies.
         labels: readable labels of the subgroups, by their name.
+        single: latency of a forward pass of one sample; None if it was not measured.
     """
+    by_sample = {} if single is None else {"latency_ms_batch_1": single.median_ms, "latency_batch_1": asdict(single)}
     return {
         "params": measurement.params,
         "flops": measurement.flops,
         "size_bytes": measurement.size_bytes,
         "latency_ms": latency.median_ms,
-        "latency": dataclasses.asdict(latency),
+        "latency": asdict(latency),
+        **by_sample,
         "unsupported_operators": dict(measurement.unsupported_operators),
         **evaluation_record(evaluation, labels),
     }
@@ -121,7 +132,7 @@ def model_record(
 
 def epoch_record(epoch: EpochRecord) -> dict[str, Any]:
     """Figures of one epoch of the search, without validation accuracies of subgroups, which would take a megabyte."""
-    record = dataclasses.asdict(epoch)
+    record = asdict(epoch)
     if record["validation"] is not None:
         del record["validation"]["subgroups"], record["validation"]["worst_class_accuracy"]
     return record
@@ -143,12 +154,31 @@ def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:
 
 def _network(figures: Figures, labels: dict[str, str]) -> dict[str, Any]:
     """The part on one network."""
-    return model_record(figures.measurement, figures.latency, figures.evaluation, labels)
+    latency, single = figures.latencies[LATENCY_BATCHES[-1]], figures.latencies[1]
+    return model_record(figures.measurement, latency, figures.evaluation, labels, single=single)
+
+
+def _ratio(ratio: LatencyRatio) -> dict[str, Any]:
+    """The latency of the slim network divided by the dense one's, and whether the slim network is slower."""
+    return {"median": ratio.median, "low": ratio.low, "high": ratio.high, "is_slower": ratio.is_slower}
+
+
+def _trial(trial: WidthTrial, plan: PruningPlan) -> dict[str, Any]:
+    """One of the widths that were tried, and whether it was chosen."""
+    return {
+        "multiple": trial.multiple,
+        "joins": trial.joins,
+        "flops_left": trial.flops_left,
+        **{f"latency_ratio_batch_{size}": ratio.median for size, ratio in trial.ratios.items()},
+        "is_as_fast": trial.is_as_fast,
+        "meets_target": trial.meets_target,
+        "chosen": (trial.multiple, trial.joins) == (plan.rounding.get("multiple", 1), plan.joins),
+    }
 
 
 def _check(verification: Verification) -> dict[str, Any]:
     """One comparison of logits, and whether it passed."""
-    return {**dataclasses.asdict(verification), "passed": verification.passed}
+    return {**asdict(verification), "passed": verification.passed}
 
 
 def _fairness(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
@@ -223,7 +253,7 @@ def _identification(pseudo: PseudoLabels | None) -> dict[str, Any] | None:
     """Figures that tell how far the pseudo bias labels can be trusted; None without pseudo labels."""
     if pseudo is None:
         return None
-    record = dataclasses.asdict(pseudo)
+    record = asdict(pseudo)
     del record["labels"]
     return record
 
@@ -265,7 +295,7 @@ def _probes(results: RunResults) -> dict[str, Any] | None:
     """How much of the bias label a linear head reads from each network; None if it was not asked for."""
     if results.probes is None:
         return None
-    found = {name: dataclasses.asdict(probe) for name, probe in results.probes.items()}
+    found = {name: asdict(probe) for name, probe in results.probes.items()}
     return {"trained_on": "val", "evaluated_on": results.subject.evaluated_on, **found}
 
 
@@ -280,7 +310,7 @@ def _formats(files: Sequence[ExportedFile], labels: dict[str, str]) -> list[dict
             "opset": file.opset,
             "size_bytes": file.size_bytes,
             "latency_ms": file.latency.median_ms,
-            "latency": dataclasses.asdict(file.latency),
+            "latency": asdict(file.latency),
             "latency_ratio": file.latency.median_ms / files[0].latency.median_ms,
             **evaluation_record(file.evaluation, labels),
         }

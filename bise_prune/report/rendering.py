@@ -36,6 +36,7 @@ def write_text(path: Path, template: str, **values: Any) -> None:
         "sci": _scientific,
         "span": _span,
         "plain": _plain,
+        "ms": milliseconds,
     }
     with atomic_path(path) as temporary:
         temporary.write_text(environment.get_template(template).render(**values), encoding="utf-8")
@@ -62,6 +63,11 @@ def _span(interval: Mapping[str, float | None], signed: bool = False) -> str:
 def _plain(text: Any) -> str:
     """Text on one line, escaped so that Markdown shows it as it is."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def milliseconds(value: float) -> str:
+    """A duration in milliseconds, with three digits after the point below 1 ms."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def _big(value: float) -> str:

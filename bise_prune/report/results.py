@@ -16,11 +16,14 @@ from ..diagnostics.sweep import SweepPoint
 from ..gates.masks import MaskSet
 from ..mask_search import SearchResult
 from ..metrics.accuracy import Evaluation
-from ..metrics.cost import Latency, Measurement
+from ..metrics.cost import Latency, LatencyRatio, Measurement
 from ..pruning import PruningResult
 from ..pruning.verification import Verification
+from ..pruning.widths import WidthTrial
 from ..tuning.finetuning import FinetuneResult
 from ..tuning.pseudo_labels import PseudoLabels
+
+LATENCY_BATCHES = (1, 16)  # samples per forward pass at which latencies are measured; the last one is the headline
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,13 @@ class Figures:
         predicted: predicted classes, shape (N,).
         evaluation: accuracies of these predictions.
         measurement: number of parameters, FLOPs and size.
-        latency: latency of a forward pass in torch.
+        latencies: batch size -> latency of a forward pass of its ONNX file in onnxruntime, for LATENCY_BATCHES.
     """
 
     predicted: Tensor
     evaluation: Evaluation
     measurement: Measurement
-    latency: Latency
+    latencies: Mapping[int, Latency]
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,11 @@ class RunResults:
         found: result of the search; None without a search.
         picked: accuracies with the masks "best" and "last"; empty without a search.
         pruned: result of the removal.
+        trials: what was measured to choose the widths, in the order in which it was tried; empty if they were given.
         tuned: result of finetuning; None without it.
         dense: figures of the dense network.
         slim: figures of the slim network, after finetuning.
+        latency_ratios: latency of the slim network divided by the dense one's, for each of LATENCY_BATCHES.
         before_tuning: accuracies of the slim network before finetuning.
         curve: accuracy against sparsity; None if it was not asked for.
         probes: how much of the bias label a linear head reads from the networks "dense" and "slim"; None if it was not
@@ -128,9 +133,11 @@ class RunResults:
     found: SearchResult | None
     picked: Mapping[str, Evaluation]
     pruned: PruningResult
+    trials: Sequence[WidthTrial]
     tuned: FinetuneResult | None
     dense: Figures
     slim: Figures
+    latency_ratios: Sequence[LatencyRatio]
     before_tuning: Evaluation
     curve: Sequence[SweepPoint] | None
     probes: Mapping[str, BiasProbe] | None

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from .rendering import milliseconds
 from .verdict import verdict_of
 
 
@@ -43,14 +44,41 @@ def comparison_table(record: Mapping[str, Any]) -> Table:
             values = [fairness[name]["biases"][k][key]["value"] for name in ("dense", "slim", "change")]
             cells = ["undefined" if value is None else f"{value * 100:.1f}" for value in values[:2]]
             table.add_row(label + of, *cells, "" if values[2] is None else f"{values[2] * 100:+.1f} points")
-    latency, ratio = dense["latency"], slim["latency_ms"] / dense["latency_ms"]
-    table.add_row(
-        f"latency, batch {latency['batch_size']}, {latency['device']}",
-        f"{dense['latency_ms']:.2f} ms",
-        f"{slim['latency_ms']:.2f} ms",
-        f"x {ratio:.2f}",
-    )
+    for one, other in zip(latencies_of(dense), latencies_of(slim), strict=True):
+        table.add_row(
+            f"latency, batch {one['batch_size']}, {one['device']}",
+            f"{milliseconds(one['median_ms'])} ms",
+            f"{milliseconds(other['median_ms'])} ms",
+            f"x {other['median_ms'] / one['median_ms']:.2f}",
+        )
     return table
+
+
+def widths_table(record: Mapping[str, Any]) -> Table:
+    """A table of the widths that were tried, with one row each, from a report record."""
+    table = Table(title="Widths tried in onnxruntime: time / dense time", title_justify="left")
+    for name in ("multiple of", "lowering", "FLOPs left", "batch 1", "batch 16", "chosen"):
+        table.add_column(name, justify="right")
+    for trial in record["widths"]:
+        table.add_row(
+            str(trial["multiple"]),
+            trial["joins"],
+            f"{trial['flops_left']:.1%}",
+            f"{trial['latency_ratio_batch_1']:.2f}",
+            f"{trial['latency_ratio_batch_16']:.2f}",
+            "yes" if trial["chosen"] else "",
+        )
+    return table
+
+
+def is_slower(record: Mapping[str, Any]) -> bool:
+    """Whether the slim network of a run is slower than the dense one at some batch size."""
+    return any(ratio["is_slower"] for ratio in record.get("latency_ratio", {}).values())  # before 0.2, there is none
+
+
+def latencies_of(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The latencies of a network at all batch sizes, the smallest first, from its part of a report record."""
+    return [model[key] for key in ("latency_batch_1", "latency") if key in model]  # before 0.2, there is one
 
 
 def frontier_table(record: Mapping[str, Any]) -> Table:
@@ -58,7 +86,15 @@ def frontier_table(record: Mapping[str, Any]) -> Table:
     points = record["frontier"]
     dense = points[0]["report"]["dense"]
     table = Table(title=f"{points[0]['report']['evaluated_on']} set, n = {dense['n']}", title_justify="left")
-    for name in ("sparsity", "FLOPs left", "latency", "accuracy", "unbiased accuracy", "worst subgroup"):
+    for name in (
+        "sparsity",
+        "FLOPs left",
+        "ms, batch 1",
+        "ms, batch 16",
+        "accuracy",
+        "unbiased accuracy",
+        "worst subgroup",
+    ):
         table.add_column(name, justify="right")
     table.add_column("unbiased")
     reports = [point["report"] for point in points]
@@ -68,7 +104,8 @@ def frontier_table(record: Mapping[str, Any]) -> Table:
         table.add_row(
             f"{sparsity:.1%}",
             f"{model['flops'] / dense['flops']:.1%}",
-            f"{model['latency_ms']:.2f} ms",
+            milliseconds(model["latency_ms_batch_1"]) if "latency_ms_batch_1" in model else "",
+            milliseconds(model["latency_ms"]),
             f"{model['accuracy']:.1%}",
             f"{model['unbiased_accuracy']:.1%}",
             f"{model['worst_group_accuracy']:.1%}",

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..config import Target
 from ..data import BiasedDataset
 from ..errors import counted
+from ..export.runtime import ON_CPU
 from ..mask_search import SearchResult
 from ..mask_search.selection import NEED_BIAS
 from ..metrics.subgroups import is_aligned
-from ..pruning.plan import PruningPlan
 from .advice import advice
 from .results import RunResults, Subject
 from .verdict import Verdict
@@ -33,6 +33,7 @@ def warnings_of(results: RunResults, labels: Mapping[str, str], verdict: Verdict
     """
     subject = results.subject
     return [
+        *_of_speed(results),
         *subject.splits.warnings,
         *_of_pseudo_labels(subject),
         *_of_training_data(subject, results.found),
@@ -41,8 +42,41 @@ def warnings_of(results: RunResults, labels: Mapping[str, str], verdict: Verdict
         *subject.checkpoint.notes,
         *_of_masks(results),
         *_of_accuracies(results, labels, verdict),
-        *_of_target(results.pruned.plan),
+        *_of_target(results),
     ]
+
+
+def _of_speed(results: RunResults) -> Iterator[str]:
+    """Warnings if the slim network is slower than the dense one or as wide, or if a GPU was not used for measuring."""
+    slower = [ratio for ratio in results.latency_ratios if ratio.is_slower]
+    if slower:
+        times = " and ".join(f"{ratio.median:.2f} times as long at batch {ratio.batch_size}" for ratio in slower)
+        yield f"the slim network is slower than the dense one: in onnxruntime it takes {times}; {_advice(results)}"
+    plan, closed = results.pruned.plan, results.masks.num_closed
+    if results.trials and not plan.layers and closed:
+        yield (
+            f"no channel was removed, although the masks close {closed} of {results.masks.num_channels}: all narrower "
+            "networks that were tried are slower than the dense one; --round-to 1 removes them in any case"
+        )
+    on_cpu = all(latency.device == ON_CPU for latency in results.slim.latencies.values())
+    if results.subject.device != "cpu" and on_cpu:
+        yield "this onnxruntime cannot use the GPU: latencies, and the widths chosen by them, are those of the CPU"
+
+
+def _advice(results: RunResults) -> str:
+    """What to do about a slim network that is slower than the dense one."""
+    plan, trials = results.pruned.plan, results.trials
+    others = [trial for trial in trials if trial.multiple != plan.rounding.get("multiple", 1)]
+    faster = sorted({trial.multiple for trial in others if trial.is_as_fast})
+    if faster:
+        return f"of the widths tried, --round-to {' or '.join(map(str, faster))} was not slower"
+    if not trials:
+        return "--round-to auto, which measures several widths, takes one that is not"
+    if plan.target:
+        return "so was every width tried: without a target, layers may keep more channels"
+    if plan.edits:
+        return "so was every width tried, since masks disagree where tensors meet: search with --placement tied"
+    return "so was every width tried: measure again when the machine is idle (python tools/latency_report.py)"
 
 
 def _of_pseudo_labels(subject: Subject) -> Iterator[str]:
@@ -147,12 +181,21 @@ def _of_accuracies(results: RunResults, labels: Mapping[str, str], verdict: Verd
         )
 
 
-def _of_target(plan: PruningPlan) -> Iterator[str]:
-    """A warning if rounding kept the target from being met."""
+def _of_target(results: RunResults) -> Iterator[str]:
+    """A warning if rounding kept the target from being met, or if a latency is another one in onnxruntime."""
+    plan, (*_, ratio) = results.pruned.plan, results.latency_ratios
     if not plan.target:
         return
     asked, reached = plan.target["asked"], plan.target["reached"]
-    if abs(asked - reached) > Target(plan.target["kind"], 0.5).tolerance:
+    tolerance = Target(plan.target["kind"], 0.5).tolerance
+    if abs(asked - reached) > tolerance:
+        hint = "; --round-to 1 does not round" if results.trials else ""
         yield (
-            f"the target ({plan.target['of']} {asked:.1%}) was not met: with widths rounded up it came to {reached:.1%}"
+            f"the target ({plan.target['of']} {asked:.1%}) was not met: with widths rounded up it came to "
+            f"{reached:.1%}{hint}"
+        )
+    if plan.target["kind"] == "latency" and abs(1 - ratio.median - asked) > tolerance:
+        yield (
+            f"the target ({plan.target['of']} {asked:.1%}) is measured in torch; in onnxruntime, at batch "
+            f"{ratio.batch_size}, it came to {1 - ratio.median:.1%}"
         )

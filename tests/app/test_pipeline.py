@@ -30,6 +30,9 @@ def test_one_command_leaves_a_verified_slim_model(done):
             "flops",
             "size_bytes",
             "latency_ms",
+            "latency",
+            "latency_ms_batch_1",
+            "latency_batch_1",
             "accuracy",
             "unbiased_accuracy",
             "worst_group_accuracy",
@@ -37,6 +40,13 @@ def test_one_command_leaves_a_verified_slim_model(done):
         }
         assert keys <= set(record[name])
         assert sum(group["n"] for group in record[name]["groups"]) == record[name]["n"] == 45
+        assert [record[name][key]["batch_size"] for key in ("latency_batch_1", "latency")] == [1, 16]
+        for key in ("latency_batch_1", "latency"):
+            latency = record[name][key]
+            assert 0 < latency["p10_ms"] <= latency["median_ms"] <= latency["p90_ms"]
+            assert latency["device"] == "cpu, onnxruntime"
+    assert list(record["latency_ratio"]) == ["batch_1", "batch_16"] and record["widths"] == []
+    assert all(0 < ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in record["latency_ratio"].values())
     assert {"sparsity", "selection", "verification", "config", "environment", "timings"} <= set(record)
     assert record["sparsity"] == 1 - record["slim"]["params"] / record["dense"]["params"]
     assert all(check["passed"] for check in record["verification"].values())
@@ -70,7 +80,7 @@ def test_the_slim_files_agree(done):
 def test_saved_masks_are_pruned_again_without_a_search(done, tmp_path, capsys):
     project, _ = done
     masks = project / "out" / "masks.safetensors"
-    arguments = [project / "net.pt", "--data", project / "data", "--masks", masks, "--device", "cpu"]
+    arguments = [project / "net.pt", "--data", project / "data", "--masks", masks, "--device", "cpu", "--round-to", "1"]
     assert cli.main([str(a) for a in [*arguments, "--output", tmp_path / "again", "--json"]]) == 0
     again = json.loads(capsys.readouterr().out)
     first = json.loads((project / "out" / "report.json").read_text())
@@ -88,7 +98,7 @@ def ranking(folder):
 
 def test_masks_prune_to_a_share_of_the_parameters(project, tmp_path, capsys):
     masks = ranking(tmp_path)
-    arguments = [project / "net.pt", "--data", project / "data", "--masks", masks, "--device", "cpu"]
+    arguments = [project / "net.pt", "--data", project / "data", "--masks", masks, "--device", "cpu", "--round-to", "1"]
     # With 14 channels few shares can be met; the message names the nearest that can.
     line = fails(capsys, *arguments, "--output", tmp_path / "none", "--target-sparsity", "0.27")
     reachable = re.search(r"the nearest reachable is (0\.\d+)", line).group(1)
@@ -176,6 +186,9 @@ def test_a_target_is_met_by_the_search_and_finetuned(wide, tmp_path):
 def test_a_rounded_target_is_met_before_it_is_rounded(wide, tmp_path):
     record = run(wide, tmp_path / "out", "--target-sparsity", "0.6", "--round-to", "8")
     assert record["sparsity"] > 0.45 and record["plan"]["rounding"]["multiple"] == 8
+    assert record["plan"]["target"]["reached"] == record["sparsity"]
+    told = any("was not met: with widths rounded up it came to" in warning for warning in record["warnings"])
+    assert told == (abs(record["sparsity"] - 0.6) > 0.01)
 
 
 @pytest.mark.parametrize("criterion", ["random", "magnitude", "taylor"])

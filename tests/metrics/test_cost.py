@@ -3,11 +3,12 @@
 import pytest
 import torch
 from cases import images, network
+from scipy.stats import binom
 from torch import nn
 
 from bise_prune import measure
 from bise_prune.errors import ConfigError
-from bise_prune.metrics.cost import measure_latency
+from bise_prune.metrics.cost import LatencyRatio, latency_ratio, measure_latency, time_by_turns
 from bise_prune.models import build_model
 
 
@@ -65,3 +66,42 @@ def test_latency_of_several_models():
 def test_a_missing_device_is_an_error():
     with pytest.raises(ConfigError, match="torch sees no CUDA device"):
         measure_latency([network("mlp")], images(), device="cuda")
+
+
+def test_a_ratio_is_of_calls_of_the_same_turn():
+    dense = [1.0, 2.0, 4.0, 8.0] * 5  # a machine whose speed changes
+    ratio = latency_ratio([1.5 * time for time in dense], dense, 16)
+    assert (ratio.median, ratio.low, ratio.high, ratio.batch_size) == (1.5, 1.5, 1.5, 16)
+    assert ratio.is_slower and not ratio.is_as_fast
+    assert not latency_ratio(dense, dense, 1).is_slower and latency_ratio(dense, dense, 1).is_as_fast
+
+
+@pytest.mark.parametrize("n", [7, 10, 30, 31, 199, 200])
+def test_the_interval_of_a_ratio_holds_the_median_in_95_percent_of_the_cases(n):
+    ratio = latency_ratio([float(i) for i in range(1, n + 1)], [1.0] * n, 1)
+    rank = int(ratio.low)  # the interval lies above the true median if fewer than this many ratios lie below it
+    assert ratio.high == n + 1 - rank and ratio.low <= ratio.median <= ratio.high
+    assert 1 - 2 * binom.cdf(rank - 1, n, 0.5) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("median", "low", "is_slower", "is_as_fast"),
+    [
+        (1.2, 1.1, True, False),
+        (1.2, 0.9, False, False),
+        (1.04, 1.02, False, False),
+        (1.02, 1.01, False, True),
+        (0.5, 0.4, False, True),
+    ],
+)
+def test_slower_is_what_no_noise_explains(median, low, is_slower, is_as_fast):
+    ratio = LatencyRatio(median, low, 2.0, 1)
+    assert (ratio.is_slower, ratio.is_as_fast) == (is_slower, is_as_fast)
+
+
+@pytest.mark.parametrize(("warm", "turn"), [(False, "ab"), (True, "aabb")])
+def test_functions_take_turns_with_or_without_a_call_that_is_not_timed(warm, turn):
+    calls = []
+    samples = time_by_turns([lambda: calls.append("a"), lambda: calls.append("b")], 4, warm_up_s=0, warm=warm)
+    assert "".join(calls) == "aaabbb" + turn * 4
+    assert [len(times) for times in samples] == [4, 4]

@@ -38,6 +38,16 @@ def test_runs_side_by_side(ran, tmp_path, capsys):
     assert "is no report with the figures to compare" in fails(capsys, "compare", tmp_path, code=2)
     (tmp_path / "report.json").write_text(json.dumps({**record, "schema_version": 9}))
     assert "is of report version 9, this is 1" in fails(capsys, "compare", tmp_path, code=2)
+    (tmp_path / "former").mkdir()  # a report from before latencies at batch 1 were measured
+    former = json.loads(json.dumps(record))
+    del former["latency_ratio"], former["widths"]
+    for name in ("dense", "slim"):
+        del former[name]["latency_ms_batch_1"], former[name]["latency_batch_1"]
+        former[name]["latency"]["device"] = "cpu"
+    (tmp_path / "former" / "report.json").write_text(json.dumps(former))
+    runs = [str(tmp_path / "former"), str(project / "out")]
+    assert cli.main(["compare", *runs, "--output", str(tmp_path / "both.html")]) == 0
+    assert "Latencies are of different devices or runtimes." in capsys.readouterr().out
     (tmp_path / "out").mkdir()
     other = {**record, "sources": {**record["sources"], "data": "another"}, "sparsity": 0.9}
     (tmp_path / "out" / "report.json").write_text(json.dumps(other))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,20 @@ from ...pruning.plan import PruningPlan
 from ...pruning.verification import Verification
 from ...report.files import HALF_FILE, IMAGES_FILE, INT8_FILE, ONNX_FILE, PLAN_FILE, PROGRAM_FILE, SLIM_FILE
 from ...report.record import preprocessing_record
-from ...report.results import ExportedFile
+from ...report.results import LATENCY_BATCHES, ExportedFile
 from ..checks import model_name
 from ..session import Session
-
-LATENCY_BATCH = 16
+from .widths import exported
 
 
 def export_all(
-    session: Session, slim: nn.Module, fused: nn.Module, plan: PruningPlan, accuracy: Evaluation
+    session: Session, slim: nn.Module, plan: PruningPlan, accuracy: Evaluation
 ) -> tuple[dict[str, Verification], list[ExportedFile]]:
     """Write the slim network and its plan into the output folder of the run.
 
     Args:
         session: inputs of the run.
         slim: slim network.
-        fused: slim network as it is exported, with its batch norms folded if the settings say so.
         plan: plan by which channels were removed.
         accuracy: accuracies of the slim network, with which those of files in lower precision are compared.
 
@@ -49,7 +46,7 @@ def export_all(
     Raises:
         VerificationError: slim.onnx or slim.pt2 computes something else.
     """
-    config, example, output = session.config, session.example, session.config.output
+    config, example, output, fused = session.config, session.example, session.config.output, exported(session, slim)
     metadata = _onnx_metadata(session, plan)
     output.mkdir(parents=True, exist_ok=True)
     plain = output / ONNX_FILE
@@ -80,15 +77,27 @@ def export_all(
     return checks, files
 
 
-def publish(session: Session, dense: nn.Module) -> None:
-    """Add the dense and the slim network to the Triton repository of the settings, if there is one."""
+def export_dense(session: Session, path: Path) -> None:
+    """Write the dense network as an ONNX file, in the way in which the slim network is exported.
+
+    Args:
+        session: inputs of the run.
+        path: file to write.
+    """
+    dense = exported(session, session.dense)
+    export_onnx(dense, path, session.example, metadata=_onnx_metadata(session), opset=session.config.opset)
+
+
+def publish(session: Session, dense_file: Path) -> None:
+    """Add the dense and the slim network to the Triton repository of the settings, if there is one.
+
+    Args:
+        session: inputs of the run.
+        dense_file: ONNX file of the dense network.
+    """
     config = session.config
-    if config.triton is None:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        versions = [Path(folder) / "dense.onnx", config.output / ONNX_FILE]
-        about = _onnx_metadata(session)
-        export_onnx(dense, versions[0], session.example, metadata=about, opset=config.opset)
+    if config.triton is not None:
+        versions = [dense_file, config.output / ONNX_FILE]
         write_repository(config.triton, model_name(config.checkpoint), versions, session.splits.classes)
 
 
@@ -118,7 +127,7 @@ def _save(session: Session, slim: nn.Module, plan: PruningPlan) -> None:
 def _judged(session: Session, made: Mapping[Path, Mapping[str, Any]], accuracy: Evaluation) -> list[ExportedFile]:
     """Measure size, latency and accuracy of each ONNX file; files in lower precision that lose too much are deleted."""
     held_out = session.held_out[1]
-    latencies = onnx_latencies(list(made), held_out, LATENCY_BATCH)
+    latencies = onnx_latencies(list(made), held_out, LATENCY_BATCHES[-1])
     files = []
     for (path, about), latency in zip(made.items(), latencies, strict=True):
         found = session.scored(onnx_predictions(path, held_out, as_images=path.name == IMAGES_FILE))

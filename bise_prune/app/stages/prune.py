@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ...config import JoinsChoice
 from ...data.batch import input_map
 from ...distributed import share_object, world
 from ...errors import BiseError, ChanceLevelError
@@ -13,27 +16,33 @@ from ...mask_search import SearchResult
 from ...pruning import PruningResult, prune
 from ...pruning.plan import PruningPlan
 from ...pruning.searched import prune_as_searched
+from ...pruning.widths import WidthTrial
 from ...report.advice import advice
 from ...report.files import MASK_FILE
 from ..session import Session
+from .widths import with_measured_widths
 
 
-def pruned_by_first(session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None) -> PruningResult | None:
+def pruned_by_first(
+    session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None, dense_file: Path
+) -> tuple[PruningResult | None, list[WidthTrial]]:
     """The slim network as the first process makes it; None in the others, unless finetuning shares it among all.
 
     Args:
         session: inputs of the run.
         masks: masks by which to prune, or a plan to carry out again.
         found: result of the search that the masks come from; None without a search.
+        dense_file: ONNX file of the dense network, which the first process has written.
 
     Raises:
         BiseError: the removal failed; if the network is to be finetuned, in every process, so that none waits.
     """
     shared, slim = session.config.finetune is not None, None
+    trials: list[WidthTrial] = []
     outcome: PruningPlan | BiseError | None = None
     if world()[0] == 0:
         try:
-            slim = pruned(session, masks, found)
+            slim, trials = pruned(session, masks, found, dense_file)
             outcome = slim.plan
         except BiseError as error:
             if not shared:
@@ -43,42 +52,41 @@ def pruned_by_first(session: Session, masks: MaskSet | PruningPlan, found: Searc
         agreed = share_object(outcome)
         if isinstance(agreed, BiseError):
             raise agreed
-        slim = pruned(session, agreed, found) if slim is None else slim  # every process finetunes its own copy
-    return slim
+        slim = pruned(session, agreed, found)[0] if slim is None else slim  # every process finetunes its own copy
+    return slim, trials
 
 
-def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None) -> PruningResult:
-    """The slim network, on the CPU; its lowering is chosen and its latency measured on the device of the run.
+def pruned(
+    session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None, dense_file: Path | None = None
+) -> tuple[PruningResult, list[WidthTrial]]:
+    """The slim network, on the CPU; the channels to remove are chosen on the device of the run.
+
+    With ``round_to="auto"``, widths and lowering are chosen by latency in onnxruntime. Otherwise the widths are those
+    of the settings, and an open choice of the lowering is made by latency in torch.
 
     Args:
         session: inputs of the run.
         masks: masks by which to prune, or a plan to carry out again.
         found: result of the search that the masks come from; None without a search.
+        dense_file: ONNX file of the dense network; needed only if widths are to be chosen.
+
+    Returns:
+        The slim network, and what was measured to choose its widths: nothing if they were given.
 
     Raises:
         BiseError: the removal failed; after a search, the message says where its masks are.
     """
     config = session.config
-    dense = session.on_device(session.dense)
-    example = input_map(session.example, lambda tensor: tensor.to(session.device))
-    widths: dict[str, Any] = {"joins": config.joins, "round_to": config.round_to, "round_fill": config.round_fill}
-    result = None
+    trials: list[WidthTrial] = []
     try:
         if isinstance(masks, PruningPlan):
-            result = prune(dense, masks, example)
-        elif found is not None and config.target is not None:
-            result = prune_as_searched(dense, masks, example, config.target, **widths)
-        if result is None and isinstance(masks, MaskSet):
-            result = prune(
-                dense,
-                masks,
-                example,
-                config.target_sparsity,
-                target_flops=config.target_flops,
-                target_latency=config.target_latency,
-                layer_floor=config.layer_floor,
-                **widths,
-            )
+            result = prune(*_on_device(session, masks))
+        elif config.round_to != "auto":
+            result = _by_masks(session, masks, found, config.joins, config.round_to)
+        else:
+            assert dense_file is not None
+            make = partial(_by_masks, session, masks, found)
+            result, trials = with_measured_widths(session, make, dense_file)
     except BiseError as error:
         if found is None:
             raise
@@ -86,5 +94,33 @@ def pruned(session: Session, masks: MaskSet | PruningPlan, found: SearchResult |
         if isinstance(error, ChanceLevelError) and (help := advice(config, searched=True)):
             kept += f"; to try: {help}"
         raise type(error)(f"{error}; {kept}") from error
-    assert result is not None
-    return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu())
+    return dataclasses.replace(result, model=result.model.cpu(), masked=result.masked.cpu()), trials
+
+
+def _by_masks(
+    session: Session, masks: MaskSet, found: SearchResult | None, joins: JoinsChoice, round_to: int
+) -> PruningResult:
+    """The slim network by the target of the settings, with the given lowering and multiple."""
+    config, arguments = session.config, _on_device(session, masks)
+    widths: dict[str, Any] = {"joins": joins, "round_to": round_to, "round_fill": config.round_fill}
+    if found is not None and config.target is not None:
+        result = prune_as_searched(*arguments, config.target, **widths)
+        if result is not None:
+            return result
+    return prune(
+        *arguments,
+        config.target_sparsity,
+        target_flops=config.target_flops,
+        target_latency=config.target_latency,
+        layer_floor=config.layer_floor,
+        **widths,
+    )
+
+
+def _on_device(session: Session, masks: Any) -> tuple[Any, Any, Any]:
+    """The dense network, masks or a plan, and the example input, on the device of the run."""
+    return (
+        session.on_device(session.dense),
+        masks,
+        input_map(session.example, lambda tensor: tensor.to(session.device)),
+    )
