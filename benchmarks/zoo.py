@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,8 +30,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bise_prune.app.reading import read_session
 from bise_prune.app.progress import StageClock
+from bise_prune.app.reading import read_session
 from bise_prune.app.session import Session
 from bise_prune.config import RunConfig
 from bise_prune.data import BatchLoader, load_data
@@ -99,7 +98,7 @@ _CLEAN20, _CLEAN56 = (f"resnet_cifar/cifar10_resnet{depth}.safetensors" for dept
 
 CELLS = [
     Cell("resnet18-tint", "resnet18", "animal", "tint", 0.95, 3_000, 5),
-    Cell("resnet18-tint-rare", "resnet18", "animal", "tint", 0.99, 3_000, 5),
+    Cell("resnet18-tint-rare", "resnet18", "animal", "tint", 0.98, 3_000, 5),
     Cell("resnet18-cats-patch", "resnet18", "cat", "patch", 0.9, 3_000, 5),
     Cell("resnet18-corruption", "resnet18", "cifar10", "corruption", 0.9, 4_000, 5),
     Cell("resnet18-background", "resnet18", "odd", "background", 0.95, 3_000, 4),
@@ -110,17 +109,17 @@ CELLS = [
          clean=_CLEAN20),
     Cell("resnet56-pretrained-patch", _RESNET56, "cifar10", "patch", 0.95, 1_500, 3, clean=_CLEAN56),
     Cell("resnet20-tint", _RESNET20, "animal", "tint", 0.95, 4_000, 5, lr=2e-3),
-    Cell("convnet-cats-tint", _CONVNET, "cat", "tint", 0.95, 5_000, 5),
+    Cell("convnet-cats-tint", _CONVNET, "cat", "tint", 0.85, 5_000, 5),
     Cell("convnet-few-positives", _CONVNET, "animal", "patch", 0.9, 5_000, 4, imbalance=4),
     Cell("convnet-corruption", _CONVNET, "cifar10", "corruption", 0.8, 10_000, 5),
-    Cell("vgg-tint", "zoo_networks:small_vgg", "cifar10", "tint", 0.95, 4_000, 6),
+    Cell("vgg-tint", "zoo_networks:small_vgg", "animal", "tint", 0.95, 3_000, 5),
     Cell("vgg-background", "zoo_networks:small_vgg", "odd", "background", 0.9, 3_000, 4),
     Cell("mobilenet-tint", "mobilenet_v3_small", "animal", "tint", 0.95, 4_000, 8, side=64),
     Cell("mobilenet-few-positives", "mobilenet_v3_small", "animal", "corruption", 0.9, 4_000, 8, side=64,
          imbalance=4),
     Cell("efficientnet-tint", "efficientnet_b0", "animal", "tint", 0.95, 3_000, 5),
     Cell("regnet-patch", "timm:regnety_002", "animal", "patch", 0.95, 3_000, 6, side=64),
-    Cell("convnext-tint", _CONVNEXT, "animal", "tint", 0.95, 4_000, 8),
+    Cell("convnext-tint", _CONVNEXT, "animal", "tint", 0.85, 4_000, 8),
     Cell("vit-patch", _VIT, "animal", "patch", 0.9, 4_000, 8),
     Cell("vit-background", _VIT, "digit", "background", 0.95, 4_000, 8),
     Cell("digits-colour", _DIGITS, "digit", "colour", 0.98, 12_000, 6),
@@ -173,7 +172,9 @@ def config_of(cell: Cell, work: Path, output: Path, **settings: Any) -> RunConfi
     """Settings of a run on a prepared cell; for the other arguments see :func:`session_of`."""
     folder = work / cell.name
     if cell.bias == "mention":
-        return RunConfig(checkpoint=folder / "network", data=_TEXTS.format(folder / "texts.csv"), output=output, **settings)
+        return RunConfig(
+            checkpoint=folder / "network", data=_TEXTS.format(folder / "texts.csv"), output=output, **settings
+        )
     columns = ("1", "2") if cell.bias == "halves" else ("1",)
     return RunConfig(
         checkpoint=folder / "network.pt", data=str(folder / "data"), arch=cell.arch, bias_columns=columns,

@@ -217,7 +217,7 @@ def _demo(values: dict[str, Any], as_json: bool) -> int:
         record = run_demo(output, values["seed"], device, display.progress)
     _show(record, output / "slim", as_json)
     if not as_json:
-        print(f"Run it again yourself: bise-prune {output / 'dense.pt'} --target-sparsity auto --anneal-every 2")
+        print(f"Run it again yourself: bise-prune {output / 'dense.pt'} --target-sparsity auto")
     return 0
 
 

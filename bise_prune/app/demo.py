@@ -55,10 +55,8 @@ def run_demo(output: Path, seed: int = 0, device: str = "cpu", progress: Progres
 
 
 def demo_config(checkpoint: Path, output: Path, seed: int, device: str = "cpu") -> RunConfig:
-    """Settings of the demo: the paper's, but the temperature is cut every 2 epochs instead of every 10."""
-    return RunConfig(
-        checkpoint=checkpoint, output=output, device=device, search=SearchConfig(anneal_every=2, seed=seed)
-    )
+    """Settings of the demo: the defaults."""
+    return RunConfig(checkpoint=checkpoint, output=output, device=device, search=SearchConfig(seed=seed))
 
 
 def train_demo_checkpoint(path: Path, seed: int, progress: Progress | None = None) -> None:

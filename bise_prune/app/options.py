@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_type_hints
 
-from ..config import FinetuneConfig, RunConfig, SearchConfig
+from ..config import FinetuneConfig, RunConfig, SearchConfig, SearchMethod
 from .values import Reader, reader_of
 
 FINETUNE_PREFIX = "finetune_"
-_NO_SETTINGS = ("search", "finetune", "resume", "budget")  # not single settings, or not set by users
+_NO_SETTINGS = ("search", "finetune", "resume", "budget", "method")  # not single settings, or not set by users
 _SHORT = {"bias_columns": "bias_column"}  # setting -> name of its flag, which is given once per value
 
 
@@ -48,11 +48,13 @@ def _settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
             yield Setting(prefix + field.name, field.name, config, reader_of(hints[field.name]), default)
 
 
+_METHOD = Setting("search", "method", SearchConfig, reader_of(SearchMethod), "auto")
 _EPOCHS = Setting("finetune", "epochs", FinetuneConfig, reader_of(int), 0)
 SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         *_settings_of(RunConfig),
+        _METHOD,
         *_settings_of(SearchConfig),
         _EPOCHS,
         *_settings_of(FinetuneConfig, FINETUNE_PREFIX),
@@ -128,37 +130,44 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "a project",
     },
     "search": {
+        "search": "how masks are found: gradual closes the network step by step and meets a target on the way, paper "
+        "is Algorithm 1 of the BISE paper; auto is paper if one of its settings below is given, otherwise gradual",
+        "steps": "steps of a gradual search (default: four passes over the training set, 120 to 400 steps)",
+        "refit_weight": "weight of a refitted head's loss in a gradual search; 0.5 for networks whose head will be "
+        "refitted after the removal",
         "placement": "which outputs share one mask: tied lets outputs share one that can only be removed together, "
         "paper gives every output its own, as in the paper",
         "select": "which epoch's masks are used: best (highest unbiased validation accuracy) and worst-group need bias "
         "labels on the validation split, accuracy and worst-class do not, last needs no validation split; auto is "
         "the first of best, worst-class and last that the data allow",
+        "mi_weight": "weight of the mutual information against the cross-entropy (the paper's gamma)",
+        "head_lr": "learning rate of the auxiliary head",
+        "head_momentum": "momentum of the auxiliary head",
+        "head_weight_decay": "weight decay of the auxiliary head",
+        "weighting": "sample weights in the cross-entropy: subgroup weighs by inverse subgroup frequency, alignment by "
+        "the share of bias-aligned samples, none by 1; auto is subgroup for one bias and alignment for several",
+        "rho": "share of bias-aligned samples for --weighting alignment, one number for each bias; measured if it is "
+        "not given",
+        "seed": "random seed for data order, head initialisation and sampling",
+        "batch_size": "samples in each batch",
+        "stratified": "give every batch its share of every subgroup",
+    },
+    "search by the paper's algorithm": {
         "anneal_every": "epochs between two cuts of the temperature; the search takes ten times as many epochs with "
         "the other defaults",
         "anneal_factor": "factor by which the temperature is cut",
         "min_temperature": "temperature below which the search ends",
         "initial_logit": "mask logits before the first step; try 0.1 if the first epoch closes most channels and the "
         "accuracy does not recover",
-        "mi_weight": "weight of the mutual information against the cross-entropy (the paper's gamma)",
-        "mi_pool": "experimental: samples of past batches over which the mutual information is estimated; 0 uses the "
-        "present batch alone",
+        "head_epochs": "epochs of training of the auxiliary head before the search and after each temperature cut",
         "mask_lr": "learning rate of the mask logits",
         "mask_momentum": "momentum of the mask logits",
         "mask_weight_decay": "weight decay of the mask logits",
-        "head_lr": "learning rate of the auxiliary head",
-        "head_momentum": "momentum of the auxiliary head",
-        "head_weight_decay": "weight decay of the auxiliary head",
-        "head_epochs": "epochs of training of the auxiliary head before the search and after each temperature cut",
-        "weighting": "sample weights in the cross-entropy: subgroup weighs by inverse subgroup frequency, alignment by "
-        "the share of bias-aligned samples, none by 1; auto is subgroup for one bias and alignment for several",
-        "rho": "share of bias-aligned samples for --weighting alignment, one number for each bias; measured if it is "
-        "not given",
+        "mi_pool": "experimental: samples of past batches over which the mutual information is estimated; 0 uses the "
+        "present batch alone",
         "batchnorm": "batch norms during the search: frozen leaves them alone, statistics lets the running statistics "
         "follow, affine also trains their weights",
-        "seed": "random seed for data order, head initialisation and sampling",
         "early_stop": "end the search as soon as no mask can change any more",
-        "batch_size": "samples in each batch",
-        "stratified": "give every batch its share of every subgroup",
         "budget_weight": "weight of a target in the objective of the search",
         "budget_descent": "share of the search over which a target's budget comes down from the whole network",
     },

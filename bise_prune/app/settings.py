@@ -67,8 +67,10 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _fields(values: Mapping[str, Any], config: type) -> dict[str, Any]:
-    """Those values that belong to a configuration class."""
-    return {name: values[name] for name, setting in SETTINGS.items() if setting.config is config and name in values}
+    """Those values that belong to a configuration class, by the names of its fields."""
+    return {
+        setting.field: values[name] for name, setting in SETTINGS.items() if setting.config is config and name in values
+    }
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

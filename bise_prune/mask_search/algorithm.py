@@ -26,7 +26,7 @@ line  what it does                                                    where it i
 1, 2  m = m_0, tau = 1; put the gates into the frozen network         :mod:`.network`, :mod:`bise_prune.gates.step`
 3     create the auxiliary heads C_aux                                :mod:`.heads`
 4     train the auxiliary heads for E epochs                          :func:`_train_heads`
-5-7   for each epoch and each batch                                   :func:`search_as_in_the_paper`, :func:`_mask_epoch`
+5-7   for each epoch and each batch                                   :func:`search_as_in_the_paper`
 8     compute J = L_r + gamma I (Eq. 5)                               :mod:`.objective`
 9     one step of SGD on the mask logits m                            :meth:`.step.MaskStep.descend`
 10    one step of SGD on the auxiliary heads                          :meth:`.heads.BiasHeads.step`
@@ -67,7 +67,7 @@ def search_as_in_the_paper(
     state_path: Path | None,
     interrupted: Callable[[], bool] | None,
 ) -> SearchResult:
-    """Run Algorithm 1 on the parts of a search (lines 1 to 3); see :func:`bise_prune.search` for the other arguments."""
+    """Run Algorithm 1 on the parts of a search; see :func:`bise_prune.search` for the other arguments."""
     config, schedule, history = found.config, found.schedule, found.state.history
     assert not isinstance(found.budget, Projection)
     step = MaskStep(found.state, found.labels, config, found.budget)

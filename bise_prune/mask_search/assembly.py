@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,9 @@ from .selection import resolve
 from .speed import FastPasses, Speedups
 from .state import GradualState, SearchState
 from .training_data import Position, TrainingData, TrainingLabels, digest
+
+_LEAST_VALIDATION = 2000  # validation samples that a gradual search looks at in each round, at least
+_VALIDATION_PART = 4  # otherwise one for so many training samples, at most
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ def assemble(
         validation = _validation(val_loader, labels.aligned.cpu(), bias.shape[1])
         if isinstance(val_loader, BatchLoader):
             val = val_loader.data
+            if config.is_gradual:
+                most = max(_LEAST_VALIDATION, len(target) // _VALIDATION_PART)
+                validation = dataclasses.replace(validation, loader=_some_of(val_loader, most, config.seed))
             digests.append(digest(torch.cat([val.target[:, None], val.bias], 1).cpu(), True))
     kind = GradualState if config.is_gradual else SearchState
     state = kind.at_start(network, heads, generator, position, config)
@@ -124,13 +131,21 @@ def assemble(
     )  # fmt: skip
 
 
+def _some_of(loader: BatchLoader, most: int, seed: int) -> BatchLoader:
+    """The loader, restricted to so many random samples; with fewer samples, the loader itself."""
+    if len(loader.data) <= most:
+        return loader
+    rows = torch.randperm(len(loader.data), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    return dataclasses.replace(loader, data=loader.data.subset(rows))
+
+
 def _budget(config: SearchConfig, network: MaskedNetwork, num_epochs: int) -> BudgetTerm | Projection | None:
     """What makes the search come down to its budget."""
     budget = config.budget
     if not config.is_gradual:
         return None if budget is None else BudgetTerm(budget, network, num_epochs)
-    of, joins = ("flops", "expand") if budget is None else (budget.of, budget.joins)
-    cost = GateCost(network.trace, network.model, network.sites, of, joins)
+    counted = {} if budget is None else {"of": budget.of, "joins": budget.joins}
+    cost = GateCost(network.trace, network.model, network.sites, **counted)  # type: ignore[arg-type]
     return Projection(cost, network.gates.sizes, budget)
 
 

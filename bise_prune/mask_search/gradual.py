@@ -7,13 +7,14 @@ down:
   down to the budget. Whenever there is too little room, the channels of lowest mask logit close
   (:mod:`.projection`). So the first round ends with the whole network, which is a candidate, and a budget is met by
   construction.
-* **Batches that are nearly balanced.** Samples are drawn with probability r^alpha, where r is the weight of Eq. (4),
-  instead of being weighted by r: a step then does not hang on the one rare sample of its batch.
+* **Balanced batches.** Samples are drawn by their weight r (Eq. 4) instead of being weighted by it, so that a step
+  does not hang on the one rare sample of its batch. Aligned and conflicting samples make up half of the draws each:
+  with many classes, r alone would leave aligned samples next to nothing.
 * **Steps of one size.** The mask logits are moved by Adam, whose steps do not depend on the scale of the gradients.
 * **A price.** The gradient of a channel is charged with what the channel costs, at the price at which the present share
   is used up.
-* **Two heads.** The loss is in equal parts that of the network's own head and that of a head refitted to the present
-  masks (:mod:`.refitted`).
+* **A refitted head.** A share of the loss may be that of a head which is refitted to the present masks
+  (:mod:`.refitted`), for networks whose head will be refitted after the removal.
 * **A collapse ends it.** Without a budget, the search ends when the accuracy has fallen to chance.
 
 The schedule is counted in steps, in rounds of equal length; each round is recorded as an epoch.
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 
 from ..distributed import copied_from_first, summed, world
 from ..errors import DataError
@@ -39,7 +40,7 @@ from .recording import record_epoch, result_of
 from .refitted import balanced_sample, refitted_head
 from .result import EpochRecord, SearchResult
 from .state import EpochTally, GradualState
-from .training_data import EXHAUSTED, Part
+from .training_data import EXHAUSTED, Labels, Part
 
 ROUNDS = 12
 _PASSES = 4  # passes over a small training set
@@ -47,14 +48,12 @@ _LEAST_STEPS, _MOST_STEPS = 120, 400
 _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _DESCENT = 0.8  # share of the rounds after which the budget is reached
 _SAMPLE = 600  # samples to which the head is refitted
-_ALPHA = 0.5  # exponent of the weights by which samples are drawn
 _LR = 0.02
 _BETAS = (0.9, 0.99)
 _SLOPE_MEMORY = 0.95  # of the mean gradient by which the price is found
 _PRICE_STEP = 0.3  # share of the way to a new price that is gone at once
 _EVERY = 5  # steps between two projections
 _NEAR = 0.05  # an accuracy that exceeds chance by at most this share of it counts as chance
-_OWN_WEIGHT = 0.5  # weight of the own head's loss, against the refitted head's
 
 
 def search_gradually(
@@ -111,9 +110,23 @@ class _Rounds:
         size, self.batch_size = len(search.labels.known.target), len(search.data.first.target) * world()[1]
         self.per_round = -(-num_steps(search.config.steps, -(-size // self.batch_size)) // ROUNDS)
         self.start_share = self.projection.cost(search.network.gates.values)
-        tempered = search.labels.known.weight.double() ** _ALPHA
-        self.tempered, self.mean_weight = tempered, float(tempered.mean())
+        self.parts = self._parts_of(search.labels.known)
+        self.weights = self._weights(search.labels.known)
         self._pass: Iterator[Part] | None = None  # what is left of a pass over a loader that is not in memory
+
+    def _parts_of(self, known: Labels) -> tuple[float, float]:
+        """Factors of the weights of aligned and of conflicting samples, by which each side has half of the weight."""
+        if self.search.config.weighting == "none":
+            return 1.0, 1.0
+        weight, is_conflicting = known.weight.double(), known.conflicting.any(1)
+        sums = [float(weight[side].sum()) for side in (~is_conflicting, is_conflicting)]
+        aligned, conflicting = (len(weight) / (2 * total) if total else 0.0 for total in sums)
+        return aligned, conflicting
+
+    def _weights(self, labels: Labels) -> Tensor:
+        """Weights of samples, shape (N,): r (Eq. 4) times the factor of their side; their mean over the set is 1."""
+        aligned, conflicting = self.parts
+        return labels.weight * torch.where(labels.conflicting.any(1), conflicting, aligned).to(labels.weight)
 
     def share(self, step: int) -> float:
         """Share of the dense network's cost that is allowed after a step, counted from 0."""
@@ -134,7 +147,7 @@ class _Rounds:
         if self.search.config.budget is not None or len(history) < 2:
             return False
         accuracies = [
-            record.refitted_accuracy if record.validation is None else record.validation.unbiased_accuracy
+            record.training_accuracy if record.validation is None else record.validation.unbiased_accuracy
             for record in (history[0], history[-1])
         ]
         return (accuracies[0] or 0.0) > chance >= (accuracies[1] or 0.0)
@@ -147,34 +160,38 @@ class _Rounds:
             after_step: function called after each step.
         """
         state, gates = self.state, self.search.network.gates
+        if not state.taken:
+            self._refit()
         done = state.taken % self.per_round
         if not done:  # otherwise the round was interrupted
-            self._refit()
             state.tally = EpochTally(gates.closed)
         if self.search.data.in_memory is not None:
             self._take_steps(self._drawn(number)[done:], after_step)
         else:
             self._take_steps_of_passes(self.per_round - done, after_step)
         self.projection.project(state.logits, self.share(state.taken - 1))
+        state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
-        return record_epoch(self.search, number, None, state.refitted_accuracy)
+        return record_epoch(self.search, number, None, *self._refit())
 
     @torch.no_grad()
-    def _refit(self) -> None:
-        """Fit the second head to the present masks."""
+    def _refit(self) -> tuple[float, float]:
+        """Fit the second head to the present masks; returns the accuracies of both heads on the balanced sample."""
         search, state, gates = self.search, self.state, self.search.network.gates.values
-        features = torch.cat([search.passes.forward(gates, inputs)[1] for _, inputs in search.passes.inputs(self.sample)])
+        seen = [search.passes.forward(gates, inputs) for _, inputs in search.passes.inputs(self.sample)]
+        own_logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         state.head = refitted_head(features, self.sample_target, search.network.num_classes)
         copied_from_first([state.head])
-        right = _read(state.head, features).argmax(1) == self.sample_target
-        state.refitted_accuracy = float(right.double().mean())
+        rights = [logits.argmax(1) == self.sample_target for logits in (own_logits, _read(state.head, features))]
+        own, refitted = (float(right.double().mean()) for right in rights)
+        return own, refitted
 
     def _drawn(self, number: int) -> list[Tensor]:
         """Numbers of the samples of each batch of a round, as far as this process has them."""
         generator = torch.Generator().manual_seed(self.search.config.seed * ROUNDS + number)
         rank, processes = world()
         count = self.per_round * self.batch_size
-        rows = torch.multinomial(self.tempered.cpu(), count, replacement=True, generator=generator)
+        rows = torch.multinomial(self.weights.cpu(), count, replacement=True, generator=generator)
         return [batch[rank::processes] for batch in rows.split(self.batch_size)]
 
     def _take_steps(self, parts: Sequence[Part] | Iterator[Part], after_step: Callable[[], None]) -> int:
@@ -200,23 +217,28 @@ class _Rounds:
                     raise DataError(EXHAUSTED)
                 self._pass, position.batches = None, 0
 
+    def _loss(self, own_logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of each sample, shape (N,), of the own head and of the refitted one as the settings mix them."""
+        share, loss = self.search.config.refit_weight, cross_entropy(own_logits, target, reduction="none")
+        if not share:
+            return loss
+        refitted = cross_entropy(_read(self.state.head, features), target, reduction="none")
+        return (1 - share) * loss + share * refitted
+
     def _step(self, part: Part, inputs: object) -> None:
         """Take one step of the mask logits and one of the auxiliary heads."""
         search, state = self.search, self.state
         labels = search.labels.of(part)
         gates = search.network.gates.values.requires_grad_()
         own_logits, features = search.passes.forward(gates, inputs)
-        losses = [
-            cross_entropy(logits, labels.target, reduction="none") for logits in (own_logits, _read(state.head, features))
-        ]
-        loss = _OWN_WEIGHT * losses[0] + (1 - _OWN_WEIGHT) * losses[1]
+        loss = self._loss(own_logits, features, labels.target)
         if search.data.in_memory is None:  # its batches are not drawn by weight
-            loss = loss * labels.weight**_ALPHA / self.mean_weight
+            loss = loss * self._weights(labels)
         terms = objective_of(
             loss.mean(), len(loss), state.heads(features), labels.bias, labels.conflicting, search.config.mi_weight
         )
         head_loss = state.heads.step(features, labels.bias, terms.num_samples if world()[1] > 1 else None)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        terms.total.backward()
         assert gates.grad is not None
         slope = summed(gates.grad)
         self._descend(slope)
@@ -264,4 +286,5 @@ def _adam(moments: Tensor, gradient: Tensor, step: int) -> Tensor:
 
 def _read(head: Tensor, features: Tensor) -> Tensor:
     """Class logits (N, C) that a head (C, D + 1) reads from features (N, D)."""
-    return linear(features, head[:, :-1], head[:, -1])
+    logits: Tensor = torch.addmm(head[:, -1], features, head[:, :-1].T)
+    return logits

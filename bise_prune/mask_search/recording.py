@@ -15,9 +15,15 @@ from .result import EpochRecord, SearchResult
 from .selection import LAST, NEED_BIAS, RULES, Selected
 from .state import SUMS
 
+_TOLERANCE = 0.005  # accuracy that a gradual search without a budget may give away for a smaller network
+
 
 def record_epoch(
-    search: Search, epoch: int, temperature: float | None, refitted_accuracy: float | None = None
+    search: Search,
+    epoch: int,
+    temperature: float | None,
+    training_accuracy: float | None = None,
+    refitted_accuracy: float | None = None,
 ) -> EpochRecord:
     """Add the finished epoch to the history, and keep its masks for the selection rules by which they are the best.
 
@@ -25,6 +31,7 @@ def record_epoch(
         search: the search.
         epoch: number of the epoch, from 1.
         temperature: temperature tau during the epoch; None in a gradual search.
+        training_accuracy: see :class:`.result.EpochRecord`.
         refitted_accuracy: see :class:`.result.EpochRecord`.
 
     Raises:
@@ -43,6 +50,7 @@ def record_epoch(
         closed=int(gates.closed.sum()),
         cost=None if search.budget is None else search.budget.cost(gates.values),
         validation=_validated(search, unchanged=not flips and search.config.batchnorm == "frozen"),
+        training_accuracy=training_accuracy,
         refitted_accuracy=refitted_accuracy,
     )
     state.history.append(record)
@@ -72,16 +80,29 @@ def _validated(search: Search, unchanged: bool) -> Evaluation | None:
 
 
 def _pick(search: Search, record: EpochRecord) -> None:
-    """Keep the epoch's masks for every rule by which no earlier epoch is better."""
-    picks, learned = search.state.picks, search.state.learned()
-    picks[LAST] = (record.epoch, None, learned)
+    """Keep the epoch's masks for every rule by which no earlier epoch is better.
+
+    A gradual search without a budget only closes more and more. There, an epoch is also kept if it is worse than the
+    best by no more than :data:`_TOLERANCE`, since its network is smaller.
+    """
+    picks, learned, history = search.state.picks, search.state.learned(), search.state.history
+    tolerance = _TOLERANCE if search.config.is_gradual and search.config.budget is None else 0.0
+    kept = history[0].training_accuracy
+    if (
+        record.training_accuracy is None
+        or kept is None
+        or not tolerance
+        or record.training_accuracy >= kept - tolerance
+    ):
+        picks[LAST] = (record.epoch, None, learned)
     if search.budget is not None and not search.budget.is_met(record.cost or 0.0):
         return  # the network is still larger than the budget
     for rule, score in RULES.items():
         if record.validation is None or (rule in NEED_BIAS and not (search.validation and search.validation.has_bias)):
             continue
         value = score(record.validation)
-        if rule not in picks or value >= (picks[rule][1] or 0.0):
+        best = max([score(epoch.validation) for epoch in history if epoch.validation]) if tolerance else value
+        if rule not in picks or value >= max(picks[rule][1] or 0.0, best) - tolerance:
             picks[rule] = (record.epoch, value, learned)
 
 

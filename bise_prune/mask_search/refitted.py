@@ -1,8 +1,7 @@
 """A classifier head that is fitted to the present masks, on a balanced sample of the training set.
 
-Closing channels shifts what the head reads. Much of what is lost that way is a shift that a new head undoes, and the
-gradient of a network that is merely shifted teaches the masks little. So the gradual search looks at the network with a
-refitted head as well, although the delivered network keeps its own.
+Closing channels shifts what the head reads, and much of what is lost that way is undone by a new head. A network whose
+head will be refitted after the removal is better searched with one; how well it does is told in any case.
 """
 
 # Shape suffixes: N samples, D features, C classes.
@@ -49,11 +48,15 @@ def balanced_sample(
         weight = labels.of(part).weight
         rows = _drawn(weight, size / len(labels.known.weight), generator)
         if len(rows):
-            chosen = Batch(input_map(batch.input, lambda t, rows=rows: t[rows.to(t.device)]),
-                           batch.target[rows.to(batch.target.device)], batch.bias[rows.to(batch.bias.device)])  # fmt: skip
-            found.append(chosen)
-            targets.append(chosen.target.to(labels.device))
+            found.append(_rows_of(batch, rows))
+            targets.append(batch.target[rows.to(batch.target.device)].to(labels.device))
     return found, torch.cat(targets)
+
+
+def _rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """Some samples of a batch."""
+    inputs = input_map(batch.input, lambda tensor: tensor[rows.to(tensor.device)])
+    return Batch(inputs, batch.target[rows.to(batch.target.device)], batch.bias[rows.to(batch.bias.device)])
 
 
 def _drawn(weights: Tensor, rate: float, generator: torch.Generator) -> Tensor:
@@ -83,7 +86,7 @@ def refitted_head(features_ND: Tensor, target_N: Tensor, num_classes: int) -> Te
         """The penalised loss, with its gradient."""
         optimizer.zero_grad()
         loss = cross_entropy(linear(inputs, weight, offset), target_N) + _PENALTY / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.enable_grad():

@@ -29,8 +29,9 @@ class EpochRecord:
         cost: cost of the gated network at the end of the epoch, as a share of the dense network's; None without a
             budget.
         validation: accuracies of the masked network at the end of the epoch; None without validation data.
-        refitted_accuracy: accuracy of the masked network with batch-norm statistics and head refitted at the start of
-            the epoch, on a balanced sample of the training set; None in the paper's search.
+        training_accuracy: accuracy of the masked network at the end of the epoch on a sample of the training set that
+            is balanced over the subgroups, in [0, 1]; None in the paper's search.
+        refitted_accuracy: the same with a head that is refitted to that sample; None in the paper's search.
     """
 
     epoch: int
@@ -44,6 +45,7 @@ class EpochRecord:
     closed: int
     cost: float | None
     validation: Evaluation | None
+    training_accuracy: float | None = None
     refitted_accuracy: float | None = None
 
 

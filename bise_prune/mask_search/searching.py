@@ -42,9 +42,10 @@ def search(
     Args:
         model: the vanilla-trained classifier.
         train_loader: the biased training set: batches with the fields ``input``, ``target`` (class labels, shape (N,))
-            and ``bias`` (bias labels, shape (N,) or (N, K)). It is iterated as often as the search takes. If it has a method ``set_epoch(n)``, this is called before each pass with the number of
-            the pass. The inputs of a ``BatchLoader`` are taken to be the same on each pass, so that results which no
-            mask changes are computed once.
+            and ``bias`` (bias labels, shape (N,) or (N, K)). It is iterated as often as the search takes. If it has a
+            method ``set_epoch(n)``, this is called before each pass with the number of the pass. The inputs of a
+            ``BatchLoader`` are taken to be the same on each pass, so that results which no mask changes are computed
+            once; a gradual search draws its batches from them by itself.
         config: settings of the search; the gradual search by default.
         val_loader: validation data on which the epoch is selected, with the same fields; bias labels of shape (N, 0)
             mean that they are unknown.

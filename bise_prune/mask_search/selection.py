@@ -23,7 +23,7 @@ DESCRIPTIONS = {
     "worst-group": "highest worst-group accuracy on the validation split, the later epoch of equals",
     "accuracy": "highest accuracy on the validation split (no bias labels used), the later epoch of equals",
     "worst-class": "highest worst-class accuracy on the validation split (no bias labels used), the later of equals",
-    LAST: "last epoch",
+    LAST: "last epoch; without a target, the last one of a gradual search that keeps the training accuracy",
 }
 
 

@@ -133,7 +133,7 @@ class SearchState:
         """Restore what :meth:`extra` returned."""
 
 
-_OF_GRADUAL = ("taken", "moments", "slopes", "savings", "price", "head", "refitted_accuracy")
+_OF_GRADUAL = ("taken", "moments", "slopes", "savings", "price", "head")
 
 
 @dataclass
@@ -146,9 +146,8 @@ class GradualState(SearchState):
         slopes: running mean of dJ/dgate, shape (M,).
         savings: what each channel adds to the cost under the present masks, shape (M,).
         price: what a unit of cost is worth.
-        head: weights of the head that was refitted at the start of the round, with its additive bias in the last
-            column, shape (C, D + 1).
-        refitted_accuracy: accuracy of the network with that head on the sample that it was fitted to, in [0, 1].
+        head: weights of the head that was refitted before the round, with its additive bias in the last column, shape
+            (C, D + 1).
     """
 
     taken: int = 0
@@ -157,15 +156,16 @@ class GradualState(SearchState):
     savings: Tensor = field(default_factory=lambda: torch.zeros(0))
     price: float = 0.0
     head: Tensor = field(default_factory=lambda: torch.zeros(0))
-    refitted_accuracy: float = 0.0
 
     def __post_init__(self) -> None:
         self.moments = torch.zeros_like(self.logits).repeat(2, 1)
 
     def extra(self) -> dict[str, Any]:
+        """What a saved state holds beside the variables of every search."""
         return {name: getattr(self, name) for name in _OF_GRADUAL}
 
     def restore_extra(self, content: dict[str, Any]) -> None:
+        """Restore what :meth:`extra` returned."""
         for name in _OF_GRADUAL:
             value = content[name]
             setattr(self, name, value.to(self.logits.device) if isinstance(value, Tensor) else value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .assembly import Search
+from .budget import BudgetTerm
 
 SAFETY = 2.0  # factor by which gradients to come may exceed the last epoch's
 _FLOORS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -24,7 +25,7 @@ def is_settled(search: Search, temperatures: Sequence[float]) -> bool:
     config, state, history = search.config, search.state, search.state.history
     if config.batchnorm != "frozen" or not temperatures or history[-1].mask_flips:
         return False
-    if search.budget is not None:
+    if isinstance(search.budget, BudgetTerm):
         cost = history[-1].cost
         if cost is not None and not search.budget.is_met(cost):
             return False

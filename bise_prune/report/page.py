@@ -89,10 +89,16 @@ def _plots(record: Mapping[str, Any]) -> dict[str, str]:
             "silent", "Share of batches on which the mutual information is silent, by epoch.",
             [line("silent batches", "silent_share", 100)], "epoch", "%",
         )  # fmt: skip
-        made["temperature"] = plot(
-            "temperature", "Temperature by epoch.", [line("temperature", "temperature")], "epoch", "temperature",
-            log_y=True,
-        )  # fmt: skip
+        if all(e["temperature"] is not None for e in record["history"]):
+            made["temperature"] = plot(
+                "temperature", "Temperature by epoch.", [line("temperature", "temperature")], "epoch", "temperature",
+                log_y=True,
+            )  # fmt: skip
+        if all(e["cost"] is not None for e in record["history"]):
+            made["cost"] = plot(
+                "cost", "Cost of the masked network by epoch, of the dense network's.", [line("cost", "cost", 100)],
+                "epoch", "%",
+            )  # fmt: skip
         validated = [e["validation"] for e in record["history"]]
         if all(validated):
             made["validation"] = plot(

@@ -38,7 +38,7 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
     config, settings = session.config, session.config.search
     config.output.mkdir(parents=True, exist_ok=True)
     if settings.budget is None:
-        settings = dataclasses.replace(settings, budget=_budget(config, start))
+        settings = dataclasses.replace(settings, budget=budget_of(config, start))
 
     state_path = config.output / STATE_FILE
     if (done := finished_epochs(state_path)) is not None and world()[0] == 0:
@@ -103,7 +103,7 @@ RANKINGS: Mapping[str, Callable[[Session], MaskSet]] = {
 }  # fmt: skip
 
 
-def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
+def budget_of(config: RunConfig, start: MaskSet | None) -> Budget | None:
     """The budget that makes the search meet the target; None without a target."""
     target = config.target
     if target is None:
@@ -112,7 +112,7 @@ def _budget(config: RunConfig, start: MaskSet | None) -> Budget | None:
         share=target.left,
         of=target.unit,
         weight=config.budget_weight,
-        descent=config.budget_descent if start is None else 0.0,  # the start is near the budget already
+        descent=config.budget_descent if start is None or config.search.is_gradual else 0.0,  # it is near the budget
         layer_floor=config.layer_floor,
         joins=lowering_of(config.joins),
     )

@@ -1,0 +1,321 @@
+"""The contest of searches and criteria on the zoo: what a network is worth at 100, 50, 33 and 20 % of its FLOPs.
+
+    python benchmarks/zoo.py --data-root data --work FOLDER
+    python benchmarks/contest.py --data-root data --work FOLDER [--cells NAME ...] [--methods NAME ...]
+    python benchmarks/contest.py --work FOLDER --data-root data --record
+
+Every method closes channels of a cell's network; the masked network is then judged as it is, with its batch-norm
+statistics re-estimated, and with its last layer refitted, on training or on validation data. Each result is kept in
+FOLDER and not computed again, so that the contest can be stopped and resumed, and several processes can share it.
+``--record`` writes benchmarks/records/contest.json from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import zoo
+from records import RECORDS, base_record
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from bise_prune import MaskSet, SearchConfig, search
+from bise_prune.app.session import Session
+from bise_prune.baselines.magnitude import magnitude_masks
+from bise_prune.baselines.random_scores import random_masks
+from bise_prune.config import Budget
+from bise_prune.data import BiasedDataset
+from bise_prune.files import write_json
+from bise_prune.gates.bottleneck import CapturedInputs, head_name
+from bise_prune.gates.gated_model import GatedModel, apply_masks
+from bise_prune.gates.sites import gate_sites
+from bise_prune.mask_search.gate_cost import GateCost
+from bise_prune.mask_search.projection import Projection
+from bise_prune.mask_search.refitted import refitted_head
+from bise_prune.mask_search.weights import sample_weights
+from bise_prune.metrics.accuracy import score
+from bise_prune.tracing import logits_of, run, trace
+
+BUDGETS = (0.5, 0.33, 0.2)
+PROTOCOL = (
+    "One run a cell, method and budget, seed 0; FLOPs are multiply-accumulates of convolutions and linear layers; at "
+    "least 5 % of each mask's channels stay. gradual: the default search; refit: the same with refit_weight .5; paper: "
+    "Algorithm 1 with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight 20; "
+    "taylor: |dL/dgate| under balanced samples, re-estimated in 14 equal steps of FLOPs, the head refitted after each, "
+    "and with statistics, these re-estimated too; magnitude, random: the lowest scores closed at once. Searches pick "
+    "their epoch by unbiased validation accuracy of the network as it is. Accuracies are unbiased ones on the test "
+    "split, 'validation' on the validation split. statistics: batch norms re-estimated on 1,000 training samples drawn "
+    "by weight; head: logistic regression, L2 .01 on standardised features, on 2,000 training samples drawn by weight "
+    "or on the validation samples, drawn likewise."
+)
+_FLOOR, _STEPS, _SAMPLE = 0.05, 14, 400
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    zoo.add_arguments(parser)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME",
+                        help=f"these alone, in this order: {', '.join(METHODS)}")  # fmt: skip
+    parser.add_argument("--budgets", nargs="+", type=float, default=[1.0, *BUDGETS])
+    parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    results = arguments.work / "contest"
+    if arguments.record:
+        write_json(RECORDS / "contest.json", _record(results))
+        return 0
+    for method in arguments.methods:
+        for cell in zoo.chosen(arguments.cells):
+            _contend(cell, method, arguments.budgets, arguments.work, results)
+    return 0
+
+
+def _contend(cell: zoo.Cell, method: str, budgets: Sequence[float], work: Path, results: Path) -> None:
+    """Run a method on a cell at the budgets whose results are not there yet."""
+    places = {share: results / cell.name / f"{method}-{share:g}.json" for share in budgets}
+    todo = [share for share, place in places.items() if share in METHODS[method].shares and not place.exists()]
+    claim = results / cell.name / f"{method}.claim"
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    if not todo or not (work / cell.name / "about.json").exists():
+        return
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    try:
+        arena = Arena(cell, work)
+        for share, masks, seconds in METHODS[method].run(arena, todo):
+            figures = arena.judged(masks)
+            figures |= {"cost": arena.cost(masks), "epochs": seconds / arena.epoch_seconds}
+            write_json(places[share], figures)
+            print(f"{cell.name} {method} {share:g}: {json.dumps(figures)}", flush=True)
+    finally:
+        claim.unlink()
+
+
+class Arena:
+    """A cell of the zoo, and the means to judge masks of its network."""
+
+    def __init__(self, cell: zoo.Cell, work: Path) -> None:
+        self.session: Session = zoo.session_of(cell, work, work / cell.name / "unused")
+        about = json.loads((work / cell.name / "about.json").read_text())
+        self.epoch_seconds = about["cpu_seconds"] / about["epochs"]
+        dense, example = self.session.dense, self.session.example
+        self.sites = gate_sites(dense, example)
+        self.sizes = [site.num_channels for site in self.sites]
+        record = trace(dense, example)
+        self.head_layer = head_name(dense, record)
+        self.projection = Projection(GateCost(record, dense, self.sites), self.sizes, Budget(share=0.5))
+        splits = self.session.splits
+        assert splits.val is not None and splits.test is not None
+        self.train, self.val, self.test = splits.train, splits.val, splits.test
+        self.weights = self._weights(self.train)
+
+    def cost(self, masks: MaskSet) -> float:
+        """Cost of the masked network, as a share of the dense one's."""
+        return self.projection.cost(torch.cat([masks.keep[site.name] for site in self.sites]).float())
+
+    def masks_of(self, scores: Tensor, share: float) -> MaskSet:
+        """Masks that keep the channels of highest score at a share of the cost."""
+        kept = self.projection.kept(scores, share)
+        logits = torch.where(kept, 1.0, -1.0).split(self.sizes)
+        return MaskSet({site.name: part.clone() for site, part in zip(self.sites, logits, strict=True)})
+
+    def scores_of(self, masks: MaskSet) -> Tensor:
+        """Mask logits of all sites, shape (M,)."""
+        return torch.cat([masks.logits[site.name] for site in self.sites])
+
+    def drawn(self, data: BiasedDataset, count: int, seed: int = 0) -> Tensor:
+        """Numbers of samples, drawn by their weight."""
+        weights = self.weights if data is self.train else self._weights(data)
+        return torch.multinomial(weights, count, replacement=True, generator=torch.Generator().manual_seed(seed))
+
+    def _weights(self, data: BiasedDataset) -> Tensor:
+        """Weights of the samples of a split, by its own subgroups, float64."""
+        session = self.session
+        weigh = sample_weights(data.target, data.bias, session.num_classes, session.aligned, "auto", None)
+        return weigh(data.target, data.bias).double()
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, data: BiasedDataset, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) and bottleneck features (N, D) of samples."""
+        logits, features = [], []
+        network = model.model if isinstance(model, GatedModel) else model
+        for part in rows.split(250):
+            bottleneck = CapturedInputs(network, self.head_layer)
+            gating = model.gating(model.gates()) if isinstance(model, GatedModel) else bottleneck
+            if gating is not bottleneck:
+                gating.behind = bottleneck
+            with gating:
+                logits.append(logits_of(run(network, data.batch(part).input)))
+            features.append(bottleneck.inputs.pop().flatten(1))
+        return torch.cat(logits), torch.cat(features)
+
+    def judged(self, masks: MaskSet) -> dict[str, float]:
+        """Unbiased and worst-group accuracies of the masked network, as it is and after refits."""
+        model, figures = apply_masks(self.session.dense, masks, self.session.example), {}
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for prefix in ("", "statistics, ") if norms else ("",):
+            if prefix:
+                self.reestimate(model, norms, self.drawn(self.train, 1_000))
+            every = {data: torch.arange(len(data.target)) for data in (self.val, self.test)}
+            val_logits, val_features = self.outputs(model, self.val, every[self.val])
+            logits, features = self.outputs(model, self.test, every[self.test])
+            seen = {"as is": logits}
+            rows = self.drawn(self.train, 2_000)
+            known = {"training": (self.outputs(model, self.train, rows)[1], self.train.target[rows])}
+            again = self.drawn(self.val, len(self.val))
+            known["validation"] = (val_features[again], self.val.target[again])
+            for name, (inputs, target) in known.items():
+                head = refitted_head(inputs, target, self.session.num_classes)
+                seen[f"head on {name}"] = linear(features, head[:, :-1], head[:, -1])
+            for name, found in seen.items():
+                evaluation = self._scored(found, self.test)
+                figures[prefix + name] = evaluation.unbiased_accuracy
+                figures[f"{prefix}{name}, worst group"] = evaluation.worst_group_accuracy
+            figures[f"{prefix}validation"] = self._scored(val_logits, self.val).unbiased_accuracy
+            if not prefix:
+                figures["classes predicted"] = len(logits.argmax(1).unique())
+        return figures
+
+    def _scored(self, logits: Tensor, data: BiasedDataset) -> Any:
+        """Accuracies of logits on a split."""
+        return score(logits.argmax(1), data.target, data.bias, self.session.aligned)
+
+    @torch.no_grad()
+    def reestimate(self, model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], rows: Tensor) -> None:
+        """Re-estimate the statistics of all batch norms on training samples."""
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for part in rows.split(100):
+            run(model, self.train.batch(part).input)
+        for norm in norms:
+            norm.eval()
+
+
+Found = tuple[float, MaskSet, float]  # share of the cost, masks, CPU seconds
+
+
+class Method:
+    """A way to close channels.
+
+    Args:
+        run: function from the arena and the shares to the masks of each share.
+        shares: shares of the cost at which it takes part; 1 = no budget.
+    """
+
+    def __init__(self, run: Callable[[Arena, Sequence[float]], Any], shares: Sequence[float]) -> None:
+        self.run, self.shares = run, shares
+
+
+def _searched(config: Mapping[str, Any]) -> Callable[[Arena, Sequence[float]], Any]:
+    """A method that searches with the given settings, with a budget below a share of 1."""
+
+    def found(arena: Arena, shares: Sequence[float]) -> Any:
+        session = arena.session
+        for share in shares:
+            start = time.process_time()
+            budget = None if share == 1 else Budget(share=share)
+            settings = SearchConfig(**config, budget=budget)
+            result = search(session.dense, session.train_loader(), settings, session.val_loader())
+            yield share, result.masks, time.process_time() - start
+
+    return found
+
+
+def _dense(arena: Arena, shares: Sequence[float]) -> Any:
+    """All channels open."""
+    ones = MaskSet({site.name: torch.ones(site.num_channels) for site in arena.sites})
+    for share in shares:
+        yield share, ones, 0.0
+
+
+def _taylor(with_statistics: bool) -> Callable[[Arena, Sequence[float]], Any]:
+    """Re-estimated Taylor scores: the budgets are passed on one way down."""
+
+    def found(arena: Arena, shares: Sequence[float]) -> Any:
+        start, lowest = time.process_time(), min(shares)
+        way = {1 - (1 - lowest) * step / _STEPS for step in range(1, _STEPS)} | set(shares)
+        closed = torch.zeros(sum(arena.sizes), dtype=torch.bool)
+        masks = next(iter(_dense(arena, [1.0])))[1]
+        for number, share in enumerate(sorted(way, reverse=True)):
+            model = apply_masks(arena.session.dense, masks, arena.session.example).requires_grad_(False)
+            norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+            if with_statistics:
+                arena.reestimate(model, norms, arena.drawn(arena.train, 500, number))
+            rows = arena.drawn(arena.train, 1_000, number)
+            features = arena.outputs(model, arena.train, rows)[1]
+            head = refitted_head(features, arena.train.target[rows], arena.session.num_classes)
+            slopes = _slopes(arena, model, masks, arena.drawn(arena.train, _SAMPLE, 100 + number), head)
+            scores = torch.where(closed, -1.0, slopes.abs())
+            masks = arena.masks_of(scores, share)
+            closed = arena.scores_of(masks) < 0
+            if share in shares:
+                yield share, masks, time.process_time() - start
+
+    return found
+
+
+def _slopes(arena: Arena, model: Any, masks: MaskSet, rows: Tensor, head: Tensor) -> Tensor:
+    """Mean of dL/dgate over samples, under a head, shape (M,)."""
+    total = torch.zeros(sum(arena.sizes))
+    keep = [masks.keep[site.name].float() for site in arena.sites]
+    for part in rows.split(50):
+        gates = [values.clone().requires_grad_() for values in keep]
+        bottleneck = CapturedInputs(model.model, arena.head_layer)
+        gating = model.gating(gates)
+        gating.behind = bottleneck
+        with gating:
+            run(model.model, arena.train.batch(part).input)
+        logits = linear(bottleneck.inputs.pop().flatten(1), head[:, :-1], head[:, -1])
+        loss = cross_entropy(logits, arena.train.target[part], reduction="sum")
+        total += torch.cat(torch.autograd.grad(loss, gates))
+    return total / len(rows)
+
+
+def _scored_once(scores: Callable[[Arena], MaskSet]) -> Callable[[Arena, Sequence[float]], Any]:
+    """A method that closes the channels of lowest score at once."""
+
+    def found(arena: Arena, shares: Sequence[float]) -> Any:
+        start = time.process_time()
+        ranked = arena.scores_of(scores(arena))
+        for share in shares:
+            yield share, arena.masks_of(ranked, share), time.process_time() - start
+
+    return found
+
+
+METHODS = {
+    "dense": Method(_dense, [1.0]),
+    "gradual": Method(_searched({}), [1.0, *BUDGETS]),
+    "refit": Method(_searched({"refit_weight": 0.5}), [1.0, *BUDGETS]),
+    "taylor, statistics": Method(_taylor(True), BUDGETS),
+    "taylor": Method(_taylor(False), BUDGETS),
+    "paper": Method(_searched({"method": "paper", "anneal_every": 1, "head_epochs": 10}), [1.0, *BUDGETS]),
+    "magnitude": Method(_scored_once(lambda a: magnitude_masks(a.session.dense, a.session.example)), BUDGETS),
+    "random": Method(_scored_once(lambda a: random_masks(a.session.dense, a.session.example)), BUDGETS),
+}
+
+
+def _record(results: Path) -> dict[str, Any]:
+    """The record of all results: cell -> method -> share -> figures."""
+    cells: dict[str, Any] = {}
+    for cell in zoo.CELLS:
+        for place in sorted((results / cell.name).glob("*.json")):
+            method, _, share = place.stem.rpartition("-")
+            figures = {key: round(value, 4) for key, value in json.loads(place.read_text()).items()}
+            cells.setdefault(cell.name, {}).setdefault(method, {})[share] = figures
+    return {**base_record([0], PROTOCOL, "cpu"), "cells": cells}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
