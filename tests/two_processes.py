@@ -5,7 +5,7 @@ from cases import SHORT as SETTINGS
 from cases import biased_data, network
 
 from bise_prune import SearchConfig, search
-from bise_prune.config import FinetuneConfig
+from bise_prune.config import Budget, FinetuneConfig
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.tuning.finetuning import finetune
 
@@ -17,8 +17,12 @@ def work():
     data = BiasedDataset(data.inputs.double(), data.target, data.bias)
     val = BatchLoader(BiasedDataset(*(t[:61] for t in (data.inputs, data.target, data.bias))), 16)
     results = {}
-    for name, options in {"plain": {}, "pooled": {"mi_pool": 60}, "uncached": {"cache_bytes": 0}}.items():
-        found = search(model, BatchLoader(data, 20, shuffle=True, seed=1), SearchConfig(**SETTINGS, **options), val)
+    gradual = {"steps": 24, "refit_weight": 0.5, "budget": Budget(share=0.5)}
+    for name, options in {
+        "plain": SETTINGS, "pooled": {**SETTINGS, "mi_pool": 60}, "uncached": {**SETTINGS, "cache_bytes": 0},
+        "gradual": gradual,
+    }.items():  # fmt: skip
+        found = search(model, BatchLoader(data, 20, shuffle=True, seed=1), SearchConfig(**options), val)
         results[name] = dict(found.last.logits)
         last = found.history[-1]
         results[f"{name} losses"] = torch.tensor(

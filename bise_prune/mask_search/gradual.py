@@ -107,7 +107,8 @@ class _Rounds:
         self.sample, self.sample_target = balanced_sample(
             search.data, search.labels, search.state.position, search.state.generator, _SAMPLE
         )
-        size, self.batch_size = len(search.labels.known.target), len(search.data.first.target) * world()[1]
+        size = len(search.labels.known.target)
+        self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
         self.per_round = -(-num_steps(search.config.steps, -(-size // self.batch_size)) // ROUNDS)
         self.start_share = self.projection.cost(search.network.gates.values)
         self.parts = self._parts_of(search.labels.known)
@@ -218,7 +219,7 @@ class _Rounds:
                 self._pass, position.batches = None, 0
 
     def _loss(self, own_logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of each sample, shape (N,), of the own head and of the refitted one as the settings mix them."""
+        """Cross-entropy of each sample, shape (N,), of the own and the refitted head as the settings mix them."""
         share, loss = self.search.config.refit_weight, cross_entropy(own_logits, target, reduction="none")
         if not share:
             return loss
@@ -281,7 +282,8 @@ def _adam(moments: Tensor, gradient: Tensor, step: int) -> Tensor:
     mean.lerp_(gradient, 1 - _BETAS[0])
     square.lerp_(gradient.square(), 1 - _BETAS[1])
     deviation = (square / (1 - _BETAS[1] ** step)).sqrt()
-    return mean / (1 - _BETAS[0] ** step) / (deviation + torch.finfo(deviation.dtype).tiny)
+    direction: Tensor = mean / (1 - _BETAS[0] ** step) / (deviation + torch.finfo(deviation.dtype).tiny)
+    return direction
 
 
 def _read(head: Tensor, features: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from cases import SHORT, biased_data, biased_loader, network, same_masks, slow
 
 from bise_prune import SearchConfig, search
+from bise_prune.config import Budget
 from bise_prune.data import BatchLoader
 from bise_prune.errors import BiseError
 from bise_prune.mask_search import SearchInterrupted
@@ -45,11 +46,19 @@ def test_a_stopped_search_resumes_with_the_same_result(tmp_path):
 
 @pytest.mark.parametrize("moment", [0.3, 0.75, *slow(0.0, 0.15, 0.55, 0.95)])
 @pytest.mark.parametrize(
-    "options", [{}, {"batchnorm": "affine"}, {"mi_pool": 50}, {"initial_logit": 1.0, "early_stop": False}]
+    "options",
+    [
+        SHORT,
+        {**SHORT, "batchnorm": "affine"},
+        {**SHORT, "mi_pool": 50},
+        {**SHORT, "initial_logit": 1.0, "early_stop": False},
+        {"steps": 36},
+        {"steps": 36, "refit_weight": 0.5, "budget": Budget(share=0.4)},
+    ],
 )
 def test_a_search_stopped_after_any_batch_resumes_to_the_same_bits(tmp_path, moment, options):
     model, val = network("simple_convnet"), biased_loader(n=60, rho=0.4, seed=3)
-    config = SearchConfig(**SHORT, **options)
+    config = SearchConfig(**options)
 
     def loader():
         return BatchLoader(biased_data(), 20, shuffle=True, seed=4)

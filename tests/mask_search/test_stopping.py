@@ -10,6 +10,7 @@ from bise_prune import SearchConfig, search
 from bise_prune.data import BatchLoader
 from bise_prune.mask_search.algorithm import _mask_epoch
 from bise_prune.mask_search.assembly import assemble
+from bise_prune.mask_search.step import MaskStep
 from bise_prune.mask_search.stopping import is_settled, none_can_flip
 
 
@@ -38,9 +39,10 @@ def test_a_mask_that_flips_and_comes_back_does_not_stand_still():
     def disturb():
         run.state.logits[0] = -1.0 if run.state.position.batches == 2 else 1.0
 
-    assert _mask_epoch(run, 1, 1.0, disturb).mask_flips == 1
+    step = MaskStep(run.state, run.labels, config, None)
+    assert _mask_epoch(run, step, 1, 1.0, disturb).mask_flips == 1
     assert bool((run.state.logits > 0).all()) and not is_settled(run, [1e-3])
-    assert _mask_epoch(run, 2, 1.0, lambda: None).mask_flips == 0
+    assert _mask_epoch(run, step, 2, 1.0, lambda: None).mask_flips == 0
     assert is_settled(run, [1e-3])
 
 

@@ -1,0 +1,167 @@
+"""The gradual search: open at the start, budgets met by construction, no collapse picked."""
+
+import pytest
+import torch
+from cases import biased_data, biased_loader, network, same_masks, slow
+
+from bise_prune import SearchConfig, search
+from bise_prune.config import Budget
+from bise_prune.data import BatchLoader, BiasedDataset
+from bise_prune.errors import ConfigError
+from bise_prune.mask_search.assembly import assemble
+from bise_prune.mask_search.gradual import ROUNDS, _adam, _Rounds
+from bise_prune.tuning.vanilla import train_vanilla
+
+
+def trained(name="simple_convnet", epochs=4):
+    model = network(name)
+    train_vanilla(model, biased_loader(n=240), torch.optim.Adam(model.parameters(), lr=0.01), epochs=epochs)
+    return model
+
+
+def loader(n=240, **options):
+    return BatchLoader(biased_data(n=n, **options), 20, shuffle=True, seed=1)
+
+
+@pytest.mark.parametrize("name", ["simple_convnet", "mlp", *slow("resnet")])
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_a_budget_is_met_and_the_way_there_is_gradual(name, share):
+    found = search(trained(name), loader(), SearchConfig(steps=36, budget=Budget(share=share)), loader(90, rho=0.4))
+    costs = [record.cost for record in found.history]
+    assert costs[0] == 1.0 and found.history[0].closed == 0  # the whole network first
+    assert costs[-1] <= share and min(costs) > share - 0.2
+    steps = [before - after for before, after in zip(costs, costs[1:], strict=False)]
+    assert max(steps) < 0.35  # no round closes most of the network
+    for rule in ("best", "last", "worst-group"):
+        picked = found.history[found.picks[rule].epoch - 1]
+        assert picked.cost <= share + 0.01
+        assert found.picks[rule].masks.num_closed == picked.closed
+
+
+def test_without_a_budget_the_whole_network_is_a_candidate():
+    """Random labels: every closed channel can only hurt or do nothing, and the open network is never lost."""
+    found = search(trained(), loader(), SearchConfig(steps=24), loader(90, rho=0.4))
+    validated = [record.validation.unbiased_accuracy for record in found.history]
+    assert found.picks["best"].score >= max(validated) - 0.005
+    assert validated[found.picks["best"].epoch - 1] == found.picks["best"].score
+    later = validated[found.picks["best"].epoch :]
+    assert all(value < max(validated) - 0.005 for value in later)  # the smallest of those that are as good
+
+
+def test_a_network_that_bears_no_closing_is_returned_whole():
+    model = trained("mlp", epochs=12)
+    with torch.no_grad():  # every channel of the last layer is needed with its exact value
+        for parameter in model.head.parameters():
+            parameter.mul_(100.0)
+    found = search(model, loader(), SearchConfig(steps=24, select="accuracy"), loader(90))
+    assert found.picks["accuracy"].score >= found.history[0].validation.accuracy - 0.005
+
+
+def test_a_collapse_ends_a_search_without_a_budget():
+    found = assemble(trained(), loader(), SearchConfig(steps=24), loader(90, rho=0.4))
+    rounds = _Rounds(found)
+    history = found.state.history
+    for number in (1, 2):
+        rounds.round(number, lambda: None)
+    assert not rounds.has_collapsed() or history[-1].validation.unbiased_accuracy <= 1.05 / 3
+    rounds.projection.project = lambda logits, share: logits.fill_(-1.0)  # constant predictions
+    rounds.round(3, lambda: None)
+    assert history[-1].closed == len(found.state.logits)
+    assert rounds.has_collapsed() == (history[0].validation.unbiased_accuracy > 1.05 / 3)
+
+
+def test_repeated_searches_are_equal_and_seeds_differ():
+    model, val = trained(), loader(60, rho=0.4)
+    one, two, other = (search(model, loader(), SearchConfig(steps=24, seed=seed), val) for seed in (0, 0, 1))
+    assert one.history == two.history and same_masks(one.last, two.last)
+    assert not same_masks(one.last, other.last)
+
+
+def test_shortcuts_change_no_mask():
+    from bise_prune.mask_search.speed import Speedups
+
+    model, config = trained(), SearchConfig(steps=24, refit_weight=0.5, budget=Budget(share=0.5))
+    plain = Speedups(cached_prefix=False, affine_norms=False, skipped_channels=False, kept_results=False)
+    double = model.double()
+    data = biased_data(n=240)
+    batches = BatchLoader(BiasedDataset(data.inputs.double(), data.target, data.bias), 20, shuffle=True, seed=1)
+    fast, slow_one = (search(double, batches, config, speedups=speedups) for speedups in (None, plain))
+    assert all(torch.equal(fast.last.keep[name], slow_one.last.keep[name]) for name in fast.last.keep)
+
+
+class Streamed:
+    """A loader whose samples have no numbers."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def set_epoch(self, number):
+        self.batches.set_epoch(number)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def test_any_loader_will_do():
+    found = search(trained(), Streamed(loader()), SearchConfig(steps=30, budget=Budget(share=0.5)))
+    assert found.history[-1].cost <= 0.5 and len(found.history) == ROUNDS
+
+
+def test_aligned_and_conflicting_samples_have_half_of_the_weight_each():
+    found = assemble(network("mlp"), loader(n=600, rho=0.9), SearchConfig(steps=12))
+    weights, conflicting = _Rounds(found).weights.double(), found.labels.known.conflicting[:, 0]
+    assert float(weights[conflicting].sum()) == pytest.approx(300)
+    assert float(weights.mean()) == pytest.approx(1)
+    ratio = weights / found.labels.known.weight
+    for side in (conflicting, ~conflicting):  # within a side they are r
+        assert torch.allclose(ratio[side], ratio[side][0].expand_as(ratio[side]), rtol=1e-5)
+    none = assemble(network("mlp"), loader(n=600), SearchConfig(steps=12, weighting="none"))
+    assert (_Rounds(none).weights == 1).all()
+
+
+def test_adam_agrees_with_torch():
+    parameter = torch.nn.Parameter(torch.zeros(5, dtype=torch.double))
+    optimizer = torch.optim.Adam([parameter], lr=0.02, betas=(0.9, 0.99), eps=0.0)
+    moments, ours = torch.zeros(2, 5, dtype=torch.double), torch.zeros(5, dtype=torch.double)
+    for step in range(1, 8):
+        gradient = torch.randn(5, dtype=torch.double, generator=torch.Generator().manual_seed(step))
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        ours -= 0.02 * _adam(moments, gradient, step)
+    assert torch.allclose(ours, parameter.detach())
+
+
+def test_a_search_may_start_from_masks():
+    model = trained()
+    first = search(model, loader(), SearchConfig(steps=24, budget=Budget(share=0.6)))
+    second = search(model, loader(), SearchConfig(steps=24, budget=Budget(share=0.3)), start=first.masks)
+    assert second.history[0].cost <= first.history[-1].cost + 1e-9
+    assert second.history[-1].cost <= 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "is_gradual"),
+    [
+        ({}, True), ({"mi_weight": 0.0}, True), ({"anneal_every": 2}, False), ({"initial_logit": 0.1}, False),
+        ({"method": "paper"}, False), ({"budget": Budget(share=0.5)}, True),
+        ({"budget": Budget(share=0.5, weight=5.0)}, False), ({"method": "gradual"}, True),
+    ],
+)  # fmt: skip
+def test_settings_of_the_paper_choose_its_search(options, is_gradual):
+    assert SearchConfig(**options).is_gradual == is_gradual
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "gradual", "anneal_every": 2}, "anneal_every is a setting of the search 'paper'"),
+        ({"method": "paper", "steps": 100}, "steps is a setting of the search 'gradual'"),
+        ({"anneal_every": 2, "refit_weight": 0.5}, "refit_weight is a setting of the search 'gradual'"),
+        ({"steps": 3}, "steps = 3 is out of range"),
+        ({"refit_weight": 2.0}, "refit_weight = 2.0 is out of range"),
+        ({"method": "fast"}, "search = 'fast' is out of range"),
+    ],
+)  # fmt: skip
+def test_settings_of_both_searches_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        SearchConfig(**options)

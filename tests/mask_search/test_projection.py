@@ -1,0 +1,90 @@
+"""Projection keeps a network within a share of its cost."""
+
+import pytest
+import torch
+from cases import images, network
+
+from bise_prune import gate_sites
+from bise_prune.config import Budget
+from bise_prune.gates.ranking import least_open
+from bise_prune.mask_search.gate_cost import GateCost
+from bise_prune.mask_search.projection import Projection
+from bise_prune.pruning.planner import Planner
+from bise_prune.tracing import trace
+
+
+def projection(name="simple_convnet", floor=0.05):
+    model = network(name)
+    sites = gate_sites(model, images())
+    cost = GateCost(trace(model, images()), model, sites)
+    return Projection(cost, [site.num_channels for site in sites], Budget(share=0.5, layer_floor=floor)), model, sites
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.25])
+@pytest.mark.parametrize("name", ["simple_convnet", "mlp", "resnet"])
+def test_it_closes_the_lowest_channels_and_no_more_than_needed(name, share):
+    project, _, _ = projection(name)
+    worth = torch.randn(sum(project.sizes), generator=torch.Generator().manual_seed(1))
+    kept = project.kept(worth, share)
+    assert project.cost(kept.float()) <= share
+    start = 0
+    protected = torch.zeros_like(kept)
+    for size in project.sizes:
+        part = slice(start, start + size)
+        protected[part][worth[part].topk(least_open(size, 0.05)).indices] = True
+        start += size
+    assert kept[protected].all()
+    free = ~protected
+    assert worth[free & ~kept].max() < worth[free & kept].min()  # the lowest ones are closed
+    last = torch.where(free & ~kept, worth, -torch.inf).argmax()
+    wider = kept.clone()
+    wider[last] = True
+    assert project.cost(wider.float()) > share or wider.sum() - kept.sum() > 1  # one more would not fit
+
+
+def test_mask_logits_are_moved_together_and_tell_what_is_closed():
+    project, model, sites = projection()
+    logits = torch.randn(sum(project.sizes), generator=torch.Generator().manual_seed(2))
+    before, kept = logits.clone(), project.kept(logits, 0.5)
+    project.project(logits, 0.5)
+    assert torch.equal(logits >= 0, kept)
+    moved = before - logits
+    inside = (logits > 0) & kept | (logits < -1e-6) & ~kept
+    assert torch.allclose(moved[inside], moved[inside][0].expand(int(inside.sum())), atol=1e-6)
+    keep = dict(zip((site.name for site in sites), kept.split(project.sizes), strict=True))
+    plan = Planner(model, sites, images()).propose(keep, "expand").plan
+    assert plan.macs[1] / plan.macs[0] == pytest.approx(project.cost(kept.float()), abs=0.02)  # as after the removal
+
+
+def test_a_share_with_room_for_everything_leaves_everything_open():
+    project, _, _ = projection()
+    logits = torch.linspace(-1, 1, sum(project.sizes))
+    project.project(logits, 1.0)
+    assert (logits >= 0).all()
+
+
+def test_savings_are_what_closing_one_channel_saves():
+    project, _, _ = projection("mlp")
+    ones = torch.ones(sum(project.sizes))
+    savings = project.savings(ones)
+    for channel in range(0, len(ones), 5):
+        without = ones.clone()
+        without[channel] = 0
+        assert savings[channel] == pytest.approx(project.cost(ones) - project.cost(without), rel=0.2)
+
+
+def test_the_price_is_the_worth_of_the_best_channel_without_room():
+    project, _, _ = projection("mlp")
+    slopes = -torch.rand(sum(project.sizes), generator=torch.Generator().manual_seed(3))
+    savings = project.savings(torch.ones(len(slopes)))
+    worth = -slopes / savings
+    kept = project.kept(worth, 0.5)
+    assert project.price(slopes, savings, 0.5) == pytest.approx(float(worth[~kept].max()))
+    assert project.price(slopes, savings, 1.0) == 0.0
+    assert project.price(-slopes, savings, 0.5) == 0.0  # nothing is worth its place, so that cost does not matter
+
+
+def test_a_layer_floor_stays_open_even_if_it_costs_more():
+    project, _, _ = projection(floor=0.9)
+    kept = project.kept(torch.randn(sum(project.sizes)), 0.1)
+    assert [int(part.sum()) for part in kept.split(project.sizes)] == [least_open(n, 0.9) for n in project.sizes]

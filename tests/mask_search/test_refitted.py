@@ -1,0 +1,55 @@
+"""The head that is refitted to the present masks, and the sample that it is fitted to."""
+
+import pytest
+import torch
+from cases import biased_data, network
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from bise_prune import SearchConfig
+from bise_prune.data import BatchLoader
+from bise_prune.mask_search.assembly import assemble
+from bise_prune.mask_search.refitted import balanced_sample, refitted_head
+
+
+def test_the_head_is_a_logistic_regression_on_standardised_features():
+    generator = torch.Generator().manual_seed(0)
+    features = 3 + 5 * torch.randn(300, 6, generator=generator)
+    target = (features @ torch.randn(6, 3, generator=generator) + torch.randn(300, 3, generator=generator)).argmax(1)
+    head = refitted_head(features, target, 3)
+    inputs = (features - features.mean(0)) / features.std(0)
+    oracle = LogisticRegression(C=1 / (0.01 * 300), max_iter=1000, tol=1e-8).fit(inputs.numpy(), target.numpy())
+    ours = torch.softmax(nn.functional.linear(features, head[:, :-1], head[:, -1]), 1)
+    assert torch.allclose(ours, torch.tensor(oracle.predict_proba(inputs.numpy())).float(), atol=0.01)
+
+
+def test_a_constant_feature_does_no_harm():
+    features = torch.cat([torch.randn(50, 2), torch.zeros(50, 1)], 1)
+    head = refitted_head(features, (features[:, 0] > 0).long(), 2)
+    assert torch.isfinite(head).all()
+
+
+class Streamed:
+    """A loader whose samples have no numbers."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+@pytest.mark.parametrize("wrap", [lambda loader: loader, Streamed])
+def test_the_sample_is_balanced_over_the_subgroups(wrap):
+    data = biased_data(n=900, rho=0.9)
+    found = assemble(network("mlp"), wrap(BatchLoader(data, 50)), SearchConfig(steps=12))
+    parts, target = balanced_sample(
+        found.data, found.labels, found.state.position, torch.Generator().manual_seed(1), 3000
+    )
+    batches = [found.data.batch(part) for part in parts]
+    labels, bias = torch.cat([b.target for b in batches]), torch.cat([b.bias for b in batches])[:, 0]
+    assert torch.equal(labels, target)
+    classes, values = len(data.target.unique()), len(data.bias.unique())
+    cells = torch.bincount(labels * values + bias, minlength=classes * values)
+    expected = 3000 / len(cells)
+    assert ((cells - expected).abs() < 5 * expected**0.5 + 0.15 * expected).all()
