@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +13,10 @@ from torch import Tensor
 
 from ..config import RunConfig, portable
 from ..errors import counted
-from ..gates.gated_model import GatedModel
-from ..gates.masks import GateSite
 from ..gates.sites import gate_sites
-from ..mask_search.schedule import temperatures
 from ..mask_search.weights import sample_weights
 from ..metrics.subgroups import count_subgroups, is_aligned
-from ..tracing import logits_of, run
+from .estimate import estimated
 from .progress import Progress, StageClock
 from .reading import read_session
 from .session import Session
@@ -61,7 +56,7 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
         },
         "biases": _biases(session),
         "gates": [{"name": s.name, "channels": s.num_channels} for s in sites],
-        "estimate": _estimate(session, sites),
+        "estimate": estimated(session, sites),
     }
 
 
@@ -91,32 +86,6 @@ def _biases(session: Session) -> list[dict[str, Any]]:
             "values": [str(name) for name in values_of[k]] if k < len(values_of) else [],
         })  # fmt: skip
     return found
-
-
-def _estimate(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
-    """The estimated time of the search in seconds: that of one step, times the steps of the whole schedule."""
-    config = session.config
-    if session.masks is not None or config.criterion != "learned":
-        return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
-    settings = config.search
-    epochs = len(temperatures(settings.anneal_every, settings.anneal_factor, settings.min_temperature))
-    loader = session.train_loader()
-    model = session.on_device(session.dense).requires_grad_(False)
-    gated = GatedModel(model, sites, torch.nn.Identity())
-    inputs = next(iter(loader)).to(session.device).input
-    spent = []
-    for _ in range(3):
-        ones = [torch.ones(site.num_channels, device=session.device, requires_grad=True) for site in sites]
-        start = time.perf_counter()
-        with gated.gating(ones):
-            output = run(model, inputs)
-        logits_of(output).float().logsumexp(1).sum().backward()
-        if session.device.type == "cuda":
-            torch.cuda.synchronize(session.device)
-        spent.append(time.perf_counter() - start)
-    heads = epochs // settings.anneal_every + 1  # trainings of the heads: a forward pass each, a third of a step
-    steps = len(loader)
-    return {"epochs": epochs, "steps_per_epoch": steps, "seconds": min(spent) * steps * (epochs + heads / 3)}
 
 
 def dry_run_tables(record: dict[str, Any]) -> Group:

@@ -27,8 +27,8 @@ from .speed import FastPasses, Speedups
 from .state import GradualState, SearchState
 from .training_data import Position, TrainingData, TrainingLabels, digest
 
-_LEAST_VALIDATION = 2000  # validation samples that a gradual search looks at in each round, at least
-_VALIDATION_PART = 4  # otherwise one for so many training samples, at most
+VALIDATION_SAMPLES = 2000  # validation samples that a gradual search looks at in each round, at least
+VALIDATION_PART = 4  # otherwise one for so many training samples, at most
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def assemble(
         if isinstance(val_loader, BatchLoader):
             val = val_loader.data
             if config.is_gradual:
-                most = max(_LEAST_VALIDATION, len(target) // _VALIDATION_PART)
+                most = max(VALIDATION_SAMPLES, len(target) // VALIDATION_PART)
                 validation = dataclasses.replace(validation, loader=_some_of(val_loader, most, config.seed))
             digests.append(digest(torch.cat([val.target[:, None], val.bias], 1).cpu(), True))
     kind = GradualState if config.is_gradual else SearchState

@@ -45,14 +45,14 @@ from .training_data import EXHAUSTED, Labels, Part
 ROUNDS = 12
 _PASSES = 4  # passes over a small training set
 _LEAST_STEPS, _MOST_STEPS = 120, 400
-_FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
+FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _DESCENT = 0.8  # share of the rounds after which the budget is reached
-_SAMPLE = 600  # samples to which the head is refitted
+SAMPLE = 600  # samples to which the head is refitted
 _LR = 0.02
 _BETAS = (0.9, 0.99)
 _SLOPE_MEMORY = 0.95  # of the mean gradient by which the price is found
 _PRICE_STEP = 0.3  # share of the way to a new price that is gone at once
-_EVERY = 5  # steps between two projections
+EVERY = 5  # steps between two projections
 _NEAR = 0.05  # an accuracy that exceeds chance by at most this share of it counts as chance
 
 
@@ -105,7 +105,7 @@ class _Rounds:
         assert isinstance(search.state, GradualState) and isinstance(search.budget, Projection)
         self.search, self.state, self.projection = search, search.state, search.budget
         self.sample, self.sample_target = balanced_sample(
-            search.data, search.labels, search.state.position, search.state.generator, _SAMPLE
+            search.data, search.labels, search.state.position, search.state.generator, SAMPLE
         )
         size = len(search.labels.known.target)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
@@ -132,7 +132,7 @@ class _Rounds:
     def share(self, step: int) -> float:
         """Share of the dense network's cost that is allowed after a step, counted from 0."""
         budget = self.search.config.budget
-        end, rounds = (_FREE_SHARE, ROUNDS) if budget is None else (budget.share, _DESCENT * ROUNDS)
+        end, rounds = (FREE_SHARE, ROUNDS) if budget is None else (budget.share, _DESCENT * ROUNDS)
         way = (step + 1 - self.per_round) / (self.per_round * (rounds - 1))
         return self.start_share + min(0.0, end - self.start_share) * min(1.0, max(0.0, way))
 
@@ -259,14 +259,14 @@ class _Rounds:
         state, share = self.state, self.share(self.state.taken)
         logits, first = state.logits, not state.taken
         state.slopes = slope.clone() if first else _SLOPE_MEMORY * state.slopes + (1 - _SLOPE_MEMORY) * slope
-        if state.taken % _EVERY == 0:
+        if state.taken % EVERY == 0:
             state.savings = self.projection.savings(self.search.network.gates.values)
             price = self.projection.price(state.slopes, state.savings, share)
             state.price += _PRICE_STEP * (price - state.price)
         gradient = slope + state.price * state.savings
         state.taken += 1
         logits.sub_(self._rate(state.taken) * _adam(state.moments, gradient, state.taken))
-        if state.taken % _EVERY == 0:
+        if state.taken % EVERY == 0:
             self.projection.project(logits, share)
 
 

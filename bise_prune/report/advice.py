@@ -30,12 +30,18 @@ _SEARCH = SearchConfig()
 # In the order in which they are named. An option of the search that is dropped or renamed is changed here alone.
 ADVICE = (
     Advice(
+        "more steps for the search", "--steps 800",
+        lambda config: config.search.is_gradual and config.search.steps is None, of_search=True,
+    ),
+    Advice(
         "more epochs for the search", "--anneal-every 20",
-        lambda config: config.search.anneal_every == _SEARCH.anneal_every, of_search=True,
+        lambda config: not config.search.is_gradual and config.search.anneal_every == _SEARCH.anneal_every,
+        of_search=True,
     ),
     Advice(
         "a start that closes less at once", "--initial-logit 0.1",
-        lambda config: config.search.initial_logit == _SEARCH.initial_logit, of_search=True,
+        lambda config: not config.search.is_gradual and config.search.initial_logit == _SEARCH.initial_logit,
+        of_search=True,
     ),
     Advice("a lower target sparsity", "", lambda config: config.target_sparsity != "auto"),
     Advice("more FLOPs (a higher --target-flops)", "", lambda config: config.target_flops is not None),
