@@ -165,9 +165,8 @@ class Arena:
         for prefix in ("", "statistics, ") if norms else ("",):
             if prefix:
                 self.reestimate(model, norms, self.drawn(self.train, 1_000))
-            every = {data: torch.arange(len(data.target)) for data in (self.val, self.test)}
-            val_logits, val_features = self.outputs(model, self.val, every[self.val])
-            logits, features = self.outputs(model, self.test, every[self.test])
+            val_logits, val_features = self.outputs(model, self.val, torch.arange(len(self.val)))
+            logits, features = self.outputs(model, self.test, torch.arange(len(self.test)))
             seen = {"as is": logits}
             rows = self.drawn(self.train, 2_000)
             known = {"training": (self.outputs(model, self.train, rows)[1], self.train.target[rows])}

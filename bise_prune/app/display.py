@@ -94,6 +94,8 @@ def _figures(figures: EpochFigures) -> list[str]:
         parts.append(f"{figures.num_open:,} of {figures.num_channels:,} channels open")
     if figures.cost is not None:
         parts.append(f"cost {figures.cost:.0%}")
+    if figures.backed_out:
+        parts.append("collapsed: back to the masks before")
     return parts
 
 

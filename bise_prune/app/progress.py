@@ -21,6 +21,7 @@ class EpochFigures:
         num_open: number of channels whose mask is open.
         num_channels: number of channels that have a mask.
         cost: cost of the gated network, as a share of the dense network's.
+        backed_out: whether the network collapsed, so that the next epoch starts from the masks before this one.
     """
 
     loss: float
@@ -28,6 +29,7 @@ class EpochFigures:
     num_open: int | None = None
     num_channels: int | None = None
     cost: float | None = None
+    backed_out: bool = False
 
 
 @dataclass(frozen=True)

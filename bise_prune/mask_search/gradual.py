@@ -15,13 +15,15 @@ down:
   is used up.
 * **A refitted head.** A share of the loss may be that of a head which is refitted to the present masks
   (:mod:`.refitted`), for networks whose head will be refitted after the removal.
-* **A collapse ends it.** Without a budget, the search ends when the accuracy has fallen to chance.
+* **A way back.** If the accuracy falls in a round by more than half of the way to chance, the masks go back to those
+  before the round, and the next one closes less.
 
 The schedule is counted in steps, in rounds of equal length; each round is recorded as an epoch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -46,7 +48,7 @@ ROUNDS = 12
 _PASSES = 4  # passes over a small training set
 _LEAST_STEPS, _MOST_STEPS = 120, 400
 FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
-_DESCENT = 0.8  # share of the rounds after which the budget is reached
+_DESCENT = 10  # round at whose end the budget is reached
 SAMPLE = 600  # samples to which the head is refitted
 _LR = 0.02
 _BETAS = (0.9, 0.99)
@@ -72,13 +74,13 @@ def search_gradually(
         """Save the state and raise ``SearchInterrupted`` if the caller has asked the search to stop."""
         state_file.stop_if_asked(found, state_path, interrupted)
 
-    while len(history) < ROUNDS and not run.has_collapsed():
+    while len(history) < ROUNDS:
         record = run.round(len(history) + 1, after_step)
         if state_path is not None:
             state_file.save(found, state_path)
         if on_epoch is not None:
             on_epoch(record, ROUNDS)
-    return result_of(found, stopped_early=len(history) < ROUNDS)
+    return result_of(found, stopped_early=False)
 
 
 def num_steps(steps: int | None, batches: int) -> int:
@@ -110,7 +112,6 @@ class _Rounds:
         size = len(search.labels.known.target)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
         self.per_round = -(-num_steps(search.config.steps, -(-size // self.batch_size)) // ROUNDS)
-        self.start_share = self.projection.cost(search.network.gates.values)
         self.parts = self._parts_of(search.labels.known)
         self.weights = self._weights(search.labels.known)
         self._pass: Iterator[Part] | None = None  # what is left of a pass over a loader that is not in memory
@@ -129,32 +130,54 @@ class _Rounds:
         aligned, conflicting = self.parts
         return labels.weight * torch.where(labels.conflicting.any(1), conflicting, aligned).to(labels.weight)
 
+    def plan(self, number: int) -> None:
+        """Set the shares at which a round starts and ends.
+
+        Args:
+            number: number of the round, from 1.
+        """
+        state, budget = self.state, self.search.config.budget
+        start = self.projection.cost(self.search.network.gates.values)
+        if number == 1:
+            end = start
+            state.drop = (start - FREE_SHARE) / (ROUNDS - 1)
+        elif budget is None:
+            end = max(FREE_SHARE, start - state.drop)
+        else:
+            end = start + (budget.share - start) / max(1, _DESCENT - number + 1)
+        state.shares = (start, min(start, end))
+        state.before = state.logits.clone()
+
     def share(self, step: int) -> float:
-        """Share of the dense network's cost that is allowed after a step, counted from 0."""
-        budget = self.search.config.budget
-        end, rounds = (FREE_SHARE, ROUNDS) if budget is None else (budget.share, _DESCENT * ROUNDS)
-        way = (step + 1 - self.per_round) / (self.per_round * (rounds - 1))
-        return self.start_share + min(0.0, end - self.start_share) * min(1.0, max(0.0, way))
+        """Share of the dense network's cost that is allowed at a step of the round, counted from 1."""
+        start, end = self.state.shares
+        return start + (end - start) * step / self.per_round
 
     def _rate(self, step: int) -> float:
         """Learning rate of a step, counted from 1: constant while the share comes down, then falling to 0."""
         if self.search.config.budget is None:
             return _LR
-        return _LR * min(1.0, (ROUNDS - step / self.per_round + 1 / self.per_round) / (ROUNDS * (1 - _DESCENT)))
+        left = ROUNDS - (step - 1) / self.per_round
+        return _LR * min(1.0, left / (ROUNDS - _DESCENT))
 
-    def has_collapsed(self) -> bool:
-        """Whether a search without a budget has left the network at chance, so that closing more cannot help."""
-        history, chance = self.state.history, (1 + _NEAR) / self.search.network.num_classes
-        if self.search.config.budget is not None or len(history) < 2:
-            return False
-        accuracies = [
-            record.training_accuracy if record.validation is None else record.validation.unbiased_accuracy
-            for record in (history[0], history[-1])
-        ]
-        return (accuracies[0] or 0.0) > chance >= (accuracies[1] or 0.0)
+    def has_collapsed(self, record: EpochRecord) -> bool:
+        """Whether the accuracy has fallen from that of the first round by more than half of the way to chance."""
+        first, chance = self.state.history[0], 1 / self.search.network.num_classes
+        whole, present = (
+            r.training_accuracy if r.validation is None else r.validation.unbiased_accuracy for r in (first, record)
+        )
+        assert whole is not None and present is not None
+        least = max(chance * (1 + _NEAR), (whole + chance) / 2)
+        return present <= least < whole
+
+    def back_out(self) -> None:
+        """Go back to the masks before the round, and close less in the next one."""
+        self.state.logits.copy_(self.state.before)
+        self.state.moments[0] = 0
+        self.state.drop /= 2
 
     def round(self, number: int, after_step: Callable[[], None]) -> EpochRecord:
-        """Take the steps of a round and record it.
+        """Take the steps of a round and record it; if the network collapses, go back to the masks before it.
 
         Args:
             number: number of the round, from 1.
@@ -165,15 +188,24 @@ class _Rounds:
             self._refit()
         done = state.taken % self.per_round
         if not done:  # otherwise the round was interrupted
+            self.plan(number)
             state.tally = EpochTally(gates.closed)
         if self.search.data.in_memory is not None:
             self._take_steps(self._drawn(number)[done:], after_step)
         else:
             self._take_steps_of_passes(self.per_round - done, after_step)
-        self.projection.project(state.logits, self.share(state.taken - 1))
+        self.projection.project(state.logits, state.shares[1])
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
-        return record_epoch(self.search, number, None, *self._refit())
+        accuracies = self._refit()
+        is_on_the_way = self.search.config.budget is None or number < _DESCENT
+        record = record_epoch(self.search, number, None, *accuracies)
+        if is_on_the_way and self.has_collapsed(record):
+            record = dataclasses.replace(record, backed_out=True)
+            state.history[-1] = record
+            self.back_out()
+            self._refit()
+        return record
 
     @torch.no_grad()
     def _refit(self) -> tuple[float, float]:
@@ -256,7 +288,8 @@ class _Rounds:
         Args:
             slope: gradient dJ/dgate of the whole batch, shape (M,).
         """
-        state, share = self.state, self.share(self.state.taken)
+        state = self.state
+        share = self.share(state.taken % self.per_round + 1)
         logits, first = state.logits, not state.taken
         state.slopes = slope.clone() if first else _SLOPE_MEMORY * state.slopes + (1 - _SLOPE_MEMORY) * slope
         if state.taken % EVERY == 0:

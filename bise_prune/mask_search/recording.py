@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -38,7 +39,7 @@ def record_epoch(
         BiseError: the loss is not finite.
     """
     state, gates = search.state, search.network.gates
-    sums = dict(zip(SUMS, _over_processes(search), strict=True))
+    sums: dict[str, Any] = dict(zip(SUMS, _over_processes(search), strict=True))
     if not all(abs(value) < float("inf") for value in sums.values()):
         raise BiseError(f"the loss is {sums['objective']} in epoch {epoch}: check the inputs for NaN, or lower mask_lr")
     flips = int(state.tally.flipped.sum())

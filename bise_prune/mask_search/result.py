@@ -32,6 +32,7 @@ class EpochRecord:
         training_accuracy: accuracy of the masked network at the end of the epoch on a sample of the training set that
             is balanced over the subgroups, in [0, 1]; None in the paper's search.
         refitted_accuracy: the same with a head that is refitted to that sample; None in the paper's search.
+        backed_out: whether the network collapsed in the epoch, so that the next one starts from the masks before it.
     """
 
     epoch: int
@@ -47,6 +48,7 @@ class EpochRecord:
     validation: Evaluation | None
     training_accuracy: float | None = None
     refitted_accuracy: float | None = None
+    backed_out: bool = False
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class SearchState:
         """Restore what :meth:`extra` returned."""
 
 
-_OF_GRADUAL = ("taken", "moments", "slopes", "savings", "price", "head")
+_OF_GRADUAL = ("taken", "moments", "slopes", "savings", "price", "shares", "drop", "before", "head")
 
 
 @dataclass
@@ -146,6 +146,9 @@ class GradualState(SearchState):
         slopes: running mean of dJ/dgate, shape (M,).
         savings: what each channel adds to the cost under the present masks, shape (M,).
         price: what a unit of cost is worth.
+        shares: shares of the dense network's cost that are allowed at the start and at the end of the round.
+        drop: what the share falls by in a round without a budget.
+        before: mask logits before the round, shape (M,).
         head: weights of the head that was refitted before the round, with its additive bias in the last column, shape
             (C, D + 1).
     """
@@ -155,6 +158,9 @@ class GradualState(SearchState):
     slopes: Tensor = field(default_factory=lambda: torch.zeros(0))
     savings: Tensor = field(default_factory=lambda: torch.zeros(0))
     price: float = 0.0
+    shares: tuple[float, float] = (1.0, 1.0)
+    drop: float = 0.0
+    before: Tensor = field(default_factory=lambda: torch.zeros(0))
     head: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:

@@ -59,17 +59,28 @@ def test_a_network_that_bears_no_closing_is_returned_whole():
     assert found.picks["accuracy"].score >= found.history[0].validation.accuracy - 0.005
 
 
-def test_a_collapse_ends_a_search_without_a_budget():
+def test_a_collapse_is_backed_out_of():
     found = assemble(trained(), loader(), SearchConfig(steps=24), loader(90, rho=0.4))
-    rounds = _Rounds(found)
-    history = found.state.history
-    for number in (1, 2):
-        rounds.round(number, lambda: None)
-    assert not rounds.has_collapsed() or history[-1].validation.unbiased_accuracy <= 1.05 / 3
+    rounds, state = _Rounds(found), found.state
+    assert not rounds.round(1, lambda: None).backed_out
+    before, drop, project = state.logits.clone(), state.drop, rounds.projection.project
     rounds.projection.project = lambda logits, share: logits.fill_(-1.0)  # constant predictions
-    rounds.round(3, lambda: None)
-    assert history[-1].closed == len(found.state.logits)
-    assert rounds.has_collapsed() == (history[0].validation.unbiased_accuracy > 1.05 / 3)
+    record = rounds.round(2, lambda: None)
+    assert record.backed_out and record.closed == len(before) and state.history[-1] == record
+    assert torch.equal(state.logits, before) and state.drop == drop / 2
+    assert state.picks["best"][0] == 1
+    rounds.projection.project = project
+    record = rounds.round(3, lambda: None)
+    assert record.cost >= 0.8  # a channel of this network is a tenth of it
+
+
+def test_a_budget_is_met_after_a_collapse_as_well():
+    found = assemble(trained(), loader(), SearchConfig(steps=24, budget=Budget(share=0.4)), loader(90, rho=0.4))
+    rounds = _Rounds(found)
+    rounds.has_collapsed = lambda record: record.epoch in (3, 7, 11)
+    records = [rounds.round(number, lambda: None) for number in range(1, ROUNDS + 1)]
+    assert [record.epoch for record in records if record.backed_out] == [3, 7]  # at the budget there is no way back
+    assert records[3].cost >= records[2].cost - 0.1 and all(record.cost <= 0.4 for record in records[9:])
 
 
 def test_repeated_searches_are_equal_and_seeds_differ():

@@ -54,6 +54,7 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
             num_open=num_channels - record.closed,
             num_channels=num_channels,
             cost=record.cost,
+            backed_out=record.backed_out,
         )
         clock.epoch("search", record.epoch, total, figures)
         clock.log("search", record.epoch, epoch_record(record))
