@@ -7,13 +7,14 @@
 Every method closes channels of a cell's network; the masked network is then judged as it is, with its batch-norm
 statistics re-estimated, and with its last layer refitted, on training or on validation data. Each result is kept in
 FOLDER and not computed again, so that the contest can be stopped and resumed, and several processes can share it.
-``--record`` writes benchmarks/records/contest.json from what is there.
+``--record`` writes benchmarks/records/contest.json from what is there, and ``benchmarks/results.py`` the page of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -314,6 +315,99 @@ def _record(results: Path) -> dict[str, Any]:
             figures = {key: round(value, 4) for key, value in json.loads(place.read_text()).items()}
             cells.setdefault(cell.name, {}).setdefault(method, {})[share] = figures
     return {**base_record([0], PROTOCOL, "cpu"), "cells": cells}
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "contest.md"
+_RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/contest.json"
+_VIEWS = {
+    "as is": "as it is",
+    "statistics, as is": "with batch-norm statistics re-estimated",
+    "head on training": "with the head refitted on training data",
+    "head on validation": "with the head refitted on validation data",
+    "statistics, head on validation": "with both: statistics, then the head on validation data",
+}
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as a page."""
+    cells = record["cells"]
+    lines = [
+        "# The contest",
+        "",
+        "This page compares searches and criteria on a zoo of small biased networks of the kinds that users bring: "
+        "which channels to close at a share of the FLOPs, judged as the network is and after cheap refits.",
+        "",
+        f"**How it was measured.** {record['protocol']} Networks: `benchmarks/zoo.py`. Command: `{record['command']}`, "
+        f"commit {record['commit']}, [record]({_RECORD_URL}).",
+        "",
+        f"**What there is.** {len(cells)} of {len(zoo.CELLS)} cells; a figure that is missing was not computed.",
+        "",
+        "## Without a target",
+        "",
+        "Unbiased accuracy and that of the worst subgroup on test data in %, and FLOPs left in %.",
+        "",
+        *_free_table(cells),
+    ]
+    for share in BUDGETS:
+        if any(f"{share:g}" in methods.get("gradual", {}) for methods in cells.values()):
+            lines += ["", f"## At {share:.0%} of the FLOPs", ""]
+            lines += _summary(cells, f"{share:g}")
+            lines += ["", "The network as it is, and with its head refitted on validation data, by cell:", ""]
+            lines += _table(cells, f"{share:g}")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: float | None) -> str:
+    """A share in %, or a dash."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _free_table(cells: Mapping[str, Any]) -> list[str]:
+    """A row per cell: the dense network, and what the searches without a budget make of it."""
+    lines = [
+        "| network | dense | worst | gradual | worst | FLOPs left | paper | worst | FLOPs left |",
+        "| --- |" + " ---: |" * 8,
+    ]
+    for cell, methods in cells.items():
+        row = [cell]
+        for method in ("dense", "gradual", "paper"):
+            found = methods.get(method, {}).get("1", {})
+            row += [_percent(found.get("as is")), _percent(found.get("as is, worst group"))]
+            row += [_percent(found.get("cost"))] if method != "dense" else []
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _summary(cells: Mapping[str, Any], share: str) -> list[str]:
+    """A row per method: its median over the cells in each view, beside the dense network in the same cells."""
+    views = list(_VIEWS.values())
+    lines = [f"| median over cells, % | cells | {' | '.join(views)} |", "| --- | ---: |" + " ---: |" * len(views)]
+    for method in ("dense", *(name for name in METHODS if name != "dense")):
+        found = [m.get(method, {}).get("1" if method == "dense" else share) for m in cells.values()]
+        known = [figures for figures in found if figures]
+        if not known:
+            continue
+        medians = []
+        for view in _VIEWS:
+            values = [figures.get(view, figures[view.removeprefix("statistics, ")]) for figures in known]
+            medians.append(_percent(statistics.median(values)))
+        lines.append(f"| {method} | {len(known)} | {' | '.join(medians)} |")
+    return lines
+
+
+def _table(cells: Mapping[str, Any], share: str) -> list[str]:
+    """A row per cell: each method as it is, and after the refit of its head."""
+    methods = [name for name in METHODS if name != "dense" and any(share in m.get(name, {}) for m in cells.values())]
+    lines = [f"| network | dense | {' | '.join(methods)} |", "| --- |" + " ---: |" * (len(methods) + 1)]
+    for cell, found in cells.items():
+        row = [cell]
+        for figures in (found.get("dense", {}).get("1"), *(found.get(method, {}).get(share) for method in methods)):
+            both = [_percent(figures.get(view)) for view in ("as is", "head on validation")] if figures else ["–"]
+            row.append(" / ".join(both))
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from bise_prune.checkpoint.networks import load_model
 from bise_prune.data import BatchLoader, BiasedDataset, DataSplits, load_data
 from bise_prune.files import write_json
 from bise_prune.mask_search.assembly import assemble
+from bise_prune.mask_search.step import MaskStep
 from bise_prune.mask_search.weights import sample_weights
 from bise_prune.metrics.subgroups import aligned_values, is_aligned
 from bise_prune.models import build_model
@@ -260,7 +261,9 @@ def one_step(name: str, size: int, n: int, kind: str) -> tuple[float, int]:
         run = assemble(model.eval(), BatchLoader(data, n), SearchConfig(head_epochs=1))
 
         def step() -> None:
-            run.passes.take_steps(run.step, run.data.next_pass(run.state.position), lambda: None)
+            run.passes.take_steps(
+                MaskStep(run.state, run.labels, run.config, None), run.data.next_pass(run.state.position), lambda: None
+            )
 
     step()
     times = []

@@ -262,10 +262,10 @@ def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
     from ..report.tables import frontier_table, is_slower
     from ..report.verdict import frontier_sentence
 
+    print(frontier_sentence(record))
     for point in record["frontier"]:
         if is_slower(point["report"]):  # the first of its warnings says so
             print(f"warning: {point['folder']}: {point['report']['warnings'][0]}")
-    print(frontier_sentence(record))
     Console().print(frontier_table(record))
     print(f"written to {output}: frontier.html, frontier.json, and a folder with all results for each target")
 

@@ -23,7 +23,15 @@ DESCRIPTIONS = {
     "worst-group": "highest worst-group accuracy on the validation split, the later epoch of equals",
     "accuracy": "highest accuracy on the validation split (no bias labels used), the later epoch of equals",
     "worst-class": "highest worst-class accuracy on the validation split (no bias labels used), the later of equals",
-    LAST: "last epoch; without a target, the last one of a gradual search that keeps the training accuracy",
+    LAST: "last epoch",
+}
+# Of a gradual search without a target, in which each epoch closes more.
+SMALLEST = {
+    "best": "last epoch within half a point of the highest unbiased accuracy on the validation split",
+    "worst-group": "last epoch within half a point of the highest worst-group accuracy on the validation split",
+    "accuracy": "last epoch within half a point of the highest accuracy on the validation split (no bias labels used)",
+    "worst-class": "last epoch within half a point of the highest worst-class accuracy on the validation split",
+    LAST: "last epoch within half a point of the whole network's accuracy on a balanced training sample",
 }
 
 

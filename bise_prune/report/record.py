@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import portable
 from ..data import BiasedDataset
 from ..mask_search import EpochRecord, SearchResult
-from ..mask_search.selection import DESCRIPTIONS, LAST
+from ..mask_search.selection import DESCRIPTIONS, LAST, SMALLEST
 from ..metrics.accuracy import Evaluation, subgroup_labels, subgroup_members
 from ..metrics.cost import FLOPS_CONVENTION, Latency, LatencyRatio, Measurement
 from ..metrics.fairness import fairness_record
@@ -220,8 +220,9 @@ def _selection(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
             return {"rule": "given masks"}
         return {"rule": f"criterion '{config.criterion}', without a search"}
     picked = found.picks[found.rule]
+    free = config.search.is_gradual and config.target is None
     record: dict[str, Any] = {
-        "rule": DESCRIPTIONS[found.rule],
+        "rule": (SMALLEST if free else DESCRIPTIONS)[found.rule],
         "name": found.rule,
         "epoch": picked.epoch,
         "epoch_by_rule": {rule: pick.epoch for rule, pick in found.picks.items()},
