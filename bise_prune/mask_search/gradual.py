@@ -279,7 +279,8 @@ class _Rounds:
         shares = [terms.total, terms.cross_entropy, terms.mutual_information, head_loss, silent]
         state.tally.note(slope[None], torch.stack(shares).detach()[None], search.network.gates.closed)
         state.tally.flipped |= search.network.gates.closed != state.tally.closed_before
-        state.position.batches += 1
+        if search.data.in_memory is None:  # where the pass goes on if the search is resumed
+            state.position.batches += 1
 
     @torch.no_grad()
     def _descend(self, slope: Tensor) -> None:

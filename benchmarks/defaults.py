@@ -1,0 +1,87 @@
+"""What users get: the command without flags on every network of the zoo.
+
+    python benchmarks/zoo.py --data-root data --work FOLDER
+    python benchmarks/defaults.py --data-root data --work FOLDER [--cells NAME ...]
+    python benchmarks/defaults.py --data-root data --work FOLDER --record
+
+Runs `bise-prune CHECKPOINT --data DATA` for each cell, with no other setting than what names the cell's architecture and
+columns, on one thread. Measures accuracies of the dense and the slim network on the test split, FLOPs left, latency of
+both ONNX files in onnxruntime, the time of the search beside its estimate and beside the vanilla training, and the exit
+code. A cell that is there is not run again; ``--record`` writes benchmarks/records/defaults.json from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import zoo
+from records import RECORDS, base_record
+
+from bise_prune.app.dry_run import dry_run
+from bise_prune.app.pipeline import run
+from bise_prune.errors import BiseError
+from bise_prune.files import write_json
+
+_NETWORK = ("unbiased_accuracy", "worst_group_accuracy", "accuracy", "flops", "params")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    zoo.add_arguments(parser)
+    parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    folder = arguments.work / "defaults"
+    if arguments.record:
+        found = {cell.name: folder / cell.name / "figures.json" for cell in zoo.CELLS}
+        rows = {name: json.loads(place.read_text()) for name, place in found.items() if place.exists()}
+        protocol = " ".join((__doc__ or "").split("Runs ")[1].split(" A cell")[0].split())
+        write_json(RECORDS / "defaults.json", {**base_record([0], f"Runs {protocol}", "cpu"), "cells": rows})
+        return 0
+    for cell in zoo.chosen(arguments.cells):
+        place = folder / cell.name
+        if (arguments.work / cell.name / "about.json").exists() and not place.exists():
+            place.mkdir(parents=True)
+            figures = _figures(cell, arguments.work, place)
+            write_json(place / "figures.json", figures)
+            print(f"{cell.name}: {json.dumps(figures)}", flush=True)
+    return 0
+
+
+def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
+    """Figures of one run, or its error and exit code."""
+    about = json.loads((work / cell.name / "about.json").read_text())
+    config = zoo.config_of(cell, work, place / "slim")
+    estimate = dry_run(config)["estimate"]["seconds"]
+    start = time.perf_counter()
+    try:
+        report = run(config)
+    except BiseError as error:
+        return {"exit_code": error.exit_code, "error": str(error), "run_seconds": time.perf_counter() - start}
+    seconds = report["timings"]["search"]
+    return {
+        "exit_code": 0,
+        "verdict": report["verdict"],
+        **{name: {key: report[name][key] for key in _NETWORK} for name in ("dense", "slim")},
+        "validation": [epoch["validation"]["unbiased_accuracy"] for epoch in report["history"]],
+        "epoch": report["selection"]["epoch"],
+        "flops_left": report["slim"]["flops"] / report["dense"]["flops"],
+        "latency_ratio": report["latency_ratio"],
+        "round_to": [trial["multiple"] for trial in report["widths"] if trial["chosen"]],
+        "search_seconds": seconds,
+        "estimated_seconds": estimate,
+        "vanilla_epochs": seconds / (about["cpu_seconds"] / about["epochs"]),
+        "run_seconds": time.perf_counter() - start,
+        "timings": report["timings"],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
