@@ -83,18 +83,14 @@ def _validated(search: Search, unchanged: bool) -> Evaluation | None:
 def _pick(search: Search, record: EpochRecord) -> None:
     """Keep the epoch's masks for every rule by which no earlier epoch is better.
 
-    A gradual search without a budget only closes more and more. There, an epoch is also kept if it is worse than the
-    best by no more than :data:`_TOLERANCE`, since its network is smaller.
+    A gradual search without a budget only closes more and more. There, an epoch is kept if it is not worse than the
+    whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since its
+    network is smaller.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
-    tolerance = _TOLERANCE if search.config.is_gradual and search.config.budget is None else 0.0
-    kept = history[0].training_accuracy
-    if (
-        record.training_accuracy is None
-        or kept is None
-        or not tolerance
-        or record.training_accuracy >= kept - tolerance
-    ):
+    closes_more = search.config.is_gradual and search.config.budget is None
+    before, after = history[0].training_accuracy, record.training_accuracy
+    if not closes_more or before is None or after is None or after >= before - _TOLERANCE:
         picks[LAST] = (record.epoch, None, learned)
     if search.budget is not None and not search.budget.is_met(record.cost or 0.0):
         return  # the network is still larger than the budget
@@ -102,8 +98,12 @@ def _pick(search: Search, record: EpochRecord) -> None:
         if record.validation is None or (rule in NEED_BIAS and not (search.validation and search.validation.has_bias)):
             continue
         value = score(record.validation)
-        best = max([score(epoch.validation) for epoch in history if epoch.validation]) if tolerance else value
-        if rule not in picks or value >= max(picks[rule][1] or 0.0, best) - tolerance:
+        if closes_more:
+            scores = [score(epoch.validation) for epoch in history if epoch.validation is not None]
+            least = max(max(scores) - _TOLERANCE, scores[0])
+        else:
+            least = picks[rule][1] or 0.0 if rule in picks else value
+        if value >= least:
             picks[rule] = (record.epoch, value, learned)
 
 
