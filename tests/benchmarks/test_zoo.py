@@ -1,0 +1,74 @@
+"""The zoo of biased networks, and the contest on it."""
+
+import json
+
+import contest
+import pytest
+import torch
+import zoo
+import zoo_networks
+
+from bise_prune.models import build_model, parse_architecture
+
+
+def test_the_zoo_has_many_kinds():
+    names = [cell.name for cell in zoo.CELLS]
+    assert len(set(names)) == len(names) >= 24
+    assert {cell.bias for cell in zoo.CELLS} >= {"tint", "corruption", "patch", "background", "mention"}
+    assert {cell.num_classes for cell in zoo.CELLS} == {2, 10}
+    conflicting = [round(cell.train * (1 - cell.rho)) for cell in zoo.CELLS]
+    assert min(conflicting) < 100 and max(conflicting) >= 2000
+    assert any(cell.imbalance >= 4 for cell in zoo.CELLS) and any(cell.clean for cell in zoo.CELLS)
+
+
+def test_networks_of_the_zoo_are_built_by_their_names():
+    for arch in {cell.arch for cell in zoo.CELLS if cell.bias != "mention" and not cell.arch.startswith("timm")}:
+        cell = next(cell for cell in zoo.CELLS if cell.arch == arch)
+        name, arguments = parse_architecture(arch)
+        model = build_model(name, cell.num_classes, arguments).eval()
+        assert model(torch.zeros(2, 3, cell.side, cell.side)).shape == (2, cell.num_classes)
+
+
+def test_resnet20_has_the_published_number_of_parameters():
+    assert sum(p.numel() for p in zoo_networks.CifarResNet(10).parameters()) == 269_722  # 0.27 million in He et al.
+
+
+@pytest.mark.parametrize("bias", ["tint", "patch", "corruption", "colour"])
+def test_a_bias_is_seen_in_the_images_and_nowhere_else(bias):
+    cell = zoo.Cell("test", "resnet18", "animal", bias, 0.9, 8, 1)
+    images = torch.randint(0, 200, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for value in (0, 1):
+        labels = torch.full((8, 1), value)
+        made = zoo._biased(cell, images.clone(), labels, None, "train", (0, 0), torch.Generator().manual_seed(1))
+        again = zoo._biased(cell, images.clone(), labels, None, "train", (0, 0), torch.Generator().manual_seed(1))
+        other = zoo._biased(cell, images.clone(), 1 - labels, None, "train", (0, 0), torch.Generator().manual_seed(1))
+        assert made.shape == images.shape and made.dtype == torch.uint8
+        assert torch.equal(made, again) and not torch.equal(made, other)
+
+
+def test_training_is_biased_and_the_rest_is_not():
+    cell = zoo.Cell("test", "resnet18", "cifar10", "tint", 0.9, 1000, 1)
+    labels, generator = torch.arange(1000) % 10, torch.Generator().manual_seed(0)
+    assert (zoo._bias_labels(cell, labels, "train", generator)[:, 0] == labels).double().mean() == 0.9
+    held_out = zoo._bias_labels(cell, labels, "test", generator)[:, 0]
+    assert torch.bincount(labels * 10 + held_out).float().std() < 3
+
+
+def test_the_page_of_the_contest_has_every_cell():
+    figures = {"as is": 0.5, "as is, worst group": 0.1, "head on training": 0.6, "head on validation": 0.7, "cost": 0.5}
+    cells = {
+        "a": {"dense": {"1": figures}, "gradual": {"1": figures, "0.5": figures}, "taylor": {"0.5": figures}},
+        "b": {"dense": {"1": figures}, "gradual": {"0.5": {**figures, "head on validation": 0.9}}},
+    }
+    page = contest.markdown({"cells": cells, "protocol": "p", "command": "c", "commit": "x"})
+    assert "| a | 50.0 | 10.0 | 50.0 | 10.0 | 50.0 | – | – | – |" in page
+    assert "| gradual | 2 | 50.0 | 50.0 | 60.0 | 80.0 | 80.0 |" in page  # of medians
+    assert "| b | 50.0 / 70.0 | 50.0 / 90.0 | – |" in page and "33 %" not in page
+
+
+def test_a_record_holds_what_is_there(tmp_path):
+    folder = tmp_path / zoo.CELLS[0].name
+    folder.mkdir()
+    (folder / "taylor, statistics-0.5.json").write_text(json.dumps({"as is": 0.123456}))
+    record = contest._record(tmp_path)
+    assert record["cells"] == {zoo.CELLS[0].name: {"taylor, statistics": {"0.5": {"as is": 0.1235}}}}
