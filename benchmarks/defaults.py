@@ -7,7 +7,8 @@
 Runs `bise-prune CHECKPOINT --data DATA` for each cell, with no other setting than what names the cell's architecture
 and columns, on one thread. Measures accuracies of the dense and the slim network on the test split, FLOPs left, latency
 of both ONNX files in onnxruntime, the time of the search beside its estimate and beside the vanilla training, and the
-exit code. A cell that is there is not run again; ``--record`` writes benchmarks/records/defaults.json from what is there.
+exit code. A cell that is there is not run again; ``--record`` writes benchmarks/records/defaults.json from what is
+there.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ down:
   is used up.
 * **A refitted head.** A share of the loss may be that of a head which is refitted to the present masks
   (:mod:`.refitted`), for networks whose head will be refitted after the removal.
+* **Settling.** In the last rounds the share is held and the steps become smaller: at the budget or, without one, at
+  the share of the best masks so far, from which the search goes on.
 * **A way back.** If the accuracy falls in a round by more than half of the way to chance, the masks go back to those
   before the round, and the next one closes less.
 
@@ -41,6 +43,7 @@ from .projection import Projection
 from .recording import record_epoch, result_of
 from .refitted import balanced_sample, refitted_head
 from .result import EpochRecord, SearchResult
+from .selection import LAST
 from .state import EpochTally, GradualState
 from .training_data import EXHAUSTED, Labels, Part
 
@@ -48,7 +51,7 @@ ROUNDS = 12
 _PASSES = 4  # passes over a small training set
 _LEAST_STEPS, _MOST_STEPS = 120, 400
 FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
-_DESCENT = 10  # round at whose end the budget is reached
+_WALK, _FREE_WALK = 10, 8  # rounds in which the share comes down, with and without a budget
 SAMPLE = 600  # samples to which the head is refitted
 _LR = 0.02
 _BETAS = (0.9, 0.99)
@@ -130,21 +133,32 @@ class _Rounds:
         aligned, conflicting = self.parts
         return labels.weight * torch.where(labels.conflicting.any(1), conflicting, aligned).to(labels.weight)
 
+    @property
+    def walk(self) -> int:
+        """Number of rounds in which the share comes down; in the rounds after them it is held."""
+        return _FREE_WALK if self.search.config.budget is None else _WALK
+
     def plan(self, number: int) -> None:
-        """Set the shares at which a round starts and ends.
+        """Set the shares at which a round starts and ends; after a walk without a budget, go back to its best masks.
 
         Args:
             number: number of the round, from 1.
         """
         state, budget = self.state, self.search.config.budget
+        if budget is None and number == self.walk + 1:
+            picks = state.picks
+            state.logits.copy_(picks.get(self.search.rule, picks[LAST])[2]["logits"])
+            state.moments.zero_()
+            self._refit()
         start = self.projection.cost(self.search.network.gates.values)
+        end = start
         if number == 1:
-            end = start
-            state.drop = (start - FREE_SHARE) / (ROUNDS - 1)
-        elif budget is None:
-            end = max(FREE_SHARE, start - state.drop)
-        else:
-            end = start + (budget.share - start) / max(1, _DESCENT - number + 1)
+            state.drop = (start - FREE_SHARE) / (self.walk - 1)
+        elif number <= self.walk:
+            left = self.walk - number + 1
+            end = max(FREE_SHARE, start - state.drop) if budget is None else start + (budget.share - start) / left
+        elif budget is not None:
+            end = budget.share
         state.shares = (start, min(start, end))
         state.before = state.logits.clone()
 
@@ -155,10 +169,8 @@ class _Rounds:
 
     def _rate(self, step: int) -> float:
         """Learning rate of a step, counted from 1: constant while the share comes down, then falling to 0."""
-        if self.search.config.budget is None:
-            return _LR
         left = ROUNDS - (step - 1) / self.per_round
-        return _LR * min(1.0, left / (ROUNDS - _DESCENT))
+        return _LR * min(1.0, left / (ROUNDS - self.walk))
 
     def has_collapsed(self, record: EpochRecord) -> bool:
         """Whether the accuracy has fallen from that of the first round by more than half of the way to chance."""
@@ -198,7 +210,7 @@ class _Rounds:
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
         accuracies = self._refit()
-        is_on_the_way = self.search.config.budget is None or number < _DESCENT
+        is_on_the_way = self.search.config.budget is None or number < self.walk
         record = record_epoch(self.search, number, None, *accuracies)
         if is_on_the_way and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)

@@ -83,9 +83,9 @@ def _validated(search: Search, unchanged: bool) -> Evaluation | None:
 def _pick(search: Search, record: EpochRecord) -> None:
     """Keep the epoch's masks for every rule by which no earlier epoch is better.
 
-    A gradual search without a budget only closes more and more. There, an epoch is kept if it is not worse than the
-    whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since its
-    network is smaller.
+    A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
+    than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
+    its network is smaller.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
     closes_more = search.config.is_gradual and search.config.budget is None
