@@ -149,14 +149,17 @@ def _is_share(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Cost limit during a search: the objective gets the additional term lambda relu(cost(gates) - limit).
+    """Cost that a search comes down to.
+
+    A gradual search closes channels so that the cost stays within a share that comes down to the budget. In the paper's
+    search, the objective gets the additional term lambda relu(cost(gates) - limit).
 
     Attributes:
         share: share of the dense network's cost that may stay at the end of the search, in (0, 1).
         of: quantity that is counted as cost: "flops", "params" or "latency".
-        weight: weight of the term in the objective (lambda), > 0.
+        weight: weight of the term in the objective (lambda), > 0; of the paper's search.
         descent: share of the search's epochs over which the limit decreases from 1 to ``share``, in [0, 1); use 0 for
-            searches that start from masks close to the budget.
+            searches that start from masks close to the budget. Of the paper's search.
         layer_floor: share of each mask's channels, those with the highest mask logits, that stay open whatever they
             cost, in [0, 1), so that no layer is emptied on the way; at least one channel stays open.
         joins: lowering that the cost is counted for, where masks that meet disagree; see :func:`bise_prune.prune`.
