@@ -314,7 +314,8 @@ def _record(results: Path) -> dict[str, Any]:
             method, _, share = place.stem.rpartition("-")
             figures = {key: round(value, 4) for key, value in json.loads(place.read_text()).items()}
             cells.setdefault(cell.name, {}).setdefault(method, {})[share] = figures
-    return {**base_record([0], PROTOCOL, "cpu"), "cells": cells}
+    summary = {f"{share:g}": _summary(cells, f"{share:g}") for share in BUDGETS}
+    return {**base_record([0], PROTOCOL, "cpu"), "cells": cells, "summary": summary}
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -323,10 +324,8 @@ PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "contest.md"
 _RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/contest.json"
 _VIEWS = {
     "as is": "as it is",
-    "statistics, as is": "with batch-norm statistics re-estimated",
-    "head on training": "with the head refitted on training data",
-    "head on validation": "with the head refitted on validation data",
-    "statistics, head on validation": "with both: statistics, then the head on validation data",
+    "head on training": "head refitted on training data",
+    "head on validation": "head refitted on validation data",
 }
 
 
@@ -349,13 +348,18 @@ def markdown(record: dict[str, Any]) -> str:
         "Unbiased accuracy and that of the worst subgroup on test data in %, and FLOPs left in %.",
         "",
         *_free_table(cells),
+        "",
+        f"[Record]({_RECORD_URL}).",
     ]
-    for share in BUDGETS:
-        if any(f"{share:g}" in methods.get("gradual", {}) for methods in cells.values()):
-            lines += ["", f"## At {share:.0%} of the FLOPs", ""]
-            lines += _summary(cells, f"{share:g}")
-            lines += ["", "The network as it is, and with its head refitted on validation data, by cell:", ""]
-            lines += _table(cells, f"{share:g}")
+    for share, summary in record["summary"].items():
+        if summary:
+            lines += ["", f"## At {float(share):.0%} of the FLOPs", ""]
+            lines += [
+                "Medians over the cells that have both methods, and in how many of them the gradual search is ahead."
+            ]
+            lines += ["", *_summary_table(summary), ""]
+            lines += ["The network as it is / with its head refitted on validation data, by cell:", ""]
+            lines += [*_table(cells, share), "", f"[Record]({_RECORD_URL})."]
     return "\n".join(lines) + "\n"
 
 
@@ -371,6 +375,8 @@ def _free_table(cells: Mapping[str, Any]) -> list[str]:
         "| --- |" + " ---: |" * 8,
     ]
     for cell, methods in cells.items():
+        if "1" not in methods.get("gradual", {}):
+            continue
         row = [cell]
         for method in ("dense", "gradual", "paper"):
             found = methods.get(method, {}).get("1", {})
@@ -380,20 +386,35 @@ def _free_table(cells: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _summary(cells: Mapping[str, Any], share: str) -> list[str]:
-    """A row per method: its median over the cells in each view, beside the dense network in the same cells."""
-    views = list(_VIEWS.values())
-    lines = [f"| median over cells, % | cells | {' | '.join(views)} |", "| --- | ---: |" + " ---: |" * len(views)]
-    for method in ("dense", *(name for name in METHODS if name != "dense")):
-        found = [m.get(method, {}).get("1" if method == "dense" else share) for m in cells.values()]
-        known = [figures for figures in found if figures]
-        if not known:
+def _summary(cells: Mapping[str, Any], share: str) -> dict[str, Any]:
+    """For each other method: medians of it and of the gradual search over the cells that have both, and who is ahead."""
+    summary: dict[str, Any] = {}
+    for method in METHODS:
+        place = "1" if method == "dense" else share
+        both = [(m["gradual"][share], m[method][place]) for m in cells.values()
+                if share in m.get("gradual", {}) and place in m.get(method, {})]  # fmt: skip
+        if method == "gradual" or not both:
             continue
-        medians = []
+        summary[method] = {"cells": len(both)}
         for view in _VIEWS:
-            values = [figures.get(view, figures[view.removeprefix("statistics, ")]) for figures in known]
-            medians.append(_percent(statistics.median(values)))
-        lines.append(f"| {method} | {len(known)} | {' | '.join(medians)} |")
+            pairs = [(ours[view], theirs[view]) for ours, theirs in both]
+            medians = (statistics.median(values) for values in zip(*pairs, strict=True))
+            ahead = sum(ours > theirs for ours, theirs in pairs)
+            ours, theirs = (round(value, 4) for value in medians)
+            summary[method][view] = {"gradual": ours, "method": theirs, "gradual ahead": ahead}
+    return summary
+
+
+def _summary_table(summary: Mapping[str, Any]) -> list[str]:
+    """A row per method: its median, that of the gradual search in the same cells, and in how many that is ahead."""
+    heads = " | ".join(f"{words} | gradual | ahead in" for words in _VIEWS.values())
+    lines = [f"| median, % | cells | {heads} |", "| --- | ---: |" + " ---: |" * 3 * len(_VIEWS)]
+    for method, found in summary.items():
+        row = [method, str(found["cells"])]
+        for view in _VIEWS:
+            figures = found[view]
+            row += [_percent(figures["method"]), _percent(figures["gradual"]), str(figures["gradual ahead"])]
+        lines.append(f"| {' | '.join(row)} |")
     return lines
 
 
@@ -402,6 +423,8 @@ def _table(cells: Mapping[str, Any], share: str) -> list[str]:
     methods = [name for name in METHODS if name != "dense" and any(share in m.get(name, {}) for m in cells.values())]
     lines = [f"| network | dense | {' | '.join(methods)} |", "| --- |" + " ---: |" * (len(methods) + 1)]
     for cell, found in cells.items():
+        if share not in found.get("gradual", {}):
+            continue
         row = [cell]
         for figures in (found.get("dense", {}).get("1"), *(found.get(method, {}).get(share) for method in methods)):
             both = [_percent(figures.get(view)) for view in ("as is", "head on validation")] if figures else ["–"]

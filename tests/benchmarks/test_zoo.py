@@ -60,10 +60,13 @@ def test_the_page_of_the_contest_has_every_cell():
         "a": {"dense": {"1": figures}, "gradual": {"1": figures, "0.5": figures}, "taylor": {"0.5": figures}},
         "b": {"dense": {"1": figures}, "gradual": {"0.5": {**figures, "head on validation": 0.9}}},
     }
-    page = contest.markdown({"cells": cells, "protocol": "p", "command": "c", "commit": "x"})
+    summary = {"0.5": contest._summary(cells, "0.5"), "0.33": contest._summary(cells, "0.33")}
+    assert summary["0.33"] == {} and list(summary["0.5"]) == ["dense", "taylor"]
+    assert summary["0.5"]["dense"]["head on validation"] == {"gradual": 0.8, "method": 0.7, "gradual ahead": 1}
+    page = contest.markdown({"cells": cells, "summary": summary, "protocol": "p", "command": "c", "commit": "x"})
     assert "| a | 50.0 | 10.0 | 50.0 | 10.0 | 50.0 | – | – | – |" in page
-    assert "| gradual | 2 | 50.0 | 50.0 | 60.0 | 80.0 | 80.0 |" in page  # of medians
-    assert "| b | 50.0 / 70.0 | 50.0 / 90.0 | – |" in page and "33 %" not in page
+    assert "| dense | 2 | 50.0 | 50.0 | 0 | 60.0 | 60.0 | 0 | 70.0 | 80.0 | 1 |" in page
+    assert "| b | 50.0 / 70.0 | 50.0 / 90.0 | – |" in page and "33 %" not in page and "33%" not in page
 
 
 def test_a_record_holds_what_is_there(tmp_path):
