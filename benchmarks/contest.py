@@ -387,7 +387,7 @@ def _free_table(cells: Mapping[str, Any]) -> list[str]:
 
 
 def _summary(cells: Mapping[str, Any], share: str) -> dict[str, Any]:
-    """For each other method: medians of it and of the gradual search over the cells that have both, and who is ahead."""
+    """For each other method: medians of it and of the gradual search over cells that have both, and the wins."""
     summary: dict[str, Any] = {}
     for method in METHODS:
         place = "1" if method == "dense" else share
