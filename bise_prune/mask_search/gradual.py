@@ -198,8 +198,8 @@ class _Rounds:
         state, gates = self.state, self.search.network.gates
         if not state.taken:
             self._refit()
-        done = state.taken % self.per_round
-        if not done:  # otherwise the round was interrupted
+        done = state.taken - self.per_round * (number - 1)
+        if not done:  # otherwise the round was interrupted, at the latest after its last step
             self.plan(number)
             state.tally = EpochTally(gates.closed)
         if self.search.data.in_memory is not None:
