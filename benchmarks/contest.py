@@ -113,7 +113,7 @@ class Arena:
         self.sizes = [site.num_channels for site in self.sites]
         record = trace(dense, example)
         self.head_layer = head_name(dense, record)
-        self.projection = Projection(GateCost(record, dense, self.sites), self.sizes, Budget(share=0.5))
+        self.projection = Projection(GateCost(record, dense, self.sites), self.sizes)
         splits = self.session.splits
         assert splits.val is not None and splits.test is not None
         self.train, self.val, self.test = splits.train, splits.val, splits.test

@@ -180,6 +180,10 @@ class Budget:
         _require(0 <= self.descent < 1, "budget descent", self.descent, "a number in [0, 1)")
         _require(0 <= self.layer_floor < 1, "budget layer_floor", self.layer_floor, "a number in [0, 1)")
 
+    def is_met(self, cost: float) -> bool:
+        """Whether a cost, as a share of the dense network's, is at most one percentage point above the budget."""
+        return cost <= self.share + 0.01
+
 
 # Settings that only the paper's search has.
 OF_THE_PAPER = (
@@ -197,7 +201,8 @@ class SearchConfig:
             batch-norm statistics and head (:mod:`bise_prune.mask_search.gradual`); "paper" = Algorithm 1 of BISE.
             "auto" = "paper" if a setting that only the paper's search has (those named in :data:`OF_THE_PAPER`) differs
             from its default, otherwise "gradual".
-        steps: number of steps of a gradual search, >= 12; None = by the size of the training set, 120 to 400.
+        steps: number of steps of a gradual search, >= 12, rounded up to a multiple of its 12 rounds; None = by the size
+            of the training set, 120 to 400.
         refit_weight: weight of a refitted head's loss in a gradual search, against the loss of the network's own head,
             in [0, 1]; for networks whose head will be refitted after the removal, 0.5 is better than 0.
         placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.

@@ -80,7 +80,7 @@ def _time_of_projection(session: Session, sites: Sequence[GateSite]) -> float:
     """Seconds in which a gradual search finds a price and closes the channels for which there is no room."""
     record = trace(session.dense, session.example)
     sizes = [site.num_channels for site in sites]
-    projection = Projection(GateCost(record, session.dense, sites), sizes, None)
+    projection = Projection(GateCost(record, session.dense, sites), sizes)
     ones, slopes = torch.ones(sum(sizes)), torch.randn(sum(sizes))
 
     def project() -> None:

@@ -144,9 +144,10 @@ def _budget(config: SearchConfig, network: MaskedNetwork, num_epochs: int) -> Bu
     budget = config.budget
     if not config.is_gradual:
         return None if budget is None else BudgetTerm(budget, network, num_epochs)
-    counted = {} if budget is None else {"of": budget.of, "joins": budget.joins}
-    cost = GateCost(network.trace, network.model, network.sites, **counted)  # type: ignore[arg-type]
-    return Projection(cost, network.gates.sizes, budget)
+    parts, sizes = (network.trace, network.model, network.sites), network.gates.sizes
+    if budget is None:
+        return Projection(GateCost(*parts), sizes)
+    return Projection(GateCost(*parts, budget.of, budget.joins), sizes, budget.layer_floor)
 
 
 def _validation(loader: Loader, aligned: Tensor, num_biases: int) -> Validation:

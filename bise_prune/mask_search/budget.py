@@ -13,8 +13,6 @@ from ..gates.ranking import least_open
 from .gate_cost import GateCost
 from .network import MaskedNetwork
 
-_WITHIN = 0.01  # share of the dense cost by which a budget may be exceeded
-
 
 class BudgetTerm:
     """The term of the objective that makes the search meet a budget.
@@ -51,10 +49,6 @@ class BudgetTerm:
     def cost(self, gates: Tensor) -> float:
         """Cost under gates (M,) of 0 and 1, as a share of the dense network's."""
         return float(self._cost(gates.split(self.sizes)))
-
-    def is_met(self, cost: float) -> bool:
-        """Whether a cost, as a share, is at most one percentage point above the budget."""
-        return cost <= self.budget.share + _WITHIN
 
     def slope(self, gates: Tensor) -> Tensor:
         """Gradient of lambda relu(cost(gates) - limit) with respect to the gates, shape (M,)."""

@@ -14,10 +14,6 @@ from ..config import Budget
 from ..gates.ranking import least_open
 from .gate_cost import GateCost
 
-_FREE_FLOOR = 0.05  # layer floor of a search without a budget
-_WITHIN = 0.01  # share of the dense cost by which a budget may be exceeded
-_BISECTIONS = 12  # the share is met to within 1 / 2**12 of the channels
-
 
 class Projection:
     """Closes channels until the network fits a share of the dense network's cost.
@@ -25,21 +21,15 @@ class Projection:
     Args:
         cost: cost of the network as a function of its gates.
         sizes: number of channels of each site.
-        budget: cost to come down to, of which the layer floor is used; None for none.
+        layer_floor: share of each site's channels, those of highest mask logit, that always stays open, in [0, 1).
     """
 
-    def __init__(self, cost: GateCost, sizes: list[int], budget: Budget | None) -> None:
-        self.sizes, self.budget = sizes, budget
-        self.layer_floor = _FREE_FLOOR if budget is None else budget.layer_floor
-        self._cost = cost
+    def __init__(self, cost: GateCost, sizes: list[int], layer_floor: float = Budget.layer_floor) -> None:
+        self.sizes, self.layer_floor, self._cost = sizes, layer_floor, cost
 
     def cost(self, gates: Tensor) -> float:
         """Cost under gates (M,) of 0 and 1, as a share of the dense network's."""
         return float(self._cost(gates.split(self.sizes)))
-
-    def is_met(self, cost: float) -> bool:
-        """Whether a cost, as a share, is at most one percentage point above the budget; always without a budget."""
-        return self.budget is None or cost <= self.budget.share + _WITHIN
 
     def savings(self, gates: Tensor) -> Tensor:
         """What each channel adds to the cost under these gates, as a share of the dense network's, shape (M,)."""
@@ -85,9 +75,7 @@ class Projection:
         low, high = -1, len(worth) - int(protected.sum())  # closing low channels is too little, closing high enough
         if share >= 1.0 or self.cost(self._gates(order, 0)) <= share:
             return torch.ones_like(protected)
-        for _ in range(64):
-            if high - low <= max(1, len(worth) >> _BISECTIONS):
-                break
+        while high - low > 1:
             middle = (low + high) // 2
             if self.cost(self._gates(order, middle)) <= share:
                 high = middle

@@ -92,7 +92,8 @@ def _pick(search: Search, record: EpochRecord) -> None:
     before, after = history[0].training_accuracy, record.training_accuracy
     if not closes_more or before is None or after is None or after >= before - _TOLERANCE:
         picks[LAST] = (record.epoch, None, learned)
-    if search.budget is not None and not search.budget.is_met(record.cost or 0.0):
+    budget = search.config.budget
+    if budget is not None and not budget.is_met(record.cost or 0.0):
         return  # the network is still larger than the budget
     for rule, score in RULES.items():
         if record.validation is None or (rule in NEED_BIAS and not (search.validation and search.validation.has_bias)):

@@ -27,7 +27,7 @@ def is_settled(search: Search, temperatures: Sequence[float]) -> bool:
         return False
     if isinstance(search.budget, BudgetTerm):
         cost = history[-1].cost
-        if cost is not None and not search.budget.is_met(cost):
+        if cost is not None and not search.budget.budget.is_met(cost):
             return False
         if not search.budget.has_descended(len(history) + 1):
             return False

@@ -30,8 +30,8 @@ _SEARCH = SearchConfig()
 # In the order in which they are named. An option of the search that is dropped or renamed is changed here alone.
 ADVICE = (
     Advice(
-        "more steps for the search", "--steps 800",
-        lambda config: config.search.is_gradual and config.search.steps is None, of_search=True,
+        "the paper's search with masks that start open", "--search paper --initial-logit 0.1",
+        lambda config: config.search.is_gradual and config.target is None, of_search=True,
     ),
     Advice(
         "more epochs for the search", "--anneal-every 20",

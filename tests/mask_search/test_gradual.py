@@ -1,5 +1,6 @@
 """The gradual search: open at the start, budgets met by construction, no collapse picked."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -12,6 +13,7 @@ from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import ConfigError
 from bise_prune.mask_search.assembly import assemble
 from bise_prune.mask_search.gradual import ROUNDS, _adam, _Rounds
+from bise_prune.mask_search.recording import _pick
 from bise_prune.tuning.vanilla import train_vanilla
 
 
@@ -41,7 +43,6 @@ def test_a_budget_is_met_and_the_way_there_is_gradual(name, share):
 
 
 def test_without_a_budget_the_whole_network_is_a_candidate():
-    """Random labels: every closed channel can only hurt or do nothing, and the open network is never lost."""
     found = search(trained(), loader(), SearchConfig(steps=24), loader(90, rho=0.4))
     validated = [record.validation.unbiased_accuracy for record in found.history]
     assert found.picks["best"].score >= max(validated) - 0.005
@@ -50,13 +51,20 @@ def test_without_a_budget_the_whole_network_is_a_candidate():
     assert all(value < max(validated) - 0.005 for value in later)  # the smallest of those that are as good
 
 
-def test_a_network_that_bears_no_closing_is_returned_whole():
-    model = trained("mlp", epochs=12)
-    with torch.no_grad():  # every channel of the last layer is needed with its exact value
-        for parameter in model.head.parameters():
-            parameter.mul_(100.0)
-    found = search(model, loader(), SearchConfig(steps=24, select="accuracy"), loader(90))
-    assert found.picks["accuracy"].score >= found.history[0].validation.accuracy - 0.005
+@pytest.mark.parametrize(
+    ("accuracies", "epoch"),
+    [([0.8, 0.79, 0.805, 0.802, 0.7], 4), ([0.8, 0.796, 0.7], 1), ([0.6, 0.9, 0.894], 2), ([0.5, 0.5, 0.5], 3)],
+)
+def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_whole(accuracies, epoch):
+    found = assemble(trained(), loader(), SearchConfig(steps=12), loader(90, rho=0.4))
+    record = _Rounds(found).round(1, lambda: None)
+    found.state.history.clear()
+    found.state.picks.clear()
+    for number, accuracy in enumerate(accuracies, 1):
+        validation = dataclasses.replace(record.validation, unbiased_accuracy=accuracy)
+        found.state.history.append(dataclasses.replace(record, epoch=number, validation=validation))
+        _pick(found, found.state.history[-1])
+    assert found.state.picks["best"][0] == epoch
 
 
 def test_a_collapse_is_backed_out_of():

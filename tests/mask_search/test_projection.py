@@ -5,7 +5,6 @@ import torch
 from cases import images, network
 
 from bise_prune import gate_sites
-from bise_prune.config import Budget
 from bise_prune.gates.ranking import least_open
 from bise_prune.mask_search.gate_cost import GateCost
 from bise_prune.mask_search.projection import Projection
@@ -17,7 +16,7 @@ def projection(name="simple_convnet", floor=0.05):
     model = network(name)
     sites = gate_sites(model, images())
     cost = GateCost(trace(model, images()), model, sites)
-    return Projection(cost, [site.num_channels for site in sites], Budget(share=0.5, layer_floor=floor)), model, sites
+    return Projection(cost, [site.num_channels for site in sites], floor), model, sites
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.25])

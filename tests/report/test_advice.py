@@ -20,10 +20,10 @@ def test_every_flag_is_an_option_that_takes_the_value(flag):
 
 def test_options_of_the_search_are_named_only_if_one_ran_and_they_are_not_set():
     paper = config(search=SearchConfig(method="paper"))
-    assert "--steps" in advice(config(), True) and "--anneal-every" not in advice(config(), True)
+    assert "--search paper" in advice(config(), True) and "--anneal-every" not in advice(config(), True)
     assert "--anneal-every" in advice(paper, True) and "--initial-logit" in advice(paper, True)
-    assert "--steps" not in advice(paper, True) and "--steps" not in advice(config(), False)
-    assert "--steps" not in advice(config(search=SearchConfig(steps=500)), True)
+    assert "--search" not in advice(paper, True) and "--search" not in advice(config(), False)
+    assert "--search" not in advice(config(target_sparsity=0.5), True)  # there its penalty fights the loss
     assert "--anneal-every" not in advice(paper, False) and "--initial-logit" not in advice(paper, False)
     given = config(search=SearchConfig(anneal_every=20, initial_logit=0.1), finetune=FinetuneConfig(epochs=2))
     assert advice(given, True) == ""
