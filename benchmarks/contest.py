@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import zoo
 from records import RECORDS, base_record
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from bise_prune import MaskSet, SearchConfig, search
@@ -34,15 +34,12 @@ from bise_prune.baselines.random_scores import random_masks
 from bise_prune.config import Budget
 from bise_prune.data import BiasedDataset
 from bise_prune.files import write_json
-from bise_prune.gates.bottleneck import CapturedInputs, head_name
-from bise_prune.gates.gated_model import GatedModel, apply_masks
-from bise_prune.gates.sites import gate_sites
 from bise_prune.mask_search.gate_cost import GateCost
+from bise_prune.mask_search.network import MaskedNetwork
 from bise_prune.mask_search.projection import Projection
 from bise_prune.mask_search.refitted import refitted_head
 from bise_prune.mask_search.weights import sample_weights
 from bise_prune.metrics.accuracy import score
-from bise_prune.tracing import logits_of, run, trace
 
 BUDGETS = (0.5, 0.33, 0.2)
 PROTOCOL = (
@@ -109,11 +106,9 @@ class Arena:
         about = json.loads((work / cell.name / "about.json").read_text())
         self.epoch_seconds = about["cpu_seconds"] / about["epochs"]
         dense, example = self.session.dense, self.session.example
-        self.sites = gate_sites(dense, example)
-        self.sizes = [site.num_channels for site in self.sites]
-        record = trace(dense, example)
-        self.head_layer = head_name(dense, record)
-        self.projection = Projection(GateCost(record, dense, self.sites), self.sizes)
+        whole = MaskedNetwork(dense, example, SearchConfig(), None)
+        self.sites, self.sizes = whole.sites, whole.gates.sizes
+        self.projection = Projection(GateCost(whole.trace, dense, whole.sites), self.sizes)
         splits = self.session.splits
         assert splits.val is not None and splits.test is not None
         self.train, self.val, self.test = splits.train, splits.val, splits.test
@@ -144,28 +139,24 @@ class Arena:
         weigh = sample_weights(data.target, data.bias, session.num_classes, session.aligned, "auto", None)
         return weigh(data.target, data.bias).double()
 
+    def masked(self, masks: MaskSet) -> MaskedNetwork:
+        """The masked network."""
+        return MaskedNetwork(self.session.dense, self.session.example, SearchConfig(), masks)
+
     @torch.no_grad()
-    def outputs(self, model: nn.Module, data: BiasedDataset, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, network: MaskedNetwork, data: BiasedDataset, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and bottleneck features (N, D) of samples."""
-        logits, features = [], []
-        network = model.model if isinstance(model, GatedModel) else model
-        for part in rows.split(250):
-            bottleneck = CapturedInputs(network, self.head_layer)
-            gating = model.gating(model.gates()) if isinstance(model, GatedModel) else bottleneck
-            if gating is not bottleneck:
-                gating.behind = bottleneck
-            with gating:
-                logits.append(logits_of(run(network, data.batch(part).input)))
-            features.append(bottleneck.inputs.pop().flatten(1))
-        return torch.cat(logits), torch.cat(features)
+        gates = network.gates.values.split(self.sizes)
+        seen = [network.forward(gates, network.placed(data.batch(part))) for part in rows.split(250)]
+        logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        return logits, features
 
     def judged(self, masks: MaskSet) -> dict[str, float]:
         """Unbiased and worst-group accuracies of the masked network, as it is and after refits."""
-        model, figures = apply_masks(self.session.dense, masks, self.session.example), {}
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for prefix in ("", "statistics, ") if norms else ("",):
+        model, figures = self.masked(masks), {}
+        for prefix in ("", "statistics, ") if model.norms else ("",):
             if prefix:
-                self.reestimate(model, norms, self.drawn(self.train, 1_000))
+                self.reestimate(model, self.drawn(self.train, 1_000))
             val_logits, val_features = self.outputs(model, self.val, torch.arange(len(self.val)))
             logits, features = self.outputs(model, self.test, torch.arange(len(self.test)))
             seen = {"as is": logits}
@@ -189,17 +180,15 @@ class Arena:
         """Accuracies of logits on a split."""
         return score(logits.argmax(1), data.target, data.bias, self.session.aligned)
 
-    @torch.no_grad()
-    def reestimate(self, model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], rows: Tensor) -> None:
+    def reestimate(self, network: MaskedNetwork, rows: Tensor) -> None:
         """Re-estimate the statistics of all batch norms on training samples."""
-        for norm in norms:
+        for norm in network.norms:
             norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
+            norm.momentum = None  # a plain mean over the batches
+        network.let_norms_follow(True)
         for part in rows.split(100):
-            run(model, self.train.batch(part).input)
-        for norm in norms:
-            norm.eval()
+            self.outputs(network, self.train, part)
+        network.let_norms_follow(False)
 
 
 Found = tuple[float, MaskSet, float]  # share of the cost, masks, CPU seconds
@@ -243,19 +232,19 @@ def _taylor(with_statistics: bool) -> Callable[[Arena, Sequence[float]], Any]:
     """Re-estimated Taylor scores: the budgets are passed on one way down."""
 
     def found(arena: Arena, shares: Sequence[float]) -> Any:
-        start, lowest = time.process_time(), min(shares)
-        way = {1 - (1 - lowest) * step / _STEPS for step in range(1, _STEPS)} | set(shares)
+        start, lowest = time.process_time(), min(BUDGETS)
+        # One way for all budgets, whichever of them are asked for, so that a resumed contest has the same figures.
+        way = {1 - (1 - lowest) * step / _STEPS for step in range(1, _STEPS)} | set(BUDGETS)
         closed = torch.zeros(sum(arena.sizes), dtype=torch.bool)
         masks = next(iter(_dense(arena, [1.0])))[1]
         for number, share in enumerate(sorted(way, reverse=True)):
-            model = apply_masks(arena.session.dense, masks, arena.session.example).requires_grad_(False)
-            norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+            model = arena.masked(masks)
             if with_statistics:
-                arena.reestimate(model, norms, arena.drawn(arena.train, 500, number))
+                arena.reestimate(model, arena.drawn(arena.train, 500, number))
             rows = arena.drawn(arena.train, 1_000, number)
             features = arena.outputs(model, arena.train, rows)[1]
             head = refitted_head(features, arena.train.target[rows], arena.session.num_classes)
-            slopes = _slopes(arena, model, masks, arena.drawn(arena.train, _SAMPLE, 100 + number), head)
+            slopes = _slopes(arena, model, arena.drawn(arena.train, _SAMPLE, 100 + number), head)
             scores = torch.where(closed, -1.0, slopes.abs())
             masks = arena.masks_of(scores, share)
             closed = arena.scores_of(masks) < 0
@@ -265,20 +254,14 @@ def _taylor(with_statistics: bool) -> Callable[[Arena, Sequence[float]], Any]:
     return found
 
 
-def _slopes(arena: Arena, model: Any, masks: MaskSet, rows: Tensor, head: Tensor) -> Tensor:
+def _slopes(arena: Arena, network: MaskedNetwork, rows: Tensor, head: Tensor) -> Tensor:
     """Mean of dL/dgate over samples, under a head, shape (M,)."""
     total = torch.zeros(sum(arena.sizes))
-    keep = [masks.keep[site.name].float() for site in arena.sites]
     for part in rows.split(50):
-        gates = [values.clone().requires_grad_() for values in keep]
-        bottleneck = CapturedInputs(model.model, arena.head_layer)
-        gating = model.gating(gates)
-        gating.behind = bottleneck
-        with gating:
-            run(model.model, arena.train.batch(part).input)
-        logits = linear(bottleneck.inputs.pop().flatten(1), head[:, :-1], head[:, -1])
-        loss = cross_entropy(logits, arena.train.target[part], reduction="sum")
-        total += torch.cat(torch.autograd.grad(loss, gates))
+        batch, gates = arena.train.batch(part), network.gates.values.requires_grad_()
+        _, features = network.forward(gates.split(arena.sizes), network.placed(batch))
+        loss = cross_entropy(linear(features, head[:, :-1], head[:, -1]), batch.target, reduction="sum")
+        total += torch.autograd.grad(loss, gates)[0]
     return total / len(rows)
 
 
