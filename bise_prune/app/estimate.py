@@ -77,20 +77,15 @@ def _times(session: Session, sites: Sequence[GateSite], loader: Any) -> tuple[fl
 
 
 def _time_of_projection(session: Session, sites: Sequence[GateSite]) -> float:
-    """Seconds in which a gradual search finds a price and closes the channels for which there is no room."""
+    """Seconds in which a gradual search closes the channels for which there is no room."""
     record = trace(session.dense, session.example)
     sizes = [site.num_channels for site in sites]
     projection = Projection(GateCost(record, session.dense, sites), sizes)
-    ones, slopes = torch.ones(sum(sizes)), torch.randn(sum(sizes))
-
-    def project() -> None:
-        projection.price(slopes, projection.savings(ones), 0.7)
-        projection.kept(slopes, 0.7)
-
-    return _median_seconds(project, session)
+    worth, none = torch.randn(sum(sizes)), torch.zeros(sum(sizes), dtype=torch.bool)
+    return _median_seconds(lambda: projection.without_room(worth, none, 0.7), session)
 
 
-def _median_seconds(action: Callable[[], None], session: Session) -> float:
+def _median_seconds(action: Callable[[], object], session: Session) -> float:
     """Median time of an action, after one that is not timed."""
     spent = []
     for _ in range(_REPEATS + 1):

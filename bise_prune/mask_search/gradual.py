@@ -3,20 +3,24 @@
 It learns masks for the same two aims as the paper's search (:mod:`.algorithm`), and differs from it in how they come
 down:
 
-* **Open at the start.** A share of the network's cost is allowed: all of it in the first round, then less and less,
-  down to the budget. Whenever there is too little room, the channels of lowest mask logit close
-  (:mod:`.projection`). So the first round ends with the whole network, which is a candidate, and a budget is met by
-  construction.
+* **Open at the start.** The first round closes nothing, so that it ends with the whole network, which is a candidate.
+* **What a channel is worth.** The straight-through gradient dJ/dgate says what an infinitely small change of a gate
+  does. Closing is not small: the objective J rises by about -g + F/2, where g is the gradient and F its curvature; so
+  much is an open channel worth. A closed one is worth by how much J falls if it opens, -g - F/2. The curvature of a
+  cross-entropy is about the mean square of the samples' gradients (Fisher information), which is read from how much
+  the gradient varies between batches.
+* **Steps of one size.** A mask logit moves with what its channel is worth, in units of the gradient's spread and by no
+  more than one. So a channel closes, or opens, after some steps that agree.
+* **A budget by construction.** A share of the network's cost is allowed: all of it in the first round, then less and
+  less, down to the budget. Whenever there is too little room, the channels that are worth least for what they cost are
+  closed (:mod:`.projection`).
 * **Balanced batches.** Samples are drawn by their weight r (Eq. 4) instead of being weighted by it, so that a step
   does not hang on the one rare sample of its batch. Aligned and conflicting samples make up half of the draws each:
   with many classes, r alone would leave aligned samples next to nothing.
-* **Steps of one size.** The mask logits are moved by Adam, whose steps do not depend on the scale of the gradients.
-* **A price.** The gradient of a channel is charged with what the channel costs, at the price at which the present share
-  is used up.
 * **A refitted head.** A share of the loss may be that of a head which is refitted to the present masks
   (:mod:`.refitted`), for networks whose head will be refitted after the removal.
-* **Settling.** In the last rounds the share is held and the steps become smaller: at the budget or, without one, at
-  the share of the best masks so far, from which the search goes on.
+* **Settling.** In the last rounds the share is held, and the steps become smaller at the end: at the budget or, without
+  one, at the share of the best masks so far, from which the search goes on.
 * **A way back.** If the accuracy falls in a round by more than half of the way to chance, the masks go back to those
   before the round, and the next one closes less.
 
@@ -51,13 +55,14 @@ ROUNDS = 12
 _PASSES = 4  # passes over a small training set
 _LEAST_STEPS, _MOST_STEPS = 120, 400
 FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
-_WALK, _FREE_WALK = 10, 8  # rounds in which the share comes down, with and without a budget
+_WALK = 7  # round in which the share has come down
+_SETTLING = 2  # rounds at the end in which the steps become smaller
 SAMPLE = 600  # samples to which the head is refitted
-_LR = 0.02
-_BETAS = (0.9, 0.99)
-_SLOPE_MEMORY = 0.95  # of the mean gradient by which the price is found
-_PRICE_STEP = 0.3  # share of the way to a new price that is gone at once
-EVERY = 5  # steps between two projections
+_MEAN, _SQUARE = 0.9, 0.95  # memory of the running means of the gradient and of its square, from step to step
+_LR = 0.05  # largest step of a mask logit
+_START, _SHUT = 0.67, -0.1  # mask logits of open channels at the start, and of those for which there is no room
+_RANGE = 1.0  # largest mask logit, and lowest negative one
+EVERY = 4  # steps between two looks at the room
 _NEAR = 0.05  # an accuracy that exceeds chance by at most this share of it counts as chance
 
 
@@ -133,33 +138,31 @@ class _Rounds:
         aligned, conflicting = self.parts
         return labels.weight * torch.where(labels.conflicting.any(1), conflicting, aligned).to(labels.weight)
 
-    @property
-    def walk(self) -> int:
-        """Number of rounds in which the share comes down; in the rounds after them it is held."""
-        return _FREE_WALK if self.search.config.budget is None else _WALK
-
     def plan(self, number: int) -> None:
         """Set the shares at which a round starts and ends; after a walk without a budget, go back to its best masks.
 
         Args:
             number: number of the round, from 1.
         """
-        state, budget = self.state, self.search.config.budget
-        if budget is None and number == self.walk + 1:
+        state, budget, gates = self.state, self.search.config.budget, self.search.network.gates
+        if number == 1:
+            present = self.projection.cost(gates.values)
+            state.shares = (present, present)
+            state.drop = (present - FREE_SHARE) / (_WALK - 1)
+            logits = state.logits
+            logits.copy_(torch.where(gates.closed, logits.clamp(min=-_RANGE), logits.clamp(_START, _RANGE)))
+        elif number <= _WALK:
+            start, left = state.shares[1], _WALK - number + 1
+            end = max(FREE_SHARE, start - state.drop) if budget is None else start + (budget.share - start) / left
+            state.shares = (start, min(start, end))
+        elif budget is not None:
+            state.shares = (min(state.shares[1], budget.share),) * 2
+        elif number == _WALK + 1:
             picks = state.picks
             state.logits.copy_(picks.get(self.search.rule, picks[LAST])[2]["logits"])
-            state.moments.zero_()
+            state.shares = (self.projection.cost(gates.values),) * 2
+            state.moments[0] = 0
             self._refit()
-        start = self.projection.cost(self.search.network.gates.values)
-        end = start
-        if number == 1:
-            state.drop = (start - FREE_SHARE) / (self.walk - 1)
-        elif number <= self.walk:
-            left = self.walk - number + 1
-            end = max(FREE_SHARE, start - state.drop) if budget is None else start + (budget.share - start) / left
-        elif budget is not None:
-            end = budget.share
-        state.shares = (start, min(start, end))
         state.before = state.logits.clone()
 
     def share(self, step: int) -> float:
@@ -168,9 +171,9 @@ class _Rounds:
         return start + (end - start) * step / self.per_round
 
     def _rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 1: constant while the share comes down, then falling to 0."""
+        """Learning rate of a step, counted from 1: constant, and falling to 0 in the last rounds."""
         left = ROUNDS - (step - 1) / self.per_round
-        return _LR * min(1.0, left / (ROUNDS - self.walk))
+        return _LR * min(1.0, left / _SETTLING)
 
     def has_collapsed(self, record: EpochRecord) -> bool:
         """Whether the accuracy has fallen from that of the first round by more than half of the way to chance."""
@@ -184,9 +187,11 @@ class _Rounds:
 
     def back_out(self) -> None:
         """Go back to the masks before the round, and close less in the next one."""
-        self.state.logits.copy_(self.state.before)
-        self.state.moments[0] = 0
-        self.state.drop /= 2
+        state = self.state
+        state.logits.copy_(state.before)
+        state.moments[0] = 0
+        state.drop /= 2
+        state.shares = (state.shares[0],) * 2
 
     def round(self, number: int, after_step: Callable[[], None]) -> EpochRecord:
         """Take the steps of a round and record it; if the network collapses, go back to the masks before it.
@@ -206,11 +211,10 @@ class _Rounds:
             self._take_steps(self._drawn(number)[done:], after_step)
         else:
             self._take_steps_of_passes(self.per_round - done, after_step)
-        self.projection.project(state.logits, state.shares[1])
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
         accuracies = self._refit()
-        is_on_the_way = self.search.config.budget is None or number < self.walk
+        is_on_the_way = self.search.config.budget is None or number < _WALK
         record = record_epoch(self.search, number, None, *accuracies)
         if is_on_the_way and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
@@ -296,40 +300,45 @@ class _Rounds:
 
     @torch.no_grad()
     def _descend(self, slope: Tensor) -> None:
-        """Take one step of Adam on the mask logits, and close channels for which there is no room any more.
+        """Take one step on the mask logits, and close channels for which there is no room any more.
 
         Args:
             slope: gradient dJ/dgate of the whole batch, shape (M,).
         """
-        state = self.state
+        state, gates = self.state, self.search.network.gates
         share = self.share(state.taken % self.per_round + 1)
-        logits, first = state.logits, not state.taken
-        state.slopes = slope.clone() if first else _SLOPE_MEMORY * state.slopes + (1 - _SLOPE_MEMORY) * slope
-        if state.taken % EVERY == 0:
-            state.savings = self.projection.savings(self.search.network.gates.values)
-            price = self.projection.price(state.slopes, state.savings, share)
-            state.price += _PRICE_STEP * (price - state.price)
-        gradient = slope + state.price * state.savings
         state.taken += 1
-        logits.sub_(self._rate(state.taken) * _adam(state.moments, gradient, state.taken))
-        if state.taken % EVERY == 0:
-            self.projection.project(logits, share)
+        worth, spread = worth_of(slope, state.moments, gates.closed, state.taken, self.batch_size)
+        if state.taken <= self.per_round:  # the first round closes nothing
+            return
+        logits = state.logits
+        logits.add_(self._rate(state.taken) * (worth / spread).clamp(-1, 1)).clamp_(-_RANGE, _RANGE)
+        if state.taken % EVERY == 0 or state.taken % self.per_round == 0:
+            logits[self.projection.without_room(worth, gates.closed, share)] = _SHUT
 
 
-def _adam(moments: Tensor, gradient: Tensor, step: int) -> Tensor:
-    """The direction of Adam's step; ``moments`` (2, M), the means of gradient and square, are updated in place.
+def worth_of(slope: Tensor, moments: Tensor, closed: Tensor, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """What each channel is worth: by how much the objective would rise without it.
+
+    For an open channel that is the rise if it closes, for a closed one the fall if it opens, to the second order. The
+    curvature is the mean square of the gradients of single samples, of which the gradient of a batch is the mean.
 
     Args:
-        moments: running means, shape (2, M).
-        gradient: gradient, shape (M,).
-        step: number of the step, from 1.
+        slope: gradient dJ/dgate of a batch, shape (M,).
+        moments: running means of the gradient and of its square, shape (2, M); updated in place.
+        closed: which channels are closed, bool of shape (M,).
+        step: number of batches so far, with this one.
+        batch_size: number of samples of a batch.
+
+    Returns:
+        The worth, and the root of the mean square of the gradient, both of shape (M,).
     """
-    mean, square = moments
-    mean.lerp_(gradient, 1 - _BETAS[0])
-    square.lerp_(gradient.square(), 1 - _BETAS[1])
-    deviation = (square / (1 - _BETAS[1] ** step)).sqrt()
-    direction: Tensor = mean / (1 - _BETAS[0] ** step) / (deviation + torch.finfo(deviation.dtype).tiny)
-    return direction
+    moments[0].lerp_(slope, 1 - _MEAN)
+    moments[1].lerp_(slope.square(), 1 - _SQUARE)
+    mean, square = moments[0] / (1 - _MEAN**step), moments[1] / (1 - _SQUARE**step)
+    variance = (square - mean.square()).clamp(min=0)
+    half = (batch_size * variance + mean.square()) / 2
+    return torch.where(closed, -half, half) - mean, square.sqrt() + torch.finfo(square.dtype).tiny
 
 
 def _read(head: Tensor, features: Tensor) -> Tensor:

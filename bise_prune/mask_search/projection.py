@@ -1,8 +1,7 @@
-"""Keeps a network within a share of its cost: the channels of lowest mask logit are closed until it fits.
+"""Keeps a network within a share of its cost: the channels that are worth least for what they cost are closed.
 
 What a channel costs depends on which others are open. Under given gates, the gradient of the cost says what closing
-each of them would save; dL/dgate divided by it is what a channel is worth per unit of cost. The worth of the best
-channel for which there is no room is the price: a channel that is worth less than its cost at that price should go.
+each of them would save.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from torch import Tensor
 from ..config import Budget
 from ..gates.ranking import least_open
 from .gate_cost import GateCost
+
+_TINY = 1e-8  # share of the cost that the cheapest channel is taken to save
 
 
 class Projection:
@@ -38,27 +39,22 @@ class Projection:
             (slope,) = torch.autograd.grad(self._cost(leaf.split(self.sizes)), leaf)
         return slope.clamp(min=0).to(gates)
 
-    @torch.no_grad()
-    def project(self, logits: Tensor, share: float) -> None:
-        """Move the mask logits, all by the same amount, so that the network costs at most ``share``.
-
-        Channels that always stay open end at 0 or above. If the share has room for all channels, all are open.
+    def without_room(self, worth: Tensor, closed: Tensor, share: float) -> Tensor:
+        """Open channels for which there is no room: those of least worth per cost, until the network fits the share.
 
         Args:
-            logits: mask logits (M,); changed in place.
+            worth: what each channel is worth, shape (M,).
+            closed: which channels are closed, bool of shape (M,).
             share: share of the dense network's cost, in (0, 1].
+
+        Returns:
+            Bool of shape (M,); none if the network fits as it is.
         """
-        kept = self.kept(logits, share)
-        threshold = logits.min()
-        if not bool(kept.all()):
-            free = kept & ~self._protected(logits)
-            highest_closed = logits[~kept].max()
-            lowest_open = logits[free].min() if bool(free.any()) else highest_closed
-            threshold = (highest_closed + lowest_open) / 2
-        logits.sub_(threshold)
-        logits[kept] = logits[kept].clamp(min=0)
-        tiny = torch.finfo(logits.dtype).tiny
-        logits[~kept] = logits[~kept].clamp(max=-tiny)
+        gates = (~closed).float()
+        if share >= 1.0 or self.cost(gates) <= share:
+            return torch.zeros_like(closed)
+        per_cost = torch.where(closed, -torch.inf, worth / self.savings(gates).to(worth).clamp(min=_TINY))
+        return ~self.kept(per_cost, share) & ~closed
 
     def kept(self, worth: Tensor, share: float) -> Tensor:
         """Which channels stay open if those of lowest worth are closed until the network costs at most ``share``.
@@ -82,19 +78,6 @@ class Projection:
             else:
                 low = middle
         return self._gates(order, high) > 0
-
-    def price(self, slopes: Tensor, savings: Tensor, share: float) -> float:
-        """What a unit of cost is worth at a share: the highest dL/dgate per cost of a channel without room, or 0.
-
-        Args:
-            slopes: gradient dL/dgate of the loss, shape (M,); negative where a channel is useful.
-            savings: what each channel adds to the cost, shape (M,).
-            share: share of the dense network's cost, in (0, 1].
-        """
-        counts = savings > 1e-8
-        worth = torch.where(counts, -slopes / savings.clamp(min=1e-8), torch.inf)
-        out = ~self.kept(worth, share) & counts
-        return max(0.0, float(worth[out].max())) if bool(out.any()) else 0.0
 
     def _protected(self, worth: Tensor) -> Tensor:
         """The channels that always stay open, bool of shape (M,)."""

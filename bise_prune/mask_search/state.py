@@ -133,7 +133,7 @@ class SearchState:
         """Restore what :meth:`extra` returned."""
 
 
-_OF_GRADUAL = ("taken", "moments", "slopes", "savings", "price", "shares", "drop", "before", "head")
+_OF_GRADUAL = ("taken", "moments", "shares", "drop", "before", "head")
 
 
 @dataclass
@@ -142,10 +142,7 @@ class GradualState(SearchState):
 
     Attributes:
         taken: number of steps that have been taken.
-        moments: Adam's running means of the gradient and of its square, shape (2, M).
-        slopes: running mean of dJ/dgate, shape (M,).
-        savings: what each channel adds to the cost under the present masks, shape (M,).
-        price: what a unit of cost is worth.
+        moments: running means of dJ/dgate and of its square, shape (2, M).
         shares: shares of the dense network's cost that are allowed at the start and at the end of the round.
         drop: what the share falls by in a round without a budget.
         before: mask logits before the round, shape (M,).
@@ -155,9 +152,6 @@ class GradualState(SearchState):
 
     taken: int = 0
     moments: Tensor = field(default_factory=lambda: torch.zeros(2, 0))
-    slopes: Tensor = field(default_factory=lambda: torch.zeros(0))
-    savings: Tensor = field(default_factory=lambda: torch.zeros(0))
-    price: float = 0.0
     shares: tuple[float, float] = (1.0, 1.0)
     drop: float = 0.0
     before: Tensor = field(default_factory=lambda: torch.zeros(0))

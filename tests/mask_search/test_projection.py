@@ -41,25 +41,30 @@ def test_it_closes_the_lowest_channels_and_no_more_than_needed(name, share):
     assert project.cost(wider.float()) > share or wider.sum() - kept.sum() > 1  # one more would not fit
 
 
-def test_mask_logits_are_moved_together_and_tell_what_is_closed():
+def test_the_channels_without_room_are_worth_least_for_what_they_cost():
     project, model, sites = projection()
-    logits = torch.randn(sum(project.sizes), generator=torch.Generator().manual_seed(2))
-    before, kept = logits.clone(), project.kept(logits, 0.5)
-    project.project(logits, 0.5)
-    assert torch.equal(logits >= 0, kept)
-    moved = before - logits
-    inside = (logits > 0) & kept | (logits < -1e-6) & ~kept
-    assert torch.allclose(moved[inside], moved[inside][0].expand(int(inside.sum())), atol=1e-6)
+    generator = torch.Generator().manual_seed(2)
+    worth, closed = (
+        torch.rand(sum(project.sizes), generator=generator),
+        torch.zeros(sum(project.sizes), dtype=torch.bool),
+    )
+    closed[::7] = True
+    out = project.without_room(worth, closed, 0.4)
+    kept = ~closed & ~out
+    assert bool(out.any()) and not bool((out & closed).any()) and project.cost(kept.float()) <= 0.4
+    per_cost = worth / project.savings((~closed).float())
+    protected = project._protected(torch.where(closed, -torch.inf, per_cost))
+    assert per_cost[out].max() < per_cost[kept & ~protected].min()
     keep = dict(zip((site.name for site in sites), kept.split(project.sizes), strict=True))
     plan = Planner(model, sites, images()).propose(keep, "expand").plan
     assert plan.macs[1] / plan.macs[0] == pytest.approx(project.cost(kept.float()), abs=0.02)  # as after the removal
 
 
-def test_a_share_with_room_for_everything_leaves_everything_open():
+def test_a_network_that_fits_has_room_for_all_its_channels():
     project, _, _ = projection()
-    logits = torch.linspace(-1, 1, sum(project.sizes))
-    project.project(logits, 1.0)
-    assert (logits >= 0).all()
+    worth, closed = torch.linspace(-1, 1, sum(project.sizes)), torch.arange(sum(project.sizes)) % 2 == 0
+    assert not project.without_room(worth, closed, 1.0).any()
+    assert not project.without_room(worth, closed, project.cost((~closed).float())).any()
 
 
 def test_savings_are_what_closing_one_channel_saves():
@@ -70,17 +75,6 @@ def test_savings_are_what_closing_one_channel_saves():
         without = ones.clone()
         without[channel] = 0
         assert savings[channel] == pytest.approx(project.cost(ones) - project.cost(without), rel=0.2)
-
-
-def test_the_price_is_the_worth_of_the_best_channel_without_room():
-    project, _, _ = projection("mlp")
-    slopes = -torch.rand(sum(project.sizes), generator=torch.Generator().manual_seed(3))
-    savings = project.savings(torch.ones(len(slopes)))
-    worth = -slopes / savings
-    kept = project.kept(worth, 0.5)
-    assert project.price(slopes, savings, 0.5) == pytest.approx(float(worth[~kept].max()))
-    assert project.price(slopes, savings, 1.0) == 0.0
-    assert project.price(-slopes, savings, 0.5) == 0.0  # nothing is worth its place, so that cost does not matter
 
 
 def test_a_layer_floor_stays_open_even_if_it_costs_more():
