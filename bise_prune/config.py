@@ -197,8 +197,8 @@ class SearchConfig:
     """Settings of the mask search, with the paper's symbols.
 
     Attributes:
-        method: "gradual" = the network starts open and is closed step by step, with the loss seen as after a refit of
-            batch-norm statistics and head (:mod:`bise_prune.mask_search.gradual`); "paper" = Algorithm 1 of BISE.
+        method: "gradual" = the network starts open and is closed step by step, by what each channel is worth
+            (:mod:`bise_prune.mask_search.gradual`); "paper" = Algorithm 1 of BISE.
             "auto" = "paper" if a setting that only the paper's search has (those named in :data:`OF_THE_PAPER`) differs
             from its default, otherwise "gradual".
         steps: number of steps of a gradual search, >= 12, rounded up to a multiple of its 12 rounds; None = by the size

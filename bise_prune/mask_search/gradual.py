@@ -215,13 +215,29 @@ class _Rounds:
         state.steps = self.per_round
         accuracies = self._refit()
         is_on_the_way = self.search.config.budget is None or number < _WALK
-        record = record_epoch(self.search, number, None, *accuracies)
+        record = record_epoch(self.search, number, None, *accuracies, logits=self.ranked())
         if is_on_the_way and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
             state.history[-1] = record
             self.back_out()
             self._refit()
         return record
+
+    @torch.no_grad()
+    def ranked(self) -> Tensor:
+        """Mask logits that rank the channels by what they are worth for their cost, evenly in [-1, 1], shape (M,).
+
+        The logits of the search only tell how many steps agree. What is delivered is ranked again, by a target that is
+        counted differently or where widths are rounded up.
+        """
+        state, closed = self.state, self.search.network.gates.closed
+        worth, _ = worth_of(state.moments, closed, state.taken, self.batch_size)
+        order = self.projection.per_cost(worth, closed).argsort(stable=True)
+        ranks = torch.zeros_like(state.logits)
+        for side, lowest in ((closed, -1.0), (~closed, 0.0)):
+            numbers = order[side[order]]
+            ranks[numbers] = lowest + torch.arange(len(numbers)).to(ranks) / max(1, len(numbers))
+        return ranks
 
     @torch.no_grad()
     def _refit(self) -> tuple[float, float]:
@@ -308,7 +324,9 @@ class _Rounds:
         state, gates = self.state, self.search.network.gates
         share = self.share(state.taken % self.per_round + 1)
         state.taken += 1
-        worth, spread = worth_of(slope, state.moments, gates.closed, state.taken, self.batch_size)
+        for moment, value, memory in zip(state.moments, (slope, slope.square()), (_MEAN, _SQUARE), strict=True):
+            moment.lerp_(value, 1 - memory)
+        worth, spread = worth_of(state.moments, gates.closed, state.taken, self.batch_size)
         if state.taken <= self.per_round:  # the first round closes nothing
             return
         logits = state.logits
@@ -317,24 +335,21 @@ class _Rounds:
             logits[self.projection.without_room(worth, gates.closed, share)] = _SHUT
 
 
-def worth_of(slope: Tensor, moments: Tensor, closed: Tensor, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+def worth_of(moments: Tensor, closed: Tensor, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """What each channel is worth: by how much the objective would rise without it.
 
     For an open channel that is the rise if it closes, for a closed one the fall if it opens, to the second order. The
     curvature is the mean square of the gradients of single samples, of which the gradient of a batch is the mean.
 
     Args:
-        slope: gradient dJ/dgate of a batch, shape (M,).
-        moments: running means of the gradient and of its square, shape (2, M); updated in place.
+        moments: running means of the gradient dJ/dgate of batches and of its square, from 0, shape (2, M).
         closed: which channels are closed, bool of shape (M,).
-        step: number of batches so far, with this one.
+        step: number of batches in the running means.
         batch_size: number of samples of a batch.
 
     Returns:
         The worth, and the root of the mean square of the gradient, both of shape (M,).
     """
-    moments[0].lerp_(slope, 1 - _MEAN)
-    moments[1].lerp_(slope.square(), 1 - _SQUARE)
     mean, square = moments[0] / (1 - _MEAN**step), moments[1] / (1 - _SQUARE**step)
     variance = (square - mean.square()).clamp(min=0)
     half = (batch_size * variance + mean.square()) / 2

@@ -53,8 +53,11 @@ class Projection:
         gates = (~closed).float()
         if share >= 1.0 or self.cost(gates) <= share:
             return torch.zeros_like(closed)
-        per_cost = torch.where(closed, -torch.inf, worth / self.savings(gates).to(worth).clamp(min=_TINY))
-        return ~self.kept(per_cost, share) & ~closed
+        return ~self.kept(torch.where(closed, -torch.inf, self.per_cost(worth, closed)), share) & ~closed
+
+    def per_cost(self, worth: Tensor, closed: Tensor) -> Tensor:
+        """What each channel is worth per share of the cost that it adds under the present gates, shape (M,)."""
+        return worth / self.savings((~closed).float()).to(worth).clamp(min=_TINY)
 
     def kept(self, worth: Tensor, share: float) -> Tensor:
         """Which channels stay open if those of lowest worth are closed until the network costs at most ``share``.

@@ -25,6 +25,7 @@ def record_epoch(
     temperature: float | None,
     training_accuracy: float | None = None,
     refitted_accuracy: float | None = None,
+    logits: Tensor | None = None,
 ) -> EpochRecord:
     """Add the finished epoch to the history, and keep its masks for the selection rules by which they are the best.
 
@@ -34,6 +35,7 @@ def record_epoch(
         temperature: temperature tau during the epoch; None in a gradual search.
         training_accuracy: see :class:`.result.EpochRecord`.
         refitted_accuracy: see :class:`.result.EpochRecord`.
+        logits: mask logits that are kept, shape (M,), if not those of the search.
 
     Raises:
         BiseError: the loss is not finite.
@@ -55,7 +57,7 @@ def record_epoch(
         refitted_accuracy=refitted_accuracy,
     )
     state.history.append(record)
-    _pick(search, record)
+    _pick(search, record, logits)
     return record
 
 
@@ -80,7 +82,7 @@ def _validated(search: Search, unchanged: bool) -> Evaluation | None:
     return search.passes.validated(partial(search.validation.evaluate, search.network.gated), last, unchanged)
 
 
-def _pick(search: Search, record: EpochRecord) -> None:
+def _pick(search: Search, record: EpochRecord, logits: Tensor | None = None) -> None:
     """Keep the epoch's masks for every rule by which no earlier epoch is better.
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
@@ -88,6 +90,8 @@ def _pick(search: Search, record: EpochRecord) -> None:
     its network is smaller.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
+    if logits is not None:
+        learned["logits"] = logits.cpu()
     closes_more = search.config.is_gradual and search.config.budget is None
     before, after = history[0].training_accuracy, record.training_accuracy
     if not closes_more or before is None or after is None or after >= before - _TOLERANCE:

@@ -141,14 +141,20 @@ def test_aligned_and_conflicting_samples_have_half_of_the_weight_each():
     assert (_Rounds(none).weights == 1).all()
 
 
+def note(moments, slope):
+    moments[0] += 0.1 * (slope - moments[0])
+    moments[1] += 0.05 * (slope**2 - moments[1])
+
+
 def test_worth_is_the_second_order_rise_of_the_objective():
     """Against running means written out as weighted sums, and the curvature as the samples' mean square gradient."""
     generator = torch.Generator().manual_seed(0)
     slopes = torch.randn(30, 6, dtype=torch.double, generator=generator) * 0.3 + torch.linspace(-1, 1, 6).double()
     closed = torch.tensor([False, True] * 3)
     moments = torch.zeros(2, 6, dtype=torch.double)
-    for step, slope in enumerate(slopes, 1):
-        worth, spread = worth_of(slope, moments, closed, step, batch_size=20)
+    for slope in slopes:
+        note(moments, slope)
+    worth, spread = worth_of(moments, closed, len(slopes), batch_size=20)
 
     def running(values, memory):
         weights = memory ** torch.arange(len(values) - 1, -1, -1, dtype=torch.double)
@@ -173,10 +179,11 @@ def test_worth_ranks_channels_as_closing_each_of_them_does(name):
     def loss(gates, rows):
         return cross_entropy(net.forward(gates.split(sizes), net.placed(data.batch(rows)))[0], data.target[rows])
 
-    for step in range(1, 61):
+    for _ in range(60):
         gates = ones.clone().requires_grad_()
         (slope,) = torch.autograd.grad(loss(gates, torch.randint(240, (20,), generator=generator)), gates)
-        worth, _ = worth_of(slope, moments, closed, step, 20)
+        note(moments, slope)
+    worth, _ = worth_of(moments, closed, 60, 20)
     with torch.no_grad():
         rises = torch.stack([loss(ones.index_fill(0, k, 0.0), torch.arange(240)) for k in torch.arange(len(ones))])
 
@@ -185,6 +192,19 @@ def test_worth_ranks_channels_as_closing_each_of_them_does(name):
 
     assert agreement(worth) > 0.6
     assert agreement(worth) > agreement(-moments[0]) + 0.1
+
+
+def test_the_masks_that_are_kept_rank_the_channels_by_worth_per_cost():
+    found = assemble(trained(), loader(), SearchConfig(steps=24, budget=Budget(share=0.4)))
+    rounds, state, gates = _Rounds(found), found.state, found.network.gates
+    for number in range(1, ROUNDS + 1):
+        rounds.round(number, lambda: None)
+    kept = state.picks["last"][2]["logits"]
+    assert torch.equal(kept < 0, gates.closed) and bool(gates.closed.any())
+    assert len(kept.unique()) >= max(gates.closed.sum(), (~gates.closed).sum()) and kept.min() == -1 and kept.max() < 1
+    value = rounds.projection.per_cost(worth_of(state.moments, gates.closed, state.taken, 20)[0], gates.closed)
+    for side in (gates.closed, ~gates.closed):
+        assert torch.equal(kept[side].argsort(stable=True), value[side].argsort(stable=True))
 
 
 def test_a_search_may_start_from_masks():
