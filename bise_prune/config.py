@@ -160,8 +160,8 @@ class Budget:
         weight: weight of the term in the objective (lambda), > 0; of the paper's search.
         descent: share of the search's epochs over which the limit decreases from 1 to ``share``, in [0, 1); use 0 for
             searches that start from masks close to the budget. Of the paper's search.
-        layer_floor: share of each mask's channels, those with the highest mask logits, that stay open whatever they
-            cost, in [0, 1), so that no layer is emptied on the way; at least one channel stays open.
+        layer_floor: share of each mask's channels, those that are worth most, that stay open whatever they cost, in
+            [0, 1), so that no layer is emptied on the way; at least one channel stays open.
         joins: lowering that the cost is counted for, where masks that meet disagree; see :func:`bise_prune.prune`.
     """
 
