@@ -44,8 +44,8 @@ from bise_prune.metrics.accuracy import score
 BUDGETS = (0.5, 0.33, 0.2)
 PROTOCOL = (
     "One run a cell, method and budget, seed 0; FLOPs are multiply-accumulates of convolutions and linear layers; at "
-    "least 5 % of each mask's channels stay. gradual: the default search; refit: the same with refit_weight .5; paper: "
-    "Algorithm 1 with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight 20; "
+    "least 5 % of each mask's channels stay. gradual: the default search; paper: Algorithm "
+    "1 with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight 20; "
     "taylor: |dL/dgate| under balanced samples, re-estimated in 14 equal steps of FLOPs, the head refitted after each, "
     "and with statistics, these re-estimated too; magnitude, random: the lowest scores closed at once. Searches pick "
     "their epoch by unbiased validation accuracy of the network as it is. Accuracies are unbiased ones on the test "
@@ -280,7 +280,6 @@ def _scored_once(scores: Callable[[Arena], MaskSet]) -> Callable[[Arena, Sequenc
 METHODS = {
     "dense": Method(_dense, [1.0]),
     "gradual": Method(_searched({}), [1.0, *BUDGETS]),
-    "refit": Method(_searched({"refit_weight": 0.5}), [1.0, *BUDGETS]),
     "taylor, statistics": Method(_taylor(True), BUDGETS),
     "taylor": Method(_taylor(False), BUDGETS),
     "paper": Method(_searched({"method": "paper", "anneal_every": 1, "head_epochs": 10}), [1.0, *BUDGETS]),

@@ -203,8 +203,6 @@ class SearchConfig:
             from its default, otherwise "gradual".
         steps: number of steps of a gradual search, >= 12, rounded up to a multiple of its 12 rounds; None = by the size
             of the training set, 120 to 400.
-        refit_weight: weight of a refitted head's loss in a gradual search, against the loss of the network's own head,
-            in [0, 1]; for networks whose head will be refitted after the removal, 0.5 is better than 0.
         placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
         anneal_every: epochs between two temperature cuts, >= 1 (the paper's upsilon).
         anneal_factor: factor by which a cut multiplies the temperature, in (0, 1) (the paper's kappa).
@@ -253,7 +251,6 @@ class SearchConfig:
 
     method: SearchMethod = "auto"
     steps: int | None = None
-    refit_weight: float = 0.0
     placement: Placement = "tied"
     anneal_every: int = 10
     anneal_factor: float = 0.5
@@ -285,8 +282,8 @@ class SearchConfig:
         require_choice("search", self.method, METHODS)
         _require(self.steps is None or self.steps >= 12, "steps", self.steps, "an integer >= 12")
         unused = self._of_the_paper() if self.method == "gradual" else []
-        if not self.is_gradual:
-            unused = [name for name in ("steps", "refit_weight") if getattr(self, name)]
+        if not self.is_gradual and self.steps is not None:
+            unused = ["steps"]
         if unused:
             other = "paper" if self.method == "gradual" else "gradual"
             raise ConfigError(
@@ -310,7 +307,6 @@ class SearchConfig:
         for name in ("mask_momentum", "head_momentum"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2**32 - 1")
-        _require(0 <= self.refit_weight <= 1, "refit_weight", self.refit_weight, "a number in [0, 1]")
         for value in self.rho or ():
             _require(0 < value < 1, "rho", value, "a number in (0, 1)")
         _require(

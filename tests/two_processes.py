@@ -17,7 +17,7 @@ def work():
     data = BiasedDataset(data.inputs.double(), data.target, data.bias)
     val = BatchLoader(BiasedDataset(*(t[:61] for t in (data.inputs, data.target, data.bias))), 16)
     results = {}
-    gradual = {"steps": 24, "refit_weight": 0.5, "budget": Budget(share=0.5)}
+    gradual = {"steps": 24, "budget": Budget(share=0.5)}
     for name, options in {
         "plain": SETTINGS, "pooled": {**SETTINGS, "mi_pool": 60}, "uncached": {**SETTINGS, "cache_bytes": 0},
         "gradual": gradual,

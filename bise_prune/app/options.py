@@ -133,8 +133,6 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "search": "how masks are found: gradual closes the network step by step and meets a target on the way, paper "
         "is Algorithm 1 of the BISE paper; auto is paper if one of its settings below is given, otherwise gradual",
         "steps": "steps of a gradual search (default: four passes over the training set, 120 to 400 steps)",
-        "refit_weight": "weight of a refitted head's loss in a gradual search; 0.5 for networks whose head will be "
-        "refitted after the removal",
         "placement": "which outputs share one mask: tied lets outputs share one that can only be removed together, "
         "paper gives every output its own, as in the paper",
         "select": "which epoch's masks are used: best (highest unbiased validation accuracy) and worst-group need bias "

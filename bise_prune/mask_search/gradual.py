@@ -17,8 +17,6 @@ down:
 * **Balanced batches.** Samples are drawn by their weight r (Eq. 4) instead of being weighted by it, so that a step
   does not hang on the one rare sample of its batch. Aligned and conflicting samples make up half of the draws each:
   with many classes, r alone would leave aligned samples next to nothing.
-* **A refitted head.** A share of the loss may be that of a head which is refitted to the present masks
-  (:mod:`.refitted`), for networks whose head will be refitted after the removal.
 * **Settling.** In the last rounds the share is held, and the steps become smaller at the end: at the budget or, without
   one, at the share of the best masks so far, from which the search goes on.
 * **A way back.** If the accuracy falls in a round by more than half of the way to chance, the masks go back to those
@@ -38,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..distributed import copied_from_first, summed, world
+from ..distributed import summed, world
 from ..errors import DataError
 from . import state_file
 from .assembly import Search
@@ -57,7 +55,7 @@ _LEAST_STEPS, _MOST_STEPS = 120, 400
 FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _WALK = 7  # round in which the share has come down
 _SETTLING = 2  # rounds at the end in which the steps become smaller
-SAMPLE = 600  # samples to which the head is refitted
+SAMPLE = 600  # samples of the balanced sample
 _MEAN, _SQUARE = 0.9, 0.95  # memory of the running means of the gradient and of its square, from step to step
 _LR = 0.05  # largest step of a mask logit
 _START, _SHUT = 0.67, -0.1  # mask logits of open channels at the start, and of those for which there is no room
@@ -162,7 +160,6 @@ class _Rounds:
             state.logits.copy_(picks.get(self.search.rule, picks[LAST])[2]["logits"])
             state.shares = (self.projection.cost(gates.values),) * 2
             state.moments[0] = 0
-            self._refit()
         state.before = state.logits.clone()
 
     def share(self, step: int) -> float:
@@ -201,8 +198,6 @@ class _Rounds:
             after_step: function called after each step.
         """
         state, gates = self.state, self.search.network.gates
-        if not state.taken:
-            self._refit()
         done = state.taken - self.per_round * (number - 1)
         if not done:  # otherwise the round was interrupted, at the latest after its last step
             self.plan(number)
@@ -213,14 +208,13 @@ class _Rounds:
             self._take_steps_of_passes(self.per_round - done, after_step)
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
-        accuracies = self._refit()
+        accuracies = self._accuracies()
         is_on_the_way = self.search.config.budget is None or number < _WALK
         record = record_epoch(self.search, number, None, *accuracies, logits=self.ranked())
         if is_on_the_way and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
             state.history[-1] = record
             self.back_out()
-            self._refit()
         return record
 
     @torch.no_grad()
@@ -240,16 +234,15 @@ class _Rounds:
         return ranks
 
     @torch.no_grad()
-    def _refit(self) -> tuple[float, float]:
-        """Fit the second head to the present masks; returns the accuracies of both heads on the balanced sample."""
-        search, state, gates = self.search, self.state, self.search.network.gates.values
+    def _accuracies(self) -> tuple[float, float]:
+        """Accuracies on the balanced sample, of the network's head and of one that is refitted to the masks."""
+        search, gates = self.search, self.search.network.gates.values
         seen = [search.passes.forward(gates, inputs) for _, inputs in search.passes.inputs(self.sample)]
-        own_logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        state.head = refitted_head(features, self.sample_target, search.network.num_classes)
-        copied_from_first([state.head])
-        rights = [logits.argmax(1) == self.sample_target for logits in (own_logits, _read(state.head, features))]
-        own, refitted = (float(right.double().mean()) for right in rights)
-        return own, refitted
+        logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        head = refitted_head(features, self.sample_target, search.network.num_classes)
+        refitted = torch.addmm(head[:, -1], features, head[:, :-1].T)
+        own, other = (float((read.argmax(1) == self.sample_target).double().mean()) for read in (logits, refitted))
+        return own, other
 
     def _drawn(self, number: int) -> list[Tensor]:
         """Numbers of the samples of each batch of a round, as far as this process has them."""
@@ -282,21 +275,13 @@ class _Rounds:
                     raise DataError(EXHAUSTED)
                 self._pass, position.batches = None, 0
 
-    def _loss(self, own_logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of each sample, shape (N,), of the own and the refitted head as the settings mix them."""
-        share, loss = self.search.config.refit_weight, cross_entropy(own_logits, target, reduction="none")
-        if not share:
-            return loss
-        refitted = cross_entropy(_read(self.state.head, features), target, reduction="none")
-        return (1 - share) * loss + share * refitted
-
     def _step(self, part: Part, inputs: object) -> None:
         """Take one step of the mask logits and one of the auxiliary heads."""
         search, state = self.search, self.state
         labels = search.labels.of(part)
         gates = search.network.gates.values.requires_grad_()
-        own_logits, features = search.passes.forward(gates, inputs)
-        loss = self._loss(own_logits, features, labels.target)
+        logits, features = search.passes.forward(gates, inputs)
+        loss = cross_entropy(logits, labels.target, reduction="none")
         if search.data.in_memory is None:  # its batches are not drawn by weight
             loss = loss * self._weights(labels)
         terms = objective_of(
@@ -307,7 +292,7 @@ class _Rounds:
         assert gates.grad is not None
         slope = summed(gates.grad)
         self._descend(slope)
-        silent = silent_share(terms.num_conflicting, own_logits.dtype)
+        silent = silent_share(terms.num_conflicting, logits.dtype)
         shares = [terms.total, terms.cross_entropy, terms.mutual_information, head_loss, silent]
         state.tally.note(slope[None], torch.stack(shares).detach()[None], search.network.gates.closed)
         state.tally.flipped |= search.network.gates.closed != state.tally.closed_before
@@ -354,9 +339,3 @@ def worth_of(moments: Tensor, closed: Tensor, step: int, batch_size: int) -> tup
     variance = (square - mean.square()).clamp(min=0)
     half = (batch_size * variance + mean.square()) / 2
     return torch.where(closed, -half, half) - mean, square.sqrt() + torch.finfo(square.dtype).tiny
-
-
-def _read(head: Tensor, features: Tensor) -> Tensor:
-    """Class logits (N, C) that a head (C, D + 1) reads from features (N, D)."""
-    logits: Tensor = torch.addmm(head[:, -1], features, head[:, :-1].T)
-    return logits

@@ -1,7 +1,7 @@
 """A classifier head that is fitted to the present masks, on a balanced sample of the training set.
 
-Closing channels shifts what the head reads, and much of what is lost that way is undone by a new head. A network whose
-head will be refitted after the removal is better searched with one; how well it does is told in any case.
+Closing channels shifts what the head reads, and much of what is lost that way is undone by a new head. How well one
+does is told for each round of a gradual search.
 """
 
 # Shape suffixes: N samples, D features, C classes.

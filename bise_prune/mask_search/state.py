@@ -133,7 +133,7 @@ class SearchState:
         """Restore what :meth:`extra` returned."""
 
 
-_OF_GRADUAL = ("taken", "moments", "shares", "drop", "before", "head")
+_OF_GRADUAL = ("taken", "moments", "shares", "drop", "before")
 
 
 @dataclass
@@ -146,8 +146,6 @@ class GradualState(SearchState):
         shares: shares of the dense network's cost that are allowed at the start and at the end of the round.
         drop: what the share falls by in a round without a budget.
         before: mask logits before the round, shape (M,).
-        head: weights of the head that was refitted before the round, with its additive bias in the last column, shape
-            (C, D + 1).
     """
 
     taken: int = 0
@@ -155,7 +153,6 @@ class GradualState(SearchState):
     shares: tuple[float, float] = (1.0, 1.0)
     drop: float = 0.0
     before: Tensor = field(default_factory=lambda: torch.zeros(0))
-    head: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
         self.moments = torch.zeros_like(self.logits).repeat(2, 1)

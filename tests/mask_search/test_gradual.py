@@ -102,7 +102,7 @@ def test_repeated_searches_are_equal_and_seeds_differ():
 def test_shortcuts_change_no_mask():
     from bise_prune.mask_search.speed import Speedups
 
-    model, config = trained(), SearchConfig(steps=24, refit_weight=0.5, budget=Budget(share=0.5))
+    model, config = trained(), SearchConfig(steps=24, budget=Budget(share=0.5))
     plain = Speedups(cached_prefix=False, affine_norms=False, skipped_channels=False, kept_results=False)
     double = model.double()
     data = biased_data(n=240)
@@ -232,9 +232,8 @@ def test_settings_of_the_paper_choose_its_search(options, is_gradual):
     [
         ({"method": "gradual", "anneal_every": 2}, "anneal_every is a setting of the search 'paper'"),
         ({"method": "paper", "steps": 100}, "steps is a setting of the search 'gradual'"),
-        ({"anneal_every": 2, "refit_weight": 0.5}, "refit_weight is a setting of the search 'gradual'"),
+        ({"anneal_every": 2, "steps": 12}, "steps is a setting of the search 'gradual'"),
         ({"steps": 3}, "steps = 3 is out of range"),
-        ({"refit_weight": 2.0}, "refit_weight = 2.0 is out of range"),
         ({"method": "fast"}, "search = 'fast' is out of range"),
     ],
 )  # fmt: skip

@@ -53,7 +53,7 @@ def test_a_stopped_search_resumes_with_the_same_result(tmp_path):
         {**SHORT, "mi_pool": 50},
         {**SHORT, "initial_logit": 1.0, "early_stop": False},
         {"steps": 36},
-        {"steps": 36, "refit_weight": 0.5, "budget": Budget(share=0.4)},
+        {"steps": 36, "budget": Budget(share=0.4)},
     ],
 )
 def test_a_search_stopped_after_any_batch_resumes_to_the_same_bits(tmp_path, moment, options):
