@@ -13,7 +13,7 @@ from ..gates.gated_model import GatedModel
 from ..gates.masks import GateSite
 from ..mask_search.assembly import VALIDATION_PART, VALIDATION_SAMPLES
 from ..mask_search.gate_cost import GateCost
-from ..mask_search.gradual import EVERY, FREE_SHARE, ROUNDS, SAMPLE, num_steps
+from ..mask_search.gradual import EVERY, ROUNDS, SAMPLE, num_steps
 from ..mask_search.projection import Projection
 from ..mask_search.schedule import temperatures
 from ..tracing import logits_of, run, trace
@@ -49,9 +49,8 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     steps = -(-num_steps(settings.steps, len(loader)) // ROUNDS)
     looked_at = min(num_val, max(VALIDATION_SAMPLES, size // VALIDATION_PART))
     budget = settings.budget or budget_of(config, None)
-    end = FREE_SHARE if budget is None else budget.share
-    # Closed channels are skipped on a CPU, which saves about half of what it could.
-    share = 1 - (1 - end) / 4 if session.device.type == "cpu" else 1.0
+    # Closed channels are skipped on a CPU, which saves about half of what it could; without a budget, few may close.
+    share = 1.0 if budget is None or session.device.type != "cpu" else 1 - (1 - budget.share) / 4
     projections = _time_of_projection(session, sites) / EVERY
     seconds += ROUNDS * share * (steps * (step + projections) + (looked_at + SAMPLE) * per_sample)
     return {"epochs": ROUNDS, "steps_per_epoch": steps, "seconds": seconds}

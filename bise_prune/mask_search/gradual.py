@@ -52,7 +52,7 @@ from .training_data import EXHAUSTED, Labels, Part
 ROUNDS = 12
 _PASSES = 4  # passes over a small training set
 _LEAST_STEPS, _MOST_STEPS = 120, 400
-FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
+_FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _WALK = 7  # round in which the share has come down
 _SETTLING = 2  # rounds at the end in which the steps become smaller
 SAMPLE = 600  # samples of the balanced sample
@@ -146,12 +146,12 @@ class _Rounds:
         if number == 1:
             present = self.projection.cost(gates.values)
             state.shares = (present, present)
-            state.drop = (present - FREE_SHARE) / (_WALK - 1)
+            state.drop = (present - _FREE_SHARE) / (_WALK - 1)
             logits = state.logits
             logits.copy_(torch.where(gates.closed, logits.clamp(min=-_RANGE), logits.clamp(_START, _RANGE)))
         elif number <= _WALK:
             start, left = state.shares[1], _WALK - number + 1
-            end = max(FREE_SHARE, start - state.drop) if budget is None else start + (budget.share - start) / left
+            end = max(_FREE_SHARE, start - state.drop) if budget is None else start + (budget.share - start) / left
             state.shares = (start, min(start, end))
         elif budget is not None:
             state.shares = (min(state.shares[1], budget.share),) * 2
