@@ -8,7 +8,7 @@ Runs `bise-prune CHECKPOINT --data DATA` for each cell, with no other setting th
 and columns, on one thread. Measures accuracies of the dense and the slim network on the test split, FLOPs left, latency
 of both ONNX files in onnxruntime, the time of the search beside its estimate and beside the vanilla training, and the
 exit code. A cell that is there is not run again; ``--record`` writes benchmarks/records/defaults.json from what is
-there.
+there, and ``benchmarks/results.py`` the page of it.
 """
 
 from __future__ import annotations
@@ -82,6 +82,45 @@ def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
         "run_seconds": time.perf_counter() - start,
         "timings": report["timings"],
     }
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "defaults.md"
+_RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/defaults.json"
+_HEADS = ["network", "dense", "worst", "slim", "worst", "verdict", "FLOPs left", "latency, batch 1", "batch 16"]
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as a page."""
+    cells = record["cells"]
+    lines = [
+        "# The defaults",
+        "",
+        "This page says what the command without flags makes of small biased networks of the kinds that users bring.",
+        "",
+        f"**How it was measured.** {record['protocol']} Seed 0; networks: `benchmarks/zoo.py`. Command: "
+        f"`{record['command']}`, commit {record['commit']}, [record]({_RECORD_URL}).",
+        "",
+        f"**What there is.** {len(cells)} of {len(zoo.CELLS)} networks.",
+        "",
+        "Unbiased accuracy and that of the worst subgroup on test data in %, the report's verdict on them, FLOPs left "
+        "in %, and the slim network's latency in onnxruntime as a share of the dense one's.",
+        "",
+        f"| {' | '.join(_HEADS)} |",
+        "| --- |" + " ---: |" * 4 + " --- |" + " ---: |" * 3,
+    ]
+    for name, found in cells.items():
+        if found["exit_code"]:
+            lines.append(f"| {name} |  |  |  |  | exit code {found['exit_code']} |  |  |  |")
+            continue
+        row = [name]
+        for network in ("dense", "slim"):
+            row += [f"{100 * found[network][key]:.1f}" for key in ("unbiased_accuracy", "worst_group_accuracy")]
+        row += [found["verdict"], f"{100 * found['flops_left']:.1f}"]
+        row += [f"{found['latency_ratio'][batch]['median']:.2f}" for batch in ("batch_1", "batch_16")]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
