@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,18 +10,18 @@ from typing import Any
 
 import torch
 
+from ..data import BatchLoader
 from ..gates.gated_model import GatedModel
 from ..gates.masks import GateSite
-from ..mask_search.assembly import VALIDATION_PART, VALIDATION_SAMPLES
-from ..mask_search.gate_cost import GateCost
-from ..mask_search.gradual import EVERY, ROUNDS, SAMPLE, num_steps
-from ..mask_search.projection import Projection
+from ..mask_search.assembly import VALIDATION_PART, VALIDATION_SAMPLES, assemble
+from ..mask_search.gradual import EVERY, ROUNDS, Rounds, num_steps
 from ..mask_search.schedule import temperatures
-from ..tracing import logits_of, run, trace
+from ..tracing import logits_of, run
 from .session import Session
 from .stages.search import budget_of
 
 _REPEATS = 5
+_BATCHES = 8  # of the training set, on which a search is begun
 
 
 def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
@@ -37,51 +38,65 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     if session.masks is not None or config.criterion != "learned":
         return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
     settings, loader = config.search, session.train_loader()
-    step, forward = _times(session, sites, loader)
     num_val = 0 if session.splits.val is None else len(session.splits.val)
-    per_sample, size = forward / config.batch_size, len(session.splits.train)
+    per_sample, size = _time_of_forward(session, loader) / config.batch_size, len(session.splits.train)
     seconds = per_sample * (size + 2 * len(session.held_out[1]))  # features for the heads, and accuracies at the end
     if not settings.is_gradual:
         epochs = len(temperatures(settings.anneal_every, settings.anneal_factor, settings.min_temperature))
         steps, trainings = len(loader), epochs // settings.anneal_every + 1
-        seconds += epochs * (steps * step + num_val * per_sample) + trainings * size * per_sample
+        seconds += epochs * (steps * _time_of_step(session, sites, loader) + num_val * per_sample)
+        seconds += trainings * size * per_sample
         return {"epochs": epochs, "steps_per_epoch": steps, "seconds": seconds}
     steps = -(-num_steps(settings.steps, len(loader)) // ROUNDS)
     looked_at = min(num_val, max(VALIDATION_SAMPLES, size // VALIDATION_PART))
     budget = settings.budget or budget_of(config, None)
     # Closed channels are skipped on a CPU, which saves about half of what it could; without a budget, few may close.
     share = 1.0 if budget is None or session.device.type != "cpu" else 1 - (1 - budget.share) / 4
-    projections = _time_of_projection(session, sites) / EVERY
-    seconds += ROUNDS * share * (steps * (step + projections) + (looked_at + SAMPLE) * per_sample)
+    step, look = _times_of_round(session, loader)
+    seconds += ROUNDS * share * (steps * step + look + looked_at * per_sample)
     return {"epochs": ROUNDS, "steps_per_epoch": steps, "seconds": seconds}
 
 
-def _times(session: Session, sites: Sequence[GateSite], loader: Any) -> tuple[float, float]:
-    """Seconds of one step, and of one forward pass of a batch."""
-    model = session.on_device(session.dense).requires_grad_(False)
-    gated = GatedModel(model, sites, torch.nn.Identity())
+def _time_of_forward(session: Session, loader: BatchLoader) -> float:
+    """Seconds of one forward pass of a batch."""
+    model, inputs = session.on_device(session.dense), next(iter(loader)).to(session.device).input
+    with torch.no_grad():
+        return _median_seconds(lambda: run(model, inputs), session)
+
+
+def _time_of_step(session: Session, sites: Sequence[GateSite], loader: BatchLoader) -> float:
+    """Seconds of one step of the paper's search."""
+    gated = GatedModel(session.on_device(session.dense).requires_grad_(False), sites, torch.nn.Identity())
     inputs = next(iter(loader)).to(session.device).input
 
     def step() -> None:
         ones = [torch.ones(site.num_channels, device=session.device, requires_grad=True) for site in sites]
         with gated.gating(ones):
-            output = run(model, inputs)
+            output = run(gated.model, inputs)
         logits_of(output).float().logsumexp(1).sum().backward()
 
-    def forward() -> None:
-        with torch.no_grad():
-            run(model, inputs)
-
-    return _median_seconds(step, session), _median_seconds(forward, session)
+    return _median_seconds(step, session)
 
 
-def _time_of_projection(session: Session, sites: Sequence[GateSite]) -> float:
-    """Seconds in which a gradual search closes the channels for which there is no room."""
-    record = trace(session.dense, session.example)
-    sizes = [site.num_channels for site in sites]
-    projection = Projection(GateCost(record, session.dense, sites), sizes)
-    worth, none = torch.randn(sum(sizes)), torch.zeros(sum(sizes), dtype=torch.bool)
-    return _median_seconds(lambda: projection.without_room(worth, none, 0.7), session)
+def _times_of_round(session: Session, loader: BatchLoader) -> tuple[float, float]:
+    """Seconds of one step of a gradual search, and of the accuracies at the end of a round.
+
+    A search with short rounds is begun on a few samples. Their labels are made up, since they do not change the time.
+    """
+    few = loader.data.subset(torch.arange(min(len(loader.data), _BATCHES * loader.batch_size)))
+    classes = torch.arange(session.num_classes)
+    target = torch.arange(len(few)) % session.num_classes
+    bias = (target + torch.arange(len(few)) % 2) % session.num_classes  # every other sample is conflicting
+    made_up = dataclasses.replace(loader, data=dataclasses.replace(few, target=target, bias=bias[:, None]))
+    settings = dataclasses.replace(
+        session.config.search, steps=ROUNDS * EVERY, select="auto", weighting="auto", rho=None
+    )
+    rounds = Rounds(assemble(session.on_device(session.dense), made_up, settings, aligned=classes[:, None]))
+    rounds.round(1, lambda: None)
+    start = time.perf_counter()
+    rounds.round(2, lambda: None)
+    whole, look = time.perf_counter() - start, _median_seconds(rounds.accuracies, session)
+    return max(0.0, whole - look) / EVERY, look
 
 
 def _median_seconds(action: Callable[[], object], session: Session) -> float:

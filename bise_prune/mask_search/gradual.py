@@ -55,7 +55,7 @@ _LEAST_STEPS, _MOST_STEPS = 120, 400
 _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _WALK = 7  # round in which the share has come down
 _SETTLING = 2  # rounds at the end in which the steps become smaller
-SAMPLE = 600  # samples of the balanced sample
+_SAMPLE = 600  # samples of the balanced sample
 _MEAN, _SQUARE = 0.9, 0.95  # memory of the running means of the gradient and of its square, from step to step
 _LR = 0.05  # largest step of a mask logit
 _START, _SHUT = 0.67, -0.1  # mask logits of open channels at the start, and of those for which there is no room
@@ -71,7 +71,7 @@ def search_gradually(
     interrupted: Callable[[], bool] | None,
 ) -> SearchResult:
     """Run the gradual search on the parts of a search; see :func:`bise_prune.search` for the other arguments."""
-    run = _Rounds(found)
+    run = Rounds(found)
     if state_path is not None:
         state_file.load(found, state_path)
     history = found.state.history
@@ -102,7 +102,7 @@ def num_steps(steps: int | None, batches: int) -> int:
     return steps if steps is not None else min(_MOST_STEPS, max(_LEAST_STEPS, _PASSES * batches))
 
 
-class _Rounds:
+class Rounds:
     """The rounds of a gradual search.
 
     Args:
@@ -113,7 +113,7 @@ class _Rounds:
         assert isinstance(search.state, GradualState) and isinstance(search.budget, Projection)
         self.search, self.state, self.projection = search, search.state, search.budget
         self.sample, self.sample_target = balanced_sample(
-            search.data, search.labels, search.state.position, search.state.generator, SAMPLE
+            search.data, search.labels, search.state.position, search.state.generator, _SAMPLE
         )
         size = len(search.labels.known.target)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
@@ -208,7 +208,7 @@ class _Rounds:
             self._take_steps_of_passes(self.per_round - done, after_step)
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
-        accuracies = self._accuracies()
+        accuracies = self.accuracies()
         is_on_the_way = self.search.config.budget is None or number < _WALK
         record = record_epoch(self.search, number, None, *accuracies, logits=self.ranked())
         if is_on_the_way and self.has_collapsed(record):
@@ -234,7 +234,7 @@ class _Rounds:
         return ranks
 
     @torch.no_grad()
-    def _accuracies(self) -> tuple[float, float]:
+    def accuracies(self) -> tuple[float, float]:
         """Accuracies on the balanced sample, of the network's head and of one that is refitted to the masks."""
         search, gates = self.search, self.search.network.gates.values
         seen = [search.passes.forward(gates, inputs) for _, inputs in search.passes.inputs(self.sample)]

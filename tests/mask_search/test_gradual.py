@@ -13,7 +13,7 @@ from bise_prune.config import Budget
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import ConfigError
 from bise_prune.mask_search.assembly import assemble
-from bise_prune.mask_search.gradual import ROUNDS, _Rounds, worth_of
+from bise_prune.mask_search.gradual import ROUNDS, Rounds, worth_of
 from bise_prune.mask_search.recording import _pick
 from bise_prune.tuning.vanilla import train_vanilla
 
@@ -58,7 +58,7 @@ def test_without_a_budget_the_whole_network_is_a_candidate():
 )
 def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_whole(accuracies, epoch):
     found = assemble(trained(), loader(), SearchConfig(steps=12), loader(90, rho=0.4))
-    record = _Rounds(found).round(1, lambda: None)
+    record = Rounds(found).round(1, lambda: None)
     found.state.history.clear()
     found.state.picks.clear()
     for number, accuracy in enumerate(accuracies, 1):
@@ -70,7 +70,7 @@ def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_wh
 
 def test_a_collapse_is_backed_out_of():
     found = assemble(trained(), loader(), SearchConfig(steps=24), loader(90, rho=0.4))
-    rounds, state = _Rounds(found), found.state
+    rounds, state = Rounds(found), found.state
     assert not rounds.round(1, lambda: None).backed_out
     before, drop, without_room = state.logits.clone(), state.drop, rounds.projection.without_room
     rounds.projection.without_room = lambda worth, closed, share: torch.ones_like(closed)  # constant predictions
@@ -85,7 +85,7 @@ def test_a_collapse_is_backed_out_of():
 
 def test_a_budget_is_met_after_a_collapse_as_well():
     found = assemble(trained(), loader(), SearchConfig(steps=24, budget=Budget(share=0.4)), loader(90, rho=0.4))
-    rounds = _Rounds(found)
+    rounds = Rounds(found)
     rounds.has_collapsed = lambda record: record.epoch in (3, 6, 11)
     records = [rounds.round(number, lambda: None) for number in range(1, ROUNDS + 1)]
     assert [record.epoch for record in records if record.backed_out] == [3, 6]  # at the budget there is no way back
@@ -131,14 +131,14 @@ def test_any_loader_will_do():
 
 def test_aligned_and_conflicting_samples_have_half_of_the_weight_each():
     found = assemble(network("mlp"), loader(n=600, rho=0.9), SearchConfig(steps=12))
-    weights, conflicting = _Rounds(found).weights.double(), found.labels.known.conflicting[:, 0]
+    weights, conflicting = Rounds(found).weights.double(), found.labels.known.conflicting[:, 0]
     assert float(weights[conflicting].sum()) == pytest.approx(300)
     assert float(weights.mean()) == pytest.approx(1)
     ratio = weights / found.labels.known.weight
     for side in (conflicting, ~conflicting):  # within a side they are r
         assert torch.allclose(ratio[side], ratio[side][0].expand_as(ratio[side]), rtol=1e-5)
     none = assemble(network("mlp"), loader(n=600), SearchConfig(steps=12, weighting="none"))
-    assert (_Rounds(none).weights == 1).all()
+    assert (Rounds(none).weights == 1).all()
 
 
 def note(moments, slope):
@@ -196,7 +196,7 @@ def test_worth_ranks_channels_as_closing_each_of_them_does(name):
 
 def test_the_masks_that_are_kept_rank_the_channels_by_worth_per_cost():
     found = assemble(trained(), loader(), SearchConfig(steps=24, budget=Budget(share=0.4)))
-    rounds, state, gates = _Rounds(found), found.state, found.network.gates
+    rounds, state, gates = Rounds(found), found.state, found.network.gates
     for number in range(1, ROUNDS + 1):
         rounds.round(number, lambda: None)
     kept = state.picks["last"][2]["logits"]
