@@ -53,7 +53,7 @@ ROUNDS = 12
 _PASSES = 4  # passes over a small training set
 _LEAST_STEPS, _MOST_STEPS = 120, 400
 _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
-_WALK = 7  # round in which the share has come down
+_WALK, _FREE_WALK = 9, 7  # round in which the share has come down, with and without a budget
 _SETTLING = 2  # rounds at the end in which the steps become smaller
 _SAMPLE = 600  # samples of the balanced sample
 _MEAN, _SQUARE = 0.9, 0.95  # memory of the running means of the gradient and of its square, from step to step
@@ -136,6 +136,11 @@ class Rounds:
         aligned, conflicting = self.parts
         return labels.weight * torch.where(labels.conflicting.any(1), conflicting, aligned).to(labels.weight)
 
+    @property
+    def walk(self) -> int:
+        """Number of the round in which the share has come down; in the rounds after it, it is held."""
+        return _FREE_WALK if self.search.config.budget is None else _WALK
+
     def plan(self, number: int) -> None:
         """Set the shares at which a round starts and ends; after a walk without a budget, go back to its best masks.
 
@@ -146,16 +151,16 @@ class Rounds:
         if number == 1:
             present = self.projection.cost(gates.values)
             state.shares = (present, present)
-            state.drop = (present - _FREE_SHARE) / (_WALK - 1)
+            state.drop = (present - _FREE_SHARE) / (_FREE_WALK - 1)
             logits = state.logits
             logits.copy_(torch.where(gates.closed, logits.clamp(min=-_RANGE), logits.clamp(_START, _RANGE)))
-        elif number <= _WALK:
-            start, left = state.shares[1], _WALK - number + 1
+        elif number <= self.walk:
+            start, left = state.shares[1], self.walk - number + 1
             end = max(_FREE_SHARE, start - state.drop) if budget is None else start + (budget.share - start) / left
             state.shares = (start, min(start, end))
         elif budget is not None:
             state.shares = (min(state.shares[1], budget.share),) * 2
-        elif number == _WALK + 1:
+        elif number == self.walk + 1:
             picks = state.picks
             state.logits.copy_(picks.get(self.search.rule, picks[LAST])[2]["logits"])
             state.shares = (self.projection.cost(gates.values),) * 2
@@ -209,7 +214,7 @@ class Rounds:
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
         accuracies = self.accuracies()
-        is_on_the_way = self.search.config.budget is None or number < _WALK
+        is_on_the_way = self.search.config.budget is None or number < self.walk
         record = record_epoch(self.search, number, None, *accuracies, logits=self.ranked())
         if is_on_the_way and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
