@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -53,7 +54,8 @@ ROUNDS = 12
 _PASSES = 4  # passes over a small training set
 _LEAST_STEPS, _MOST_STEPS = 120, 400
 _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
-_WALK, _FREE_WALK = 9, 7  # round in which the share has come down, with and without a budget
+_WALK = 7  # round in which the share has come down, or a later one for small budgets
+_MOST_CLOSED = 0.1  # share of the cost that goes in a round on the way to a small budget
 _SETTLING = 2  # rounds at the end in which the steps become smaller
 _SAMPLE = 600  # samples of the balanced sample
 _MEAN, _SQUARE = 0.9, 0.95  # memory of the running means of the gradient and of its square, from step to step
@@ -139,7 +141,8 @@ class Rounds:
     @property
     def walk(self) -> int:
         """Number of the round in which the share has come down; in the rounds after it, it is held."""
-        return _FREE_WALK if self.search.config.budget is None else _WALK
+        budget = self.search.config.budget
+        return _WALK if budget is None else max(_WALK, 1 + math.ceil((1 - budget.share) / _MOST_CLOSED - 1e-9))
 
     def plan(self, number: int) -> None:
         """Set the shares at which a round starts and ends; after a walk without a budget, go back to its best masks.
@@ -151,7 +154,7 @@ class Rounds:
         if number == 1:
             present = self.projection.cost(gates.values)
             state.shares = (present, present)
-            state.drop = (present - _FREE_SHARE) / (_FREE_WALK - 1)
+            state.drop = (present - _FREE_SHARE) / (_WALK - 1)
             logits = state.logits
             logits.copy_(torch.where(gates.closed, logits.clamp(min=-_RANGE), logits.clamp(_START, _RANGE)))
         elif number <= self.walk:

@@ -92,6 +92,12 @@ def test_a_budget_is_met_after_a_collapse_as_well():
     assert records[3].cost >= records[2].cost - 0.1 and all(record.cost <= 0.4 for record in records[9:])
 
 
+@pytest.mark.parametrize(("share", "walk"), [(None, 7), (0.9, 7), (0.4, 7), (0.33, 8), (0.2, 9), (0.1, 10)])
+def test_a_smaller_budget_has_a_longer_way_down(share, walk):
+    budget = None if share is None else Budget(share=share)
+    assert Rounds(assemble(network("mlp"), loader(), SearchConfig(steps=12, budget=budget))).walk == walk
+
+
 def test_repeated_searches_are_equal_and_seeds_differ():
     model, val = trained(), loader(60, rho=0.4)
     one, two, other = (search(model, loader(), SearchConfig(steps=24, seed=seed), val) for seed in (0, 0, 1))
