@@ -324,6 +324,7 @@ class Rounds:
             return
         logits = state.logits
         logits.add_(self._rate(state.taken) * (worth / spread).clamp(-1, 1)).clamp_(-_RANGE, _RANGE)
+        logits.copy_(torch.where(self.projection.protected(logits), logits.clamp(min=0), logits))
         if state.taken % EVERY == 0 or state.taken % self.per_round == 0:
             logits[self.projection.without_room(worth, gates.closed, share)] = _SHUT
 

@@ -22,7 +22,7 @@ class Projection:
     Args:
         cost: cost of the network as a function of its gates.
         sizes: number of channels of each site.
-        layer_floor: share of each site's channels, those of highest mask logit, that always stays open, in [0, 1).
+        layer_floor: share of each site's channels that always stays open, in [0, 1).
     """
 
     def __init__(self, cost: GateCost, sizes: list[int], layer_floor: float = Budget.layer_floor) -> None:
@@ -69,7 +69,7 @@ class Projection:
         Returns:
             Bool of shape (M,). If even the channels that always stay open cost more, only these do.
         """
-        protected = self._protected(worth)
+        protected = self.protected(worth)
         order = torch.where(protected, torch.inf, worth).argsort(stable=True)
         low, high = -1, len(worth) - int(protected.sum())  # closing low channels is too little, closing high enough
         if share >= 1.0 or self.cost(self._gates(order, 0)) <= share:
@@ -82,8 +82,8 @@ class Projection:
                 low = middle
         return self._gates(order, high) > 0
 
-    def _protected(self, worth: Tensor) -> Tensor:
-        """The channels that always stay open, bool of shape (M,)."""
+    def protected(self, worth: Tensor) -> Tensor:
+        """The channels that always stay open, those of each site that are worth most, bool of shape (M,)."""
         protected, start = torch.zeros_like(worth, dtype=torch.bool), 0
         for size in self.sizes:
             best = worth[start : start + size].topk(least_open(size, self.layer_floor)).indices

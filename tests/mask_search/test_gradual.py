@@ -12,6 +12,7 @@ from bise_prune import SearchConfig, search
 from bise_prune.config import Budget
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import ConfigError
+from bise_prune.gates.ranking import least_open
 from bise_prune.mask_search.assembly import assemble
 from bise_prune.mask_search.gradual import ROUNDS, Rounds, worth_of
 from bise_prune.mask_search.recording import _pick
@@ -96,6 +97,16 @@ def test_a_budget_is_met_after_a_collapse_as_well():
 def test_a_smaller_budget_has_a_longer_way_down(share, walk):
     budget = None if share is None else Budget(share=share)
     assert Rounds(assemble(network("mlp"), loader(), SearchConfig(steps=12, budget=budget))).walk == walk
+
+
+def test_no_layer_is_emptied_by_evidence_either():
+    found = assemble(trained(), loader(), SearchConfig(steps=240, budget=Budget(share=0.9, layer_floor=0.3)))
+    rounds, gates = Rounds(found), found.network.gates
+    rounds.round(1, lambda: None)
+    rounds.plan(2)
+    for _ in range(100):
+        rounds._descend(torch.full_like(gates.values, 0.1))  # every channel does harm
+    assert [int(part.sum()) for part in gates.values.split(gates.sizes)] == [least_open(n, 0.3) for n in gates.sizes]
 
 
 def test_repeated_searches_are_equal_and_seeds_differ():
