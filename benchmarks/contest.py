@@ -32,7 +32,7 @@ from bise_prune.app.session import Session
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
 from bise_prune.config import Budget
-from bise_prune.data import BiasedDataset
+from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.files import write_json
 from bise_prune.mask_search.gate_cost import GateCost
 from bise_prune.mask_search.network import MaskedNetwork
@@ -44,14 +44,16 @@ from bise_prune.metrics.accuracy import score
 BUDGETS = (0.5, 0.33, 0.2)
 PROTOCOL = (
     "One run a cell, method and budget, seed 0; FLOPs are multiply-accumulates of convolutions and linear layers; at "
-    "least 5 % of each mask's channels stay. gradual: the default search; paper: Algorithm "
-    "1 with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight 20; "
-    "taylor: |dL/dgate| under balanced samples, re-estimated in 14 equal steps of FLOPs, the head refitted after each, "
-    "and with statistics, these re-estimated too; magnitude, random: the lowest scores closed at once. Searches pick "
-    "their epoch by unbiased validation accuracy of the network as it is. Accuracies are unbiased ones on the test "
-    "split, 'validation' on the validation split. statistics: batch norms re-estimated on 1,000 training samples drawn "
-    "by weight; head: logistic regression, L2 .01 on standardised features, on 2,000 training samples drawn by weight "
-    "or on the validation samples, drawn likewise."
+    "least 5 % of each mask's channels stay. Masks and scores are learned on half of the validation split if each "
+    "class has ten bias-conflicting samples there, as by default, otherwise on training samples. gradual: the default "
+    "search, its epoch selected on the other half; paper: Algorithm 1 on the training set, its epoch selected on the "
+    "validation split, with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight "
+    "20; taylor: |dL/dgate| under balanced samples, re-estimated in 14 equal steps of FLOPs, the head refitted after "
+    "each, and with statistics, these re-estimated too; magnitude, random: the lowest scores closed at once. Searches "
+    "select by unbiased validation accuracy of the network as it is. Accuracies are unbiased ones on the test split, "
+    "'validation' on the half that selects. statistics: batch norms re-estimated on 1,000 training samples drawn by "
+    "weight; head: logistic regression, L2 .01 on standardised features, on 2,000 training samples drawn by weight or "
+    "on the validation samples, drawn likewise."
 )
 _FLOOR, _STEPS, _SAMPLE = 0.05, 14, 400
 
@@ -112,7 +114,8 @@ class Arena:
         splits = self.session.splits
         assert splits.val is not None and splits.test is not None
         self.train, self.val, self.test = splits.train, splits.val, splits.test
-        self.weights = self._weights(self.train)
+        halves = self.session.halves
+        self.learned, self.selecting = (self.train, self.val) if halves is None else halves
 
     def cost(self, masks: MaskSet) -> float:
         """Cost of the masked network, as a share of the dense one's."""
@@ -130,8 +133,9 @@ class Arena:
 
     def drawn(self, data: BiasedDataset, count: int, seed: int = 0) -> Tensor:
         """Numbers of samples, drawn by their weight."""
-        weights = self.weights if data is self.train else self._weights(data)
-        return torch.multinomial(weights, count, replacement=True, generator=torch.Generator().manual_seed(seed))
+        return torch.multinomial(
+            self._weights(data), count, replacement=True, generator=torch.Generator().manual_seed(seed)
+        )
 
     def _weights(self, data: BiasedDataset) -> Tensor:
         """Weights of the samples of a split, by its own subgroups, float64."""
@@ -156,22 +160,20 @@ class Arena:
         model, figures = self.masked(masks), {}
         for prefix in ("", "statistics, ") if model.norms else ("",):
             if prefix:
-                self.reestimate(model, self.drawn(self.train, 1_000))
-            val_logits, val_features = self.outputs(model, self.val, torch.arange(len(self.val)))
+                self.reestimate(model, self.train, self.drawn(self.train, 1_000))
             logits, features = self.outputs(model, self.test, torch.arange(len(self.test)))
             seen = {"as is": logits}
-            rows = self.drawn(self.train, 2_000)
-            known = {"training": (self.outputs(model, self.train, rows)[1], self.train.target[rows])}
-            again = self.drawn(self.val, len(self.val))
-            known["validation"] = (val_features[again], self.val.target[again])
-            for name, (inputs, target) in known.items():
-                head = refitted_head(inputs, target, self.session.num_classes)
+            for name, data, count in (("training", self.train, 2_000), ("validation", self.val, len(self.val))):
+                rows = self.drawn(data, count)
+                inputs = self.outputs(model, data, rows)[1]
+                head = refitted_head(inputs, data.target[rows], self.session.num_classes)
                 seen[f"head on {name}"] = linear(features, head[:, :-1], head[:, -1])
             for name, found in seen.items():
                 evaluation = self._scored(found, self.test)
                 figures[prefix + name] = evaluation.unbiased_accuracy
                 figures[f"{prefix}{name}, worst group"] = evaluation.worst_group_accuracy
-            figures[f"{prefix}validation"] = self._scored(val_logits, self.val).unbiased_accuracy
+            selecting = self.outputs(model, self.selecting, torch.arange(len(self.selecting)))[0]
+            figures[f"{prefix}validation"] = self._scored(selecting, self.selecting).unbiased_accuracy
             if not prefix:
                 figures["classes predicted"] = len(logits.argmax(1).unique())
         return figures
@@ -180,14 +182,14 @@ class Arena:
         """Accuracies of logits on a split."""
         return score(logits.argmax(1), data.target, data.bias, self.session.aligned)
 
-    def reestimate(self, network: MaskedNetwork, rows: Tensor) -> None:
-        """Re-estimate the statistics of all batch norms on training samples."""
+    def reestimate(self, network: MaskedNetwork, data: BiasedDataset, rows: Tensor) -> None:
+        """Re-estimate the statistics of all batch norms on samples."""
         for norm in network.norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
         network.let_norms_follow(True)
         for part in rows.split(100):
-            self.outputs(network, self.train, part)
+            self.outputs(network, data, part)
         network.let_norms_follow(False)
 
 
@@ -215,7 +217,10 @@ def _searched(config: Mapping[str, Any]) -> Callable[[Arena, Sequence[float]], A
             start = time.process_time()
             budget = None if share == 1 else Budget(share=share)
             settings = SearchConfig(**config, budget=budget)
-            result = search(session.dense, session.train_loader(), settings, session.val_loader())
+            loaders = (session.search_loader(), session.val_loader())
+            if not settings.is_gradual:
+                loaders = (session.train_loader(), BatchLoader(arena.val, 256))
+            result = search(session.dense, loaders[0], settings, loaders[1], aligned=session.aligned)
             yield share, result.masks, time.process_time() - start
 
     return found
@@ -239,12 +244,13 @@ def _taylor(with_statistics: bool) -> Callable[[Arena, Sequence[float]], Any]:
         masks = next(iter(_dense(arena, [1.0])))[1]
         for number, share in enumerate(sorted(way, reverse=True)):
             model = arena.masked(masks)
+            data = arena.learned
             if with_statistics:
-                arena.reestimate(model, arena.drawn(arena.train, 500, number))
-            rows = arena.drawn(arena.train, 1_000, number)
-            features = arena.outputs(model, arena.train, rows)[1]
-            head = refitted_head(features, arena.train.target[rows], arena.session.num_classes)
-            slopes = _slopes(arena, model, arena.drawn(arena.train, _SAMPLE, 100 + number), head)
+                arena.reestimate(model, data, arena.drawn(data, 500, number))
+            rows = arena.drawn(data, 1_000, number)
+            features = arena.outputs(model, data, rows)[1]
+            head = refitted_head(features, data.target[rows], arena.session.num_classes)
+            slopes = _slopes(arena, model, data.subset(arena.drawn(data, _SAMPLE, 100 + number)), head)
             scores = torch.where(closed, -1.0, slopes.abs())
             masks = arena.masks_of(scores, share)
             closed = arena.scores_of(masks) < 0
@@ -254,15 +260,15 @@ def _taylor(with_statistics: bool) -> Callable[[Arena, Sequence[float]], Any]:
     return found
 
 
-def _slopes(arena: Arena, network: MaskedNetwork, rows: Tensor, head: Tensor) -> Tensor:
+def _slopes(arena: Arena, network: MaskedNetwork, data: BiasedDataset, head: Tensor) -> Tensor:
     """Mean of dL/dgate over samples, under a head, shape (M,)."""
     total = torch.zeros(sum(arena.sizes))
-    for part in rows.split(50):
-        batch, gates = arena.train.batch(part), network.gates.values.requires_grad_()
+    for part in torch.arange(len(data)).split(50):
+        batch, gates = data.batch(part), network.gates.values.requires_grad_()
         _, features = network.forward(gates.split(arena.sizes), network.placed(batch))
         loss = cross_entropy(linear(features, head[:, :-1], head[:, -1]), batch.target, reduction="sum")
         total += torch.autograd.grad(loss, gates)[0]
-    return total / len(rows)
+    return total / len(data)
 
 
 def _scored_once(scores: Callable[[Arena], MaskSet]) -> Callable[[Arena, Sequence[float]], Any]:

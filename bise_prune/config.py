@@ -20,6 +20,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 CostUnit = Literal["flops", "params", "latency"]
 SearchMethod = Literal["auto", "gradual", "paper"]
 Criterion = Literal["learned", "random", "magnitude", "taylor"]
+SearchOn = Literal["auto", "training", "validation"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 
@@ -40,6 +41,7 @@ BATCHNORMS: tuple[BatchNorm, ...] = get_args(BatchNorm)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+SEARCH_ON: tuple[SearchOn, ...] = get_args(SearchOn)
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
@@ -202,7 +204,7 @@ class SearchConfig:
             "auto" = "paper" if a setting that only the paper's search has (those named in :data:`OF_THE_PAPER`) differs
             from its default, otherwise "gradual".
         steps: number of steps of a gradual search, >= 12, rounded up to a multiple of its 12 rounds; None = by the size
-            of the training set, 120 to 400.
+            of the training set, 200 to 400, and 400 with a budget.
         placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
         anneal_every: epochs between two temperature cuts, >= 1 (the paper's upsilon).
         anneal_factor: factor by which a cut multiplies the temperature, in (0, 1) (the paper's kappa).
@@ -440,6 +442,10 @@ class RunConfig:
             of the one before.
         criterion: what ranks the channels: "learned" masks, or "random", "magnitude" or "taylor" scores without a
             search, which need a target.
+        search_on: data on which a search learns masks: "training" = the training set; "validation" = half of the
+            validation set, and the other half alone is then the validation set; "auto" = "validation" for a gradual
+            search if each class has enough bias-conflicting samples there (:mod:`bise_prune.app.halves`), otherwise
+            "training".
         unsupervised: whether to find pseudo bias labels, even if there are bias labels; with neither, a search is
             refused.
         identification_epochs: training epochs of the network that finds pseudo bias labels, >= 1.
@@ -484,6 +490,7 @@ class RunConfig:
     layer_floor: float = 0.05
     targets: tuple[float, ...] = ()
     criterion: Criterion = "learned"
+    search_on: SearchOn = "auto"
     unsupervised: bool = False
     identification_epochs: int = 1
     bias_noise: float = 0.0
@@ -519,6 +526,11 @@ class RunConfig:
         if self.target is not None and self.targets:
             raise ConfigError("give one target: target_sparsity, target_flops, target_latency or targets")
         require_choice("criterion", self.criterion, CRITERIA)
+        require_choice("search_on", self.search_on, SEARCH_ON)
+        if self.search_on != "auto" and self.criterion != "learned":
+            raise ConfigError(f"search_on has no use: criterion '{self.criterion}' does not search")
+        if self.search_on == "validation" and self.unsupervised:
+            raise ConfigError("search_on 'validation' needs true bias labels: leave it or unsupervised out")
         if self.criterion != "learned" and (not is_targeted or self.masks or self.plan):
             raise ConfigError(f"criterion '{self.criterion}' only ranks: give a target with it, and no masks or plan")
         _require(0 <= self.layer_floor < 1, "layer_floor", self.layer_floor, "a number in [0, 1)")

@@ -37,9 +37,9 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     config = session.config
     if session.masks is not None or config.criterion != "learned":
         return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
-    settings, loader = config.search, session.train_loader()
-    num_val = 0 if session.splits.val is None else len(session.splits.val)
-    per_sample, size = _time_of_forward(session, loader) / config.batch_size, len(session.splits.train)
+    settings, loader = config.search, session.search_loader()
+    num_val = 0 if session.val is None else len(session.val)
+    per_sample, size = _time_of_forward(session, loader) / config.batch_size, len(loader.data)
     seconds = per_sample * (size + 2 * len(session.held_out[1]))  # features for the heads, and accuracies at the end
     if not settings.is_gradual:
         epochs = len(temperatures(settings.anneal_every, settings.anneal_factor, settings.min_temperature))
@@ -47,9 +47,9 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
         seconds += epochs * (steps * _time_of_step(session, sites, loader) + num_val * per_sample)
         seconds += trainings * size * per_sample
         return {"epochs": epochs, "steps_per_epoch": steps, "seconds": seconds}
-    steps = -(-num_steps(settings.steps, len(loader)) // ROUNDS)
-    looked_at = min(num_val, max(VALIDATION_SAMPLES, size // VALIDATION_PART))
     budget = settings.budget or budget_of(config, None)
+    steps = -(-num_steps(dataclasses.replace(settings, budget=budget), len(loader)) // ROUNDS)
+    looked_at = min(num_val, max(VALIDATION_SAMPLES, size // VALIDATION_PART))
     # Closed channels are skipped on a CPU, which saves about half of what it could; without a budget, few may close.
     share = 1.0 if budget is None or session.device.type != "cpu" else 1 - (1 - budget.share) / 4
     step, look = _times_of_round(session, loader)

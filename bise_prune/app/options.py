@@ -132,7 +132,11 @@ _HELP: Mapping[str, Mapping[str, str]] = {
     "search": {
         "search": "how masks are found: gradual closes the network step by step and meets a target on the way, paper "
         "is Algorithm 1 of the BISE paper; auto is paper if one of its settings below is given, otherwise gradual",
-        "steps": "steps of a gradual search (default: four passes over the training set, 120 to 400 steps)",
+        "steps": "steps of a gradual search (default: 400 with a target; without one, four passes over the "
+        "data, 200 to 400)",
+        "search_on": "data that masks are learned on: training, or validation for half of the validation split, whose "
+        "other half then selects; auto takes half of the validation split if it has enough bias-conflicting samples of "
+        "each class, since a trained network says little about samples that it has memorised",
         "placement": "which outputs share one mask: tied lets outputs share one that can only be removed together, "
         "paper gives every output its own, as in the paper",
         "select": "which epoch's masks are used: best (highest unbiased validation accuracy) and worst-group need bias "

@@ -14,7 +14,7 @@ from ..data import DataSplits, load_data
 from ..data.columns import Columns
 from ..data.noise import noisy_bias_labels
 from ..data.text import load_tokenizer
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..gates.masks import MaskSet
 from ..metrics.subgroups import aligned_values
 from ..models.pretrained import published_preprocessing
@@ -30,6 +30,7 @@ from .checks import (
     example_of,
 )
 from .dense_check import check_dense
+from .halves import conflicting_per_class, halves_for
 from .output_folder import check_output, check_resumable
 from .progress import StageClock
 from .session import Session
@@ -77,6 +78,7 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         check_exports(session)
         check_masks_or_targets(session)
         check_dense(session)
+        session = _with_halves(session)
         return _with_noise(session) if config.bias_noise and has_true_labels else session
 
 
@@ -107,6 +109,24 @@ def _earlier_results(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | N
     masks = None if config.masks is None else MaskSet.load(config.masks)
     plan = None if config.plan is None else PruningPlan.load(config.plan)
     return masks if plan is None else plan.masks, plan
+
+
+def _with_halves(session: Session) -> Session:
+    """The session with the validation set divided, if masks are learned on half of it; a note says so."""
+    splits = session.splits
+    halves = halves_for(session.config, splits, session.aligned)
+    if halves is None:
+        return session
+    learned = halves[0]
+    conflicting = int(conflicting_per_class(learned, session.aligned).sum())
+    note = (
+        f"masks are learned on half of the validation split ({counted(len(learned), 'sample')}, {conflicting:,} "
+        "bias-conflicting); the other half selects them, and is the validation data of this report"
+    )
+    if session.masks is not None:
+        note = "the half of the validation split that searches learn masks on is not used: these masks may be from it"
+    splits = dataclasses.replace(splits, notes=[*splits.notes, note])
+    return dataclasses.replace(session, splits=splits, halves=halves)
 
 
 def _with_noise(session: Session) -> Session:

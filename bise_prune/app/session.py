@@ -39,6 +39,8 @@ class Session:
         masks: masks of an earlier run; None if masks are to be found.
         plan: plan of an earlier run that is to be carried out again; ``masks`` are then the plan's.
         pseudo: pseudo bias labels and their figures; None if true bias labels are used, or none have been found yet.
+        halves: halves of the validation set, if masks are learned on its first half; its second half is then the
+            validation set of all stages. None if masks are learned on the training set.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class Session:
     masks: MaskSet | None = None
     plan: PruningPlan | None = None
     pseudo: PseudoLabels | None = None
+    halves: tuple[BiasedDataset, BiasedDataset] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -66,11 +69,16 @@ class Session:
         return ranks or self.config.finetune is not None
 
     @property
+    def val(self) -> BiasedDataset | None:
+        """Validation data: the split, or the half of it that no mask is learned on; None without one."""
+        return self.splits.val if self.halves is None else self.halves[1]
+
+    @property
     def held_out(self) -> tuple[str, BiasedDataset]:
         """Name and data of the split on which results are reported: "test", or else "val", or else "train"."""
         if self.splits.test is not None:
             return "test", self.splits.test
-        return ("val", self.splits.val) if self.splits.val is not None else ("train", self.splits.train)
+        return ("val", self.val) if self.val is not None else ("train", self.splits.train)
 
     @property
     def held_out_aligned(self) -> Tensor:
@@ -102,6 +110,7 @@ class Session:
             tokenizer=self.tokenizer,
             evaluated_on=self.held_out[0],
             held_out=self.held_out[1],
+            halves=self.halves,
             held_out_aligned=self.held_out_aligned,
             search_aligned=self.search_aligned,
             pseudo=self.pseudo,
@@ -142,10 +151,17 @@ class Session:
 
     def train_loader(self) -> BatchLoader:
         """A loader of the training set, in shuffled batches."""
+        return self._shuffled(self.splits.train)
+
+    def search_loader(self) -> BatchLoader:
+        """A loader of the data that masks are learned on, in shuffled batches."""
+        return self._shuffled(self.splits.train if self.halves is None else self.halves[0])
+
+    def _shuffled(self, data: BiasedDataset) -> BatchLoader:
+        """A loader of shuffled batches, as the settings ask for them."""
         config = self.config
-        data = self._near(self.splits.train)
         return BatchLoader(
-            data,
+            self._near(data),
             config.batch_size,
             shuffle=True,
             seed=config.search.seed,
@@ -155,10 +171,9 @@ class Session:
         )
 
     def val_loader(self) -> BatchLoader | None:
-        """A loader of the validation set; None without one."""
-        val = self.splits.val
+        """A loader of the validation data; None without them."""
         size = max(self.config.batch_size, 256)
-        return None if val is None else BatchLoader(self._near(val), size, workers=self.config.workers)
+        return None if self.val is None else BatchLoader(self._near(self.val), size, workers=self.config.workers)
 
     def _near(self, data: BiasedDataset) -> BiasedDataset:
         """The data, moved to the GPU that the search uses if they take at most a quarter of its free memory."""

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ..config import SearchConfig
 from ..distributed import summed, world
 from ..errors import DataError
 from . import state_file
@@ -51,8 +52,8 @@ from .state import EpochTally, GradualState
 from .training_data import EXHAUSTED, Labels, Part
 
 ROUNDS = 12
-_PASSES = 4  # passes over a small training set
-_LEAST_STEPS, _MOST_STEPS = 120, 400
+_PASSES = 4  # passes over a small training set, without a budget
+_LEAST_STEPS, _MOST_STEPS = 200, 400
 _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _WALK = 7  # round in which the share has come down, or a later one for small budgets
 _MOST_CLOSED = 0.1  # share of the cost that goes in a round on the way to a small budget
@@ -91,17 +92,22 @@ def search_gradually(
     return result_of(found, stopped_early=False)
 
 
-def num_steps(steps: int | None, batches: int) -> int:
-    """Number of steps of a search.
+def num_steps(config: SearchConfig, batches: int) -> int:
+    """Number of steps of a search: the setting, or else 400 with a budget, and by the size of the data without one.
 
     Args:
-        steps: the setting; None = by the size of the training set.
+        config: settings of the search.
         batches: number of batches in a pass over the training set.
 
-    >>> num_steps(None, 10), num_steps(None, 50), num_steps(None, 5000), num_steps(60, 50)
-    (120, 200, 400, 60)
+    >>> [num_steps(SearchConfig(), batches) for batches in (10, 70, 5000)]
+    [200, 280, 400]
+    >>> from bise_prune.config import Budget
+    >>> num_steps(SearchConfig(budget=Budget(share=0.5)), 10), num_steps(SearchConfig(steps=60), 10)
+    (400, 60)
     """
-    return steps if steps is not None else min(_MOST_STEPS, max(_LEAST_STEPS, _PASSES * batches))
+    if config.steps is not None:
+        return config.steps
+    return _MOST_STEPS if config.budget is not None else min(_MOST_STEPS, max(_LEAST_STEPS, _PASSES * batches))
 
 
 class Rounds:
@@ -119,7 +125,7 @@ class Rounds:
         )
         size = len(search.labels.known.target)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
-        self.per_round = -(-num_steps(search.config.steps, -(-size // self.batch_size)) // ROUNDS)
+        self.per_round = -(-num_steps(search.config, -(-size // self.batch_size)) // ROUNDS)
         self.parts = self._parts_of(search.labels.known)
         self.weights = self._weights(search.labels.known)
         self._pass: Iterator[Part] | None = None  # what is left of a pass over a loader that is not in memory

@@ -343,6 +343,7 @@ def _plan(plan: PruningPlan) -> dict[str, Any]:
 def _data(subject: Subject) -> dict[str, Any]:
     """The data set and its preprocessing."""
     splits = subject.splits
+    split, learned_on = ("train", splits.train) if subject.halves is None else ("val", subject.halves[0])
     return {
         "specification": portable(subject.specification),
         "notes": list(splits.notes),
@@ -352,5 +353,6 @@ def _data(subject: Subject) -> dict[str, Any]:
             for k, most in enumerate(subject.held_out.bias.amax(0))
         ],
         "samples": {name: 0 if data is None else len(data) for name, data in splits.by_name.items()},
+        "learned_on": {"split": split, "samples": len(learned_on)},
         "preprocessing": preprocessing_record(splits.train),
     }

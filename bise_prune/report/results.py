@@ -40,6 +40,8 @@ class Subject:
         tokenizer: tokeniser of texts; None for images.
         evaluated_on: name of the held-out split, on which the results are reported.
         held_out: the held-out split.
+        halves: halves of the validation set, if masks are learned on its first half and selected on its second; None if
+            they are learned on the training set.
         held_out_aligned: bias value that each class is aligned with on the held-out split, shape (classes, K).
         search_aligned: bias value that each class is aligned with in the search, shape (classes, K).
         pseudo: pseudo bias labels and their figures; None if true bias labels are used.
@@ -55,6 +57,7 @@ class Subject:
     tokenizer: Any
     evaluated_on: str
     held_out: BiasedDataset
+    halves: tuple[BiasedDataset, BiasedDataset] | None
     held_out_aligned: Tensor
     search_aligned: Tensor
     pseudo: PseudoLabels | None

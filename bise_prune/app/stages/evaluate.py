@@ -72,7 +72,7 @@ def picked_accuracies(session: Session, found: SearchResult) -> dict[str, Evalua
 
 def curve_of(session: Session, masks: MaskSet) -> list[SweepPoint]:
     """Accuracy against sparsity over thresholds of the masks, on the validation data or else the held-out split."""
-    data = session.splits.val if session.splits.val is not None else session.held_out[1]
+    data = session.val if session.val is not None else session.held_out[1]
     loader = BatchLoader(data, max(session.config.batch_size, 256))
     example = input_map(session.example, lambda tensor: tensor.to(session.device))
     return threshold_sweep(session.on_device(session.dense), masks, loader, session.search_aligned, example)
@@ -80,7 +80,7 @@ def curve_of(session: Session, masks: MaskSet) -> list[SweepPoint]:
 
 def probes_of(session: Session, slim: nn.Module) -> Mapping[str, BiasProbe]:
     """How much of the bias label a linear head, trained on validation data, reads from the dense and slim network."""
-    val = session.splits.val
+    val = session.val
     assert val is not None  # checked before the search
     probes = {}
     for name, model in (("dense", session.dense), ("slim", slim)):

@@ -62,10 +62,10 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
     with _stop_requests() as interrupted:
         return search(
             session.on_device(session.dense),
-            session.train_loader(),
+            session.search_loader(),
             settings,
             session.val_loader(),
-            aligned=None if session.pseudo is None else session.search_aligned,
+            aligned=None if session.pseudo is None and session.halves is None else session.search_aligned,
             start=start,
             on_epoch=on_epoch,
             state_path=state_path,

@@ -1,0 +1,71 @@
+"""The data that a search learns masks on: the training set, or half of the validation set.
+
+A trained network has memorised most of its training samples. By their losses, the few bias-conflicting ones among them
+are solved already, and say little about which channels carry the bias. A search on half of the validation set sees what
+the network does on samples that it was not trained on; the other half is for selection, so that masks are never
+selected on samples that they were learned on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..data import BiasedDataset, DataSplits
+from ..errors import ConfigError, DataError
+from ..metrics.subgroups import is_aligned
+
+LEAST_CONFLICTING = 10  # bias-conflicting validation samples of each class, from which on "auto" searches on half
+
+
+def halves_for(config: RunConfig, splits: DataSplits, aligned: Tensor) -> tuple[BiasedDataset, BiasedDataset] | None:
+    """Halves of the validation set for learning masks and for selecting them, as the setting ``search_on`` says.
+
+    Args:
+        config: settings of the run.
+        splits: data set.
+        aligned: bias value that each class is aligned with, shape (classes, K).
+
+    Returns:
+        The halves; None if masks are learned on the training set.
+
+    Raises:
+        ConfigError: there is no validation set with bias labels to search on.
+        DataError: it has too few bias-conflicting samples for two halves.
+    """
+    val, is_asked = splits.val, config.search_on == "validation"
+    if config.criterion != "learned" or config.unsupervised or config.search_on == "training":
+        return None
+    if val is None or not val.has_bias:
+        if is_asked:
+            raise ConfigError("search_on 'validation' needs a validation split with bias labels; there is none")
+        return None
+    halves = halved(val)
+    if is_asked:
+        numbers = [int(conflicting_per_class(half, aligned).sum()) for half in halves]
+        if not min(numbers):
+            raise DataError(
+                "search_on 'validation' needs bias-conflicting samples in both halves of the validation split, which "
+                f"have {numbers[0]} and {numbers[1]}; use --search-on training"
+            )
+        return halves
+    is_plain = config.search.is_gradual and config.search.rho is None and not config.bias_noise
+    has_enough = int(conflicting_per_class(val, aligned).min()) >= LEAST_CONFLICTING
+    return halves if is_plain and has_enough else None
+
+
+def conflicting_per_class(data: BiasedDataset, aligned: Tensor) -> Tensor:
+    """Bias-conflicting samples of each class, shape (classes,); those count that conflict with any of the biases."""
+    return torch.bincount(data.target[~is_aligned(data.target, data.bias, aligned).all(1)], minlength=len(aligned))
+
+
+def halved(data: BiasedDataset) -> tuple[BiasedDataset, BiasedDataset]:
+    """Divide data into two halves with the same number of samples of each subgroup, give or take one.
+
+    The division depends on the data alone, so that all runs on them have the same.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    labels = torch.cat([data.target[:, None], data.bias], 1).cpu()[order]
+    order = order[labels.unique(dim=0, return_inverse=True)[1].argsort(stable=True)]
+    return data.subset(order[::2].sort().values), data.subset(order[1::2].sort().values)

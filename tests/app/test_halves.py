@@ -1,0 +1,114 @@
+"""Half of the validation set for learning masks, the other half for selecting them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cases import biased_data
+from projects import FAST, edited, fails, run
+
+from bise_prune import SearchConfig
+from bise_prune.app import cli
+from bise_prune.app.halves import LEAST_CONFLICTING, conflicting_per_class, halved, halves_for
+from bise_prune.config import RunConfig
+from bise_prune.data import DataSplits
+from bise_prune.errors import ConfigError, DataError
+
+TRUE = torch.arange(3)[:, None]  # each class is aligned with its own number
+
+
+def labels(data):
+    """Each sample's class, biases and first pixel, as a row."""
+    return [
+        tuple(row) for row in torch.cat([data.target[:, None], data.bias, data.inputs.flatten(1)[:, :1]], 1).tolist()
+    ]
+
+
+def decided(val, **settings):
+    config = RunConfig(checkpoint=Path("a.pt"), output=Path("b"), **settings)
+    return halves_for(config, DataSplits(biased_data(), val), TRUE)
+
+
+def with_conflicting(counts, n=300):
+    """Data with so many conflicting samples of each class."""
+    data = biased_data(n=n, rho=0.5)
+    is_conflicting = data.target != data.bias[:, 0]
+    rows = [(~is_conflicting).nonzero().flatten()]
+    rows += [((data.target == y) & is_conflicting).nonzero().flatten()[:k] for y, k in enumerate(counts)]
+    return data.subset(torch.cat(rows))
+
+
+@pytest.mark.parametrize("biases", [1, 2])
+def test_the_halves_share_each_subgroup_and_no_sample(biases):
+    data = biased_data(n=201, rho=0.6, biases=biases)
+    first, second = halved(data)
+    assert sorted(labels(first) + labels(second)) == sorted(labels(data))
+    assert (len(first), len(second)) == (101, 100)
+    keys = torch.cat([data.target[:, None], data.bias], 1).unique(dim=0)
+    for key in keys:
+        sizes = [int((torch.cat([half.target[:, None], half.bias], 1) == key).all(1).sum()) for half in (first, second)]
+        assert abs(sizes[0] - sizes[1]) <= 1
+    assert labels(halved(data)[0]) == labels(first)  # whoever divides them
+
+
+def test_auto_takes_half_of_the_validation_set_if_each_class_has_conflicting_samples_enough():
+    enough = [LEAST_CONFLICTING] * 3
+    assert conflicting_per_class(with_conflicting(enough), TRUE).tolist() == enough
+    assert decided(with_conflicting(enough)) is not None
+    assert decided(with_conflicting([40, 40, LEAST_CONFLICTING - 1])) is None
+    assert decided(None) is None
+
+
+def test_auto_leaves_searches_alone_that_are_about_the_training_set():
+    val = with_conflicting([20, 20, 20])
+    assert decided(val, search_on="training") is None
+    assert decided(val, unsupervised=True) is None
+    assert decided(val, bias_noise=0.1) is None
+    assert decided(val, search=SearchConfig(method="paper")) is None
+    assert decided(val, search=SearchConfig(rho=(0.95,))) is None
+    assert decided(val, criterion="magnitude", target_sparsity=0.5) is None
+    assert decided(dataclasses.replace(val, bias=val.bias[:, :0])) is None
+
+
+def test_validation_is_taken_by_any_search_if_it_is_asked_for():
+    assert decided(with_conflicting([2, 2, 2]), search_on="validation", search=SearchConfig(method="paper")) is not None
+    with pytest.raises(DataError, match=r"both halves of the validation split, which have \d and \d; use"):
+        decided(with_conflicting([1, 0, 0]), search_on="validation")
+    for settings, val, message in (
+        ({}, None, "needs a validation split with bias labels"),
+        ({"unsupervised": True}, with_conflicting([9, 9, 9]), "needs true bias labels"),
+        ({"criterion": "taylor", "target_sparsity": 0.5}, with_conflicting([9, 9, 9]), "does not search"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            decided(val, search_on="validation", **settings)
+
+
+def test_a_run_selects_and_reports_on_the_other_half(project, tmp_path):
+    report = run(project, tmp_path / "out", "--search-on", "validation")
+    assert report["data"]["learned_on"] == {"split": "val", "samples": 23}
+    assert report["data"]["samples"]["val"] == 45
+    assert any("half of the validation split (23 samples, " in note for note in report["data"]["notes"])
+    assert {epoch["validation"]["n"] for epoch in report["history"]} == {22}
+    again = run(
+        project, tmp_path / "again", "--masks", tmp_path / "out" / "masks.safetensors", "--search-on", "validation"
+    )
+    assert any("these masks may be from it" in note for note in again["data"]["notes"])
+    training = run(project, tmp_path / "training")
+    assert training["data"]["learned_on"] == {"split": "train", "samples": 90}
+
+
+def test_without_a_test_split_the_report_is_on_the_half_that_no_mask_was_learned_on(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: row if row[2] != "test" else [*row[:2], "train", *row[3:]])
+    common = [project / "net.pt", "--data", folder, *FAST, "--json", "--search-on", "validation"]
+    assert cli.main([str(a) for a in [*common, "--output", tmp_path / "out"]]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["evaluated_on"] == "val" and report["slim"]["n"] == 22
+
+
+def test_a_validation_split_that_cannot_be_searched_on(project, tmp_path, capsys):
+    folder = edited(project, tmp_path, lambda row: row if row[2] != "val" else [*row[:2], "train", *row[3:]])
+    command = [project / "net.pt", "--data", folder, "--output", tmp_path / "out", "--search-on", "validation"]
+    assert "needs a validation split with bias labels" in fails(capsys, *command, code=2)
+    assert not (tmp_path / "out").exists()
