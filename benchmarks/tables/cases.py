@@ -195,7 +195,7 @@ class Case:
     # -- what is made of it ----------------------------------------------------------------------
 
     def found(self, name: str = "bise", train: BiasedDataset | None = None, val: BiasedDataset | None = None,
-              start: MaskSet | None = None, **changes: Any) -> Found:  # fmt: skip
+              start: MaskSet | None = None, aligned: Tensor | None = None, **changes: Any) -> Found:  # fmt: skip
         """Masks by the setting's search, with some of its settings changed; kept in the work folder under ``name``."""
         self.vanilla  # noqa: B018  # trained outside the time that is taken
         config = dataclasses.replace(self.setting.search, **changes, seed=self.seed)
@@ -203,7 +203,7 @@ class Case:
         folder = self.work / "masks" / name
         about = folder / "about.json"
         if not about.exists() or json.loads(about.read_text())["of"] != of:
-            self._search(folder, config, of, train or self.train, val or self.val, start)
+            self._search(folder, config, of, train or self.train, val or self.val, start, aligned)
         known = json.loads(about.read_text())
         del known["of"]
         return Found(
@@ -212,7 +212,7 @@ class Case:
 
     def _search(
         self, folder: Path, config: SearchConfig, of: str, train: BiasedDataset, val: BiasedDataset | None,
-        start: MaskSet | None,
+        start: MaskSet | None, aligned: Tensor | None,
     ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         state, timing = folder / "state.pt", folder / "cpu-seconds.json"
@@ -227,7 +227,7 @@ class Case:
         try:
             found = search(
                 self.vanilla, self.loader(train), config, None if val is None else BatchLoader(val, 500), start=start,
-                state_path=state if resumable else None, interrupted=self.clock.is_over, on_epoch=note,
+                aligned=aligned, state_path=state if resumable else None, interrupted=self.clock.is_over, on_epoch=note,
             )  # fmt: skip
         except SearchInterrupted as stop:
             note()

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from .cases import LATENCY_BATCH
-from .methods import BUDGETS, SHORT
+from .methods import BUDGETS, SHARES, SHORT
 from .recorded import Recorded, Where, mean, seeds_of, spread, write_table
 from .settings import NAMES, Setting, setting_of
 
@@ -195,6 +195,25 @@ def after_finetuning(records: Recorded) -> list[str]:
     return lines
 
 
+def searches(records: Recorded) -> list[str]:
+    """The default search beside the paper's: unbiased accuracy at shares of the FLOPs."""
+    rows = []
+    for name, size, rho in _SEARCHED:
+        setting = setting_of(name, size)
+        own = Where(name, size, rho, "gradual", "1")
+        view = records.only(records.seeds(own))
+        title = f"{_title(setting, rho)}, {seeds_of(view.of(own))}"
+        frees = {"gradual": own, "budgets": Where(name, size, rho, "bise", setting.rule)}
+        for run, free in frees.items():
+            cells = [title, "gradual" if run == "gradual" else "paper"]
+            cells += [spread(view.values(free, "unbiased")), spread(view.values(free, "flops_left"))]
+            for share in SHARES:
+                cells.append(spread(view.values(Where(name, size, rho, run, f"{share:g}"), "unbiased")) or "–")
+            rows.append(cells)
+    header = ("data", "search", "without a target", "FLOPs left", *(f"{share:.0%} of the FLOPs" for share in SHARES))
+    return write_table(header, rows)
+
+
 def _title(setting: Setting, rho: float) -> str:
     return f"{NAMES[setting.name]}, {setting.size}" + (f", rho {rho:g}" if rho else "")
 
@@ -206,6 +225,16 @@ _README = (
     ("biased_mnist", "small", 0.95),
     ("corrupted_cifar10", "small", 0.95),
     ("toxic_comments", "small", 0.0),
+)
+
+
+# Where the two searches are compared.
+_SEARCHED = (
+    ("digits", "small", 0.95),
+    ("biased_mnist", "small", 0.95),
+    ("biased_mnist", "small", 0.98),
+    ("corrupted_cifar10", "small", 0.95),
+    ("multi_color_mnist", "full", 0.0),
 )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from bise_prune import MaskSet
+from bise_prune import MaskSet, SearchConfig
+from bise_prune.app.halves import halved
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
 from bise_prune.config import Budget
@@ -27,6 +28,7 @@ Rows = dict[str, Figures]
 Run = Callable[[Case], Rows]
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of Fig. 3b
+SHARES = (0.5, 0.33, 0.2)  # FLOPs left, where searches are compared
 BUDGETS = (0.3, 0.1, 0.03)  # FLOPs left, where finetuning is looked at
 SHORT = (1, 5)  # epochs of that finetuning
 
@@ -115,6 +117,34 @@ def noisy(share: float) -> Run:
         return _best_and_last(case, case.found(f"noise-{share:g}", train))
 
     return run
+
+
+def gradual(case: Case) -> Rows:
+    """The default search without a target and at shares of the FLOPs, with its own settings.
+
+    Masks are learned on half of the validation set, if there is one, and selected on the other half.
+    """
+    learned, selecting = (case.train, None) if case.val is None else halved(case.val)
+    own = {name: getattr(SearchConfig(), name) for name in ("anneal_every", "head_epochs", "placement")}
+    rows = {}
+    for share in (1.0, *SHARES):
+        found = case.found(
+            f"gradual-{share:g}", learned, selecting, aligned=case.aligned, **own, method="gradual",
+            budget=None if share == 1 else Budget(share=share),
+        )  # fmt: skip
+        masks = found.last if case.val is None else found.best
+        rows[f"{share:g}"] = case.masked_figures(masks, found.cpu_seconds)
+    return rows
+
+
+def budgets(case: Case) -> Rows:
+    """The search as the setting has it at shares of the FLOPs, with the penalty for a target."""
+    rows = {}
+    for share in SHARES:
+        found = case.found(f"budget-{share:g}", budget=Budget(share=share))
+        masks = found.last if case.val is None else found.best
+        rows[f"{share:g}"] = case.masked_figures(masks, found.cpu_seconds)
+    return rows
 
 
 def sweep(case: Case) -> Rows:
@@ -218,6 +248,8 @@ METHODS: dict[str, Run] = {
     "batchnorm-affine": variant("batchnorm-affine", batchnorm="affine"),
     **{f"noise-{share:g}": noisy(share) for share in (0.1, 0.3, 0.5, 0.8)},
     "placement-tied": variant("placement-tied", placement="tied"),
+    "gradual": gradual,
+    "budgets": budgets,
     "sweep": sweep,
     "rankings": rankings,
     "probe": probe,

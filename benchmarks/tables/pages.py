@@ -15,6 +15,7 @@ from .comparisons import (
     evidence,
     noise,
     peer_table,
+    searches,
     transfer,
 )
 from .costs import cost_section
@@ -369,6 +370,7 @@ BLOCKS: dict[str, Callable[[Recorded], list[str]]] = {
     "noise": noise,
     "transfer": lambda records: transfer(records, "biased_mnist") + transfer(records, "corrupted_cifar10"),
     "after finetuning": after_finetuning,
+    "searches": searches,
     "demo": demo,
     "resnet18": resnet18,
     "frontier": frontier,
