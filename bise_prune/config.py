@@ -21,6 +21,7 @@ CostUnit = Literal["flops", "params", "latency"]
 SearchMethod = Literal["auto", "gradual", "paper"]
 Criterion = Literal["learned", "random", "magnitude", "taylor"]
 SearchOn = Literal["auto", "training", "validation"]
+Tune = Literal["none", "shift", "norms", "head"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 
@@ -42,6 +43,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 SEARCH_ON: tuple[SearchOn, ...] = get_args(SearchOn)
+TUNE: tuple[Tune, ...] = get_args(Tune)
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
@@ -451,6 +453,8 @@ class RunConfig:
         identification_epochs: training epochs of the network that finds pseudo bias labels, >= 1.
         bias_noise: share of the training set's bias labels that are first replaced by wrong ones, in [0, 1] (App. L).
         stratified: whether every batch of the search gets its share of every subgroup.
+        tune: what may change in the slim network: "none", "shift" = one offset per class on the logits, "norms" = the
+            statistics of batch norms as well, "head" = the last layer as well; see :mod:`bise_prune.tuning.ladder`.
         finetune: settings for finetuning the slim network; None = no finetuning.
         budget_weight: weight of the cost limit in a search with a target (lambda), > 0; see :class:`Budget`.
         budget_descent: share of the search's epochs over which the cost limit decreases, in [0, 1); see
@@ -495,6 +499,7 @@ class RunConfig:
     identification_epochs: int = 1
     bias_noise: float = 0.0
     stratified: bool = False
+    tune: Tune = "none"
     finetune: FinetuneConfig | None = None
     budget_weight: float = 20.0
     budget_descent: float = 0.5
@@ -544,6 +549,9 @@ class RunConfig:
         _require(all(map(math.isfinite, self.mean or ())), "mean", self.mean, "finite numbers")
         good = self.size is None or (len(self.size) == 2 and min(self.size) >= 1)
         _require(good, "size", self.size, "height and width, integers >= 1")
+        require_choice("tune", self.tune, TUNE)
+        if self.tune != "none" and self.finetune is not None:
+            raise ConfigError(f"finetuning may change all weights already: leave out tune = '{self.tune}', or finetune")
         _require(0 <= self.bias_noise <= 1, "bias_noise", self.bias_noise, "a number in [0, 1]")
         _require(
             self.identification_epochs >= 1, "identification_epochs", self.identification_epochs, "an integer >= 1"

@@ -278,6 +278,7 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from ..report import files
+    from ..report.ladder import ladder_sentence, ladder_table
     from ..report.tables import comparison_table, is_slower, widths_table
     from ..report.verdict import verdict_sentence
 
@@ -285,7 +286,11 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     if is_slower(record):
         print(f"warning: {warnings.pop(0)}")  # the first one says so
     print(verdict_sentence(record))
+    if record["ladder"]:
+        print(ladder_sentence(record))
     Console().print(comparison_table(record))
+    if record["ladder"]:
+        Console().print(ladder_table(record))
     if record["widths"]:
         Console().print(widths_table(record))
     check = record["verification"]["slim_against_masked"]

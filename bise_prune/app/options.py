@@ -178,6 +178,11 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "identification_epochs": "epochs of training of the network that finds pseudo bias labels",
         "bias_noise": "share of the training set's bias labels to make wrong, to study how much they matter",
     },
+    "what may change in the slim network": {
+        "tune": "the network that is delivered: none keeps all weights, shift may add an offset to the logits of each "
+        "class, norms may estimate the statistics of batch norms again as well, head may refit the last layer as well; "
+        "each change is made only if validation data say that it helps, and the report has the figures of all",
+    },
     "finetuning of the slim network": {
         "finetune": "epochs of training of the slim network after the removal, with the search's sample weights; 0 "
         "leaves all weights as they are",

@@ -47,6 +47,7 @@ from .settings import write_settings
 from .stages.evaluate import check_above_chance, curve_of, picked_accuracies, probes_of
 from .stages.export import export_all, export_dense, publish
 from .stages.identify import identified
+from .stages.ladder import climbed
 from .stages.prune import pruned_by_first
 from .stages.search import ranked, searched
 from .stages.tune import finetuned
@@ -144,7 +145,8 @@ def _results(
         ChanceLevelError: the slim network is worthless; nothing is exported.
     """
     config, dense, example = session.config, session.dense, session.example
-    final = slim.model if tuned is None else tuned.model.cpu()
+    with clock.stage("ladder"):
+        final, ladder = climbed(session, slim, tuned)
     networks = (dense, final)
     with clock.stage("evaluate"):
         predicted = [session.predicted(model) for model in networks]
@@ -175,6 +177,7 @@ def _results(
         dense=figures[0],
         slim=figures[1],
         latency_ratios=[timed[1].ratio_to(timed[0], size) for size in LATENCY_BATCHES],
+        ladder=ladder,
         before_tuning=before_tuning,
         curve=curve,
         probes=probes,

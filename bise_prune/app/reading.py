@@ -34,6 +34,7 @@ from .halves import conflicting_per_class, halves_for
 from .output_folder import check_output, check_resumable
 from .progress import StageClock
 from .session import Session
+from .stages.ladder import check_tuning
 
 
 def read_session(config: RunConfig, clock: StageClock) -> Session:
@@ -77,6 +78,7 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         check_bias_labels(session)
         check_exports(session)
         check_masks_or_targets(session)
+        check_tuning(session)
         check_dense(session)
         session = _with_halves(session)
         return _with_noise(session) if config.bias_noise and has_true_labels else session
@@ -124,7 +126,10 @@ def _with_halves(session: Session) -> Session:
         "bias-conflicting); the other half selects them, and is the validation data of this report"
     )
     if session.masks is not None:
-        note = "the half of the validation split that searches learn masks on is not used: these masks may be from it"
+        note = (
+            "half of the validation split is the validation data of this report: the given masks may have been learned "
+            "on the other half"
+        )
     splits = dataclasses.replace(splits, notes=[*splits.notes, note])
     return dataclasses.replace(session, splits=splits, halves=halves)
 

@@ -16,7 +16,7 @@ from ..data.batch import Batch, input_map
 from .training_data import Part, Position, TrainingData, TrainingLabels
 
 _PENALTY = 1e-2  # weight of the squared norm of the refitted head's weights, on standardised features
-_ITERATIONS = 60  # of L-BFGS
+_ITERATIONS = 100  # of L-BFGS
 _BATCH = 100  # samples in a batch of the balanced sample
 
 
@@ -65,19 +65,30 @@ def _drawn(weights: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     return torch.arange(len(counts)).repeat_interleave(counts)
 
 
-def refitted_head(features_ND: Tensor, target_N: Tensor, num_classes: int) -> Tensor:
-    """Logistic regression on features of a balanced sample, with an L2 penalty on standardised features.
+def refitted_head(
+    features_ND: Tensor, target_N: Tensor, num_classes: int, weight_N: Tensor | None = None, penalty: float = _PENALTY
+) -> Tensor:
+    """Logistic regression with an L2 penalty on standardised features (last-layer retraining, Kirichenko et al., 2023).
+
+    It minimises the mean cross-entropy, weighted, plus ``penalty / 2`` times the squared norm of the weights of the
+    standardised features; the additive bias is not penalised.
 
     Args:
         features_ND: bottleneck features.
         target_N: class labels, int64.
         num_classes: number C of classes.
+        weight_N: weights of the samples; None = 1 for all.
+        penalty: weight of the squared norm, > 0.
 
     Returns:
         Weights with the additive bias in the last column, shape (C, D + 1), in the precision of the features.
     """
-    mean, scale = features_ND.mean(0), features_ND.std(0) + 1e-5
-    inputs = ((features_ND - mean) / scale).double()
+    weights = torch.ones(len(target_N), device=features_ND.device) if weight_N is None else weight_N
+    weights = weights.double() / weights.double().sum()
+    features = features_ND.double()
+    mean = weights @ features
+    scale = (weights @ (features - mean).square()).sqrt() + 1e-5
+    inputs = (features - mean) / scale
     weight = torch.zeros(num_classes, inputs.shape[1], dtype=torch.double, device=inputs.device, requires_grad=True)
     offset = torch.zeros(num_classes, dtype=torch.double, device=inputs.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, offset], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
@@ -85,13 +96,12 @@ def refitted_head(features_ND: Tensor, target_N: Tensor, num_classes: int) -> Te
     def closure() -> Tensor:
         """The penalised loss, with its gradient."""
         optimizer.zero_grad()
-        loss = cross_entropy(linear(inputs, weight, offset), target_N) + _PENALTY / 2 * weight.square().sum()
+        losses = cross_entropy(linear(inputs, weight, offset), target_N, reduction="none")
+        loss = weights @ losses + penalty / 2 * weight.square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    weight, offset = weight.detach(), offset.detach()
-    weight = weight / scale.double()
-    offset = offset - weight @ mean.double()
-    return torch.cat([weight, offset[:, None]], 1).to(features_ND.dtype)
+    slope = weight.detach() / scale
+    return torch.cat([slope, (offset.detach() - slope @ mean)[:, None]], 1).to(features_ND.dtype)

@@ -46,6 +46,9 @@ ADVICE = (
     Advice("a lower target sparsity", "", lambda config: config.target_sparsity != "auto"),
     Advice("more FLOPs (a higher --target-flops)", "", lambda config: config.target_flops is not None),
     Advice("more latency (a higher --target-latency)", "", lambda config: config.target_latency is not None),
+    Advice(
+        "a refitted last layer", "--tune head", lambda config: config.tune != "head" and config.finetune is None
+    ),
     Advice("finetuning of what is left", "--finetune 20", lambda config: config.finetune is None),
 )  # fmt: skip
 
@@ -59,7 +62,7 @@ def advice(config: RunConfig, searched: bool) -> str:
 
     >>> from pathlib import Path
     >>> advice(RunConfig(checkpoint=Path("net.pt"), output=Path("out")), searched=False)
-    'finetuning of what is left (--finetune 20)'
+    'a refitted last layer (--tune head) or finetuning of what is left (--finetune 20)'
     """
     found = [a for a in ADVICE if a.can_help(config) and (searched or not a.of_search)]
     texts = [f"{a.effect} ({a.flag})" if a.flag else a.effect for a in found]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .ladder import CHANGES, ladder_rows, ladder_sentence
 from .rendering import FEW_SAMPLES, write_text
 from .verdict import verdict_sentence
 
@@ -45,4 +46,13 @@ def write_card(path: Path, record: Mapping[str, Any]) -> None:
         eval_results=results,
     )
     sentence = verdict_sentence(record)
-    write_text(path, "card.md.jinja", r=record, verdict=sentence, head=about.to_yaml(), few=FEW_SAMPLES)
+    rungs: dict[str, Any] = {}
+    if record["ladder"]:
+        (delivered,) = (row for row in record["ladder"]["rows"] if row["delivered"])
+        rungs = {
+            "ladder": ladder_rows(record["ladder"]),
+            "ladder_words": ladder_sentence(record),
+            "delivered": delivered,
+            "changed": " and ".join(CHANGES[change] for change in delivered["changes"]),
+        }
+    write_text(path, "card.md.jinja", r=record, verdict=sentence, head=about.to_yaml(), few=FEW_SAMPLES, **rungs)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import BiasedDataset
+from .ladder import ladder_rows, ladder_sentence
 from .plots import Line, plot
 from .rendering import FEW_SAMPLES, write_text
 from .verdict import verdict_of, verdict_sentence
@@ -27,7 +28,9 @@ def write_page(path: Path, record: Mapping[str, Any], images: Mapping[int, str])
         record: report record, as in ``report.json``.
         images: sample images by row, as :func:`pictures` returns them.
     """
-    outcome = {"verdict": verdict_of(record["fairness"]).value, "sentence": verdict_sentence(record)}
+    outcome: dict[str, Any] = {"verdict": verdict_of(record["fairness"]).value, "sentence": verdict_sentence(record)}
+    if record["ladder"]:
+        outcome |= {"ladder": ladder_rows(record["ladder"]), "ladder_words": ladder_sentence(record)}
     write_text(path, "report.html.jinja", r=record, images=images, plots=_plots(record), few=FEW_SAMPLES, **outcome)
 
 

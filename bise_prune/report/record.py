@@ -22,6 +22,7 @@ from ..pruning.verification import Verification
 from ..pruning.widths import WidthTrial
 from ..tuning.pseudo_labels import PseudoLabels
 from .environment import command_line, environment_record
+from .ladder import ladder_record
 from .quality_gates import gate_records
 from .results import LATENCY_BATCHES, ExportedFile, Figures, RunResults, Subject
 from .verdict import verdict_of
@@ -49,6 +50,7 @@ def report_of(results: RunResults) -> dict[str, Any]:
         "changed_samples": _changed_samples(results, fairness),
         "selection": _selection(results, labels),
         "finetuning": _finetuning(results, labels),
+        "ladder": ladder_record(results),
         "identification": _identification(subject.pseudo),
         "aligned": _aligned(subject, found),
         "curve": _curve(results),

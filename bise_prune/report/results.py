@@ -82,6 +82,42 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class RungFigures:
+    """The figures of one network at one rung, on the held-out split.
+
+    Attributes:
+        network: "dense" or "slim".
+        rung: name of the rung; "all" for the finetuned network.
+        evaluation: accuracies.
+        changes: the kinds of changes that were made.
+        num_changed: number of the network's numbers that differ: weights, and statistics of batch norms.
+    """
+
+    network: str
+    rung: str
+    evaluation: Evaluation
+    changes: tuple[str, ...]
+    num_changed: int
+
+
+@dataclass(frozen=True)
+class LadderFigures:
+    """What the dense and the slim network are worth if a little more may change.
+
+    Attributes:
+        fitted_on: name of the split, and number of its samples, that changes were fitted to.
+        decided_on: the same of the samples that decided which were made; None without validation data.
+        delivered: rung of the slim network that is delivered.
+        rows: figures of the dense network, then of the slim one, the lowest rung first.
+    """
+
+    fitted_on: tuple[str, int]
+    decided_on: tuple[str, int] | None
+    delivered: str
+    rows: Sequence[RungFigures]
+
+
+@dataclass(frozen=True)
 class ExportedFile:
     """An ONNX file of the slim network.
 
@@ -121,6 +157,7 @@ class RunResults:
         dense: figures of the dense network.
         slim: figures of the slim network, after finetuning.
         latency_ratios: latency of the slim network divided by the dense one's, for each of LATENCY_BATCHES.
+        ladder: figures of both networks if a little more may change; None for a network without a linear head.
         before_tuning: accuracies of the slim network before finetuning.
         curve: accuracy against sparsity; None if it was not asked for.
         probes: how much of the bias label a linear head reads from the networks "dense" and "slim"; None if it was not
@@ -141,6 +178,7 @@ class RunResults:
     dense: Figures
     slim: Figures
     latency_ratios: Sequence[LatencyRatio]
+    ladder: LadderFigures | None
     before_tuning: Evaluation
     curve: Sequence[SweepPoint] | None
     probes: Mapping[str, BiasProbe] | None

@@ -94,7 +94,7 @@ def test_a_run_selects_and_reports_on_the_other_half(project, tmp_path):
     again = run(
         project, tmp_path / "again", "--masks", tmp_path / "out" / "masks.safetensors", "--search-on", "validation"
     )
-    assert any("these masks may be from it" in note for note in again["data"]["notes"])
+    assert any("the given masks may have been learned on the other half" in note for note in again["data"]["notes"])
     training = run(project, tmp_path / "training")
     assert training["data"]["learned_on"] == {"split": "train", "samples": 90}
 

@@ -58,7 +58,7 @@ def test_a_run_without_a_terminal_has_one_line_for_each_stage_and_epoch(project,
     )
     assert f"validation unbiased {last['validation']['unbiased_accuracy']:.1%}" in searched[-1]
     rest = [line.split(":")[0] for line in lines[2 + epochs :]]
-    assert rest == ["prune", "finetune", "finetune 1/2", "finetune 2/2", "evaluate", "export", "measure"]
+    assert rest == ["prune", "finetune", "finetune 1/2", "finetune 2/2", "ladder", "evaluate", "export", "measure"]
     masks = MaskSet.load(tmp_path / "out" / "masks.safetensors")
     assert masks.num_channels == 14
 

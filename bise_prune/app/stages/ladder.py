@@ -1,0 +1,79 @@
+"""The stage that finds what the dense and the slim network are worth if a little more of them may change."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...errors import ConfigError, ModelError
+from ...gates.bottleneck import head_name
+from ...mask_search.selection import resolve
+from ...pruning import PruningResult
+from ...report.results import LadderFigures, RungFigures
+from ...tracing import trace
+from ...tuning.finetuning import FinetuneResult
+from ...tuning.ladder import Ladder, Rung
+from ..session import Session
+
+ALL = "all"  # name of the rung at which all weights may change
+
+
+def check_tuning(session: Session) -> None:
+    """Check that the network has what the setting ``tune`` may change, and the data what decides on it.
+
+    Raises:
+        ConfigError: the last layer has no additive bias, so that there is no place for offsets; or the selection rule
+            needs validation data, or bias labels on them, that are not there.
+        ModelError: the network does not end in a linear layer.
+    """
+    if not session.config.unsupervised:
+        _rule(session)
+    if session.config.tune == "none":
+        return
+    head = session.dense.get_submodule(head_name(session.dense, trace(session.dense, session.example)))
+    if head.bias is None:
+        raise ConfigError(
+            f"tune '{session.config.tune}' changes the last layer's additive bias, which this network's does not have"
+        )
+
+
+def climbed(
+    session: Session, slim: PruningResult, tuned: FinetuneResult | None
+) -> tuple[nn.Module, LadderFigures | None]:
+    """The network that is delivered, on the CPU, and the figures of all rungs.
+
+    Changes are fitted to the data that masks are learned on, and decided on the validation data. If results are
+    reported on a test split, offsets and head are then fitted again to the whole validation set.
+
+    Args:
+        session: inputs of the run.
+        slim: result of the removal.
+        tuned: result of finetuning; None without it.
+    """
+    delivered = ALL if tuned is not None else session.config.tune
+    network = slim.model if tuned is None else tuned.model.cpu()
+    splits, val = session.splits, session.val
+    split, fit = ("train", splits.train) if session.halves is None else ("val", session.halves[0])
+    again = splits.val if session.halves is not None and splits.test is not None else None
+    rows: list[RungFigures] = []
+    for name, model in (("dense", session.dense), ("slim", slim.model)):
+        try:
+            ladder = Ladder(session.on_device(model), fit, val, session.search_aligned, _rule(session), again)
+        except ModelError:  # it does not end in a linear layer
+            return network, None
+        found = ladder.evaluations(session.held_out[1], session.held_out_aligned)
+        rows += [
+            RungFigures(name, rung, found[rung], ladder.steps[rung].changes, ladder.num_changed(rung)) for rung in found
+        ]
+        if name == "slim" and delivered not in (ALL, "none"):
+            network = ladder.model(Rung(delivered)).cpu()
+    if tuned is not None:
+        weights = sum(parameter.numel() for parameter in network.parameters())
+        rows.append(RungFigures("slim", ALL, session.accuracy(network), (ALL,), weights if tuned.epoch else 0))
+    decided_on = None if val is None else ("val", len(val))
+    return network, LadderFigures((split, len(fit if again is None else again)), decided_on, delivered, rows)
+
+
+def _rule(session: Session) -> str:
+    """The rule by which changes are decided on: that of the search."""
+    val = session.val
+    return resolve(session.config.search.select, val is not None, val is not None and val.has_bias)

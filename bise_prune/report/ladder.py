@@ -1,0 +1,99 @@
+"""What the dense and the slim network are worth at each rung of the ladder, as a record, a table and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from .results import RunResults
+
+# What a rung may change, as tables and pages call it.
+NAMES: Mapping[str, str] = {
+    "none": "nothing",
+    "shift": "logit offsets",
+    "norms": "+ batch-norm statistics",
+    "head": "+ the last layer",
+    "all": "all weights (finetuned)",
+}
+
+CHANGES: Mapping[str, str] = {
+    "shift": "offsets of the logits",
+    "norms": "statistics of batch norms",
+    "head": "the last layer",
+    "all": "all weights",
+}
+
+
+def ladder_record(results: RunResults) -> dict[str, Any] | None:
+    """The part of the report record on the ladder; None for a network without a linear head."""
+    ladder = results.ladder
+    if ladder is None:
+        return None
+    sizes = {"dense": results.dense.measurement.params, "slim": results.slim.measurement.params}
+    samples = {name: None if found is None else dict(zip(("split", "samples"), found, strict=True)) for name, found in
+               (("fitted_on", ladder.fitted_on), ("decided_on", ladder.decided_on))}  # fmt: skip
+    rows = [
+        {
+            "network": row.network,
+            "rung": row.rung,
+            "changes": list(row.changes),
+            "num_changed": row.num_changed,
+            "share_changed": row.num_changed / sizes[row.network],
+            "accuracy": row.evaluation.accuracy,
+            "unbiased_accuracy": row.evaluation.unbiased_accuracy,
+            "worst_group_accuracy": row.evaluation.worst_group_accuracy,
+            "delivered": (row.network, row.rung) == ("slim", ladder.delivered),
+        }
+        for row in ladder.rows
+    ]
+    unbiased = {(row.network, row.rung): row.evaluation.unbiased_accuracy for row in ladder.rows}
+    masks_add = {
+        rung: value - unbiased["dense", rung]
+        for (network, rung), value in unbiased.items()
+        if network == "slim" and ("dense", rung) in unbiased
+    }
+    return {**samples, "delivered": ladder.delivered, "rows": rows, "masks_add": masks_add}
+
+
+def ladder_rows(ladder: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each rung its name in words, the rows of both networks, and what the masks add, in [-1, 1]."""
+    by_rung: dict[str, dict[str, Any]] = {}
+    for row in ladder["rows"]:
+        by_rung.setdefault(row["rung"], {})[row["network"]] = row
+    return [
+        {"rung": rung, "name": NAMES[rung], "masks_add": ladder["masks_add"].get(rung), **found}
+        for rung, found in by_rung.items()
+    ]
+
+
+def ladder_table(record: Mapping[str, Any]) -> Table:
+    """A table of the ladder, with one row per rung, from a report record."""
+    table = Table(title="Unbiased accuracy (worst subgroup) if this may change; * = delivered", title_justify="left")
+    table.add_column("")
+    for name in ("dense", "slim", "masks add"):
+        table.add_column(name, justify="right")
+    for row in ladder_rows(record["ladder"]):
+        cells = []
+        for network in ("dense", "slim"):
+            found = row.get(network)
+            text = "" if found is None else f"{found['unbiased_accuracy']:.1%} ({found['worst_group_accuracy']:.1%})"
+            cells.append(text + (" *" if found and found["delivered"] else ""))
+        added = "" if row["masks_add"] is None else f"{100 * row['masks_add']:+.1f} points"
+        table.add_row(row["name"], *cells, added)
+    return table
+
+
+def ladder_sentence(record: Mapping[str, Any]) -> str:
+    """How much of the change the masks add, and what the cheap changes alone give, from a report record."""
+    ladder = record["ladder"]
+    found = {row["rung"]: row for row in ladder_rows(ladder)}
+    figures = []
+    for words, rung in (("with logit offsets", "shift"), ("with a refitted last layer", "head")):
+        dense, slim = (found[rung][network]["unbiased_accuracy"] for network in ("dense", "slim"))
+        figures.append(f"{words} {dense:.1%} dense and {slim:.1%} slim")
+    return (
+        f"With no weight changed, the masks add {100 * ladder['masks_add']['none']:+.1f} points of unbiased accuracy; "
+        f"{', '.join(figures)} (--tune)."
+    )

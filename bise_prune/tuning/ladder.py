@@ -1,0 +1,286 @@
+"""The ladder: what a network is worth if a little more of it may change, from nothing to its last layer.
+
+Each rung may change what the rungs below it may:
+
+* *none*: nothing;
+* *shift*: one offset per class on the logits (:mod:`.shift`);
+* *norms*: the statistics of batch norms (:mod:`.norms`);
+* *head*: the weights of the last layer (:func:`bise_prune.mask_search.refitted.refitted_head`).
+
+What a rung may change is fitted to balanced samples, and whether it is changed is decided by other samples: the best
+candidate of a rung is taken if it is better than the rung below by more than one standard error of the difference. So a
+rung can be the same as the one below it.
+"""
+
+# Shape suffixes: N samples, D features, C classes, G groups.
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..data import BatchLoader, BiasedDataset
+from ..gates.bottleneck import CapturedInputs, head_name
+from ..mask_search.refitted import refitted_head
+from ..metrics.accuracy import Evaluation, score, subgroup_members
+from ..tracing import run, trace
+from .norms import batch_norms, reestimated
+from .shift import Figure, fitted_offsets, mean_of_groups, worst_of_groups
+
+_MOST_FITTED = 5_000  # samples that a rung is fitted to, at most
+_BALANCED = 1_000  # samples for the statistics of batch norms
+_BATCH = 100
+_PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of a refitted head, from which the other samples choose
+
+
+class Rung(StrEnum):
+    """What may change in a network; each rung may change what the ones before it may."""
+
+    NONE = "none"
+    SHIFT = "shift"
+    NORMS = "norms"
+    HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a rung changes.
+
+    Attributes:
+        head: weights of the last layer with its additive bias in the last column, shape (C, D + 1).
+        part: what of the head differs: Rung.SHIFT for offsets, Rung.HEAD for all of it, Rung.NONE for nothing.
+        has_new_norms: whether the statistics of batch norms are estimated again.
+        penalty: penalty that a refitted head was fitted with.
+    """
+
+    head: Tensor
+    part: Rung = Rung.NONE
+    has_new_norms: bool = False
+    penalty: float = 0.0
+
+    @property
+    def changes(self) -> tuple[Rung, ...]:
+        """The kinds of changes that are made."""
+        norms = (Rung.NORMS,) if self.has_new_norms else ()
+        return norms if self.part is Rung.NONE else (*norms, self.part)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the head of a network reads of some samples: features (N, D); class labels (N,) and groups (G, N)."""
+
+    features: Tensor
+    target: Tensor
+    groups: Tensor
+    subgroups: Tensor
+
+    def hits(self, step: Step) -> Tensor:
+        """Which samples are classified correctly after a step, shape (N,)."""
+        return _logits(step.head, self.features).argmax(1) == self.target
+
+
+class Ladder:
+    """The rungs of a network.
+
+    Args:
+        model: network that ends in a linear layer; never changed.
+        fit: samples that changes are fitted to, with equal weight for each subgroup.
+        choose: samples that decide which changes are made; None = those that are fitted to.
+        aligned: bias value that each class is aligned with, shape (classes, K).
+        rule: name of the selection rule, whose figure the changes are to raise; see :class:`bise_prune.SearchConfig`.
+            With "last", that is the unbiased accuracy.
+        again: samples to which the changes that were decided on are fitted once more; None = the first fit stays.
+
+    Attributes:
+        steps: what each rung changes.
+
+    Raises:
+        ModelError: the network does not end in a linear layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fit: BiasedDataset,
+        choose: BiasedDataset | None,
+        aligned: Tensor,
+        rule: str = "best",
+        again: BiasedDataset | None = None,
+    ) -> None:
+        self.aligned, self.rule = aligned, rule
+        self.device = next(model.parameters()).device
+        self.layer = head_name(model, trace(model, fit.batch(torch.arange(2)).to(self.device).input))
+        fit = self._some_of(fit)
+        self.models = {False: model}
+        if batch_norms(model):
+            self.models[True] = reestimated(model, BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH))
+        fitted = self._all_seen(fit)
+        chosen = fitted if choose is None else self._all_seen(choose)
+        candidates = self._candidates(fitted)
+        (present,) = candidates.pop(Rung.NONE)
+        decided = {Rung.NONE: present}
+        for rung, steps in candidates.items():
+            hits = [chosen[step.has_new_norms].hits(step) for step in (present, *steps)]
+            groups = chosen[False].groups
+            best = max(
+                range(len(steps)), key=lambda k: float(self._figure(_accuracies(hits[1 + k], groups))), default=None
+            )
+            if best is not None and self._is_better(hits[0], hits[1 + best], groups):
+                present = steps[best]
+            decided[rung] = present
+        if again is not None:
+            more = self._all_seen(self._some_of(again))
+            decided = {rung: self._fitted(step, more) for rung, step in decided.items()}
+        self.steps = decided
+
+    def model(self, rung: Rung) -> nn.Module:
+        """A copy of the network with the changes of a rung."""
+        step = self.steps[rung]
+        copied = copy.deepcopy(self.models[step.has_new_norms])
+        if step.part is not Rung.NONE:
+            layer = self._layer_of(copied)
+            with torch.no_grad():
+                layer.weight.copy_(step.head[:, :-1])
+                layer.bias.copy_(step.head[:, -1])
+        return copied
+
+    def evaluations(self, data: BiasedDataset, aligned: Tensor) -> dict[Rung, Evaluation]:
+        """Accuracies at each rung.
+
+        Args:
+            data: samples to judge on.
+            aligned: bias value that each class is aligned with there, shape (classes, K).
+        """
+        features = {key: self._features(key, data) for key in {step.has_new_norms for step in self.steps.values()}}
+        predicted = {
+            rung: _logits(step.head, features[step.has_new_norms]).argmax(1).cpu() for rung, step in self.steps.items()
+        }
+        labels = (data.target.cpu(), data.bias.cpu())
+        return {rung: score(classes, *labels, aligned) for rung, classes in predicted.items()}
+
+    def num_changed(self, rung: Rung) -> int:
+        """Number of the network's numbers that a rung changes: weights, and statistics of batch norms."""
+        step = self.steps[rung]
+        norms = batch_norms(self.models[True]) if step.has_new_norms else []
+        head = {Rung.SHIFT: len(step.head), Rung.HEAD: step.head.numel()}.get(step.part, 0)
+        return head + sum(2 * norm.num_features for norm in norms)
+
+    # -- candidates ------------------------------------------------------------------------------
+
+    def _candidates(self, fitted: dict[bool, _Seen]) -> dict[Rung, list[Step]]:
+        """The changes that each rung can make beyond those of the rungs below it, the lowest rung first."""
+        layer = self._layer_of(self.models[False])
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach())
+        found: dict[Rung, list[Step]] = {rung: [] for rung in Rung}
+        found[Rung.NONE] = [own]
+        for has_new_norms in fitted:
+            plain = replace(own, has_new_norms=has_new_norms)
+            found[Rung.NORMS] += [plain] if has_new_norms else []
+            if layer.bias is None:  # there is no place for offsets
+                continue
+            shifted = self._fitted(replace(plain, part=Rung.SHIFT), fitted)
+            found[Rung.NORMS if has_new_norms else Rung.SHIFT].append(shifted)
+            heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in _PENALTIES)
+            found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
+        return found
+
+    def _fitted(self, step: Step, samples: dict[bool, _Seen]) -> Step:
+        """A step whose offsets, or whose head, are fitted to samples."""
+        seen = samples[step.has_new_norms]
+        head = step.head.clone()
+        if step.part is Rung.SHIFT:
+            logits = _logits(head, seen.features)
+            head[:, -1] += fitted_offsets(logits, seen.target, seen.groups, self._figure).to(head)
+        elif step.part is Rung.HEAD:
+            weights = _weights(seen.subgroups)
+            head = refitted_head(seen.features, seen.target, len(head), weights, step.penalty).to(head)
+        return replace(step, head=head)
+
+    # -- the decision ----------------------------------------------------------------------------
+
+    @property
+    def _figure(self) -> Figure:
+        """The figure of the groups' accuracies that the rule looks at."""
+        return worst_of_groups if self.rule in ("worst-group", "worst-class") else mean_of_groups
+
+    def _is_better(self, before: Tensor, after: Tensor, groups: Tensor) -> bool:
+        """Whether the figure rises by more than one standard error of its change.
+
+        Args:
+            before: which samples were classified correctly, shape (N,).
+            after: which samples are classified correctly now, shape (N,).
+            groups: members of each group, shape (G, N).
+        """
+        accuracies = [_accuracies(hits, groups) for hits in (before, after)]
+        gain = float(self._figure(accuracies[1]) - self._figure(accuracies[0]))
+        sizes = groups.sum(1) + 2  # two more samples, as for the interval of a paired change (Agresti and Min, 2005)
+        moved = (groups & (before != after)).sum(1) + 1
+        change = ((groups & after).sum(1) - (groups & before).sum(1)) / sizes
+        variance = (moved / sizes - change.square()) / sizes
+        by_worst = self._figure is worst_of_groups
+        noise = variance[accuracies[0].argmin()] if by_worst else variance.sum() / len(variance) ** 2
+        return gain > float(noise.sqrt())
+
+    # -- samples ---------------------------------------------------------------------------------
+
+    def _all_seen(self, data: BiasedDataset) -> dict[bool, _Seen]:
+        """What the head reads of samples, with and without new statistics of batch norms."""
+        target, device = data.target.cpu(), self.device
+        subgroups = self._members(target, data.bias.cpu())
+        groups = subgroups
+        if self.rule == "accuracy":
+            groups = torch.ones(1, len(target), dtype=torch.bool)
+        elif self.rule == "worst-class":
+            groups = self._members(target, data.bias[:, :0].cpu())
+        labels = (target.to(device), groups.to(device), subgroups.to(device))
+        return {key: _Seen(self._features(key, data), *labels) for key in self.models}
+
+    def _members(self, target: Tensor, bias: Tensor) -> Tensor:
+        """The members of each subgroup that has some, bool of shape (G, N)."""
+        return torch.stack([found for _, found in subgroup_members(target, bias, self.aligned) if found.any()])
+
+    def _features(self, has_new_norms: bool, data: BiasedDataset) -> Tensor:
+        """What the head reads of samples, with or without new statistics of batch norms, shape (N, D)."""
+        model, parts = self.models[has_new_norms], []
+        with torch.no_grad():
+            for batch in BatchLoader(data, 2 * _BATCH):
+                with CapturedInputs(model, self.layer) as bottleneck:
+                    run(model, batch.to(self.device).input)
+                parts.append(bottleneck.inputs.pop().flatten(1))
+        return torch.cat(parts)
+
+    def _layer_of(self, model: nn.Module) -> nn.Linear:
+        """The head of a network of this ladder."""
+        layer = model.get_submodule(self.layer)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def _some_of(self, data: BiasedDataset) -> BiasedDataset:
+        """The data, or a balanced draw from them if there are many."""
+        return data if len(data) <= _MOST_FITTED else data.subset(self._drawn(data, _MOST_FITTED))
+
+    def _drawn(self, data: BiasedDataset, count: int) -> Tensor:
+        """Numbers of samples that are drawn with equal chance for each subgroup, shape (count,)."""
+        weights = _weights(self._members(data.target.cpu(), data.bias.cpu()))
+        return torch.multinomial(weights, count, replacement=True, generator=torch.Generator().manual_seed(0))
+
+
+def _accuracies(hits: Tensor, groups: Tensor) -> Tensor:
+    """Accuracy of each group, shape (G,), float64."""
+    return (groups & hits).sum(1).double() / groups.sum(1)
+
+
+def _weights(groups: Tensor) -> Tensor:
+    """Weights of samples by which each group has the same weight, shape (N,), float64."""
+    return (groups / groups.sum(1, keepdim=True).double()).sum(0)
+
+
+def _logits(head: Tensor, features: Tensor) -> Tensor:
+    """Logits of a head with its additive bias in the last column, shape (N, C)."""
+    return linear(features, head[:, :-1], head[:, -1])

@@ -1,0 +1,116 @@
+"""The ladder of a run: its figures for both networks, and the network that is delivered."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from projects import FAST, fails, run
+from torch import nn
+
+from bise_prune import load_slim
+from bise_prune.app import cli
+
+RUNGS = ["none", "shift", "norms", "head"]
+
+
+def rows(report, network):
+    return {row["rung"]: row for row in report["ladder"]["rows"] if row["network"] == network}
+
+
+def test_every_run_has_the_figures_of_all_rungs(done):
+    _, stdout = done
+    report = json.loads(stdout)
+    ladder = report["ladder"]
+    assert list(rows(report, "dense")) == list(rows(report, "slim")) == RUNGS
+    assert ladder["fitted_on"] == {"split": "train", "samples": 90}
+    assert ladder["decided_on"] == {"split": "val", "samples": 45}
+    for network in ("dense", "slim"):
+        assert rows(report, network)["none"]["unbiased_accuracy"] == report[network]["unbiased_accuracy"]
+        assert rows(report, network)["none"]["num_changed"] == 0
+    for rung in RUNGS:
+        dense, slim = (rows(report, network)[rung]["unbiased_accuracy"] for network in ("dense", "slim"))
+        assert ladder["masks_add"][rung] == pytest.approx(slim - dense)
+    assert [row["rung"] for row in ladder["rows"] if row["delivered"]] == ["none"]
+
+
+@pytest.mark.parametrize("rung", ["shift", "norms", "head"])
+def test_masks_are_delivered_at_another_rung_without_a_new_search(done, tmp_path, rung):
+    project, stdout = done
+    masks = ("--masks", project / "out" / "masks.safetensors", "--search-on", "validation")
+    report = run(project, tmp_path / "out", *masks, "--tune", rung)
+    row = rows(report, "slim")[rung]
+    assert row["delivered"] and report["ladder"]["delivered"] == rung
+    assert report["slim"]["unbiased_accuracy"] == row["unbiased_accuracy"]
+    assert report["ladder"]["fitted_on"] == {"split": "val", "samples": 45}  # of these, half decided
+    assert report["ladder"]["decided_on"] == {"split": "val", "samples": 22}
+    assert rows(report, "slim")["none"]["unbiased_accuracy"] == json.loads(stdout)["slim"]["unbiased_accuracy"]
+    slim = load_slim(tmp_path / "out" / "slim.safetensors")
+    inputs = torch.randn(3, 3, 8, 8)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "slim.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"input": inputs.numpy()})
+    assert np.allclose(logits, slim(inputs).detach().numpy(), atol=1e-4)  # the files hold what was judged
+
+
+def test_the_card_and_the_page_say_what_was_changed(done, tmp_path):
+    project, _ = done
+    masks = ("--masks", project / "out" / "masks.safetensors")
+    report = run(project, tmp_path / "out", *masks, "--tune", "head", "--select", "last")
+    card, page = ((tmp_path / "out" / name).read_text() for name in ("README.md", "report.html"))
+    row = rows(report, "slim")["head"]
+    if row["num_changed"]:
+        assert f"{row['num_changed']} of its numbers" in card
+        assert "no weight was retrained" not in card
+    assert "| + the last layer |" in card and "(this network)" in card
+    assert 'id="ladder"' in page and page.count("<strong>written</strong>") == 1
+    assert "no weight was retrained" in (project / "out" / "README.md").read_text()
+
+
+def test_what_is_printed(done, tmp_path, capsys):
+    project, _ = done
+    masks = ["--masks", project / "out" / "masks.safetensors"]
+    command = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST, *masks]
+    assert cli.main([str(argument) for argument in command]) == 0
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("On the test split") and second.startswith("With no weight changed, the masks add ")
+    assert "with a refitted last layer" in second and second.endswith("(--tune).")
+    assert any(line.startswith("│ nothing") and line.count("%") == 4 and " * " in line for line in rest)
+
+
+def test_finetuning_is_the_rung_above(done, tmp_path):
+    project, _ = done
+    masks = ("--masks", project / "out" / "masks.safetensors")
+    report = run(project, tmp_path / "out", *masks, "--finetune", "2", "--finetune-lr", "0.01")
+    assert report["ladder"]["delivered"] == "all"
+    row = rows(report, "slim")["all"]
+    assert row["delivered"] and row["unbiased_accuracy"] == report["slim"]["unbiased_accuracy"]
+    assert row["num_changed"] in (0, report["slim"]["params"])
+    assert "all" not in report["ladder"]["masks_add"]
+
+
+def test_settings_that_contradict_each_other(project, tmp_path, capsys):
+    command = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "out"]
+    line = fails(capsys, *command, "--tune", "head", "--finetune", "3", code=2)
+    assert "finetuning may change all weights already" in line
+    settings = tmp_path / "settings.toml"
+    settings.write_text('tune = "everything"\n')
+    assert "tune" in fails(capsys, *command, "--config", settings, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_a_place_for_offsets_is_told_at_the_start(project, tmp_path, capsys, monkeypatch):
+    torch.manual_seed(0)
+    (tmp_path / "without_offsets.py").write_text(
+        "from torch import nn\n\n\ndef build(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
+        "                         nn.Linear(4, num_classes, bias=False))\n"
+    )
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3, bias=False)
+    )
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    common = [tmp_path / "net.pt", "--data", project / "data", "--arch", "without_offsets:build"]
+    monkeypatch.syspath_prepend(tmp_path)
+    line = fails(capsys, *common, "--output", tmp_path / "out", "--tune", "head", code=2)
+    assert "additive bias" in line and not (tmp_path / "out").exists()

@@ -1,0 +1,132 @@
+"""The rungs: what each may change, that the network made is the one that was judged, and who decides."""
+
+import copy
+
+import pytest
+import torch
+from cases import biased_data
+from torch import nn
+
+from bise_prune import evaluate
+from bise_prune.data import BatchLoader
+from bise_prune.errors import ModelError
+from bise_prune.tuning.ladder import Ladder, Rung
+from bise_prune.tuning.vanilla import train_vanilla
+
+ALIGNED = torch.arange(3)[:, None]
+FIT, CHOOSE, TEST = (biased_data(n=600, rho=0.34, seed=seed) for seed in (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A network with batch norm that has learned the classes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    train_vanilla(model, BatchLoader(FIT, 30, shuffle=True), torch.optim.Adam(model.parameters(), lr=0.01), epochs=6)
+    return model.eval()
+
+
+def unbiased(model, data=TEST):
+    return evaluate(model, BatchLoader(data, 200), ALIGNED).unbiased_accuracy
+
+
+def damaged(model, what):
+    """A copy with one part of it spoiled."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        if what is Rung.SHIFT:
+            copied[5].bias += torch.tensor([6.0, -6.0, 0.0])
+        elif what is Rung.NORMS:  # so that all channels are 0 behind it
+            copied[1].running_mean += 1000
+        elif what is Rung.HEAD:
+            copied[5].weight.copy_(copied[5].weight.roll(1, 0))
+    return copied
+
+
+def judged(ladder):
+    return {rung: found.unbiased_accuracy for rung, found in ladder.evaluations(TEST, ALIGNED).items()}
+
+
+def test_the_network_of_a_rung_is_the_one_that_was_judged(model):
+    for what in (Rung.SHIFT, Rung.NORMS, Rung.HEAD):
+        ladder = Ladder(damaged(model, what), FIT, CHOOSE, ALIGNED, again=CHOOSE)
+        for rung, found in ladder.evaluations(TEST, ALIGNED).items():
+            made = ladder.model(rung)
+            assert evaluate(made, BatchLoader(TEST, 200), ALIGNED) == found, (what, rung)
+            assert not made.training
+
+
+@pytest.mark.parametrize("what", [Rung.SHIFT, Rung.NORMS, Rung.HEAD])
+def test_each_rung_mends_what_it_may_change_and_lower_ones_do_not(model, what):
+    whole, spoiled = unbiased(model), damaged(model, what)
+    found = judged(Ladder(spoiled, FIT, CHOOSE, ALIGNED))
+    rungs = list(Rung)
+    below = rungs[rungs.index(what) - 1]
+    assert found[Rung.NONE] == unbiased(spoiled) < whole - 0.1
+    assert found[what] > whole - 0.03
+    assert found[below] < found[what] - 0.1
+
+
+def test_what_is_changed_and_how_much(model):
+    before = copy.deepcopy(model.state_dict())
+    ladder = Ladder(damaged(model, Rung.SHIFT), FIT, CHOOSE, ALIGNED)
+    assert ladder.steps[Rung.NONE].changes == () and ladder.num_changed(Rung.NONE) == 0
+    assert ladder.steps[Rung.SHIFT].changes == (Rung.SHIFT,) and ladder.num_changed(Rung.SHIFT) == 3
+    spoiled = damaged(model, Rung.SHIFT).state_dict()
+    differing = {
+        name for name, value in ladder.model(Rung.SHIFT).state_dict().items() if not torch.equal(value, spoiled[name])
+    }
+    assert differing == {"5.bias"}
+    norms = Ladder(damaged(model, Rung.NORMS), FIT, CHOOSE, ALIGNED)
+    assert Rung.NORMS in norms.steps[Rung.NORMS].changes and norms.num_changed(Rung.NORMS) in (16, 19)
+    head = Ladder(damaged(model, Rung.HEAD), FIT, CHOOSE, ALIGNED)
+    assert Rung.HEAD in head.steps[Rung.HEAD].changes and head.num_changed(Rung.HEAD) in (27, 43)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_gain_within_the_noise_changes_nothing(model):
+    few = CHOOSE.subset(torch.arange(12))
+    assert all(not step.changes for step in Ladder(model, FIT, few, ALIGNED).steps.values())
+
+
+def test_other_samples_decide(model):
+    """A shift that helps the samples it is fitted to and harms the others is not made."""
+    upside_down = copy.deepcopy(CHOOSE)
+    spoiled = damaged(model, Rung.SHIFT)
+    predicted = spoiled(CHOOSE.inputs).argmax(1)
+    agreeing = type(CHOOSE)(upside_down.inputs, predicted, upside_down.bias)
+    assert not Ladder(spoiled, FIT, agreeing, ALIGNED).steps[Rung.SHIFT].changes
+    assert Ladder(spoiled, FIT, None, ALIGNED).steps[Rung.SHIFT].changes  # nobody else to ask
+
+
+@pytest.mark.parametrize("rule", ["best", "worst-group", "accuracy", "worst-class", "last"])
+def test_any_rule_decides(model, rule):
+    ladder = Ladder(damaged(model, Rung.SHIFT), FIT, CHOOSE, ALIGNED, rule)
+    assert judged(ladder)[Rung.SHIFT] > unbiased(model) - 0.05
+
+
+def test_without_bias_labels_the_classes_count(model):
+    fit, choose = (data.with_bias(data.bias[:, :0]) for data in (FIT, CHOOSE))
+    ladder = Ladder(damaged(model, Rung.SHIFT), fit, choose, ALIGNED, "worst-class")
+    assert judged(ladder)[Rung.SHIFT] > unbiased(model) - 0.05
+
+
+def test_networks_that_have_less_to_change():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 3, bias=False)).eval()
+    ladder = Ladder(plain, FIT, CHOOSE, ALIGNED)
+    assert all(not step.changes for step in ladder.steps.values())  # no norms, no place for offsets
+    with pytest.raises(ModelError, match="does not end in a linear layer"):
+        Ladder(nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.Softmax(1)).eval(), FIT, CHOOSE, ALIGNED)
+
+
+def test_many_samples_are_drawn_from_with_equal_chance_for_each_subgroup(model, monkeypatch):
+    monkeypatch.setattr("bise_prune.tuning.ladder._MOST_FITTED", 300)
+    many = biased_data(n=3000, rho=0.9, seed=4)
+    ladder = Ladder(damaged(model, Rung.HEAD), many, CHOOSE, ALIGNED)
+    drawn = ladder._some_of(many)
+    cells = torch.bincount(3 * drawn.target + drawn.bias[:, 0], minlength=9)
+    assert len(drawn) == 300 and int(cells.min()) > 15
+    assert judged(ladder)[Rung.HEAD] > 0.5
