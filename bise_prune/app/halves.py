@@ -35,7 +35,8 @@ def halves_for(config: RunConfig, splits: DataSplits, aligned: Tensor) -> tuple[
         DataError: it has too few bias-conflicting samples for two halves.
     """
     val, is_asked = splits.val, config.search_on == "validation"
-    if config.criterion != "learned" or config.unsupervised or config.search_on == "training":
+    has_labels = splits.train.has_bias and not config.unsupervised
+    if config.criterion != "learned" or not has_labels or config.search_on == "training":
         return None
     if val is None or not val.has_bias:
         if is_asked:
@@ -63,9 +64,18 @@ def conflicting_per_class(data: BiasedDataset, aligned: Tensor) -> Tensor:
 def halved(data: BiasedDataset) -> tuple[BiasedDataset, BiasedDataset]:
     """Divide data into two halves with the same number of samples of each subgroup, give or take one.
 
-    The division depends on the data alone, so that all runs on them have the same.
+    Samples that were made from one object stay together; then it is the number of objects by the subgroup of their
+    first sample. The division depends on the data alone, so that all runs on them have the same.
     """
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    labels = torch.cat([data.target[:, None], data.bias], 1).cpu()[order]
+    origin = torch.arange(len(data)) if data.origin is None else data.origin.cpu()
+    _, made_from = origin.unique(return_inverse=True)
+    first = torch.full((int(made_from.max()) + 1,), len(data)).scatter_reduce(
+        0, made_from, torch.arange(len(data)), "amin"
+    )
+    order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))
+    labels = torch.cat([data.target[:, None], data.bias], 1).cpu()[first[order]]
     order = order[labels.unique(dim=0, return_inverse=True)[1].argsort(stable=True)]
-    return data.subset(order[::2].sort().values), data.subset(order[1::2].sort().values)
+    is_second = torch.zeros(len(first), dtype=torch.bool)
+    is_second[order[1::2]] = True
+    rows = is_second[made_from]
+    return data.subset((~rows).nonzero().flatten()), data.subset(rows.nonzero().flatten())

@@ -53,6 +53,16 @@ def test_the_halves_share_each_subgroup_and_no_sample(biases):
     assert labels(halved(data)[0]) == labels(first)  # whoever divides them
 
 
+def test_what_was_made_from_one_object_stays_together():
+    data = biased_data(n=90, rho=0.34)
+    data = dataclasses.replace(data, origin=torch.arange(90) // 5 + 7)
+    first, second = halved(data)
+    assert set(first.origin.tolist()) | set(second.origin.tolist()) == set(data.origin.tolist())
+    assert not set(first.origin.tolist()) & set(second.origin.tolist())
+    assert len(first) == len(second) == 45
+    assert (torch.bincount(first.target) > 5).all()
+
+
 def test_auto_takes_half_of_the_validation_set_if_each_class_has_conflicting_samples_enough():
     enough = [LEAST_CONFLICTING] * 3
     assert conflicting_per_class(with_conflicting(enough), TRUE).tolist() == enough
