@@ -30,6 +30,7 @@ examples:
   bise-prune resnet18.pt --data waterbirds/ --targets 0.3,0.5,0.7 --output frontier/
   bise-prune minilm/ --data comments.csv --output slim/
   bise-prune --config settings.toml --output slim/
+  bise-prune diagnose resnet18.pt --data waterbirds/
   bise-prune compare slim/ third/ frontier/ --output comparison.html
   torchrun --nproc-per-node 4 -m bise_prune resnet18.pt --data waterbirds/ --output slim/
 """
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and argv[0] == "compare":
             return _compare(argv[1:])
+        if argv and argv[0] == "diagnose":
+            return _diagnose(argv[1:])
         return _run(argv)
     except BiseError as error:
         print(f"bise-prune: error: {error}", file=sys.stderr)
@@ -134,6 +137,28 @@ def _compare(argv: Sequence[str]) -> int:
     Console().print(comparison_table(rows))
     if arguments.output is not None:
         print(f"written to {arguments.output}")
+    return 0
+
+
+def _diagnose(argv: Sequence[str]) -> int:
+    """Run ``bise-prune diagnose``, which looks at the dense network and its data; it takes the options of a run."""
+    arguments, values = command_settings(argv)
+    if arguments.demo or values["checkpoint"] is None:
+        raise ConfigError("diagnose needs a checkpoint: bise-prune diagnose CHECKPOINT --data DATA")
+    config = run_config({**values, "output": Path("unused")})
+    with Display() as display:
+        from .diagnose import diagnose, diagnosis_tables
+
+        record = diagnose(config, display.progress)
+    if arguments.json:
+        print(json.dumps(record))
+        return 0
+    from rich.console import Console
+
+    Console().print(diagnosis_tables(record))
+    print(record["advice"]["text"])
+    if record["advice"]["flags"]:
+        print(f"next: bise-prune {' '.join([*argv, *record['advice']['flags']])}")
     return 0
 
 

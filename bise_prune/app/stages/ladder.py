@@ -51,13 +51,10 @@ def climbed(
     """
     delivered = ALL if tuned is not None else session.config.tune
     network = slim.model if tuned is None else tuned.model.cpu()
-    splits, val = session.splits, session.val
-    split, fit = ("train", splits.train) if session.halves is None else ("val", session.halves[0])
-    again = splits.val if session.halves is not None and splits.test is not None else None
     rows: list[RungFigures] = []
     for name, model in (("dense", session.dense), ("slim", slim.model)):
         try:
-            ladder = Ladder(session.on_device(model), fit, val, session.search_aligned, _rule(session), again)
+            ladder = ladder_of(session, model)
         except ModelError:  # it does not end in a linear layer
             if session.config.tune != "none":
                 raise
@@ -71,8 +68,31 @@ def climbed(
     if tuned is not None:
         weights = sum(parameter.numel() for parameter in network.parameters())
         rows.append(RungFigures("slim", ALL, session.accuracy(network), (ALL,), weights if tuned.epoch else 0))
-    decided_on = None if val is None else ("val", len(val))
-    return network, LadderFigures((split, len(fit if again is None else again)), decided_on, delivered, rows)
+    return network, LadderFigures(*_samples(session), delivered, rows)
+
+
+def ladder_of(session: Session, model: nn.Module) -> Ladder:
+    """The rungs of the dense or a slim network, on the device of the run.
+
+    Raises:
+        ModelError: the network does not end in a linear layer.
+    """
+    fit = session.splits.train if session.halves is None else session.halves[0]
+    again = session.splits.val if _is_fitted_again(session) else None
+    return Ladder(session.on_device(model), fit, session.val, session.search_aligned, _rule(session), again)
+
+
+def _is_fitted_again(session: Session) -> bool:
+    """Whether what was decided on is fitted to the whole validation set: results are on another split then."""
+    return session.halves is not None and session.splits.test is not None
+
+
+def _samples(session: Session) -> tuple[tuple[str, int], tuple[str, int] | None]:
+    """Split and number of the samples that changes are fitted to, and of those that decide on them."""
+    fitted_on = ("train", len(session.splits.train))
+    if session.halves is not None:
+        fitted_on = ("val", sum(map(len, session.halves[: 1 + _is_fitted_again(session)])))
+    return fitted_on, None if session.val is None else ("val", len(session.val))
 
 
 def _rule(session: Session) -> str:
