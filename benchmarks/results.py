@@ -2,9 +2,9 @@
 
     python benchmarks/results.py
 
-Written as a whole: the pages of tables/pages.py, and those of architectures.py, contest.py, defaults.py, removal.py and
-variants.py below docs/pages/evidence. Filled in between "<!-- NAME -->" and "<!-- end -->": README.md and whatever page
-has such marks.
+Written as a whole: the pages of tables/pages.py, and those of architectures.py, contest.py, defaults.py, ladder.py,
+removal.py and variants.py below docs/pages/evidence. Filled in between "<!-- NAME -->" and "<!-- end -->": README.md
+and whatever page has such marks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import architectures
 import contest
 import defaults
+import ladder
 import removal
 import variants
 from records import RECORDS
@@ -41,6 +42,7 @@ def pages() -> dict[Path, str]:
     written[variants.PAGE] = variants.markdown(json.loads((RECORDS / "variants.json").read_text()))
     written[removal.PAGE] = removal.markdown()
     written[contest.PAGE] = contest.markdown(json.loads((RECORDS / "contest.json").read_text()))
+    written[ladder.PAGE] = ladder.markdown(json.loads((RECORDS / "ladder.json").read_text()))
     written[defaults.PAGE] = defaults.markdown(json.loads((RECORDS / "defaults.json").read_text()))
     for path in (ROOT / "README.md", *sorted(PAGES.rglob("*.md"))):
         if path not in written and "<!-- end -->" in path.read_text():

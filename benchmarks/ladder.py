@@ -1,0 +1,150 @@
+"""What the masks add on the zoo if a little more may change: logit offsets, batch-norm statistics, the last layer.
+
+    python benchmarks/zoo.py --data-root data --work FOLDER
+    python benchmarks/defaults.py --data-root data --work FOLDER
+    python benchmarks/ladder.py --data-root data --work FOLDER
+
+Climbs the ladder of `bise-prune --tune` for the dense network of each cell, and for the slim one by the masks that
+`benchmarks/defaults.py` has found and left in FOLDER, without rounding of widths. Changes are fitted to half of the
+validation split if each class has ten bias-conflicting samples there, otherwise to training samples, and decided on the
+other half, or on the validation split; then they are fitted again to the whole split. Accuracies are those on the test
+split. Writes benchmarks/records/ladder.json; ``benchmarks/results.py`` writes the page of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import zoo
+from records import RECORDS, base_record
+
+from bise_prune import MaskSet, prune
+from bise_prune.app.stages.ladder import ladder_of
+from bise_prune.files import write_json
+from bise_prune.report.ladder import NAMES
+from bise_prune.tuning.ladder import Rung
+
+_FIGURES = ("unbiased_accuracy", "worst_group_accuracy")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    zoo.add_arguments(parser)
+    parser.add_argument("--output", type=Path, default=RECORDS / "ladder.json")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    cells = {}
+    for cell in zoo.chosen(arguments.cells):
+        masks = arguments.work / "defaults" / cell.name / "slim" / "masks.safetensors"
+        if masks.exists():
+            cells[cell.name] = _climbed(cell, arguments.work, masks)
+            print(f"{cell.name}: {cells[cell.name]}", flush=True)
+    protocol = " ".join((__doc__ or "").split("Climbs ")[1].split(" Writes")[0].split())
+    write_json(arguments.output, {**base_record([0], f"Climbs {protocol}", "cpu"), "cells": cells})
+    return 0
+
+
+def _climbed(cell: zoo.Cell, work: Path, masks: Path) -> dict[str, Any]:
+    """Figures of both networks at each rung, the FLOPs left, and the seconds that the rungs took."""
+    session = zoo.session_of(cell, work, work / cell.name / "unused")
+    pruned = prune(session.dense, MaskSet.load(masks), session.example, joins="expand", batch_sizes=(1, 2))
+    found: dict[str, Any] = {"flops_left": round(pruned.plan.macs[1] / pruned.plan.macs[0], 4)}
+    start = time.process_time()
+    for name, model in (("dense", session.dense), ("slim", pruned.model)):
+        ladder = ladder_of(session, model)
+        rungs = ladder.evaluations(session.held_out[1], session.held_out_aligned)
+        found[name] = {
+            rung.value: {
+                **{figure: round(getattr(evaluation, figure), 4) for figure in _FIGURES},
+                "changes": list(ladder.steps[rung].changes),
+            }
+            for rung, evaluation in rungs.items()
+        }
+    return {**found, "cpu_seconds": round(time.process_time() - start, 1)}
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "ladder.md"
+_RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/ladder.json"
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The record as a page."""
+    cells = record["cells"]
+    lines = [
+        "# If a little more may change",
+        "",
+        "This page says what the masks add to cheap changes of a network, on small biased networks of the kinds that "
+        "users bring.",
+        "",
+        f"**How it was measured.** {record['protocol']} Seed 0; networks: `benchmarks/zoo.py`. Command: "
+        f"`{record['command']}`, commit {record['commit']}, [record]({_RECORD_URL}).",
+        "",
+        f"**What there is.** {len(cells)} of {len(zoo.CELLS)} networks. Unbiased accuracy on test data in %, and that "
+        "of the worst subgroup in brackets. Each column may change what those before it may.",
+        "",
+        "## All networks",
+        "",
+        "Medians over the networks, and for how many of them the slim one is ahead of the dense one at the same rung, "
+        "level within half a point, or behind.",
+        "",
+        *_summary(cells),
+        "",
+        f"[Record]({_RECORD_URL}).",
+        "",
+        "## Each network",
+        "",
+        *_table(cells),
+        "",
+        f"[Record]({_RECORD_URL}).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(cells: Mapping[str, Any]) -> list[str]:
+    """A row per rung: medians of both networks, and how often the slim one is ahead."""
+    lines = [
+        "| may change | dense | slim | ahead | level | behind | worst subgroup, dense | slim |",
+        "| --- |" + " ---: |" * 7,
+    ]
+    for rung in Rung:
+        figures = {
+            (network, figure): [cell[network][rung.value][figure] for cell in cells.values()]
+            for network in ("dense", "slim") for figure in _FIGURES
+        }  # fmt: skip
+        pairs = zip(figures["slim", _FIGURES[0]], figures["dense", _FIGURES[0]], strict=True)
+        gains = [slim - dense for slim, dense in pairs]
+        ahead, behind = sum(gain > 0.005 for gain in gains), sum(gain < -0.005 for gain in gains)
+        medians = {key: f"{100 * statistics.median(values):.1f}" for key, values in figures.items()}
+        row = [NAMES[rung], medians["dense", _FIGURES[0]], medians["slim", _FIGURES[0]], str(ahead)]
+        row += [str(len(gains) - ahead - behind), str(behind)]
+        row += [medians[network, _FIGURES[1]] for network in ("dense", "slim")]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _table(cells: Mapping[str, Any]) -> list[str]:
+    """A row per cell: both networks as they are, with offsets, and with a refitted head."""
+    shown = (Rung.NONE, Rung.SHIFT, Rung.HEAD)
+    heads = [f"{network}, {NAMES[rung].removeprefix('+ ')}" for rung in shown for network in ("dense", "slim")]
+    lines = [f"| network | FLOPs left | {' | '.join(heads)} |", "| --- |" + " ---: |" * (1 + len(heads))]
+    for name, cell in cells.items():
+        row = [name, f"{100 * cell['flops_left']:.1f}"]
+        for rung in shown:
+            for network in ("dense", "slim"):
+                unbiased, worst = (100 * cell[network][rung.value][figure] for figure in _FIGURES)
+                row.append(f"{unbiased:.1f} ({worst:.1f})")
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
