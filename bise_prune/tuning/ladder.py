@@ -72,7 +72,14 @@ class Step:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the head of a network reads of some samples: features (N, D); class labels (N,) and groups (G, N)."""
+    """What the head of a network reads of some samples.
+
+    Attributes:
+        features: input of the head, shape (N, D).
+        target: class labels, shape (N,).
+        groups: members of the groups whose accuracies the rule looks at, bool of shape (G, N).
+        subgroups: members of the subgroups, bool of shape (number of subgroups, N).
+    """
 
     features: Tensor
     target: Tensor
@@ -97,6 +104,7 @@ class Ladder:
         again: samples to which the changes that were decided on are fitted once more; None = the first fit stays.
 
     Attributes:
+        own: the network as it is.
         steps: what each rung changes.
 
     Raises:
@@ -115,16 +123,18 @@ class Ladder:
         self.aligned, self.rule = aligned, rule
         self.device = next(model.parameters()).device
         self.layer = head_name(model, trace(model, fit.batch(torch.arange(2)).to(self.device).input))
+        layer = self._layer_of(model)
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        self.own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach())
         fit = self._some_of(fit)
         self.models = {False: model}
         if batch_norms(model):
             self.models[True] = reestimated(model, BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH))
         fitted = self._all_seen(fit)
         chosen = fitted if choose is None else self._all_seen(choose)
-        candidates = self._candidates(fitted)
-        (present,) = candidates.pop(Rung.NONE)
+        present = self.own
         decided = {Rung.NONE: present}
-        for rung, steps in candidates.items():
+        for rung, steps in self._candidates(fitted).items():
             hits = [chosen[step.has_new_norms].hits(step) for step in (present, *steps)]
             groups = chosen[False].groups
             best = max(
@@ -174,15 +184,11 @@ class Ladder:
 
     def _candidates(self, fitted: dict[bool, _Seen]) -> dict[Rung, list[Step]]:
         """The changes that each rung can make beyond those of the rungs below it, the lowest rung first."""
-        layer = self._layer_of(self.models[False])
-        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-        own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach())
-        found: dict[Rung, list[Step]] = {rung: [] for rung in Rung}
-        found[Rung.NONE] = [own]
+        found: dict[Rung, list[Step]] = {rung: [] for rung in Rung if rung is not Rung.NONE}
         for has_new_norms in fitted:
-            plain = replace(own, has_new_norms=has_new_norms)
+            plain = replace(self.own, has_new_norms=has_new_norms)
             found[Rung.NORMS] += [plain] if has_new_norms else []
-            if layer.bias is None:  # there is no place for offsets
+            if self._layer_of(self.models[False]).bias is None:  # there is no place for offsets
                 continue
             shifted = self._fitted(replace(plain, part=Rung.SHIFT), fitted)
             found[Rung.NORMS if has_new_norms else Rung.SHIFT].append(shifted)
@@ -193,7 +199,7 @@ class Ladder:
     def _fitted(self, step: Step, samples: dict[bool, _Seen]) -> Step:
         """A step whose offsets, or whose head, are fitted to samples."""
         seen = samples[step.has_new_norms]
-        head = step.head.clone()
+        head = self.own.head.clone()
         if step.part is Rung.SHIFT:
             logits = _logits(head, seen.features)
             head[:, -1] += fitted_offsets(logits, seen.target, seen.groups, self._figure).to(head)
