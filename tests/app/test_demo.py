@@ -16,7 +16,7 @@ def test_the_demo_debiases_and_its_checkpoint_knows_its_data(tmp_path, capsys, m
     record = json.loads(capsys.readouterr().out)
     assert record["slim"]["unbiased_accuracy"] - record["dense"]["unbiased_accuracy"] > 0.08
     (searched,) = [point for point in record["curve"] if point["zeta"] == 0.5]
-    assert searched["sparsity"] > 0.2  # of the masks; the widths that are delivered depend on the machine
+    assert searched["sparsity"] > 0.25  # of the masks; the widths that are delivered depend on the machine
     shutil.copy("bise-demo/dense.pt", "resnet18.pt")
     # The literal command finds its data by itself; the search is spared by the demo's own masks.
     assert cli.main(["resnet18.pt", "--target-sparsity", "auto", "--masks", "bise-demo/slim/masks.safetensors"]) == 0
