@@ -12,7 +12,7 @@ from bise_prune import MaskSet, SearchConfig
 from bise_prune.app.halves import halved
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
-from bise_prune.config import Budget
+from bise_prune.config import OF_THE_PAPER, Budget
 from bise_prune.data import BatchLoader
 from bise_prune.data.noise import noisy_bias_labels
 from bise_prune.diagnostics.probe import probe_bias
@@ -125,7 +125,7 @@ def gradual(case: Case) -> Rows:
     Masks are learned on half of the validation set, if there is one, and selected on the other half.
     """
     learned, selecting = (case.train, None) if case.val is None else halved(case.val)
-    own = {name: getattr(SearchConfig(), name) for name in ("anneal_every", "head_epochs", "placement")}
+    own = {name: getattr(SearchConfig(), name) for name in (*OF_THE_PAPER, "placement")}
     rows = {}
     for share in (1.0, *SHARES):
         found = case.found(

@@ -1,5 +1,7 @@
 """A case of a benchmark stops and goes on, and gives the package's figures."""
 
+import json
+
 import pytest
 import torch
 from tables import cases, methods
@@ -58,3 +60,14 @@ def test_a_cache_of_other_settings_is_not_used(tmp_path):
     )
     masks = other.found()
     assert any(not torch.equal(first.last.logits[name], masks.last.logits[name]) for name in masks.last.logits)
+
+
+def test_both_searches_meet_their_budgets(tmp_path):
+    """The default search with its own settings, whatever those of the table are; not on samples that select."""
+    case = case_in(tmp_path)
+    gradual, paper = methods.gradual(case), methods.budgets(case)
+    assert list(gradual) == ["1", "0.5", "0.33", "0.2"] and list(paper) == ["0.5", "0.33", "0.2"]
+    for share in ("0.5", "0.33"):
+        assert gradual[share]["flops_left"] <= float(share) + 0.01
+    about = json.loads((tmp_path / "digits/small/rho0.9-seed0/masks/gradual-0.5/about.json").read_text())
+    assert "method='gradual'" in about["of"] and about["epochs"] == 12

@@ -3,6 +3,7 @@
 import json
 
 import contest
+import ladder
 import pytest
 import torch
 import zoo
@@ -57,14 +58,19 @@ def test_training_is_biased_and_the_rest_is_not():
 def test_the_page_of_the_contest_has_every_cell():
     figures = {"as is": 0.5, "as is, worst group": 0.1, "head on training": 0.6, "head on validation": 0.7, "cost": 0.5}
     cells = {
-        "a": {"dense": {"1": figures}, "gradual": {"1": figures, "0.5": figures}, "taylor": {"0.5": figures}},
+        "a": {
+            "dense": {"1": figures},
+            "gradual": {"0.5": figures},
+            "paper": {"1": figures},
+            "taylor": {"0.5": figures},
+        },
         "b": {"dense": {"1": figures}, "gradual": {"0.5": {**figures, "head on validation": 0.9}}},
-    }
+    }  # fmt: skip
     summary = {"0.5": contest._summary(cells, "0.5"), "0.33": contest._summary(cells, "0.33")}
     assert summary["0.33"] == {} and list(summary["0.5"]) == ["dense", "taylor"]
     assert summary["0.5"]["dense"]["head on validation"] == {"gradual": 0.8, "method": 0.7, "gradual ahead": 1}
     page = contest.markdown({"cells": cells, "summary": summary, "protocol": "p", "command": "c", "commit": "x"})
-    assert "| a | 50.0 | 10.0 | 50.0 | 10.0 | 50.0 | – | – | – |" in page
+    assert "| a | 50.0 | 10.0 | 50.0 | 10.0 | 50.0 |" in page
     assert "| dense | 2 | 50.0 | 50.0 | 0 | 60.0 | 60.0 | 0 | 70.0 | 80.0 | 1 |" in page
     assert "| b | 50.0 / 70.0 | 50.0 / 90.0 | – |" in page and "33 %" not in page and "33%" not in page
 
@@ -75,3 +81,18 @@ def test_a_record_holds_what_is_there(tmp_path):
     (folder / "taylor, statistics-0.5.json").write_text(json.dumps({"as is": 0.123456}))
     record = contest._record(tmp_path)
     assert record["cells"] == {zoo.CELLS[0].name: {"taylor, statistics": {"0.5": {"as is": 0.1235}}}}
+
+
+def test_the_page_of_the_ladder_counts_who_is_ahead():
+    def rungs(*unbiased):
+        figures = zip(("none", "shift", "norms", "head"), unbiased, strict=True)
+        return {rung: {"unbiased_accuracy": value, "worst_group_accuracy": value / 2} for rung, value in figures}
+
+    cells = {
+        "a": {"flops_left": 0.5, "dense": rungs(0.5, 0.6, 0.6, 0.9), "slim": rungs(0.7, 0.7, 0.7, 0.8)},
+        "b": {"flops_left": 0.25, "dense": rungs(0.5, 0.6, 0.6, 0.7), "slim": rungs(0.504, 0.5, 0.5, 0.8)},
+    }
+    page = ladder.markdown({"cells": cells, "protocol": "p", "command": "c", "commit": "x"})
+    assert "| nothing | 50.0 | 60.2 | 1 | 1 | 0 | 25.0 | 30.1 |" in page
+    assert "| + the last layer | 80.0 | 80.0 | 1 | 0 | 1 | 40.0 | 40.0 |" in page
+    assert "| b | 25.0 | 50.0 (25.0) | 50.4 (25.2) | 60.0 (30.0) | 50.0 (25.0) | 70.0 (35.0) | 80.0 (40.0) |" in page
