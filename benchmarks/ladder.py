@@ -93,8 +93,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         "## All networks",
         "",
-        "Medians over the networks, and for how many of them the slim one is ahead of the dense one at the same rung, "
-        "level within half a point, or behind.",
+        "Medians over the networks in whole points, and for how many of them the slim one is ahead of the dense one at "
+        "the same rung, level within half a point, or behind.",
         "",
         *_summary(cells),
         "",
@@ -123,7 +123,7 @@ def _summary(cells: Mapping[str, Any]) -> list[str]:
         pairs = zip(figures["slim", _FIGURES[0]], figures["dense", _FIGURES[0]], strict=True)
         gains = [slim - dense for slim, dense in pairs]
         ahead, behind = sum(gain > 0.005 for gain in gains), sum(gain < -0.005 for gain in gains)
-        medians = {key: f"{100 * statistics.median(values):.1f}" for key, values in figures.items()}
+        medians = {key: f"{100 * statistics.median(values):.0f}" for key, values in figures.items()}
         row = [NAMES[rung], medians["dense", _FIGURES[0]], medians["slim", _FIGURES[0]], str(ahead)]
         row += [str(len(gains) - ahead - behind), str(behind)]
         row += [medians[network, _FIGURES[1]] for network in ("dense", "slim")]

@@ -201,6 +201,8 @@ def searches(records: Recorded) -> list[str]:
     for name, size, rho in _SEARCHED:
         setting = setting_of(name, size)
         own = Where(name, size, rho, "gradual", "1")
+        if not records.of(own):
+            continue
         view = records.only(records.seeds(own))
         title = f"{_title(setting, rho)}, {seeds_of(view.of(own))}"
         frees = {"gradual": own, "budgets": Where(name, size, rho, "bise", setting.rule)}
