@@ -31,7 +31,7 @@ from .session import Session
 from .stages.identify import identified
 from .stages.ladder import ladder_of
 
-_CLOSE = 0.01  # unbiased accuracy that a lower rung may be behind and still be as good
+_SHOWN = 20  # subgroups, the worst first
 
 
 def diagnose(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -130,17 +130,18 @@ def _advice(
 ) -> dict[str, Any]:
     """The advice by what was found."""
     unbiased = {rung: evaluation.unbiased_accuracy for rung, evaluation in found.items()}
-    changed = max((rung for rung in Rung if ladder.steps[rung].changes), key=list(Rung).index, default=Rung.NONE)
+    # Validation data decide, not figures on the held-out split: the lowest rung that does all that the highest does.
+    rung = next(rung for rung in Rung if ladder.steps[rung].changes == ladder.steps[Rung.HEAD].changes)
     conflicting = [value for key in Rung if (value := found[key].conflicting_accuracy) is not None]
     is_readable = not conflicting or any(_is_above_chance(value, session) for value in conflicting)
     gaps = [bias["aligned_conflicting_gap"]["low"] for bias in dense["biases"]]
     is_biased = not gaps or any(low is None or low > 0 for low in gaps)
-    return advice_of(unbiased, changed, is_readable, is_biased, validation)
+    return advice_of(unbiased, rung, is_readable, is_biased, validation)
 
 
 def advice_of(
     unbiased: Mapping[Rung, float],
-    changed: Rung,
+    rung: Rung,
     is_readable: bool,
     is_biased: bool,
     validation: Mapping[str, Any] | None,
@@ -149,7 +150,7 @@ def advice_of(
 
     Args:
         unbiased: unbiased accuracy of the dense network at each rung, in [0, 1].
-        changed: the highest rung at which validation data speak for a change; Rung.NONE if there is none.
+        rung: the lowest rung that makes the changes for which validation data speak; Rung.NONE if there are none.
         is_readable: whether the network, or a refitted last layer of it, does better than chance on bias-conflicting
             samples.
         is_biased: whether the network does worse on bias-conflicting samples than on aligned ones, beyond the noise.
@@ -158,7 +159,6 @@ def advice_of(
     Returns:
         ``kind``: "prune", "both" (prune and tune) or "neither"; ``text``, and ``flags`` of the run.
     """
-    rung = next(rung for rung, value in unbiased.items() if value >= max(unbiased.values()) - _CLOSE)
     kind, flags = "prune", ["--target-sparsity", "auto"]
     if not is_readable:
         kind, flags = "neither", []
@@ -173,7 +173,7 @@ def advice_of(
             "The network is no worse where class and bias label disagree, so there is no bias to remove by these "
             "labels. Prune it for its size alone, to a target."
         )
-    elif rung is not Rung.NONE and changed is not Rung.NONE:
+    elif unbiased[rung] > unbiased[Rung.NONE]:
         kind, flags = "both", [*flags, "--tune", rung.value]
         text = (
             f"Prune, and let this change if it may: {NAMES[rung].removeprefix('+ ')}, which alone takes the unbiased "
@@ -230,9 +230,6 @@ def diagnosis_tables(record: Mapping[str, Any]) -> Group:
     minutes = math.ceil(record["estimate"]["seconds"] / 60)
     about.add_row("search", f"about {minutes:,} min on this device")
     return Group(groups, ladder, about)
-
-
-_SHOWN = 20  # subgroups, the worst first
 
 
 def _interval(figure: Mapping[str, Any]) -> str:
