@@ -205,8 +205,7 @@ class SearchConfig:
             (:mod:`bise_prune.mask_search.gradual`); "paper" = Algorithm 1 of BISE.
             "auto" = "paper" if a setting that only the paper's search has (those named in :data:`OF_THE_PAPER`) differs
             from its default, otherwise "gradual".
-        steps: number of steps of a gradual search, >= 12, rounded up to a multiple of its 12 rounds; None = by the size
-            of the training set, 200 to 400, and 400 with a budget.
+        steps: number of steps of a gradual search, >= 12, rounded up to a multiple of its 12 rounds; None = 240.
         placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
         anneal_every: epochs between two temperature cuts, >= 1 (the paper's upsilon).
         anneal_factor: factor by which a cut multiplies the temperature, in (0, 1) (the paper's kappa).

@@ -14,14 +14,16 @@ from ..data import BatchLoader
 from ..gates.gated_model import GatedModel
 from ..gates.masks import GateSite
 from ..mask_search.assembly import VALIDATION_PART, VALIDATION_SAMPLES, assemble
-from ..mask_search.gradual import EVERY, ROUNDS, Rounds, num_steps
+from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, steps_per_round
 from ..mask_search.schedule import temperatures
+from ..mask_search.trades import TRIALS
 from ..tracing import logits_of, run
 from .session import Session
 from .stages.search import budget_of
 
 _REPEATS = 5
 _BATCHES = 8  # of the training set, on which a search is begun
+_KEPT = 0.25  # share of the trades that are taken to lower the loss
 
 
 def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
@@ -48,13 +50,14 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
         seconds += trainings * size * per_sample
         return {"epochs": epochs, "steps_per_epoch": steps, "seconds": seconds}
     budget = settings.budget or budget_of(config, None)
-    steps = -(-num_steps(dataclasses.replace(settings, budget=budget), len(loader)) // ROUNDS)
+    steps = steps_per_round(settings)
     looked_at = min(num_val, max(VALIDATION_SAMPLES, size // VALIDATION_PART))
     # Closed channels are skipped on a CPU, which saves about half of what it could; without a budget, few may close.
     share = 1.0 if budget is None or session.device.type != "cpu" else 1 - (1 - budget.share) / 4
-    step, look = _times_of_round(session, loader)
-    seconds += ROUNDS * share * (steps * step + look + looked_at * per_sample)
-    return {"epochs": ROUNDS, "steps_per_epoch": steps, "seconds": seconds}
+    step, look, trades = _times_of_round(session, loader)
+    seconds += ROUNDS * share * steps * step + TRADING * share * trades
+    seconds += (ROUNDS + TRADING) * share * (look + looked_at * per_sample)
+    return {"epochs": ROUNDS + TRADING, "steps_per_epoch": steps, "seconds": seconds}
 
 
 def _time_of_forward(session: Session, loader: BatchLoader) -> float:
@@ -78,8 +81,8 @@ def _time_of_step(session: Session, sites: Sequence[GateSite], loader: BatchLoad
     return _median_seconds(step, session)
 
 
-def _times_of_round(session: Session, loader: BatchLoader) -> tuple[float, float]:
-    """Seconds of one step of a gradual search, and of the accuracies at the end of a round.
+def _times_of_round(session: Session, loader: BatchLoader) -> tuple[float, float, float]:
+    """Seconds of one step of a gradual search, of the accuracies at the end of a round, and of a round of trades.
 
     A search with short rounds is begun on a few samples. Their labels are made up, since they do not change the time.
     """
@@ -95,8 +98,12 @@ def _times_of_round(session: Session, loader: BatchLoader) -> tuple[float, float
     rounds.round(1, lambda: None)
     start = time.perf_counter()
     rounds.round(2, lambda: None)
-    whole, look = time.perf_counter() - start, _median_seconds(rounds.accuracies, session)
-    return max(0.0, whole - look) / EVERY, look
+    whole, look = time.perf_counter() - start, _median_seconds(lambda: rounds.accuracies(*rounds.outputs()), session)
+    gates = torch.ones_like(rounds.state.logits)
+    trial = _median_seconds(lambda: rounds.trades.loss(gates), session)
+    worth = _median_seconds(lambda: rounds.trades.worth(gates), session)
+    trades = TRIALS * trial + (1 + _KEPT * TRIALS) * worth
+    return max(0.0, whole - look) / EVERY, look, trades
 
 
 def _median_seconds(action: Callable[[], object], session: Session) -> float:

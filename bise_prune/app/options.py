@@ -132,8 +132,7 @@ _HELP: Mapping[str, Mapping[str, str]] = {
     "search": {
         "search": "how masks are found: gradual closes the network step by step and meets a target on the way, paper "
         "is Algorithm 1 of the BISE paper; auto is paper if one of its settings below is given, otherwise gradual",
-        "steps": "steps of a gradual search (default: 400 with a target; without one, four passes over the "
-        "data, 200 to 400)",
+        "steps": "steps of a gradual search (default: 240)",
         "search_on": "data that masks are learned on: training, or validation for half of the validation split, whose "
         "other half then selects; auto takes half of the validation split if it has enough bias-conflicting samples of "
         "each class, since a trained network says little about samples that it has memorised",

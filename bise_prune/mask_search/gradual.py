@@ -19,10 +19,13 @@ down:
   with many classes, r alone would leave aligned samples next to nothing.
 * **Settling.** In the last rounds the share is held, and the steps become smaller at the end: at the budget or, without
   one, at the share of the best masks so far, from which the search goes on.
+* **Trades.** What is estimated up to here is measured at the end: from the best masks so far, channels open and others
+  close in their place if that lowers the loss (:mod:`.trades`).
 * **A way back.** If the accuracy falls in a round by more than half of the way to chance, the masks go back to those
   before the round, and the next one closes less.
 
-The schedule is counted in steps, in rounds of equal length; each round is recorded as an epoch.
+The schedule is counted in steps, in rounds of equal length, and then in rounds of trades; each round is recorded as an
+epoch.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..config import SearchConfig
-from ..distributed import summed, world
+from ..distributed import gathered, summed, world
 from ..errors import DataError
 from . import state_file
 from .assembly import Search
@@ -49,16 +52,18 @@ from .refitted import balanced_sample, refitted_head
 from .result import EpochRecord, SearchResult
 from .selection import LAST
 from .state import EpochTally, GradualState
+from .trades import Trades
 from .training_data import EXHAUSTED, Labels, Part
+from .worth import worth_of
 
-ROUNDS = 12
-_PASSES = 4  # passes over a small training set, without a budget
-_LEAST_STEPS, _MOST_STEPS = 200, 400
+ROUNDS = 12  # of steps
+TRADING = 4  # rounds of trades after them
+_STEPS = 240
 _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _WALK = 7  # round in which the share has come down, or a later one for small budgets
 _MOST_CLOSED = 0.1  # share of the cost that goes in a round on the way to a small budget
 _SETTLING = 2  # rounds at the end in which the steps become smaller
-_SAMPLE = 600  # samples of the balanced sample
+_SAMPLE = 1000  # samples of the balanced sample, at most
 _MEAN, _SQUARE = 0.9, 0.95  # memory of the running means of the gradient and of its square, from step to step
 _LR = 0.05  # largest step of a mask logit
 _START, _SHUT = 0.67, -0.1  # mask logits of open channels at the start, and of those for which there is no room
@@ -83,31 +88,22 @@ def search_gradually(
         """Save the state and raise ``SearchInterrupted`` if the caller has asked the search to stop."""
         state_file.stop_if_asked(found, state_path, interrupted)
 
-    while len(history) < ROUNDS:
+    while len(history) < ROUNDS + TRADING:
         record = run.round(len(history) + 1, after_step)
         if state_path is not None:
             state_file.save(found, state_path)
         if on_epoch is not None:
-            on_epoch(record, ROUNDS)
+            on_epoch(record, ROUNDS + TRADING)
     return result_of(found, stopped_early=False)
 
 
-def num_steps(config: SearchConfig, batches: int) -> int:
-    """Number of steps of a search: the setting, or else 400 with a budget, and by the size of the data without one.
+def steps_per_round(config: SearchConfig) -> int:
+    """Number of steps of a round.
 
-    Args:
-        config: settings of the search.
-        batches: number of batches in a pass over the training set.
-
-    >>> [num_steps(SearchConfig(), batches) for batches in (10, 70, 5000)]
-    [200, 280, 400]
-    >>> from bise_prune.config import Budget
-    >>> num_steps(SearchConfig(budget=Budget(share=0.5)), 10), num_steps(SearchConfig(steps=60), 10)
-    (400, 60)
+    >>> steps_per_round(SearchConfig()), steps_per_round(SearchConfig(steps=61))
+    (20, 6)
     """
-    if config.steps is not None:
-        return config.steps
-    return _MOST_STEPS if config.budget is not None else min(_MOST_STEPS, max(_LEAST_STEPS, _PASSES * batches))
+    return -(-(config.steps or _STEPS) // ROUNDS)
 
 
 class Rounds:
@@ -120,12 +116,13 @@ class Rounds:
     def __init__(self, search: Search) -> None:
         assert isinstance(search.state, GradualState) and isinstance(search.budget, Projection)
         self.search, self.state, self.projection = search, search.state, search.budget
-        self.sample, self.sample_target = balanced_sample(
-            search.data, search.labels, search.state.position, search.state.generator, _SAMPLE
-        )
         size = len(search.labels.known.target)
+        self.sample = balanced_sample(
+            search.data, search.labels, search.state.position, search.state.generator, min(size, _SAMPLE)
+        )
+        self.trades = Trades(search, search.budget, self.sample)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
-        self.per_round = -(-num_steps(search.config, -(-size // self.batch_size)) // ROUNDS)
+        self.per_round = steps_per_round(search.config)
         self.parts = self._parts_of(search.labels.known)
         self.weights = self._weights(search.labels.known)
         self._pass: Iterator[Part] | None = None  # what is left of a pass over a loader that is not in memory
@@ -170,11 +167,15 @@ class Rounds:
         elif budget is not None:
             state.shares = (min(state.shares[1], budget.share),) * 2
         elif number == self.walk + 1:
-            picks = state.picks
-            state.logits.copy_(picks.get(self.search.rule, picks[LAST])[2]["logits"])
+            self.go_back()
             state.shares = (self.projection.cost(gates.values),) * 2
             state.moments[0] = 0
         state.before = state.logits.clone()
+
+    def go_back(self) -> None:
+        """Go back to the best masks so far."""
+        picks = self.state.picks
+        self.state.logits.copy_(picks.get(self.search.rule, picks[LAST])[2]["logits"])
 
     def share(self, step: int) -> float:
         """Share of the dense network's cost that is allowed at a step of the round, counted from 1."""
@@ -208,54 +209,101 @@ class Rounds:
         """Take the steps of a round and record it; if the network collapses, go back to the masks before it.
 
         Args:
-            number: number of the round, from 1.
-            after_step: function called after each step.
+            number: number of the round, from 1; from ``ROUNDS`` + 1 on, channels are traded.
+            after_step: function called after each step, and after each trade that is tried.
         """
+        if number > ROUNDS:
+            return self._trading_round(number, after_step)
         state, gates = self.state, self.search.network.gates
         done = state.taken - self.per_round * (number - 1)
         if not done:  # otherwise the round was interrupted, at the latest after its last step
-            self.plan(number)
             state.tally = EpochTally(gates.closed)
+            self.plan(number)
         if self.search.data.in_memory is not None:
             self._take_steps(self._drawn(number)[done:], after_step)
         else:
             self._take_steps_of_passes(self.per_round - done, after_step)
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
-        accuracies = self.accuracies()
+        accuracies = self.accuracies(*self.outputs())
         is_on_the_way = self.search.config.budget is None or number < self.walk
-        record = record_epoch(self.search, number, None, *accuracies, logits=self.ranked())
+        record = record_epoch(self.search, number, None, *accuracies, logits=self.ranks(self.worth[0], gates.closed))
         if is_on_the_way and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
             state.history[-1] = record
             self.back_out()
         return record
 
+    def _trading_round(self, number: int, after_trial: Callable[[], None]) -> EpochRecord:
+        """Try some trades and record the round. The state changes at its end; a round that is interrupted is redone."""
+        search, state, gates = self.search, self.state, self.search.network.gates
+        budget = search.config.budget
+        state.tally = EpochTally(gates.closed)
+        if number == ROUNDS + 1:
+            self.go_back()
+        generator = torch.Generator().manual_seed(search.config.seed * (ROUNDS + TRADING) + number)
+        room = max(self.projection.cost(gates.values), 0.0 if budget is None else budget.share)
+        traded, worth = self.trades.round(gates.values.detach(), room, generator, after_trial)
+        state.logits.copy_(self.ranks(worth, traded == 0))
+        state.tally.flipped |= gates.closed != state.tally.closed_before
+        state.steps = 1
+        logits, features = self.outputs()
+        labels = [search.labels.of(part) for part in self.sample]
+        known = Labels(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
+        loss, read = cross_entropy(logits, known.target), state.heads(features)
+        terms = objective_of(loss, len(logits), read, known.bias, known.conflicting, search.config.mi_weight)
+        head_loss = sum(cross_entropy(bias, own) for bias, own in zip(read, known.bias.T, strict=True))
+        head_loss = head_loss * len(logits) / terms.num_samples
+        silent = silent_share(terms.num_conflicting, logits.dtype)
+        shares = [terms.total, terms.cross_entropy, terms.mutual_information, head_loss, silent]
+        state.tally.sums += torch.stack(shares)
+        return record_epoch(search, number, None, *self.accuracies(logits, features))
+
+    @property
+    def worth(self) -> tuple[Tensor, Tensor]:
+        """What each channel is worth by the running means, and the root of the mean square of the gradient, (M,)."""
+        taken, closed = self.state.taken, self.search.network.gates.closed
+        mean, square = self.state.moments[0] / (1 - _MEAN**taken), self.state.moments[1] / (1 - _SQUARE**taken)
+        return worth_of(mean, square, closed, self.batch_size), square.sqrt() + torch.finfo(square.dtype).tiny
+
     @torch.no_grad()
-    def ranked(self) -> Tensor:
+    def ranks(self, worth: Tensor, closed: Tensor) -> Tensor:
         """Mask logits that rank the channels by what they are worth for their cost, evenly in [-1, 1], shape (M,).
 
         The logits of the search only tell how many steps agree. What is delivered is ranked again, by a target that is
         counted differently or where widths are rounded up.
+
+        Args:
+            worth: what each channel is worth, shape (M,).
+            closed: which channels are closed, bool of shape (M,).
         """
-        state, closed = self.state, self.search.network.gates.closed
-        worth, _ = worth_of(state.moments, closed, state.taken, self.batch_size)
         order = self.projection.per_cost(worth, closed).argsort(stable=True)
-        ranks = torch.zeros_like(state.logits)
+        ranks = torch.zeros_like(self.state.logits)
         for side, lowest in ((closed, -1.0), (~closed, 0.0)):
             numbers = order[side[order]]
             ranks[numbers] = lowest + torch.arange(len(numbers)).to(ranks) / max(1, len(numbers))
         return ranks
 
     @torch.no_grad()
-    def accuracies(self) -> tuple[float, float]:
-        """Accuracies on the balanced sample, of the network's head and of one that is refitted to the masks."""
-        search, gates = self.search, self.search.network.gates.values
-        seen = [search.passes.forward(gates, inputs) for _, inputs in search.passes.inputs(self.sample)]
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """Class logits (N, C) and bottleneck features (N, D) of this process's part of the balanced sample."""
+        passes, gates = self.search.passes, self.search.network.gates.values
+        seen = [passes.forward(gates, inputs) for _, inputs in passes.inputs(self.sample)]
         logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        head = refitted_head(features, self.sample_target, search.network.num_classes)
+        return logits, features
+
+    def accuracies(self, logits: Tensor, features: Tensor) -> tuple[float, float]:
+        """Accuracies on the balanced sample, of the network's head and of one that is refitted to the masks.
+
+        Args:
+            logits: class logits of this process's part, shape (N, C).
+            features: its bottleneck features, shape (N, D).
+        """
+        target = gathered(torch.cat([self.search.labels.of(part).target for part in self.sample]))
+        logits, features = gathered(logits), gathered(features)
+        head = refitted_head(features, target, self.search.network.num_classes)
         refitted = torch.addmm(head[:, -1], features, head[:, :-1].T)
-        own, other = (float((read.argmax(1) == self.sample_target).double().mean()) for read in (logits, refitted))
+        own, other = (float((read.argmax(1) == target).double().mean()) for read in (logits, refitted))
         return own, other
 
     def _drawn(self, number: int) -> list[Tensor]:
@@ -325,7 +373,7 @@ class Rounds:
         state.taken += 1
         for moment, value, memory in zip(state.moments, (slope, slope.square()), (_MEAN, _SQUARE), strict=True):
             moment.lerp_(value, 1 - memory)
-        worth, spread = worth_of(state.moments, gates.closed, state.taken, self.batch_size)
+        worth, spread = self.worth
         if state.taken <= self.per_round:  # the first round closes nothing
             return
         logits = state.logits
@@ -333,24 +381,3 @@ class Rounds:
         logits.copy_(torch.where(self.projection.protected(logits), logits.clamp(min=0), logits))
         if state.taken % EVERY == 0 or state.taken % self.per_round == 0:
             logits[self.projection.without_room(worth, gates.closed, share)] = _SHUT
-
-
-def worth_of(moments: Tensor, closed: Tensor, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """What each channel is worth: by how much the objective would rise without it.
-
-    For an open channel that is the rise if it closes, for a closed one the fall if it opens, to the second order. The
-    curvature is the mean square of the gradients of single samples, of which the gradient of a batch is the mean.
-
-    Args:
-        moments: running means of the gradient dJ/dgate of batches and of its square, from 0, shape (2, M).
-        closed: which channels are closed, bool of shape (M,).
-        step: number of batches in the running means.
-        batch_size: number of samples of a batch.
-
-    Returns:
-        The worth, and the root of the mean square of the gradient, both of shape (M,).
-    """
-    mean, square = moments[0] / (1 - _MEAN**step), moments[1] / (1 - _SQUARE**step)
-    variance = (square - mean.square()).clamp(min=0)
-    half = (batch_size * variance + mean.square()) / 2
-    return torch.where(closed, -half, half) - mean, square.sqrt() + torch.finfo(square.dtype).tiny

@@ -13,19 +13,21 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from ..data.batch import Batch, input_map
+from ..distributed import world
 from .training_data import Part, Position, TrainingData, TrainingLabels
 
 _PENALTY = 1e-2  # weight of the squared norm of the refitted head's weights, on standardised features
 _ITERATIONS = 100  # of L-BFGS
-_BATCH = 100  # samples in a batch of the balanced sample
+_BATCH = 50  # samples in a batch of the balanced sample
 
 
 def balanced_sample(
     data: TrainingData, labels: TrainingLabels, position: Position, generator: torch.Generator, size: int
-) -> tuple[list[Part], Tensor]:
-    """Draw a sample of the training set in which every sample is expected in proportion to its weight r.
+) -> list[Part]:
+    """Draw a sample of the training set in which every sample is found in proportion to its weight r.
 
-    A loader that is not in memory is passed once; its samples of large weight are then repeated.
+    The draw is systematic: a sample is found as often as its expected number says, rounded up or down. So a set of that
+    size whose samples weigh the same is its own sample. A loader that is not in memory is passed once.
 
     Args:
         data: the training set.
@@ -35,22 +37,24 @@ def balanced_sample(
         size: expected number of samples.
 
     Returns:
-        Batches, and the class labels of all their samples, shape (n,), on the device.
+        This process's batches.
     """
+    known = labels.known.weight.double()
+    rate, start = size / float(known.sum()), float(torch.rand(1, generator=generator))
     if data.in_memory is not None:
-        rows = _drawn(labels.known.weight, size / len(labels.known.weight), generator)
+        rows = _drawn(known * rate, start)
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        return list(rows.split(_BATCH)), labels.known.target[rows.to(labels.device)]
+        rank, processes = world()
+        size = max(1, min(_BATCH, len(rows) // processes))  # every process has a batch
+        return list(rows.split(size)[rank::processes])
     found: list[Part] = []
-    targets = []
     for part in data.next_pass(position):
-        batch = data.batch(part)
-        weight = labels.of(part).weight
-        rows = _drawn(weight, size / len(labels.known.weight), generator)
+        batch, expected = data.batch(part), labels.of(part).weight.double() * rate
+        rows = _drawn(expected, start)
+        start = (start + float(expected.sum())) % 1
         if len(rows):
             found.append(_rows_of(batch, rows))
-            targets.append(batch.target[rows.to(batch.target.device)].to(labels.device))
-    return found, torch.cat(targets)
+    return found
 
 
 def _rows_of(batch: Batch, rows: Tensor) -> Batch:
@@ -59,10 +63,10 @@ def _rows_of(batch: Batch, rows: Tensor) -> Batch:
     return Batch(inputs, batch.target[rows.to(batch.target.device)], batch.bias[rows.to(batch.bias.device)])
 
 
-def _drawn(weights: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Numbers of the drawn samples: each as often as a Poisson number with mean ``rate`` times its weight says."""
-    counts = torch.poisson(weights.detach().cpu().double() * rate, generator=generator).long()
-    return torch.arange(len(counts)).repeat_interleave(counts)
+def _drawn(expected: Tensor, start: float) -> Tensor:
+    """Numbers of the drawn samples, each as often as whole numbers are passed when its expected number is added."""
+    passed = (start + expected.detach().cpu().cumsum(0)).floor().long()
+    return torch.arange(len(passed)).repeat_interleave(passed.diff(prepend=torch.zeros(1, dtype=torch.long)))
 
 
 def refitted_head(

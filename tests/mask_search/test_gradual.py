@@ -14,8 +14,9 @@ from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import ConfigError
 from bise_prune.gates.ranking import least_open
 from bise_prune.mask_search.assembly import assemble
-from bise_prune.mask_search.gradual import ROUNDS, Rounds, worth_of
+from bise_prune.mask_search.gradual import ROUNDS, TRADING, Rounds
 from bise_prune.mask_search.recording import _pick
+from bise_prune.mask_search.worth import worth_of
 from bise_prune.tuning.vanilla import train_vanilla
 
 
@@ -27,6 +28,11 @@ def trained(name="simple_convnet", epochs=4):
 
 def loader(n=240, **options):
     return BatchLoader(biased_data(n=n, **options), 20, shuffle=True, seed=1)
+
+
+def doubled(n=240):
+    data = biased_data(n=n)
+    return BatchLoader(BiasedDataset(data.inputs.double(), data.target, data.bias), 20, shuffle=True, seed=1)
 
 
 @pytest.mark.parametrize("name", ["simple_convnet", "mlp", *slow("resnet")])
@@ -122,9 +128,7 @@ def test_shortcuts_change_no_mask():
     model, config = trained(), SearchConfig(steps=24, budget=Budget(share=0.5))
     plain = Speedups(cached_prefix=False, affine_norms=False, skipped_channels=False, kept_results=False)
     double = model.double()
-    data = biased_data(n=240)
-    batches = BatchLoader(BiasedDataset(data.inputs.double(), data.target, data.bias), 20, shuffle=True, seed=1)
-    fast, slow_one = (search(double, batches, config, speedups=speedups) for speedups in (None, plain))
+    fast, slow_one = (search(double, doubled(), config, speedups=speedups) for speedups in (None, plain))
     assert all(torch.equal(fast.last.keep[name], slow_one.last.keep[name]) for name in fast.last.keep)
 
 
@@ -143,7 +147,7 @@ class Streamed:
 
 def test_any_loader_will_do():
     found = search(trained(), Streamed(loader()), SearchConfig(steps=30, budget=Budget(share=0.5)))
-    assert found.history[-1].cost <= 0.5 and len(found.history) == ROUNDS
+    assert found.history[-1].cost <= 0.5 and len(found.history) == ROUNDS + TRADING
 
 
 def test_aligned_and_conflicting_samples_have_half_of_the_weight_each():
@@ -158,27 +162,24 @@ def test_aligned_and_conflicting_samples_have_half_of_the_weight_each():
     assert (Rounds(none).weights == 1).all()
 
 
-def note(moments, slope):
-    moments[0] += 0.1 * (slope - moments[0])
-    moments[1] += 0.05 * (slope**2 - moments[1])
-
-
 def test_worth_is_the_second_order_rise_of_the_objective():
     """Against running means written out as weighted sums, and the curvature as the samples' mean square gradient."""
     generator = torch.Generator().manual_seed(0)
-    slopes = torch.randn(30, 6, dtype=torch.double, generator=generator) * 0.3 + torch.linspace(-1, 1, 6).double()
-    closed = torch.tensor([False, True] * 3)
-    moments = torch.zeros(2, 6, dtype=torch.double)
-    for slope in slopes:
-        note(moments, slope)
-    worth, spread = worth_of(moments, closed, len(slopes), batch_size=20)
+    rounds = Rounds(assemble(trained().double(), doubled(), SearchConfig(steps=240)))
+    state, gates = rounds.state, rounds.search.network.gates
+    slopes = [torch.randn(len(state.logits), dtype=torch.double, generator=generator) * 0.3 for _ in range(15)]
+    for slope in slopes:  # in the first round, nothing closes
+        rounds._descend(slope)
+    state.logits[::2] = -0.5
+    closed = gates.closed
+    worth, spread = rounds.worth
 
     def running(values, memory):
         weights = memory ** torch.arange(len(values) - 1, -1, -1, dtype=torch.double)
         return (weights[:, None] * values).sum(0) / weights.sum()
 
-    mean, square = running(slopes, 0.9), running(slopes.square(), 0.95)
-    curvature = 20 * (square - mean.square()) + mean.square()
+    mean, square = running(torch.stack(slopes), 0.9), running(torch.stack(slopes).square(), 0.95)
+    curvature = 20 * (square - mean.square()).clamp(min=0) + mean.square()
     assert torch.allclose(worth[~closed], (-mean + curvature / 2)[~closed])
     assert torch.allclose(worth[closed], (-mean - curvature / 2)[closed])
     assert torch.allclose(spread, square.sqrt())
@@ -190,7 +191,7 @@ def test_worth_ranks_channels_as_closing_each_of_them_does(name):
     model, data = trained(name, epochs=2), biased_data(n=240)
     net = assemble(model, loader(), SearchConfig(steps=12)).network
     sizes = net.gates.sizes
-    ones, moments = torch.ones(sum(sizes)), torch.zeros(2, sum(sizes))
+    ones, slopes = torch.ones(sum(sizes)), []
     closed, generator = torch.zeros(len(ones), dtype=torch.bool), torch.Generator().manual_seed(0)
 
     def loss(gates, rows):
@@ -199,8 +200,9 @@ def test_worth_ranks_channels_as_closing_each_of_them_does(name):
     for _ in range(60):
         gates = ones.clone().requires_grad_()
         (slope,) = torch.autograd.grad(loss(gates, torch.randint(240, (20,), generator=generator)), gates)
-        note(moments, slope)
-    worth, _ = worth_of(moments, closed, 60, 20)
+        slopes.append(slope)
+    mean, square = torch.stack(slopes).mean(0), torch.stack(slopes).square().mean(0)
+    worth = worth_of(mean, square, closed, 20)
     with torch.no_grad():
         rises = torch.stack([loss(ones.index_fill(0, k, 0.0), torch.arange(240)) for k in torch.arange(len(ones))])
 
@@ -208,7 +210,7 @@ def test_worth_ranks_channels_as_closing_each_of_them_does(name):
         return float(torch.corrcoef(torch.stack([rises, values]).argsort(1).argsort(1).double())[0, 1])
 
     assert agreement(worth) > 0.6
-    assert agreement(worth) > agreement(-moments[0]) + 0.1
+    assert agreement(worth) > agreement(-mean) + 0.1
 
 
 def test_the_masks_that_are_kept_rank_the_channels_by_worth_per_cost():
@@ -219,7 +221,7 @@ def test_the_masks_that_are_kept_rank_the_channels_by_worth_per_cost():
     kept = state.picks["last"][2]["logits"]
     assert torch.equal(kept < 0, gates.closed) and bool(gates.closed.any())
     assert len(kept.unique()) >= max(gates.closed.sum(), (~gates.closed).sum()) and kept.min() == -1 and kept.max() < 1
-    value = rounds.projection.per_cost(worth_of(state.moments, gates.closed, state.taken, 20)[0], gates.closed)
+    value = rounds.projection.per_cost(rounds.worth[0], gates.closed)
     for side in (gates.closed, ~gates.closed):
         assert torch.equal(kept[side].argsort(stable=True), value[side].argsort(stable=True))
 

@@ -1,0 +1,113 @@
+"""Trades, with which a gradual search ends: channels open and others close in their place if that lowers the loss.
+
+What a channel is worth is an estimate, for this channel alone and for the masks of the moment. A trade is measured: the
+loss of the masked network on a balanced sample, before and after. So the loss only falls, whatever the estimate is
+worth, and the network keeps its cost.
+
+* **What is tried.** The closed channels that are worth most for their cost open, and the open ones that are worth least
+  close until there is room. After a trade that failed, the next one is chosen by worths that are drawn anew, within
+  what their standard errors leave open (Thompson sampling).
+* **How much.** A trade that lowers the loss is kept, and the next one opens twice as many channels; after one that does
+  not, the next opens half as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..distributed import summed
+from .assembly import Search
+from .projection import Projection
+from .training_data import Part
+from .worth import worth_of
+
+TRIALS = 20  # trades that are tried in a round
+_FIRST, _MOST = 8, 64  # channels that open in the first trade of a round, and in any
+
+
+class Trades:
+    """Trades of channels at a given cost.
+
+    Args:
+        search: parts of the search.
+        projection: the costs.
+        sample: batches of a sample of the training set, balanced over the subgroups; of several processes, each has a
+            part.
+    """
+
+    def __init__(self, search: Search, projection: Projection, sample: Sequence[Part]) -> None:
+        self.search, self.projection, self.sample = search, projection, sample
+
+    def round(
+        self, gates: Tensor, share: float, generator: torch.Generator, after_trial: Callable[[], None]
+    ) -> tuple[Tensor, Tensor]:
+        """Try some trades, and make those that lower the loss.
+
+        Args:
+            gates: gates of 0 and 1, shape (M,).
+            share: share of the dense network's cost that is allowed, in (0, 1].
+            generator: CPU generator, from which worths are drawn.
+            after_trial: function called after each trial.
+
+        Returns:
+            The gates after the trades, and what each channel is then worth, both of shape (M,).
+        """
+        least, size, is_new = self.loss(gates), float(_FIRST), True
+        worth, error = self.worth(gates)
+        for _ in range(TRIALS):
+            noise = torch.randn(len(worth), generator=generator).to(worth)
+            trial = self.trade(gates, worth if is_new else worth + error * noise, int(size), share)
+            loss = least if torch.equal(trial, gates) else self.loss(trial)
+            is_new = loss < least
+            if is_new:
+                gates, least, size = trial, loss, min(2 * size, _MOST)
+                worth, error = self.worth(gates)
+            else:
+                size = max(size / 2, 1.0)
+            after_trial()
+        return gates, worth
+
+    def trade(self, gates: Tensor, worth: Tensor, size: int, share: float) -> Tensor:
+        """Gates in which closed channels open, and open ones close in their place, shape (M,).
+
+        Args:
+            gates: gates of 0 and 1, shape (M,).
+            worth: what each channel is taken to be worth, shape (M,).
+            size: number of channels that open, if so many are closed.
+            share: share of the dense network's cost that is allowed, in (0, 1].
+        """
+        closed = gates == 0
+        value = self.projection.per_cost(worth, closed)
+        opened = torch.where(closed, value, -torch.inf).topk(min(size, int(closed.sum()))).indices
+        value = torch.where(closed, -torch.inf, value).index_fill(0, opened, torch.inf)
+        return (self.projection.kept(value, share) & (value > -torch.inf)).to(gates)
+
+    @torch.no_grad()
+    def loss(self, gates: Tensor) -> float:
+        """Cross-entropy of the masked network on the sample."""
+        sums = torch.zeros(2, dtype=torch.float64, device=gates.device)
+        for part, inputs in self.search.passes.inputs(self.sample):
+            target = self.search.labels.of(part).target
+            losses = cross_entropy(self.search.passes.forward(gates, inputs)[0].double(), target, reduction="none")
+            sums += torch.stack([losses.sum(), torch.full_like(sums[0], len(target))])
+        total, count = summed(sums)
+        return float(total / count)
+
+    def worth(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """What each channel is worth on the sample, and the standard error of the gradient in it, shape (M,) each."""
+        moments = torch.zeros(2, len(gates), dtype=gates.dtype, device=gates.device)
+        counts = torch.zeros(2, device=gates.device)  # of batches and of samples
+        for part, inputs in self.search.passes.inputs(self.sample):
+            leaf, target = gates.clone().requires_grad_(), self.search.labels.of(part).target
+            loss = cross_entropy(self.search.passes.forward(leaf, inputs)[0], target)
+            (slope,) = torch.autograd.grad(loss, leaf)
+            moments += torch.stack([slope, slope.square()])
+            counts += torch.tensor([1, len(target)]).to(counts)
+        batches, samples = summed(counts)
+        mean, square = summed(moments) / batches
+        error = ((square - mean.square()).clamp(min=0) / batches).sqrt()
+        return worth_of(mean, square, gates == 0, float(samples / batches)), error
