@@ -93,14 +93,25 @@ def check_bias_labels(session: Session) -> None:
 
     Raises:
         ConfigError: ``--probe`` needs true bias labels that are missing, or ``--unsupervised`` the architecture's name.
-        DataError: the training split has no bias labels.
+        DataError: the training split has no bias labels, and those of the validation split are not there or not enough.
     """
     config, splits = session.config, session.splits
     if session.needs_bias_labels and not splits.train.has_bias and not config.unsupervised:
-        raise DataError(
-            f"the training split has no bias labels ({splits.notes[-1]}); name their column with "
-            "--bias-column, or pass --unsupervised to find pseudo labels"
-        )
+        if splits.val is None or not splits.val.has_bias:
+            raise DataError(
+                f"the training split has no bias labels ({splits.notes[-1]}); name their column with "
+                "--bias-column, or pass --unsupervised to find pseudo labels"
+            )
+        options = {
+            f"criterion '{config.criterion}'": config.criterion != "learned",
+            "search_on 'training'": config.search_on == "training",
+            "finetuning": config.finetune is not None,
+        }
+        if needing := [name for name, is_set in options.items() if is_set]:
+            raise DataError(
+                f"{needing[0]} needs bias labels of the training split, and only the validation split has some: leave "
+                "it out, or pass --unsupervised to find pseudo labels"
+            )
     if session.needs_bias_labels and config.unsupervised and session.checkpoint.arch is None:
         raise ConfigError("--unsupervised trains a network of the same architecture: name it with --arch")
     if config.probe:

@@ -3,7 +3,7 @@
 A trained network has memorised most of its training samples. By their losses, the few bias-conflicting ones among them
 are solved already, and say little about which channels carry the bias. A search on half of the validation set sees what
 the network does on samples that it was not trained on; the other half is for selection, so that masks are never
-selected on samples that they were learned on.
+selected on samples that they were learned on. Nor need the training set have bias labels then.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ def halves_for(config: RunConfig, splits: DataSplits, aligned: Tensor) -> tuple[
         DataError: it has too few bias-conflicting samples for two halves.
     """
     val, is_asked = splits.val, config.search_on == "validation"
-    has_labels = splits.train.has_bias and not config.unsupervised
-    if config.criterion != "learned" or not has_labels or config.search_on == "training":
+    if config.criterion != "learned" or config.unsupervised or config.search_on == "training":
         return None
     if val is None or not val.has_bias:
         if is_asked:
             raise ConfigError("search_on 'validation' needs a validation split with bias labels; there is none")
         return None
     halves = halved(val)
-    if is_asked:
+    if is_asked or not splits.train.has_bias:
         numbers = [int(conflicting_per_class(half, aligned).sum()) for half in halves]
         if not min(numbers):
+            other = "use --search-on training" if splits.train.has_bias else "label more of it, or pass --unsupervised"
             raise DataError(
-                "search_on 'validation' needs bias-conflicting samples in both halves of the validation split, which "
-                f"have {numbers[0]} and {numbers[1]}; use --search-on training"
+                "masks are to be learned on half of the validation split, which needs bias-conflicting samples in both "
+                f"halves; they have {numbers[0]} and {numbers[1]}: {other}"
             )
         return halves
     is_plain = config.search.is_gradual and config.search.rho is None and not config.bias_noise

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..checkpoint.networks import model_of
 from ..config import RunConfig
-from ..data import DataSplits, load_data
+from ..data import BatchLoader, DataSplits, load_data
 from ..data.columns import Columns
 from ..data.noise import noisy_bias_labels
 from ..data.text import load_tokenizer
 from ..errors import ConfigError, counted
 from ..gates.masks import MaskSet
+from ..metrics.accuracy import predictions
 from ..metrics.subgroups import aligned_values
 from ..models.pretrained import published_preprocessing
 from ..pruning.plan import PruningPlan
@@ -35,6 +38,8 @@ from .output_folder import check_output, check_resumable
 from .progress import StageClock
 from .session import Session
 from .stages.ladder import check_tuning
+
+_BATCH = 250
 
 
 def read_session(config: RunConfig, clock: StageClock) -> Session:
@@ -67,9 +72,7 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         num_classes, train = checkpoint.num_classes or 0, splits.train
         has_true_labels = train.has_bias and not config.unsupervised
         check_labels(splits, num_classes, has_true_labels)
-        aligned = torch.arange(num_classes)[:, None]
-        if train.has_bias:
-            aligned = aligned_values(train.target, train.bias, num_classes)
+        aligned = _aligned(splits, dense, num_classes, device)
         masks, plan = _earlier_results(config)
         session = Session(
             config, device, checkpoint, dense, splits, specification, example_of(dense, train), aligned, tokenizer,
@@ -104,6 +107,21 @@ def _splits(config: RunConfig, checkpoint: Checkpoint, specification: str, token
         classes=checkpoint.classes,
         skip_bad=config.skip_bad,
     )
+
+
+def _aligned(splits: DataSplits, dense: nn.Module, num_classes: int, device: torch.device) -> Tensor:
+    """Bias value that each class is aligned with, shape (classes, K).
+
+    By the training labels; if only the validation split has bias labels, the value that goes with the class that the
+    dense network predicts there, since a biased network predicts a class where it sees the bias value.
+    """
+    train, val = splits.train, splits.val
+    if train.has_bias:
+        return aligned_values(train.target, train.bias, num_classes)
+    if val is None or not val.has_bias:
+        return torch.arange(num_classes)[:, None]
+    predicted = predictions(copy.deepcopy(dense).to(device), BatchLoader(val, _BATCH))[0]
+    return aligned_values(predicted, val.bias.cpu(), num_classes)
 
 
 def _earlier_results(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | None]:

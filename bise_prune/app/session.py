@@ -34,7 +34,7 @@ class Session:
         specification: specification of the data set.
         example: input of two samples.
         aligned: bias value that each class is aligned with by the true bias labels if they are known, shape (classes,
-            K).
+            K); by those of the validation split if only that has some.
         tokenizer: tokeniser of texts; None for images.
         masks: masks of an earlier run; None if masks are to be found.
         plan: plan of an earlier run that is to be carried out again; ``masks`` are then the plan's.

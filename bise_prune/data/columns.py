@@ -27,6 +27,7 @@ SPLITS = {
 }  # fmt: skip
 PARTS = ("train", "val", "test")
 LARGEST_LABEL = 99_999  # larger numbers are probably identifiers, not labels
+_UNKNOWN = -1  # bias label of a training sample, if only the other splits have some
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Labels:
 
     Attributes:
         target: class labels, shape (N,), int64.
-        bias: bias labels, shape (N, K), int64.
+        bias: bias labels, shape (N, K), int64; see :func:`known_bias`.
         classes: class names.
         notes: how the columns were interpreted, for the report.
         bias_values: per bias the names of its values; () for a bias whose values are numbers.
@@ -136,29 +137,39 @@ class Labels:
     bias_names: tuple[str, ...] = ()
 
 
-def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = ()) -> Labels:
+def read_labels(table: Table, chosen: Chosen, classes: Sequence[str] = (), parts: Sequence[str] = ()) -> Labels:
     """Read the label and bias columns of a table; problems are added to ``table.problems``.
 
     Labels are integers from 0; or names, numbered in the order of ``classes``, or alphabetically if there are none; or
-    scores in [0, 1], of which 0.5 and above count as 1.
+    scores in [0, 1], of which 0.5 and above count as 1. If the cells of the bias labels are empty in the whole training
+    split and there are other splits, the training samples have no bias labels.
 
     Args:
         table: the table, with all chosen columns.
         chosen: the columns to read.
         classes: class names of the checkpoint, if it has any.
+        parts: split of each row; empty if the splits are not known.
     """
     target, found, notes = _read_column(table, chosen.label, classes)
     columns, bias_values = [], list[tuple[str, ...]]()
+    unlabelled = _unlabelled(table, chosen, parts)
     for name in chosen.biases:
-        values, meanings, remarks = _read_column(table, name)
+        values, meanings, remarks = _read_column(table, name, without=unlabelled)
         columns.append(values)
         notes += remarks
         named = meanings != [str(i) for i in range(len(meanings))]
         bias_values.append(tuple(meanings) if named else ())
         if not remarks and named:
             notes.append(f"bias '{name}': " + ", ".join(f"{i} = {meaning}" for i, meaning in enumerate(meanings)))
+    if unlabelled:
+        notes.append("the training split has no bias labels, the other splits have them")
     bias = torch.stack(columns, 1) if columns else torch.zeros((len(target), 0), dtype=torch.long)
     return Labels(target, bias, found, notes, tuple(bias_values), chosen.biases)
+
+
+def known_bias(bias: Tensor) -> Tensor:
+    """The bias labels (N, K) of a split; without columns, shape (N, 0), if its samples have none."""
+    return bias[:, :0] if bool((bias == _UNKNOWN).any()) else bias
 
 
 def read_splits(table: Table, column: str) -> list[str]:
@@ -224,11 +235,35 @@ def random_split(keys: Sequence[Hashable], cells: Tensor, seed: int) -> list[str
     return [chosen[i] for i in leader]
 
 
-def _read_column(table: Table, column: str, classes: Sequence[str] = ()) -> tuple[Tensor, list[str], list[str]]:
-    """Labels (N,) int64, the names of their values, and notes; on problems, add them to the table and return zeros."""
+def _unlabelled(table: Table, chosen: Chosen, parts: Sequence[str]) -> frozenset[int]:
+    """The rows of the training split, if the bias labels of all of them are empty and there are other splits."""
+    rows = {i for i, part in enumerate(parts) if part == "train"}
+    others = len(parts) - len(rows)
+    is_empty = all(_is_empty(table.columns[name][i]) for name in chosen.biases for i in rows)
+    return frozenset(rows) if chosen.biases and rows and others and is_empty else frozenset()
+
+
+def _is_empty(value: str) -> bool:
+    """Whether a cell has no value."""
+    return value.strip().lower() in ("", "nan")
+
+
+def _read_column(
+    table: Table, column: str, classes: Sequence[str] = (), without: frozenset[int] = frozenset()
+) -> tuple[Tensor, list[str], list[str]]:
+    """Labels (N,) int64, the names of their values, and notes; on problems, add them to the table and return zeros.
+
+    Rows that are to have no label get :data:`_UNKNOWN`.
+    """
+    if without:
+        rows = [i for i in range(len(table.lines)) if i not in without]
+        part = Table(table.path, [table.lines[i] for i in rows], {column: [table.columns[column][i] for i in rows]})
+        known, meanings, notes = _read_column(part, column, classes)
+        table.problems += part.problems
+        return torch.full((len(table.lines),), _UNKNOWN).index_copy(0, torch.tensor(rows), known), meanings, notes
     values = [value.strip() for value in table.columns[column]]
     numbers = [_number(value) for value in values]
-    empty = [i for i, value in enumerate(values) if value.lower() in ("", "nan")]
+    empty = [i for i, value in enumerate(values) if _is_empty(value)]
     named = sorted({i for i, number in enumerate(numbers) if math.isnan(number)} - set(empty))
     numeric = [i for i, number in enumerate(numbers) if not math.isnan(number)]
     table.report(f"without a value in '{column}'", empty)

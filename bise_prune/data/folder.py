@@ -99,8 +99,8 @@ def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Column
         whole.problems += table.problems
         files += [path.parent / name for name in table.columns[chosen.content]]
         fixed += [part] * len(table.lines)
-    labels = read_labels(whole, chosen, classes)
     parts = fixed if fixed[0] else read_splits(whole, chosen.split) if chosen.split else []
+    labels = read_labels(whole, chosen, classes, parts)
     whole.report(
         f"without a value in '{chosen.content}'", [i for i, n in enumerate(whole.columns[chosen.content]) if not n]
     )

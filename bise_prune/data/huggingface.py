@@ -95,7 +95,7 @@ def load_huggingface(
     if texts:
         assert tokenizer is not None
         return text_splits(table, chosen, tokenizer, parts, classes=classes)
-    labels = read_labels(table, chosen, classes)
+    labels = read_labels(table, chosen, classes, parts)
     meanings = [f"bias '{name}': {', '.join(f'{i} = {n}' for i, n in enumerate(rows.classes[name]))}"
                 for name in chosen.biases if name in rows.classes]  # fmt: skip
     bias_values = [rows.classes.get(name, own) for name, own in zip(chosen.biases, labels.bias_values, strict=True)]

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError
-from .columns import PARTS, random_split
+from .columns import PARTS, known_bias, random_split
 from .loader import BiasedDataset, DataSplits
 from .table import stop_at_problems
 
@@ -120,7 +120,7 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
         if not len(chosen):
             continue
         inputs = decoded.images[int(chosen[0]) : int(chosen[-1]) + 1]
-        found[part] = BiasedDataset(inputs, target[chosen], bias[chosen], mean, std)
+        found[part] = BiasedDataset(inputs, target[chosen], known_bias(bias[chosen]), mean, std)
     return DataSplits(
         found["train"], found.get("val"), found.get("test"), listing.classes, notes, doubts, listing.without_bias,
         listing.bias_values, listing.bias_names,

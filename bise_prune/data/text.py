@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .columns import PARTS, Chosen, Columns, random_split, read_labels, read_splits
+from .columns import PARTS, Chosen, Columns, known_bias, random_split, read_labels, read_splits
 from .loader import BiasedDataset, DataSplits
 from .table import Table, read_header, read_table, stop_at_problems
 
@@ -116,9 +116,9 @@ def text_splits(
         seed: random seed of the split, if it is random.
     """
     texts = read_texts(table, chosen.content)
-    labels = read_labels(table, chosen, classes)
     if not parts and chosen.split:
         parts = read_splits(table, chosen.split)
+    labels = read_labels(table, chosen, classes, parts)
     stop_at_problems(table.path, table.problems)
     if parts:
         notes = shared_texts(texts, parts)
@@ -246,7 +246,8 @@ def assemble(
     found = {}
     for part in PARTS:
         rows = torch.tensor([i for i, value in enumerate(parts) if value == part], dtype=torch.long)
-        found[part] = whole.subset(rows) if len(rows) else None
+        split = whole.subset(rows)
+        found[part] = split.with_bias(known_bias(split.bias)) if len(rows) else None
     train = found["train"]
     assert train is not None
     return DataSplits(

@@ -267,9 +267,10 @@ def _aligned(subject: Subject, found: SearchResult | None) -> dict[str, Any]:
     names = subject.splits.classes
     if len(names) != len(aligned):  # the model has more classes than the data have names
         names = [str(label) for label in range(len(aligned))]
+    by_training = subject.pseudo is not None or subject.splits.train.has_bias
+    where = "p(b|y) - p(b) on the training split" if by_training else "p(b|predicted y) - p(b) on the validation split"
     return {
-        "meaning": "argmax_b p(b|y) - p(b) on the training split, per bias"
-        + (" (pseudo labels)" if subject.pseudo is not None else ""),
+        "meaning": f"argmax_b {where}, per bias" + (" (pseudo labels)" if subject.pseudo is not None else ""),
         "by_class": {str(name): values for name, values in zip(names, aligned.tolist(), strict=True)},
     }
 
@@ -345,7 +346,7 @@ def _plan(plan: PruningPlan) -> dict[str, Any]:
 def _data(subject: Subject) -> dict[str, Any]:
     """The data set and its preprocessing."""
     splits = subject.splits
-    split, learned_on = ("train", splits.train) if subject.halves is None else ("val", subject.halves[0])
+    split, learned_on = subject.learned_on
     return {
         "specification": portable(subject.specification),
         "notes": list(splits.notes),

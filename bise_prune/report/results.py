@@ -63,6 +63,11 @@ class Subject:
     pseudo: PseudoLabels | None
     device: str
 
+    @property
+    def learned_on(self) -> tuple[str, BiasedDataset]:
+        """Split of the data that masks are learned on, and these data: the training set, or half of the other."""
+        return ("train", self.splits.train) if self.halves is None else ("val", self.halves[0])
+
 
 @dataclass(frozen=True)
 class Figures:

@@ -88,37 +88,38 @@ def _of_pseudo_labels(subject: Subject) -> Iterator[str]:
 
 def _of_training_data(subject: Subject, found: SearchResult | None) -> Iterator[str]:
     """Warnings about rare or missing bias-conflicting samples, subgroups and classes."""
-    train = subject.splits.train
+    train, learned = subject.splits.train, subject.learned_on[1]
+    where = {"train": "training", "val": "validation"}[subject.learned_on[0]]
     num_classes_seen = len(train.target.unique())
-    if train.has_bias:
+    if learned.has_bias:
         aligned = subject.search_aligned if found is None else found.aligned
-        conflicting = int((~is_aligned(train.target, train.bias, aligned)).sum(0).min())
+        conflicting = int((~is_aligned(learned.target, learned.bias, aligned)).sum(0).min())
         if conflicting < _FEW_SAMPLES * num_classes_seen:
-            yield f"only {counted(conflicting, 'bias-conflicting training sample')} to learn from"
-        if single := _single_subgroups(train):
-            yield f"{counted(single, 'subgroup')} with a single training sample, whose weight is the largest there is"
+            yield f"only {counted(conflicting, f'bias-conflicting {where} sample')} to learn from"
+        if single := _single_subgroups(learned):
+            yield f"{counted(single, 'subgroup')} with a single {where} sample, whose weight is the largest there is"
     if unused := subject.num_classes - num_classes_seen:
         verb = "does" if unused == 1 else "do"
         yield f"the model has {subject.num_classes} classes, of which {unused} {verb} not occur in the training data"
-    if train.has_bias and (empty := _empty_subgroups(train)):
-        yield f"{counted(empty, 'subgroup')} without a training sample, weighted as if with one"
+    if learned.has_bias and (empty := _empty_subgroups(learned)):
+        yield f"{counted(empty, 'subgroup')} without a {where} sample, weighted as if with one"
 
 
-def _empty_subgroups(train: BiasedDataset) -> int:
+def _empty_subgroups(data: BiasedDataset) -> int:
     """Number of subgroups without samples, among the classes and bias values that occur."""
-    cells = _cells(train)
+    cells = _cells(data)
     return len(cells[:, 0].unique()) * len(cells[:, 1].unique()) - len(cells.unique(dim=0))
 
 
-def _single_subgroups(train: BiasedDataset) -> int:
+def _single_subgroups(data: BiasedDataset) -> int:
     """Number of subgroups with one sample."""
-    _, counts = _cells(train).unique(dim=0, return_counts=True)
+    _, counts = _cells(data).unique(dim=0, return_counts=True)
     return int((counts == 1).sum())
 
 
-def _cells(train: BiasedDataset) -> Tensor:
+def _cells(data: BiasedDataset) -> Tensor:
     """Class label and first bias label of every sample, shape (N, 2)."""
-    return torch.stack([train.target, train.bias[:, 0]], 1)
+    return torch.stack([data.target, data.bias[:, 0]], 1)
 
 
 def _of_selection(subject: Subject, found: SearchResult | None) -> Iterator[str]:

@@ -84,7 +84,7 @@ def test_auto_leaves_searches_alone_that_are_about_the_training_set():
 
 def test_validation_is_taken_by_any_search_if_it_is_asked_for():
     assert decided(with_conflicting([2, 2, 2]), search_on="validation", search=SearchConfig(method="paper")) is not None
-    with pytest.raises(DataError, match=r"both halves of the validation split, which have \d and \d; use"):
+    with pytest.raises(DataError, match=r"in both halves; they have \d and \d: use --search-on"):
         decided(with_conflicting([1, 0, 0]), search_on="validation")
     for settings, val, message in (
         ({}, None, "needs a validation split with bias labels"),
@@ -122,3 +122,49 @@ def test_a_validation_split_that_cannot_be_searched_on(project, tmp_path, capsys
     command = [project / "net.pt", "--data", folder, "--output", tmp_path / "out", "--search-on", "validation"]
     assert "needs a validation split with bias labels" in fails(capsys, *command, code=2)
     assert not (tmp_path / "out").exists()
+
+
+def without_training_labels(project, tmp_path):
+    return edited(project, tmp_path, lambda row: row if row[2] != "train" else [row[0], "", *row[2:]])
+
+
+def test_bias_labels_of_the_validation_split_alone_are_enough(project, tmp_path, capsys):
+    """The data that most users have (last-layer retraining): few labelled samples, none of them in training."""
+    folder = without_training_labels(project, tmp_path)
+    common = [project / "net.pt", "--data", folder, *FAST, "--json", "--tune", "head"]
+    assert cli.main([str(a) for a in [*common, "--output", tmp_path / "out"]]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["data"]["learned_on"] == {"split": "val", "samples": 23}
+    assert any("the training split has no bias labels" in note for note in report["data"]["notes"])
+    assert report["ladder"]["fitted_on"]["split"] == "val"
+    assert report["aligned"]["meaning"].endswith("on the validation split, per bias")
+    whole = run(project, tmp_path / "labelled", "--search-on", "validation", "--tune", "head")
+    assert report["aligned"]["by_class"] == whole["aligned"]["by_class"]  # of a network that is biased as its data
+    assert [epoch["closed"] for epoch in report["history"]] == [epoch["closed"] for epoch in whole["history"]]
+    assert not any("training sample" in warning for warning in report["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--finetune", "2"], "finetuning needs bias labels of the training split, and only the validation split has"),
+        (["--search-on", "training"], "search_on 'training' needs bias labels of the training split"),
+        (["--criterion", "taylor", "--target-flops", "0.5"], "criterion 'taylor' needs bias labels of the training"),
+    ],
+)
+def test_what_needs_bias_labels_of_the_training_split_says_so(project, tmp_path, capsys, options, message):
+    folder = without_training_labels(project, tmp_path)
+    command = [project / "net.pt", "--data", folder, "--output", tmp_path / "out", *options]
+    assert message in fails(capsys, *command)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_training_sample_with_a_bias_label_is_no_split_without(project, tmp_path, capsys):
+    labelled = "0.png"
+
+    def change(row):
+        return row if row[2] != "train" or labelled in row else [row[0], "", *row[2:]]
+
+    folder = edited(project, tmp_path, change)
+    command = [project / "net.pt", "--data", folder, "--output", tmp_path / "out"]
+    assert "89 rows without a value in 'bias'" in fails(capsys, *command)

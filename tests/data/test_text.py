@@ -155,7 +155,12 @@ def test_texts_in_several_splits_of_the_user_are_counted(tmp_path):
         (COLUMNS, [("x", 0, 0, "test")], "no row of the training split"),
         (COLUMNS, [(" ", 0, 0, "train")], "1 row without text in 'text': line 2$"),
         (COLUMNS, [("x", "", 0, "train"), ("x", "NaN", 0, "train")], "2 rows without a value in 'label': line 2, 3$"),
-        (COLUMNS, [("x", 0, "NaN", "train"), ("y", 0, 1, "val")], "1 row without a value in 'bias': line 2$"),
+        (
+            COLUMNS,
+            [("x", 0, "NaN", "train"), ("z", 0, 1, "train"), ("y", 0, 1, "val")],
+            "1 row without a value in 'bias': line 2$",
+        ),
+        (COLUMNS, [("x", 0, 1, "train"), ("y", 0, "", "val")], "1 row without a value in 'bias': line 3$"),
         (COLUMNS, [("x", 0, 0, "train"), ("y", "?", 0, "val")], r"'label' is a name among numbers: line 3 \('\?'\)"),
         (
             COLUMNS,
@@ -194,9 +199,9 @@ def test_all_problems_are_reported_at_once_and_before_tokenising(tmp_path):
     assert message == [
         "1 row with another number of fields than the header: line 17",
         "12 rows without text in 'text': line 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 2 more",
+        "1 row with an unknown 'split' (use train, val, test or 0, 1, 2): line 16 ('later')",
         "1 row whose 'label' is a name among numbers: line 18 ('odd')",
         "12 rows without a value in 'bias': line 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 2 more",
-        "1 row with an unknown 'split' (use train, val, test or 0, 1, 2): line 16 ('later')",
     ]
     assert not tokenizer.calls
 
@@ -288,3 +293,12 @@ def test_real_toxic_comments():
     shares = counts / counts.sum(0)
     assert torch.allclose(shares, torch.tensor([[0.7], [0.1], [0.2]]).expand(3, 4), atol=2e-3)
     assert "label 'toxic', bias 'identity_any'" in splits.notes[0]
+
+
+def test_the_training_split_alone_may_lack_bias_labels(tmp_path):
+    rows = [("a", 0, "", "train"), ("b", 1, "nan", "train"), ("c", 1, "man", "val"), ("d", 0, "woman", "test")]
+    splits = load_text(write_table(tmp_path / "data.csv", COLUMNS, rows), Words())
+    assert not splits.train.has_bias and splits.train.target.tolist() == [0, 1]
+    assert splits.val.bias.tolist() == [[0]] and splits.test.bias.tolist() == [[1]]
+    assert splits.bias_values == (("man", "woman"),)
+    assert "the training split has no bias labels, the other splits have them" in splits.notes

@@ -150,4 +150,3 @@ def test_a_search_ends_with_them_from_its_best_masks():
         assert record.closed == int(found.network.gates.closed.sum())
     assert torch.equal(starts[0] > 0, best)
     assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(losses))
-
