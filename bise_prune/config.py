@@ -21,9 +21,11 @@ CostUnit = Literal["flops", "params", "latency"]
 SearchMethod = Literal["auto", "gradual", "paper"]
 Criterion = Literal["learned", "random", "magnitude", "taylor"]
 SearchOn = Literal["auto", "training", "validation"]
-Tune = Literal["none", "shift", "norms", "head"]
+Tune = Literal["none", "shift", "norms", "head", "all"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
+Sampling = Literal["weighted", "balanced"]
+Augment = Literal["none", "auto", "flip", "crop", "crop-flip"]
 
 JoinsChoice = Literal["auto", "intersection", "expand"]
 Engine = Literal["exact", "torch-pruning"]
@@ -47,6 +49,8 @@ TUNE: tuple[Tune, ...] = get_args(Tune)
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
+AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -345,6 +349,12 @@ class FinetuneConfig:
         momentum: momentum of the optimiser, in [0, 1); used with "sgd" only.
         weight_decay: weight decay of the optimiser, >= 0.
         schedule: learning rate schedule: "constant", or "cosine" for a decrease to 0.
+        sampling: "weighted" = each sample once an epoch, its loss times its weight; "balanced" = samples are drawn by
+            their weight.
+        augment: random changes of images: "flip" left to right, "crop" = moved by up to an eighth, "crop-flip", "auto"
+            = "crop" if the inputs are images, or "none".
+        clip_norm: largest norm of the gradient, > 0; longer ones are shortened to it. None = any.
+        distill: share of the loss that is the divergence from what a teacher predicts, in [0, 1].
         weighting: sample weights of the cross-entropy; see :class:`SearchConfig`.
         rho: nominal share of bias-aligned samples per bias; see :class:`SearchConfig`.
         select: rule that selects the epoch whose weights are the result; see :class:`SearchConfig`.
@@ -356,6 +366,10 @@ class FinetuneConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Schedule = "constant"
+    sampling: Sampling = "weighted"
+    augment: Augment = "none"
+    clip_norm: float | None = None
+    distill: float = 0.0
     weighting: Weighting = "auto"
     rho: tuple[float, ...] | None = None
     select: Select = "auto"
@@ -367,8 +381,19 @@ class FinetuneConfig:
         _require(self.weight_decay >= 0, "finetuning weight_decay", self.weight_decay, "a number >= 0")
         require_choice("optimizer", self.optimizer, OPTIMIZERS)
         require_choice("schedule", self.schedule, SCHEDULES)
+        require_choice("sampling", self.sampling, SAMPLINGS)
+        require_choice("augment", self.augment, AUGMENTS)
+        _require(self.clip_norm is None or self.clip_norm > 0, "finetuning clip_norm", self.clip_norm, "a number > 0")
+        _require(0 <= self.distill <= 1, "finetuning distill", self.distill, "a share, a number in [0, 1]")
         require_choice("weighting", self.weighting, WEIGHTINGS)
         require_choice("select", self.select, SELECTS)
+
+
+# Settings of the finetuning by which ``tune`` "all" changes all weights.
+STRONG = FinetuneConfig(
+    epochs=20, optimizer="adamw", lr=3e-4, schedule="cosine", sampling="balanced", augment="auto", clip_norm=1.0,
+    distill=0.5,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,7 +479,9 @@ class RunConfig:
         stratified: whether every batch of the search gets its share of every subgroup.
         tune: what may change in the slim network: "none", "shift" = one offset per class on the logits, "norms" = the
             statistics of batch norms as well, "head" = the last layer as well; see :mod:`bise_prune.tuning.ladder`.
-        finetune: settings for finetuning the slim network; None = no finetuning.
+            "all" = all weights: finetuning from the best of these, with the best of the dense network as its teacher.
+        finetune: settings for finetuning the slim network; None = no finetuning. With ``tune`` "all", None stands for
+            :data:`STRONG`.
         budget_weight: weight of the cost limit in a search with a target (lambda), > 0; see :class:`Budget`.
         budget_descent: share of the search's epochs over which the cost limit decreases, in [0, 1); see
             :class:`Budget`.
@@ -549,7 +576,9 @@ class RunConfig:
         good = self.size is None or (len(self.size) == 2 and min(self.size) >= 1)
         _require(good, "size", self.size, "height and width, integers >= 1")
         require_choice("tune", self.tune, TUNE)
-        if self.tune != "none" and self.finetune is not None:
+        if self.tune == "all" and self.finetune is None:
+            object.__setattr__(self, "finetune", STRONG)
+        if self.tune not in ("none", "all") and self.finetune is not None:
             raise ConfigError(f"finetuning may change all weights already: leave out tune = '{self.tune}', or finetune")
         _require(0 <= self.bias_noise <= 1, "bias_noise", self.bias_noise, "a number in [0, 1]")
         _require(

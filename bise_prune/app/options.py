@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_type_hints
 
-from ..config import FinetuneConfig, RunConfig, SearchConfig, SearchMethod
+from ..config import STRONG, FinetuneConfig, RunConfig, SearchConfig, SearchMethod
 from .values import Reader, reader_of
 
 FINETUNE_PREFIX = "finetune_"
@@ -180,7 +180,8 @@ _HELP: Mapping[str, Mapping[str, str]] = {
     "what may change in the slim network": {
         "tune": "the network that is delivered: none keeps all weights, shift may add an offset to the logits of each "
         "class, norms may estimate the statistics of batch norms again as well, head may refit the last layer as well; "
-        "each change is made only if validation data say that it helps, and the report has the figures of all",
+        "each change is made only if validation data say that it helps, and the report has the figures of all; all "
+        "trains all weights, from the best of these and with the best of the dense network as its teacher",
     },
     "finetuning of the slim network": {
         "finetune": "epochs of training of the slim network after the removal, with the search's sample weights; 0 "
@@ -190,6 +191,12 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "finetune_weight_decay": "weight decay of finetuning",
         "finetune_optimizer": "optimiser of finetuning; take the one that the dense network was trained with",
         "finetune_schedule": "learning rate over the epochs of finetuning",
+        "finetune_sampling": "samples of finetuning: weighted takes each once an epoch and weights its loss, balanced "
+        "draws them by their weight",
+        "finetune_augment": "random changes of images in finetuning; flip mirrors them, which changes what digits are",
+        "finetune_clip_norm": "largest norm of the gradient in finetuning",
+        "finetune_distill": "share of the loss of finetuning that is the divergence from a teacher: the dense network, "
+        "with --tune all after the changes that help it",
         "finetune_weighting": "sample weights of finetuning (default: as --weighting)",
         "finetune_select": "which epoch of finetuning is kept (default: as --select)",
         "finetune_rho": "share of bias-aligned samples for finetuning (default: as --rho)",
@@ -239,9 +246,12 @@ def _add(group: argparse._ArgumentGroup, setting: Setting, text: str) -> None:
 def _in_words(setting: Setting) -> str:
     """The default of a setting, as the end of its help text."""
     default = setting.default
-    if default in (None, ()) or setting.name in _SHARED:
+    strong = getattr(STRONG, setting.field) if setting.config is FinetuneConfig else default
+    if setting.name in _SHARED or {default, strong} <= {None, ()}:
         return ""
-    return f" (default: {('on' if default else 'off') if isinstance(default, bool) else default})"
+    words = [("on" if default else "off") if isinstance(default, bool) else str(default)]
+    words += [f"{strong} with --tune all"] if strong != default else []
+    return f" (default: {', '.join(words)})"
 
 
 def _argument(reader: Reader) -> Any:

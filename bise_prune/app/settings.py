@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import tomllib
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import FinetuneConfig, RunConfig, SearchConfig
+from ..config import STRONG, FinetuneConfig, RunConfig, SearchConfig
 from ..errors import ConfigError
 from .options import FINETUNE_PREFIX, SETTINGS
 
@@ -48,7 +49,8 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: a value is out of range, or contradicts another one.
     """
-    epochs = values.get("finetune")
+    is_strong = values.get("tune") == "all"
+    epochs = values.get("finetune") or (STRONG.epochs if is_strong else 0)
     unused = [name for name in _FINETUNE if values.get(name) not in (None, SETTINGS[name].default)]
     if unused and not epochs:
         raise ConfigError(f"{unused[0]} has no use without finetuning: give finetune, the number of epochs")
@@ -57,7 +59,8 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     if epochs:
         own = {SETTINGS[name].field: values[name] for name in _FINETUNE if values.get(name) is not None}
         shared = {name: getattr(search, name) for name in _SHARED if name != "rho" or "weighting" not in own}
-        finetune = FinetuneConfig(epochs=epochs, **{**shared, **own})
+        base = STRONG if is_strong else FinetuneConfig()
+        finetune = dataclasses.replace(base, epochs=epochs, **{**shared, **own})
     fields = _fields(values, RunConfig)
     if fields.get("bias_columns") is not None:
         fields["bias_columns"] = tuple(fields["bias_columns"])

@@ -5,8 +5,8 @@ loss of the masked network on a balanced sample, before and after. So the loss o
 worth, and the network keeps its cost.
 
 * **What is tried.** The closed channels that are worth most for their cost open, and the open ones that are worth least
-  close until there is room. After a trade that failed, the next one is chosen by worths that are drawn anew, within
-  what their standard errors leave open (Thompson sampling).
+  close until there is room. The next trade is chosen by worths that are drawn within what their standard errors leave
+  open (Thompson sampling). They are estimated anew where a trade fails after others were kept.
 * **How much.** A trade that lowers the loss is kept, and the next one opens twice as many channels; after one that does
   not, the next opens half as many.
 """
@@ -56,20 +56,24 @@ class Trades:
         Returns:
             The gates after the trades, and what each channel is then worth, both of shape (M,).
         """
-        least, size, is_new = self.loss(gates), float(_FIRST), True
+        least, size = self.loss(gates), float(_FIRST)
         worth, error = self.worth(gates)
+        guess, is_old = worth, False
         for _ in range(TRIALS):
-            noise = torch.randn(len(worth), generator=generator).to(worth)
-            trial = self.trade(gates, worth if is_new else worth + error * noise, int(size), share)
+            trial = self.trade(gates, guess, int(size), share)
             loss = least if torch.equal(trial, gates) else self.loss(trial)
-            is_new = loss < least
-            if is_new:
-                gates, least, size = trial, loss, min(2 * size, _MOST)
-                worth, error = self.worth(gates)
+            is_kept = loss < least
+            if is_kept:
+                gates, least, size, is_old = trial, loss, min(2 * size, _MOST), True
             else:
                 size = max(size / 2, 1.0)
+            if is_old and not is_kept:
+                (worth, error), is_old = self.worth(gates), False
+                guess = worth
+            else:
+                guess = worth + error * torch.randn(len(worth), generator=generator).to(worth)
             after_trial()
-        return gates, worth
+        return gates, self.worth(gates)[0] if is_old else worth
 
     def trade(self, gates: Tensor, worth: Tensor, size: int, share: float) -> Tensor:
         """Gates in which closed channels open, and open ones close in their place, shape (M,).

@@ -15,6 +15,7 @@ from ..export.runtime import ON_CPU
 from ..mask_search import SearchResult
 from ..mask_search.selection import NEED_BIAS
 from ..metrics.subgroups import is_aligned
+from ..tuning.finetuning import FinetuneResult
 from .advice import advice
 from .results import RunResults, Subject
 from .verdict import Verdict
@@ -41,6 +42,7 @@ def warnings_of(results: RunResults, labels: Mapping[str, str], verdict: Verdict
         *_of_preprocessing(subject),
         *subject.checkpoint.notes,
         *_of_masks(results),
+        *_of_finetuning(results.tuned),
         *_of_accuracies(results, labels, verdict),
         *_of_target(results),
     ]
@@ -61,6 +63,15 @@ def _of_speed(results: RunResults) -> Iterator[str]:
     on_cpu = all(latency.device == ON_CPU for latency in results.slim.latencies.values())
     if results.subject.device != "cpu" and on_cpu:
         yield "this onnxruntime cannot use the GPU: latencies, and the widths chosen by them, are those of the CPU"
+
+
+def _of_finetuning(tuned: FinetuneResult | None) -> Iterator[str]:
+    """A warning if finetuning was of no use."""
+    if tuned is not None and not tuned.epoch:
+        yield (
+            f"finetuning was of no use: none of its {counted(len(tuned.history) - 1, 'epoch')} was as good on the "
+            "validation split as the network before it, which is kept; another --finetune-lr may help"
+        )
 
 
 def _advice(results: RunResults) -> str:

@@ -27,7 +27,7 @@ def check_tuning(session: Session) -> None:
     """
     if not session.config.unsupervised:
         _rule(session)
-    if session.config.tune == "none":
+    if session.config.tune in ("none", ALL):
         return
     head = session.dense.get_submodule(head_name(session.dense, trace(session.dense, session.example)))
     if head.bias is None:
@@ -56,7 +56,7 @@ def climbed(
         try:
             ladder = ladder_of(session, model)
         except ModelError:  # it does not end in a linear layer
-            if session.config.tune != "none":
+            if session.config.tune not in ("none", ALL):
                 raise
             return network, None
         found = ladder.evaluations(session.held_out[1], session.held_out_aligned)
@@ -66,19 +66,29 @@ def climbed(
         if name == "slim" and delivered not in (ALL, "none"):
             network = ladder.model(Rung(delivered)).cpu()
     if tuned is not None:
-        weights = sum(parameter.numel() for parameter in network.parameters())
-        rows.append(RungFigures("slim", ALL, session.accuracy(network), (ALL,), weights if tuned.epoch else 0))
+        changes: tuple[str, ...] = ()
+        number = 0
+        if tuned.epoch:
+            changes, number = (ALL,), sum(parameter.numel() for parameter in network.parameters())
+        elif session.config.tune == ALL:  # what it started from
+            changes, number = ladder.steps[Rung.HEAD].changes, ladder.num_changed(Rung.HEAD)
+        rows.append(RungFigures("slim", ALL, session.accuracy(network), changes, number))
     return network, LadderFigures(*_samples(session), delivered, rows)
 
 
-def ladder_of(session: Session, model: nn.Module) -> Ladder:
+def ladder_of(session: Session, model: nn.Module, *, is_fitted_again: bool = True) -> Ladder:
     """The rungs of the dense or a slim network, on the device of the run.
+
+    Args:
+        session: inputs of the run.
+        model: the dense or a slim network.
+        is_fitted_again: whether what was decided on may be fitted to the validation samples that decided.
 
     Raises:
         ModelError: the network does not end in a linear layer.
     """
     fit = session.splits.train if session.halves is None else session.halves[0]
-    again = session.splits.val if _is_fitted_again(session) else None
+    again = session.splits.val if is_fitted_again and _is_fitted_again(session) else None
     return Ladder(session.on_device(model), fit, session.val, session.search_aligned, _rule(session), again)
 
 

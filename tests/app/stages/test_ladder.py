@@ -1,6 +1,7 @@
 """The ladder of a run: its figures for both networks, and the network that is delivered."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import onnxruntime
@@ -11,6 +12,7 @@ from torch import nn
 
 from bise_prune import load_slim
 from bise_prune.app import cli
+from bise_prune.config import STRONG
 
 RUNGS = ["none", "shift", "norms", "head"]
 
@@ -114,3 +116,33 @@ def test_a_network_without_a_place_for_offsets_is_told_at_the_start(project, tmp
     monkeypatch.syspath_prepend(tmp_path)
     line = fails(capsys, *common, "--output", tmp_path / "out", "--tune", "head", code=2)
     assert "additive bias" in line and not (tmp_path / "out").exists()
+
+
+def test_all_weights_may_change_from_the_best_of_the_rungs_below(done, tmp_path):
+    project, _ = done
+    masks = ("--masks", project / "out" / "masks.safetensors", "--search-on", "validation")
+    report = run(project, tmp_path / "out", *masks, "--tune", "all", "--finetune", "3", "--finetune-lr", "0.01")
+    row = rows(report, "slim")["all"]
+    assert report["ladder"]["delivered"] == "all" and row["delivered"]
+    assert report["config"]["finetune"] | {"epochs": 20, "lr": 3e-4} == json.loads(json.dumps(asdict(STRONG)))
+    history = [epoch["validation_unbiased_accuracy"] for epoch in report["finetuning"]["history"]]
+    assert len(history) == 4 and report["finetuning"]["epoch"] == max(range(4), key=lambda k: (history[k], k))
+    assert report["slim"]["unbiased_accuracy"] == row["unbiased_accuracy"]
+    again = tmp_path / "again"
+    command = (project / "net.pt", "--config", tmp_path / "out" / "config.toml", "--output", again)
+    assert cli.main([str(argument) for argument in command]) == 0
+    assert json.loads((again / "report.json").read_text())["config"]["finetune"] == report["config"]["finetune"]
+
+
+def test_finetuning_that_is_of_no_use_says_so(done, tmp_path):
+    """With a learning rate that destroys the network, the start is kept: what the rungs below make of it."""
+    project, _ = done
+    masks = ("--masks", project / "out" / "masks.safetensors", "--search-on", "validation")
+    options = ("--finetune", "2", "--finetune-lr", "30", "--finetune-optimizer", "sgd", "--finetune-distill", "0")
+    report = run(project, tmp_path / "out", *masks, "--tune", "all", *options)
+    assert report["finetuning"]["epoch"] == 0
+    assert any("finetuning was of no use: none of its 2 epochs" in warning for warning in report["warnings"])
+    head, last = rows(report, "slim")["head"], rows(report, "slim")["all"]
+    assert last["changes"] == head["changes"] and last["num_changed"] == head["num_changed"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "then finetuned" not in card
