@@ -49,7 +49,7 @@ ADVICE = (
     Advice(
         "a refitted last layer", "--tune head", lambda config: config.tune != "head" and config.finetune is None
     ),
-    Advice("finetuning of what is left", "--finetune 20", lambda config: config.finetune is None),
+    Advice("training of what is left", "--tune all", lambda config: config.finetune is None),
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def advice(config: RunConfig, searched: bool) -> str:
 
     >>> from pathlib import Path
     >>> advice(RunConfig(checkpoint=Path("net.pt"), output=Path("out")), searched=False)
-    'a refitted last layer (--tune head) or finetuning of what is left (--finetune 20)'
+    'a refitted last layer (--tune head) or training of what is left (--tune all)'
     """
     found = [a for a in ADVICE if a.can_help(config) and (searched or not a.of_search)]
     texts = [f"{a.effect} ({a.flag})" if a.flag else a.effect for a in found]

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..config import Augment
+from ..errors import ConfigError
+
 Augmentation = Callable[[Tensor], Tensor]
 
 _PADDING = 8  # a crop is moved by at most one pixel in so many
@@ -45,3 +48,21 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "crop": cropped,
     "crop-flip": lambda images: flipped(cropped(images)),
 }
+
+
+def augmentation(name: Augment, inputs: object) -> Augmentation | None:
+    """The random change of images that a setting names; with "auto", crops of images and nothing else.
+
+    Args:
+        name: the setting; see :class:`bise_prune.FinetuneConfig`.
+        inputs: inputs of some samples.
+
+    Raises:
+        ConfigError: the inputs are no images.
+    """
+    are_images = isinstance(inputs, Tensor) and inputs.ndim == 4
+    if name == "none" or (name == "auto" and not are_images):
+        return None
+    if not are_images:
+        raise ConfigError(f"finetune_augment '{name}' changes images, and the inputs are none: use auto or none")
+    return AUGMENTATIONS["crop" if name == "auto" else name]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from ..config import Augment, FinetuneConfig
+from ..config import FinetuneConfig
 from ..data.batch import Batch, Loader, as_batch, input_map
 from ..data.drawn import DrawnBatches
 from ..data.loader import BatchLoader, BiasedDataset, sharded
@@ -22,7 +22,7 @@ from ..mask_search.weights import SampleWeights, sample_weights
 from ..metrics.accuracy import Evaluation, evaluate
 from ..metrics.subgroups import aligned_values, is_aligned
 from ..tracing import logits_of, run
-from .augmentation import AUGMENTATIONS, Augmentation
+from .augmentation import Augmentation, augmentation
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def finetune(
         weights = sample_weights(target, bias, num_classes, aligned, "none", None)
     if config.distill and teacher is None:
         raise ConfigError("distillation needs a teacher")
-    change = augment or _augmentation(config.augment, train_loader)
+    change = augment or augmentation(config.augment, _inputs(train_loader))
     losses_of = _Losses(weights.to(device, torch.float32), change, teacher, config.distill)
     first = None if val_loader is None else next(iter(val_loader), None)
     if val_loader is not None and first is None:
@@ -230,19 +230,9 @@ def _drawn(loader: Loader, weights: SampleWeights, aligned: Tensor, more: Biased
     return DrawnBatches(sets, drawn, shares, loader.batch_size, loader.seed)
 
 
-def _augmentation(name: Augment, loader: Loader) -> Augmentation | None:
-    """The random change of images that a setting names; with "auto", crops of images and nothing else.
-
-    Raises:
-        ConfigError: the inputs are no images.
-    """
-    inputs = loader.data.inputs if isinstance(loader, BatchLoader) else as_batch(next(iter(loader))).input
-    are_images = isinstance(inputs, Tensor) and inputs.ndim == 4
-    if name == "none" or (name == "auto" and not are_images):
-        return None
-    if not are_images:
-        raise ConfigError(f"augment '{name}' changes images, and the inputs are none")
-    return AUGMENTATIONS["crop" if name == "auto" else name]
+def _inputs(loader: Loader) -> object:
+    """Inputs of some samples of a loader."""
+    return loader.data.inputs if isinstance(loader, BatchLoader) else as_batch(next(iter(loader))).input
 
 
 def _labels(loader: Loader) -> tuple[Tensor, Tensor]:

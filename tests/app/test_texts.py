@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from cases import slow
-from projects import FAST
+from projects import FAST, fails
 
 from bise_prune import load_slim
 from bise_prune.app import cli
@@ -18,7 +18,7 @@ from bise_prune.tuning.vanilla import train_vanilla
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("placement", ["tied", *slow("paper")])
-def test_a_text_classifier_from_its_folder(tmp_path, placement):
+def test_a_text_classifier_from_its_folder(tmp_path, capsys, placement):
     transformers = pytest.importorskip("transformers")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "red", "blue", "car", "tree", "very"]
     folder = tmp_path / "bert"
@@ -66,3 +66,11 @@ def test_a_text_classifier_from_its_folder(tmp_path, placement):
     slim = load_slim(tmp_path / "out" / "slim.safetensors")
     tokens = torch.tensor([[2, 5, 7, 3]])
     assert slim(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.shape == (1, 2)
+    capsys.readouterr()
+    again = [folder, "--data", tmp_path / "texts.csv", "--masks", tmp_path / "out" / "masks.safetensors", "--round-to"]
+    again += ["1", "--batch-size", "20", "--output", tmp_path / "tuned", "--tune", "all", "--finetune", "1"]
+    wrong = fails(capsys, *again, "--finetune-augment", "flip", code=2)
+    assert "'flip' changes images, and the inputs are none" in wrong and not (tmp_path / "tuned").exists()
+    assert cli.main([str(a) for a in again]) == 0
+    record = json.loads((tmp_path / "tuned" / "report.json").read_text())
+    assert record["ladder"]["delivered"] == "all" and len(record["finetuning"]["history"]) == 2

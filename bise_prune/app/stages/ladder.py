@@ -10,6 +10,7 @@ from ...mask_search.selection import resolve
 from ...pruning import PruningResult
 from ...report.results import LadderFigures, RungFigures
 from ...tracing import trace
+from ...tuning.augmentation import augmentation
 from ...tuning.finetuning import FinetuneResult
 from ...tuning.ladder import Ladder, Rung
 from ..session import Session
@@ -21,12 +22,15 @@ def check_tuning(session: Session) -> None:
     """Check that the network has what the setting ``tune`` may change, and the data what decides on it.
 
     Raises:
-        ConfigError: the last layer has no additive bias, so that there is no place for offsets; or the selection rule
-            needs validation data, or bias labels on them, that are not there.
+        ConfigError: images are to be changed at random, and there are none; the last layer has no additive bias, so
+            that there is no place for offsets; or the selection rule needs validation data, or bias labels on them,
+            that are not there.
         ModelError: the network does not end in a linear layer.
     """
     if not session.config.unsupervised:
         _rule(session)
+    if session.config.finetune is not None:
+        augmentation(session.config.finetune.augment, session.splits.train.inputs)
     if session.config.tune in ("none", ALL):
         return
     head = session.dense.get_submodule(head_name(session.dense, trace(session.dense, session.example)))
