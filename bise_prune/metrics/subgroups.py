@@ -46,12 +46,14 @@ def aligned_values(target: Tensor, bias: Tensor, num_classes: int) -> Tensor:
 
     Args:
         target: class labels, shape (N,), int64.
-        bias: bias labels, shape (N, K), int64, with K >= 1.
+        bias: bias labels, shape (N, K), int64; K may be 0.
         num_classes: number of classes |Y|.
 
     Returns:
         The aligned bias values, shape (num_classes, K), int64.
     """
+    if not bias.shape[1]:
+        return torch.zeros((num_classes, 0), dtype=torch.long)
     columns = [
         aligned_bias_values(count_subgroups(target, column, num_classes, int(column.max()) + 1))
         for column in bias.unbind(1)

@@ -225,7 +225,7 @@ def _drawn(loader: Loader, weights: SampleWeights, aligned: Tensor, more: Biased
     for data in sets:
         target, bias = data.target.cpu(), data.bias.cpu()
         own = weights if data is loader.data else sample_weights(target, bias, len(aligned), aligned, "auto", None)
-        drawn.append(own(target, bias))
+        drawn.append(own(target, bias).expand(len(target)))
         shares.append(max(1, int((~is_aligned(target, bias, aligned)).any(1).sum()) if bias.shape[1] else 0))
     return DrawnBatches(sets, drawn, shares, loader.batch_size, loader.seed)
 

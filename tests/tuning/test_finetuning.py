@@ -147,6 +147,14 @@ def test_balanced_sampling_draws_subgroups_evenly_and_sets_by_their_conflicting_
     assert ((cells - expected).abs() < 6 * expected**0.5).all()
 
 
+def test_balanced_sampling_without_bias_labels_draws_all_alike():
+    data = biased_data(n=90)
+    data = dataclasses.replace(data, bias=data.bias[:, :0])
+    weights = sample_weights(data.target, data.bias, 3, torch.zeros(3, 0, dtype=torch.long), "none", None)
+    batches = _drawn(BatchLoader(data, 30), weights, torch.zeros(3, 0, dtype=torch.long), None)
+    assert batches.weights[0].tolist() == [1.0] * 90 and len(list(batches)) == 3
+
+
 def test_the_strong_settings_help_and_repeat(trained):
     slim = prune(trained, random_masks(trained, images(), "tied", 1), images()).model
     val, loader = biased_loader(n=120, rho=1 / 3, seed=8), BatchLoader(biased_data(n=240, rho=0.9), 20)
@@ -195,3 +203,14 @@ def test_what_a_setting_needs_is_named(options, message):
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match="out of range"):
         FinetuneConfig(**options)
+
+
+@pytest.mark.parametrize("sampling", ["weighted", "balanced"])
+@pytest.mark.parametrize("val", ["none", "unlabelled", "labelled"])
+def test_training_data_without_bias_labels_are_trained_on_alike(sampling, val):
+    data = biased_data(n=60)
+    bare = dataclasses.replace(data, bias=data.bias[:, :0])
+    loader = {"none": None, "unlabelled": BatchLoader(bare, 20), "labelled": BatchLoader(data, 20)}[val]
+    result = finetune(network("mlp"), BatchLoader(bare, 20), FinetuneConfig(epochs=1, sampling=sampling), loader)
+    assert result.rule == {"none": "last", "unlabelled": "worst-class", "labelled": "best"}[val]
+    assert result.history[-1].loss > 0
