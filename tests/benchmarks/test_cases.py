@@ -70,4 +70,4 @@ def test_both_searches_meet_their_budgets(tmp_path):
     for share in ("0.5", "0.33"):
         assert gradual[share]["flops_left"] <= float(share) + 0.01
     about = json.loads((tmp_path / "digits/small/rho0.9-seed0/masks/gradual-0.5/about.json").read_text())
-    assert "method='gradual'" in about["of"] and about["epochs"] == 12
+    assert "method='gradual'" in about["of"] and about["epochs"] == 16

@@ -41,7 +41,7 @@ def test_a_constant_from_given_masks_is_not_written(done, tmp_path, capsys, monk
     line = fails(capsys, *given, "--output", tmp_path / "out", "--device", "cpu", code=3)
     assert "predicts class 1 for every sample (test split, 45 samples: unbiased accuracy" in line
     assert "no network was written" in line and "kept" not in line  # nothing was searched
-    assert "--finetune" in line and "--anneal-every" not in line
+    assert "--tune all" in line and "--anneal-every" not in line
     assert not (tmp_path / "out").exists()
 
 
