@@ -180,7 +180,7 @@ _HELP: Mapping[str, Mapping[str, str]] = {
     "what may change in the slim network": {
         "tune": "the network that is delivered: none keeps all weights, shift may add an offset to the logits of each "
         "class, norms may estimate the statistics of batch norms again as well, head may refit the last layer as well; "
-        "each change is made only if validation data say that it helps, and the report has the figures of all; all "
+        "each change is made only if validation data say that it helps, and the report has the figures of each; all "
         "trains all weights, from the best of these and with the best of the dense network as its teacher",
     },
     "finetuning of the slim network": {
@@ -249,7 +249,7 @@ def _in_words(setting: Setting) -> str:
     strong = getattr(STRONG, setting.field) if setting.config is FinetuneConfig else default
     if setting.name in _SHARED or {default, strong} <= {None, ()}:
         return ""
-    words = [("on" if default else "off") if isinstance(default, bool) else str(default)]
+    words = [("on" if default else "off") if isinstance(default, bool) else str(default).lower()]
     words += [f"{strong} with --tune all"] if strong != default else []
     return f" (default: {', '.join(words)})"
 
