@@ -72,10 +72,11 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         num_classes, train = checkpoint.num_classes or 0, splits.train
         has_true_labels = train.has_bias and not config.unsupervised
         check_labels(splits, num_classes, has_true_labels)
+        example = example_of(dense, train)
         aligned = _aligned(splits, dense, num_classes, device)
         masks, plan = _earlier_results(config)
         session = Session(
-            config, device, checkpoint, dense, splits, specification, example_of(dense, train), aligned, tokenizer,
+            config, device, checkpoint, dense, splits, specification, example, aligned, tokenizer,
             masks, plan,
         )  # fmt: skip
         check_bias_labels(session)

@@ -167,15 +167,16 @@ class Rounds:
         elif budget is not None:
             state.shares = (min(state.shares[1], budget.share),) * 2
         elif number == self.walk + 1:
-            self.go_back()
+            state.logits.copy_(self.best)
             state.shares = (self.projection.cost(gates.values),) * 2
             state.moments[0] = 0
         state.before = state.logits.clone()
 
-    def go_back(self) -> None:
-        """Go back to the best masks so far."""
+    @property
+    def best(self) -> Tensor:
+        """Mask logits of the best masks so far, shape (M,)."""
         picks = self.state.picks
-        self.state.logits.copy_(picks.get(self.search.rule, picks[LAST])[2]["logits"])
+        return picks.get(self.search.rule, picks[LAST])[2]["logits"].to(self.state.logits)
 
     def share(self, step: int) -> float:
         """Share of the dense network's cost that is allowed at a step of the round, counted from 1."""
@@ -239,25 +240,28 @@ class Rounds:
         search, state, gates = self.search, self.state, self.search.network.gates
         budget = search.config.budget
         state.tally = EpochTally(gates.closed)
-        if number == ROUNDS + 1:
-            self.go_back()
+        start = (self.best >= 0).to(state.logits) if number == ROUNDS + 1 else gates.values.detach()
         generator = torch.Generator().manual_seed(search.config.seed * (ROUNDS + TRADING) + number)
-        room = max(self.projection.cost(gates.values), 0.0 if budget is None else budget.share)
-        traded, worth = self.trades.round(gates.values.detach(), room, generator, after_trial)
+        room = max(self.projection.cost(start), 0.0 if budget is None else budget.share)
+        traded, worth = self.trades.round(start, room, generator, after_trial)
         state.logits.copy_(self.ranks(worth, traded == 0))
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = 1
         logits, features = self.outputs()
+        state.tally.sums += self._figures(logits, features)
+        return record_epoch(search, number, None, *self.accuracies(logits, features))
+
+    def _figures(self, logits: Tensor, features: Tensor) -> Tensor:
+        """This process's shares of the figures in :data:`.state.SUMS` on the balanced sample."""
+        search = self.search
         labels = [search.labels.of(part) for part in self.sample]
         known = Labels(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
-        loss, read = cross_entropy(logits, known.target), state.heads(features)
+        loss, read = cross_entropy(logits, known.target), search.state.heads(features)
         terms = objective_of(loss, len(logits), read, known.bias, known.conflicting, search.config.mi_weight)
         head_loss = sum(cross_entropy(bias, own) for bias, own in zip(read, known.bias.T, strict=True))
         head_loss = head_loss * len(logits) / terms.num_samples
         silent = silent_share(terms.num_conflicting, logits.dtype)
-        shares = [terms.total, terms.cross_entropy, terms.mutual_information, head_loss, silent]
-        state.tally.sums += torch.stack(shares)
-        return record_epoch(search, number, None, *self.accuracies(logits, features))
+        return torch.stack([terms.total, terms.cross_entropy, terms.mutual_information, head_loss, silent])
 
     @property
     def worth(self) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,9 @@ def finetune(
         weights = sample_weights(target, bias, num_classes, aligned, "none", None)
     if config.distill and teacher is None:
         raise ConfigError("distillation needs a teacher")
-    change = augment or augmentation(config.augment, _inputs(train_loader))
+    change = augment
+    if change is None and config.augment != "none":
+        change = augmentation(config.augment, _inputs(train_loader))
     losses_of = _Losses(weights.to(device, torch.float32), change, teacher, config.distill)
     first = None if val_loader is None else next(iter(val_loader), None)
     if val_loader is not None and first is None:

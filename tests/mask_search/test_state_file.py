@@ -44,7 +44,7 @@ def test_a_stopped_search_resumes_with_the_same_result(tmp_path):
         search(model, loader(), SearchConfig(**SHORT), val, state_path=path)
 
 
-@pytest.mark.parametrize("moment", [0.15, 0.3, 0.75, *slow(0.0, 0.55, 0.95)])
+@pytest.mark.parametrize("moment", [0.15, 0.3, 0.4, 0.75, *slow(0.0, 0.55, 0.95)])
 @pytest.mark.parametrize(
     "options",
     [

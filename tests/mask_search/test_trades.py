@@ -150,3 +150,21 @@ def test_a_search_ends_with_them_from_its_best_masks():
         assert record.closed == int(found.network.gates.closed.sum())
     assert torch.equal(starts[0] > 0, best)
     assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(losses))
+
+
+def test_a_round_that_is_interrupted_leaves_the_masks_as_they_were():
+    """So that the same search, resumed, counts the same flips and looks at the same validation figures."""
+    found = assemble(network("mlp"), loader(), SearchConfig(steps=12, budget=Budget(share=0.5)), loader(90, rho=0.4))
+    rounds, state = Rounds(found), found.state
+    for number in range(1, ROUNDS + 1):
+        rounds.round(number, lambda: None)
+    logits = state.logits.clone()
+    picked = state.picks["best"][2]["logits"]
+    picked.copy_(-picked)  # others than those of the last round
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rounds.round(ROUNDS + 1, interrupt)
+    assert torch.equal(state.logits, logits)
