@@ -26,6 +26,7 @@ from bise_prune.mask_search import SearchInterrupted
 from bise_prune.metrics.accuracy import Evaluation
 from bise_prune.metrics.subgroups import aligned_values, is_aligned
 from bise_prune.pruning.exact import PruningResult
+from bise_prune.tracing import replace_tensors
 from bise_prune.tuning.finetuning import finetune
 from bise_prune.tuning.vanilla import train_vanilla
 
@@ -139,8 +140,8 @@ class Case:
 
     @property
     def example(self) -> Any:
-        """Two samples to trace and measure networks with."""
-        return self.train.example()
+        """Two samples to trace and measure networks with, on the device."""
+        return replace_tensors(self.train.example(), lambda tensor: tensor.to(self.device))
 
     # -- the vanilla network ---------------------------------------------------------------------
 
@@ -311,8 +312,8 @@ class Case:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"]
             for network, path in zip((self.vanilla, model), paths, strict=True):
-                fused = fuse_batchnorm(network.cpu(), self.example)
-                export_onnx(fused, path, self.example, batch_sizes=(1, 2))
+                example = self.train.example()
+                export_onnx(fuse_batchnorm(network.cpu(), example), path, example, batch_sizes=(1, 2))
                 network.to(self.device)
             dense, slim = onnx_latencies(paths, self.test, LATENCY_BATCH, runs=_LATENCY_RUNS)
         return {"latency_ms": slim.median_ms, "latency_ratio": slim.median_ms / dense.median_ms}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from bise_prune import MaskSet, SearchConfig
 from bise_prune.app.halves import halved
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
-from bise_prune.config import OF_THE_PAPER, Budget
-from bise_prune.data import BatchLoader
+from bise_prune.config import OF_THE_PAPER, STRONG, Budget
+from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.data.noise import noisy_bias_labels
 from bise_prune.diagnostics.probe import probe_bias
 from bise_prune.diagnostics.sweep import threshold_sweep
 from bise_prune.errors import PruningError
+from bise_prune.tuning.finetuning import finetune
+from bise_prune.tuning.ladder import Ladder, Rung
 from bise_prune.tuning.pseudo_labels import pseudo_bias_labels, with_pseudo_labels
 
 from . import finetunings, peers
@@ -124,16 +127,54 @@ def gradual(case: Case) -> Rows:
 
     Masks are learned on half of the validation set, if there is one, and selected on the other half.
     """
-    learned, selecting = (case.train, None) if case.val is None else halved(case.val)
-    own = {name: getattr(SearchConfig(), name) for name in (*OF_THE_PAPER, "placement")}
     rows = {}
     for share in (1.0, *SHARES):
-        found = case.found(
-            f"gradual-{share:g}", learned, selecting, aligned=case.aligned, **own, method="gradual",
-            budget=None if share == 1 else Budget(share=share),
-        )  # fmt: skip
-        masks = found.last if case.val is None else found.best
-        rows[f"{share:g}"] = case.masked_figures(masks, found.cpu_seconds)
+        found = _gradual(case, share)
+        rows[f"{share:g}"] = case.masked_figures(_selected(case, found), found.cpu_seconds)
+    return rows
+
+
+def _gradual(case: Case, share: float) -> Found:
+    """Masks by the default search at a share of the FLOPs; 1 = without a target."""
+    learned, selecting = _halves(case)
+    own = {name: getattr(SearchConfig(), name) for name in (*OF_THE_PAPER, "placement")}
+    budget = None if share == 1 else Budget(share=share)
+    return case.found(
+        f"gradual-{share:g}", learned, selecting, aligned=case.aligned, **own, method="gradual", budget=budget
+    )
+
+
+def _halves(case: Case) -> tuple[BiasedDataset, BiasedDataset | None]:
+    """Samples to learn masks on, and others to select them on, as by default."""
+    return (case.train, None) if case.val is None else halved(case.val)
+
+
+def _selected(case: Case, found: Found) -> MaskSet:
+    """The masks that count."""
+    return found.last if case.val is None else found.best
+
+
+def rungs(case: Case) -> Rows:
+    """The ladder of the dense network and of the slim ones by the default search: what each may be worth.
+
+    The lower rungs and the finetuning of ``--tune all`` as in a run of the command with its own settings.
+    """
+    learned, selecting = _halves(case)
+    networks = {"dense": case.vanilla}
+    for share in (1.0, *SHARES):
+        networks[f"{share:g}"] = case.pruned(_selected(case, _gradual(case, share))).model
+    rows, teacher = {}, None
+    for name, network in networks.items():
+        ladder = Ladder(network, learned, selecting, case.aligned, again=case.val)
+        for rung in Rung:
+            rows[f"{name}, {rung.value}"] = case.figures(ladder.model(rung))
+        start = Ladder(network, learned, selecting, case.aligned).model(Rung.HEAD)
+        teacher = teacher or start
+        loader = None if selecting is None else BatchLoader(selecting, 500)
+        more = None if selecting is None else learned
+        train = partial(finetune, start, case.loader(), STRONG, loader, aligned=case.aligned, more=more)
+        tuned, seconds = timed(partial(train, teacher=teacher))
+        rows[f"{name}, all"] = case.figures(tuned.model, seconds, epoch=tuned.epoch)
     return rows
 
 
@@ -142,8 +183,7 @@ def budgets(case: Case) -> Rows:
     rows = {}
     for share in SHARES:
         found = case.found(f"budget-{share:g}", budget=Budget(share=share))
-        masks = found.last if case.val is None else found.best
-        rows[f"{share:g}"] = case.masked_figures(masks, found.cpu_seconds)
+        rows[f"{share:g}"] = case.masked_figures(_selected(case, found), found.cpu_seconds)
     return rows
 
 
@@ -250,6 +290,7 @@ METHODS: dict[str, Run] = {
     "placement-tied": variant("placement-tied", placement="tied"),
     "gradual": gradual,
     "budgets": budgets,
+    "rungs": rungs,
     "sweep": sweep,
     "rankings": rankings,
     "probe": probe,
