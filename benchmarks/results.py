@@ -3,8 +3,8 @@
     python benchmarks/results.py
 
 Written as a whole: the pages of tables/pages.py, and those of architectures.py, contest.py, defaults.py, ladder.py,
-removal.py and variants.py below docs/pages/evidence. Filled in between "<!-- NAME -->" and "<!-- end -->": README.md
-and whatever page has such marks.
+removal.py, rungs.py and variants.py below docs/pages/evidence. Filled in between "<!-- NAME -->" and "<!-- end -->":
+README.md and whatever page has such marks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import contest
 import defaults
 import ladder
 import removal
+import rungs
 import variants
 from records import RECORDS
 from tables.pages import BLOCKS, WHOLE
@@ -43,6 +44,7 @@ def pages() -> dict[Path, str]:
     written[removal.PAGE] = removal.markdown()
     written[contest.PAGE] = contest.markdown(json.loads((RECORDS / "contest.json").read_text()))
     written[ladder.PAGE] = ladder.markdown(json.loads((RECORDS / "ladder.json").read_text()))
+    written[rungs.PAGE] = rungs.markdown(records)
     written[defaults.PAGE] = defaults.markdown(json.loads((RECORDS / "defaults.json").read_text()))
     for path in (ROOT / "README.md", *sorted(PAGES.rglob("*.md"))):
         if path not in written and "<!-- end -->" in path.read_text():

@@ -27,7 +27,7 @@ SITE = "https://github.com/bise-prune/bise-prune/"
 WRITTEN = results.pages()
 # Pages that are nothing but written tables; dated notes, whose trials have no records, say what was true then.
 WHOLE_PAGES = {ROOT / "docs" / "pages" / "evidence" / name for name in WHOLE}
-WHOLE_PAGES |= {results.architectures.PAGE, results.variants.PAGE, results.removal.PAGE}
+WHOLE_PAGES |= {results.architectures.PAGE, results.variants.PAGE, results.removal.PAGE, results.rungs.PAGE}
 PROSE = [path for path in [README, *PAGES] if path not in WHOLE_PAGES and path.parent.name != "decisions"]
 # Decimals that are no results: versions of Python and Triton, and shares of aligned samples in the experiments.
 NO_RESULTS = {"3.11", "2.51", ".95", ".98", ".99", ".999"}

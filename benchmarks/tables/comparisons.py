@@ -207,6 +207,8 @@ def searches(records: Recorded) -> list[str]:
         title = f"{_title(setting, rho)}, {seeds_of(view.of(own))}"
         frees = {"gradual": own, "budgets": Where(name, size, rho, "bise", setting.rule)}
         for run, free in frees.items():
+            if not view.of(free):
+                continue
             cells = [title, "gradual" if run == "gradual" else "paper"]
             cells += [spread(view.values(free, "unbiased")), spread(view.values(free, "flops_left"))]
             for share in SHARES:
@@ -237,6 +239,7 @@ _SEARCHED = (
     ("biased_mnist", "small", 0.98),
     ("corrupted_cifar10", "small", 0.95),
     ("multi_color_mnist", "full", 0.0),
+    ("biased_mnist", "full", 0.99),
 )
 
 

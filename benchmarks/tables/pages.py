@@ -27,7 +27,7 @@ from .settings import NAMES, SETTINGS, setting_of
 from .singles import demo, frontier, removal_cost, resnet18, search_speed, serving, speedup
 
 _NOT_RUN = {
-    "biased_mnist": "not run; this size needs a GPU (see [cost](cost.md)), and none was available",
+    "biased_mnist": "not run; this size needs hours on a GPU (see [cost](cost.md))",
     "corrupted_cifar10": "not run; this size needs a GPU and ImageNet weights, and neither was available",
 }
 _WRITTEN = (

@@ -7,10 +7,9 @@ import torch
 from cases import SHORT, biased_data, biased_loader, images, network, random_masks
 from oracles import literal_algorithm_1
 
-from bise_prune import SearchConfig, prune, search
+from bise_prune import SearchConfig, search
 from bise_prune.errors import ModelError
 from bise_prune.mask_search.weights import subgroup_weights
-from bise_prune.metrics.cost import measure_latency
 from bise_prune.metrics.subgroups import count_subgroups
 
 
@@ -59,19 +58,6 @@ def test_masks_may_start_above_zero():
         search(model, loader, SearchConfig(**SHORT, initial_logit=start)).history[0].closed for start in (0.0, 0.1, 9.0)
     ]
     assert first[0] > first[1] >= first[2] == 0
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_search_and_the_timing_run_on_cuda():
-    model, loader = network("resnet"), biased_loader()
-    config = SearchConfig(anneal_every=1, min_temperature=0.4, head_epochs=2)
-    found = search(model.cuda(), loader, config, loader)
-    on_cpu = search(network("resnet"), loader, config, loader)
-    assert found.history[0].closed == pytest.approx(on_cpu.history[0].closed, abs=3)
-    result = prune(network("resnet"), found.last, images())
-    latency = measure_latency([result.model], images(), runs=3, device="cuda")[0]
-    assert latency.device == torch.cuda.get_device_name() and latency.median_ms > 0
 
 
 def test_a_search_may_start_from_masks():

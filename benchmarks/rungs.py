@@ -1,0 +1,140 @@
+"""What networks are worth by how much of them may change, at shares of the FLOPs: the page and the figure of it.
+
+    python benchmarks/run.py --table rungs rungs-digits rungs-cifar --seeds 0-4 --data-root data
+    python benchmarks/rungs.py
+
+The first command makes the records, the second draws docs/pages/images/rungs.png from them (needs matplotlib);
+``benchmarks/results.py`` writes the page.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+from records import RECORDS
+from tables.comparisons import RECORDS_URL
+from tables.methods import SHARES
+from tables.recorded import Recorded, Where, mean, seeds_of, spread, write_table
+from tables.settings import NAMES, Setting, setting_of
+
+from bise_prune.report.ladder import NAMES as RUNG_NAMES
+from bise_prune.tuning.ladder import Rung
+
+PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "rungs.md"
+FIGURE = RECORDS.parents[1] / "docs" / "pages" / "images" / "rungs.png"
+_SETS = ("digits", "biased_mnist", "corrupted_cifar10")
+_NETWORKS = {"dense": "dense", "1": "slim, no target", **{f"{share:g}": f"slim, {share:.0%}" for share in SHARES}}
+_RUNGS = {**{rung.value: RUNG_NAMES[rung] for rung in Rung}, "all": "all weights"}
+_PEERS = {
+    "last layer refitted on the validation set (DFR), dense": ("last-layer", "DFR, validation set"),
+    "finetuned as in the paper, dense": ("finetuned", "dense, finetuned"),
+    "GroupBalance (SpuCo), dense": ("spuco-group-balance", "GroupBalance"),
+    "GroupDRO (SpuCo), dense": ("spuco-group-dro", "GroupDRO"),
+    "JTT (SpuCo), dense": ("spuco-jtt", "JTT"),
+}
+
+
+def markdown(records: Recorded) -> str:
+    """The records as a page."""
+    lines = [
+        "# What each rule allows",
+        "",
+        "This page says what networks are worth by how much of them may change, dense and at shares of the FLOPs, over "
+        "five seeds on small settings of the paper's data.",
+        "",
+        "**How it was measured.** Masks are those of the default search, widths are not rounded. The rungs are those "
+        "of `bise-prune --tune`: masks, offsets, statistics and head are fitted to half of the validation samples and "
+        "decided on the other half; offsets and head are then fitted again to all of them. `all`: 20 epochs of "
+        "finetuning with balanced draws from the training set and from the first half of the validation samples, from "
+        "the refitted network on, with the refitted dense network as its teacher; the epoch is selected on the other "
+        "half. The dense network has the same treatment. The validation samples are balanced in all sets. Command: "
+        "`python benchmarks/run.py --table rungs rungs-digits rungs-cifar --seeds 0-4 --data-root data`, "
+        f"[records]({RECORDS_URL}), [protocols](protocols.md).",
+        "",
+        "Unbiased accuracy on test data in %, mean ± sample standard deviation, and in brackets the mean accuracy of "
+        "the worst subgroup.",
+        "",
+        "![Unbiased accuracy by share of the FLOPs, one line for each rule](../images/rungs.png)",
+        "",
+    ]
+    for setting, rho in _places(records):
+        where = Where(setting.name, setting.size, rho, "rungs", "dense, none")
+        lines += [f"## {_title(setting, rho)}, {seeds_of(records.of(where))}", "", *_table(records, setting, rho)]
+        lines += [f"[Records]({RECORDS_URL}/{setting.folder}).", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _places(records: Recorded) -> list[tuple[Setting, float]]:
+    """The settings that there are records of."""
+    small = [(each, rho) for each in (setting_of(name, "small") for name in _SETS) for rho in each.rhos]
+    return [place for place in small if records.of(Where(place[0].name, "small", place[1], "rungs", ""))]
+
+
+def _title(setting: Setting, rho: float) -> str:
+    return f"{NAMES[setting.name]}, small, rho {rho:g}"
+
+
+def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
+    """A row per rule and network; then other methods, for comparison."""
+
+    def where(network: str, rung: str) -> Where:
+        return Where(setting.name, setting.size, rho, "rungs", f"{network}, {rung}")
+
+    rows = []
+    for rung, label in _RUNGS.items():
+        cells = []
+        for network in _NETWORKS:
+            worst = mean(records.values(where(network, rung), "worst_group")) or 0.0
+            cells.append(f"{spread(records.values(where(network, rung), 'unbiased'))} ({100 * worst:.0f})")
+        rows.append([label, *cells])
+    left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
+    lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left]])
+    view = records.only(records.seeds(where("dense", "none")))
+    others = [
+        f"{label} {spread(found)}"
+        for label, run in _PEERS.items()
+        if (found := view.values(Where(setting.name, setting.size, rho, *run), "unbiased"))
+    ]
+    if others:
+        about = "For comparison, the same seeds; these do not train on validation samples, but for DFR: "
+        lines += [*textwrap.wrap(about + "; ".join(others) + ".", 120), ""]
+    return lines
+
+
+def main() -> int:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = Recorded(RECORDS)
+    places = _places(records)
+    figure, axes = plt.subplots(1, len(places), figsize=(3.6 * len(places), 3.8), layout="constrained", squeeze=False)
+    colours = ("#8a97a8", "#c08a3e", "#b0b7c0", "#2f6f8f", "#7a3e8f")
+    for axis, (setting, rho) in zip(axes[0], places, strict=True):
+        for (rung, label), colour in zip(_RUNGS.items(), colours, strict=True):
+            if rung == "norms":  # nearly the same as the offsets
+                continue
+            points = []
+            for network in _NETWORKS:
+                place = Where(setting.name, setting.size, rho, "rungs", f"{network}, {rung}")
+                values = [mean(records.values(place, key)) or 0.0 for key in ("flops_left", "unbiased")]
+                points.append((100 * values[0], 100 * values[1]))
+            dense, *slim = points
+            slim.sort(reverse=True)
+            axis.plot(*zip(*slim, strict=True), color=colour, marker="o", markersize=4, label=f"slim, {label}")
+            axis.plot(*dense, color=colour, marker="D", markersize=6, linestyle="none", label=f"dense, {label}")
+        axis.set_title(_title(setting, rho).replace(", small", ""), fontsize=9)
+        axis.set_xlabel("FLOPs left, %")
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("unbiased accuracy, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(FIGURE, dpi=110)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
