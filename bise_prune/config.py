@@ -73,6 +73,10 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     _require(value in choices, name, value, f"one of {', '.join(choices)}")
 
 
+# Largest distance between the reached and the requested share of a target that is a warning and not an error.
+FARTHEST = 0.05
+
+
 @dataclass(frozen=True)
 class Target:
     """A size or cost that the slim network is to reach.
@@ -440,8 +444,8 @@ class RunConfig:
         skip_bad: whether to continue without images that cannot be read, instead of stopping.
         workers: threads that prepare batches ahead of the search; 0 = batches are prepared when they are needed.
         target_flops: share of the FLOPs that may stay, in (0, 1), instead of a target sparsity.
-        target_latency: share of the latency, measured in torch on ``device``, that may stay, in (0, 1), instead of a
-            target sparsity.
+        target_latency: share of the latency in onnxruntime that may stay, in (0, 1), instead of a target sparsity; the
+            geometric mean over batches of 1 and 16.
         joins: lowering where masks that meet disagree; see :func:`bise_prune.prune`.
         round_to: multiple that the number of kept channels is rounded up to, 1 for no rounding, or "auto" to measure
             several multiples in onnxruntime and take the best one (:func:`bise_prune.prune` has another "auto").

@@ -92,8 +92,8 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "the checkpoint)",
         "target_sparsity": "share of the parameters to remove, or auto to remove what the search closes",
         "target_flops": "share of the FLOPs that may stay, instead of a target sparsity",
-        "target_latency": "share of the latency, measured in torch on this device, that may stay, instead of a target "
-        "sparsity",
+        "target_latency": "share of the latency in onnxruntime, on this machine at batches of 1 and 16, that may stay, "
+        "instead of a target sparsity",
         "targets": "several target sparsities, for example 0.3,0.5,0.7: one result for each, every search starting "
         "from the masks of the last",
         "layer_floor": "share of every layer's channels that a target leaves open, so that no layer is starved",

@@ -114,8 +114,8 @@ def prune(
     Raises:
         ConfigError: an argument is out of range, or there are two targets.
         ModelError: the masks belong to another network.
-        PruningError: the target cannot be met, nothing of the input would reach the logits, or the plan was made for
-            other weights.
+        PruningError: the target is missed by more than five points, nothing of the input would reach the logits, or the
+            plan was made for other weights.
         VerificationError: the slim network does not compute the function of the masked network.
     """
     target = Target.of(target_sparsity, target_flops, target_latency)

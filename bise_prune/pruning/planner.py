@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..channels import Edit, Joins, Layout, Lowering, lay_out, lower
 from ..channels.folding import folded_inputs
-from ..config import Rounding, Target
+from ..config import FARTHEST, Rounding, Target
 from ..errors import ChanceLevelError, ConfigError, PruningError, counted
 from ..gates.masks import GateSite, MaskSet
 from ..gates.ranking import least_open, tie_free
@@ -124,13 +124,13 @@ class Planner:
         Args:
             masks: the mask logits to rank by.
             joins: lowering, "intersection" or "expand".
-            target: the size to reach; its tolerance is not checked if widths are rounded.
+            target: the size to reach; how far it is missed is not checked if widths are rounded.
             removed: function that returns the share a proposal removes; it grows with the number of closed channels.
             floor: share of each site's channels, those of highest mask logit, that is never closed; at least one
                 channel.
 
         Raises:
-            PruningError: the target cannot be reached; the message names the nearest share that can.
+            PruningError: the target is missed by more than five points; the message names the nearest share.
         """
         names = [site.name for site in self.sites]
         parts = tie_free([masks.logits[name] for name in names])
@@ -162,10 +162,10 @@ class Planner:
                 high, above = middle, tried
         reached, nearest = min((below, above), key=lambda pair: abs(pair[0] - target.removed))
         assert nearest is not None  # closing no channel is always possible
-        if abs(reached - target.removed) > target.tolerance and self.rounding.multiple == 1:
+        if abs(reached - target.removed) > FARTHEST and self.rounding.multiple == 1:
             hint = f" with {floor:g} of every layer kept: lower the layer floor" if floor else ""
             raise PruningError(
-                f"no ranking of the channels comes within {counted(target.tolerance * 100, 'point')} of target "
+                f"no ranking of the channels comes within {counted(FARTHEST * 100, 'point')} of target "
                 f"{target.name} {target.removed:g}; the nearest reachable is {reached:.4f}"
                 f"{hint if reached < target.removed else ''}"
             )

@@ -99,14 +99,16 @@ def ranking(folder):
 def test_masks_prune_to_a_share_of_the_parameters(project, tmp_path, capsys):
     masks = ranking(tmp_path)
     arguments = [project / "net.pt", "--data", project / "data", "--masks", masks, "--device", "cpu", "--round-to", "1"]
-    # With 14 channels few shares can be met; the message names the nearest that can.
-    line = fails(capsys, *arguments, "--output", tmp_path / "none", "--target-sparsity", "0.27")
-    reachable = re.search(r"the nearest reachable is (0\.\d+)", line).group(1)
+    # With 14 channels few shares can be met: a near one is delivered, or the message names the nearest.
+    assert cli.main([str(a) for a in [*arguments, "--output", tmp_path / "near", "--target-sparsity", "0.27"]]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: the target (sparsity 27.0%) was not met: by whole channels it came to" in printed
+    assert "unbiased accuracy" in printed
+    record = json.loads((tmp_path / "near" / "report.json").read_text())
+    assert 0.01 < abs(record["sparsity"] - 0.27) <= 0.05
+    line = fails(capsys, *arguments, "--output", tmp_path / "none", "--target-sparsity", "0.99")
+    assert re.search(r"the nearest reachable is 0\.\d+", line)
     assert not (tmp_path / "none").exists()
-    assert cli.main([str(a) for a in [*arguments, "--output", tmp_path / "some", "--target-sparsity", reachable]]) == 0
-    record = json.loads((tmp_path / "some" / "report.json").read_text())
-    assert record["sparsity"] == pytest.approx(float(reachable), abs=1e-4)
-    assert "unbiased accuracy" in capsys.readouterr().out
 
 
 def test_without_validation_or_test_splits_it_says_so(project, tmp_path, capsys):

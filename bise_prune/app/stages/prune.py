@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ...config import JoinsChoice
-from ...data.batch import input_map
 from ...distributed import share_object, world
 from ...errors import BiseError, ChanceLevelError
 from ...gates.masks import MaskSet
@@ -20,7 +19,8 @@ from ...pruning.widths import WidthTrial
 from ...report.advice import advice
 from ...report.files import MASK_FILE
 from ..session import Session
-from .widths import with_measured_widths
+from .latency import with_target_latency
+from .widths import on_device, with_measured_widths
 
 
 def pruned_by_first(
@@ -62,13 +62,14 @@ def pruned(
     """The slim network, on the CPU; the channels to remove are chosen on the device of the run.
 
     With ``round_to="auto"``, widths and lowering are chosen by latency in onnxruntime. Otherwise the widths are those
-    of the settings, and an open choice of the lowering is made by latency in torch.
+    of the settings, and an open choice of the lowering is made by latency in torch. A target latency is that in
+    onnxruntime.
 
     Args:
         session: inputs of the run.
         masks: masks by which to prune, or a plan to carry out again.
         found: result of the search that the masks come from; None without a search.
-        dense_file: ONNX file of the dense network; needed only if widths are to be chosen.
+        dense_file: ONNX file of the dense network; needed only for masks whose networks are to be timed.
 
     Returns:
         The slim network, and what was measured to choose its widths: nothing if they were given.
@@ -80,7 +81,9 @@ def pruned(
     trials: list[WidthTrial] = []
     try:
         if isinstance(masks, PruningPlan):
-            result = prune(*_on_device(session, masks))
+            result = prune(*on_device(session, masks))
+        elif config.target_latency is not None and dense_file is not None:
+            result, trials = with_target_latency(session, masks, found is not None, dense_file)
         elif config.round_to != "auto":
             result = _by_masks(session, masks, found, config.joins, config.round_to)
         else:
@@ -101,7 +104,7 @@ def _by_masks(
     session: Session, masks: MaskSet, found: SearchResult | None, joins: JoinsChoice, round_to: int
 ) -> PruningResult:
     """The slim network by the target of the settings, with the given lowering and multiple."""
-    config, arguments = session.config, _on_device(session, masks)
+    config, arguments = session.config, on_device(session, masks)
     widths: dict[str, Any] = {"joins": joins, "round_to": round_to, "round_fill": config.round_fill}
     if found is not None and config.target is not None:
         result = prune_as_searched(*arguments, config.target, **widths)
@@ -111,16 +114,6 @@ def _by_masks(
         *arguments,
         config.target_sparsity,
         target_flops=config.target_flops,
-        target_latency=config.target_latency,
         layer_floor=config.layer_floor,
         **widths,
-    )
-
-
-def _on_device(session: Session, masks: Any) -> tuple[Any, Any, Any]:
-    """The dense network, masks or a plan, and the example input, on the device of the run."""
-    return (
-        session.on_device(session.dense),
-        masks,
-        input_map(session.example, lambda tensor: tensor.to(session.device)),
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ...channels import Joins
 from ...config import Target, lowering_of
+from ...data.batch import input_map
 from ...export.onnx_file import export_onnx
 from ...export.runtime import timed_files
 from ...pruning import PruningResult, fuse_batchnorm
@@ -22,7 +24,9 @@ from ..session import Session
 Make = Callable[[Joins, int], PruningResult]
 
 
-def with_measured_widths(session: Session, make: Make, dense_file: Path) -> tuple[PruningResult, list[WidthTrial]]:
+def with_measured_widths(
+    session: Session, make: Make, dense_file: Path, multiples: Sequence[int] = MULTIPLES
+) -> tuple[PruningResult, list[WidthTrial]]:
     """Choose the multiple to round widths up to, and the lowering, that serve best in onnxruntime on this machine.
 
     Where masks that meet disagree and the settings leave the lowering open, the other lowering is tried as well: with
@@ -33,6 +37,7 @@ def with_measured_widths(session: Session, make: Make, dense_file: Path) -> tupl
         session: inputs of the run.
         make: makes a slim network.
         dense_file: ONNX file of the dense network, which every other one is timed by turns with.
+        multiples: the multiples to choose from.
 
     Returns:
         The chosen network, and the measurements of all that were tried, in the order in which they were tried.
@@ -48,11 +53,11 @@ def with_measured_widths(session: Session, make: Make, dense_file: Path) -> tupl
         trials.extend(_measured(session, new, dense_file) if new else [])
 
     lowerings: list[Joins] = [lowering_of(config.joins)]
-    attempt(make(lowerings[0], multiple) for multiple in MULTIPLES)
+    attempt(make(lowerings[0], multiple) for multiple in multiples)
     if config.joins == "auto" and any(result.plan.joins != "dense" for result in results):
         lowerings.append("intersection")
         best = trials[choose(trials)]
-        attempt(make("intersection", multiple) for multiple in ([best.multiple] if best.is_as_fast else MULTIPLES))
+        attempt(make("intersection", multiple) for multiple in ([best.multiple] if best.is_as_fast else multiples))
     widest = max((layer.num_outputs for layer in results[0].plan.layers.values()), default=0)
     for multiple in coarser(widest) if config.target is None else ():
         if any(trial.is_as_fast for trial in trials):
@@ -64,6 +69,12 @@ def with_measured_widths(session: Session, make: Make, dense_file: Path) -> tupl
 def exported(session: Session, model: nn.Module) -> nn.Module:
     """The network as it is exported: with its batch norms folded, if the settings say so."""
     return fuse_batchnorm(model, session.example) if session.config.fuse else model
+
+
+def on_device(session: Session, masks: Any) -> tuple[Any, Any, Any]:
+    """The dense network, masks or a plan, and the example input, on the device of the run."""
+    example = input_map(session.example, lambda tensor: tensor.to(session.device))
+    return session.on_device(session.dense), masks, example
 
 
 def _without_doubles(results: Iterable[PruningResult]) -> list[PruningResult]:

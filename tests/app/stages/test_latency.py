@@ -1,0 +1,69 @@
+"""Target latencies: networks are made until one takes the time that was asked for; here the time is made up."""
+
+import json
+import math
+
+import onnx
+import pytest
+from projects import fails, run, write_project
+
+from bise_prune.app.stages import widths
+from bise_prune.export.runtime import ON_CPU, TimedFile
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return write_project(tmp_path_factory.mktemp("project"), (24, 48))
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """The time of a file is a share that is always there, and the rest by the square root of its weights' number."""
+
+    def as_if(fixed):
+        asked = []
+
+        def weights(path):
+            return sum(math.prod(tensor.dims) for tensor in onnx.load(path).graph.initializer)
+
+        def timings(paths, data, batch_sizes, device):
+            asked.append(len(paths) - 1)
+            times = [fixed + (1 - fixed) * math.sqrt(weights(path) / weights(paths[0])) for path in paths]
+            return [TimedFile({size: [time] * 9 for size in batch_sizes}, ON_CPU, 1) for time in times]
+
+        monkeypatch.setattr(widths, "timed_files", timings)
+        return asked
+
+    return as_if
+
+
+@pytest.mark.parametrize("rounding", [["--round-to", "1"], ["--round-to", "auto"]], ids=["1", "auto"])
+@pytest.mark.parametrize("asked", [0.5, 0.8])
+def test_the_latency_that_was_asked_for_is_met(asked, rounding, project, timed, tmp_path):
+    tries = timed(0.1)
+    record = run(project, tmp_path / "out", "--target-latency", str(asked), *rounding)
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["target"]["kind"] == "latency"
+    assert 1 - plan["target"]["reached"] == pytest.approx(asked, abs=0.05)
+    assert plan["target"]["asked"] == pytest.approx(1 - asked)
+    assert len(tries) <= 6
+    assert not any("the target" in warning for warning in record["warnings"])
+
+
+def test_given_masks_are_ranked_for_it(project, timed, tmp_path):
+    timed(0.0)
+    run(project, tmp_path / "first")
+    masks = tmp_path / "first" / "masks.safetensors"
+    run(project, tmp_path / "out", "--masks", str(masks), "--target-latency", "0.6")
+    reached = json.loads((tmp_path / "out" / "plan.json").read_text())["target"]["reached"]
+    assert 1 - reached == pytest.approx(0.6, abs=0.05)
+
+
+def test_a_latency_out_of_reach_is_an_error(project, timed, tmp_path, capsys):
+    timed(0.9)
+    line = fails(
+        capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", "--target-latency", "0.5",
+        "--device", "cpu", "--round-to", "1",
+    )  # fmt: skip
+    assert "takes 50% of the dense network's latency in onnxruntime: the nearest takes 9" in line
+    assert "the masks are kept" in line
