@@ -105,7 +105,6 @@ def check_bias_labels(session: Session) -> None:
         options = {
             f"criterion '{config.criterion}'": config.criterion != "learned",
             "search_on 'training'": config.search_on == "training",
-            "finetuning": config.finetune is not None,
         }
         if needing := [name for name, is_set in options.items() if is_set]:
             raise DataError(

@@ -182,6 +182,8 @@ def advice_of(
         )
     else:
         text = "Prune: none of the cheap changes helps, so that what is to be gained is in the choice of channels."
+    if kind == "both":
+        text += " If all weights may change, --tune all goes on from there and trains the slim network."
     if validation is None:
         text += " There is no validation split to select masks on, so that the last ones will be taken."
     elif validation["n"] < FEW_SAMPLES:

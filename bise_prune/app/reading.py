@@ -22,6 +22,7 @@ from ..metrics.accuracy import predictions
 from ..metrics.subgroups import aligned_values
 from ..models.pretrained import published_preprocessing
 from ..pruning.plan import PruningPlan
+from ..tuning.pseudo_labels import predicted_bias_labels
 from .checks import (
     check_bias_labels,
     check_device,
@@ -84,7 +85,7 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         check_masks_or_targets(session)
         check_tuning(session)
         check_dense(session)
-        session = _with_halves(session)
+        session = _with_predicted_bias(_with_halves(session))
         return _with_noise(session) if config.bias_noise and has_true_labels else session
 
 
@@ -151,6 +152,21 @@ def _with_halves(session: Session) -> Session:
         )
     splits = dataclasses.replace(splits, notes=[*splits.notes, note])
     return dataclasses.replace(session, splits=splits, halves=halves)
+
+
+def _with_predicted_bias(session: Session) -> Session:
+    """The session with bias labels of the training set for finetuning, if only the validation split has some."""
+    config, splits, halves = session.config, session.splits, session.halves
+    if config.finetune is None or config.unsupervised or splits.train.has_bias or halves is None:
+        return session
+    found, other = predicted_bias_labels(session.on_device(session.dense), halves[0], splits.train, halves[1])
+    right = (other == halves[1].bias.cpu()).all(1).double().mean()
+    note = (
+        "for finetuning, the bias labels of the training split are predicted from those of half of the validation "
+        f"split; on the other half, {right:.1%} of such labels are right"
+    )
+    splits = dataclasses.replace(splits, notes=[*splits.notes, note])
+    return dataclasses.replace(session, splits=splits, predicted_bias=found)
 
 
 def _with_noise(session: Session) -> Session:

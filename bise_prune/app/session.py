@@ -41,6 +41,8 @@ class Session:
         pseudo: pseudo bias labels and their figures; None if true bias labels are used, or none have been found yet.
         halves: halves of the validation set, if masks are learned on its first half; its second half is then the
             validation set of all stages. None if masks are learned on the training set.
+        predicted_bias: bias labels of the training set for finetuning, shape (N, K), predicted from those of the first
+            half, if only the validation split has some; otherwise None.
     """
 
     config: RunConfig
@@ -56,6 +58,7 @@ class Session:
     plan: PruningPlan | None = None
     pseudo: PseudoLabels | None = None
     halves: tuple[BiasedDataset, BiasedDataset] | None = None
+    predicted_bias: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -150,8 +153,9 @@ class Session:
         return score(predicted, data.target.cpu(), data.bias.cpu(), self.held_out_aligned)
 
     def train_loader(self) -> BatchLoader:
-        """A loader of the training set, in shuffled batches."""
-        return self._shuffled(self.splits.train)
+        """A loader of the training set, with predicted bias labels if it has no others, in shuffled batches."""
+        train = self.splits.train
+        return self._shuffled(train if self.predicted_bias is None else train.with_bias(self.predicted_bias))
 
     def search_loader(self) -> BatchLoader:
         """A loader of the data that masks are learned on, in shuffled batches."""

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..data import BatchLoader, BiasedDataset
-from ..gates.bottleneck import CapturedInputs, head_name
+from ..gates.bottleneck import head_name
 from ..mask_search.refitted import refitted_head
 from ..metrics.accuracy import Evaluation, score, subgroup_members
-from ..tracing import run, trace
+from ..tracing import trace
+from .features import bottleneck_features
 from .norms import batch_norms, reestimated
 from .shift import Figure, fitted_offsets, mean_of_groups, worst_of_groups
 
@@ -253,13 +254,7 @@ class Ladder:
 
     def _features(self, has_new_norms: bool, data: BiasedDataset) -> Tensor:
         """What the head reads of samples, with or without new statistics of batch norms, shape (N, D)."""
-        model, parts = self.models[has_new_norms], []
-        with torch.no_grad():
-            for batch in BatchLoader(data, 2 * _BATCH):
-                with CapturedInputs(model, self.layer) as bottleneck:
-                    run(model, batch.to(self.device).input)
-                parts.append(bottleneck.inputs.pop().flatten(1))
-        return torch.cat(parts)
+        return bottleneck_features(self.models[has_new_norms], self.layer, data)
 
     def _layer_of(self, model: nn.Module) -> nn.Linear:
         """The head of a network of this ladder."""

@@ -1,4 +1,7 @@
-"""Find pseudo bias labels for data without bias labels: what a network learns first (BISE, Sec. 4.4 and App. K)."""
+"""Bias labels for data that have none: what a network learns first (BISE, Sec. 4.4 and App. K), or what it shows.
+
+:func:`pseudo_bias_labels` needs no bias label at all; :func:`predicted_bias_labels` needs those of a few samples.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from ..data.loader import BatchLoader, BiasedDataset
 from ..errors import DataError, ModelError
+from ..gates.bottleneck import head_name
+from ..mask_search.refitted import refitted_head
 from ..metrics.accuracy import predictions
 from ..metrics.subgroups import aligned_values, is_aligned
+from ..tracing import trace
+from .features import bottleneck_features
 from .vanilla import train_vanilla
 
 _FEW = 0.001  # share of misclassified training samples below which the labels are useless
@@ -80,6 +88,37 @@ def pseudo_bias_labels(
         precision = hits / count if count else 0.0
         recall = hits / int(conflicting.sum()) if bool(conflicting.any()) else 0.0
     return PseudoLabels(labels, count, 1 - share, precision, recall, tuple(_warnings(suspected, labels[0], train)))
+
+
+def predicted_bias_labels(model: nn.Module, labelled: BiasedDataset, *others: BiasedDataset) -> tuple[Tensor, ...]:
+    """Predict bias labels by a linear classifier for each bias, on the features that the network's last layer reads.
+
+    The bias is easy to read from the features of a biased network, so that few labelled samples suffice (as Nam et al.,
+    ICLR 2022, who train a network for it).
+
+    Args:
+        model: network that ends in a linear layer; never changed.
+        labelled: samples with true bias labels; each subgroup of them has the same weight.
+        others: data sets to label.
+
+    Returns:
+        Bias labels, shape (N, K), int64, per data set.
+
+    Raises:
+        ModelError: the network does not end in a linear layer.
+    """
+    bias, device = labelled.bias.cpu(), next(model.parameters()).device
+    layer = head_name(model, trace(model, labelled.batch(torch.arange(2)).to(device).input))
+    learned, *features = (bottleneck_features(model, layer, data) for data in (labelled, *others))
+    labels: list[list[Tensor]] = [[] for _ in others]
+    for column in bias.unbind(1):
+        cells = torch.stack([labelled.target.cpu(), column], 1).unique(dim=0, return_inverse=True)[1]
+        weights = 1 / cells.bincount()[cells].double()
+        values = max(2, int(column.max()) + 1)
+        head = refitted_head(learned, column.to(learned.device), values, weights.to(learned.device))
+        for found, own in zip(labels, features, strict=True):
+            found.append(linear(own, head[:, :-1], head[:, -1]).argmax(1).cpu())
+    return tuple(torch.stack(found, 1) for found in labels)
 
 
 def with_pseudo_labels(data: BiasedDataset, labels: Tensor) -> BiasedDataset:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -144,10 +145,19 @@ def test_bias_labels_of_the_validation_split_alone_are_enough(project, tmp_path,
     assert not any("training sample" in warning for warning in report["warnings"])
 
 
+@pytest.mark.parametrize("options", [["--finetune", "2"], ["--tune", "all", "--finetune", "2"]], ids=["paper", "all"])
+def test_finetuning_goes_by_predicted_labels_then(project, tmp_path, options):
+    folder = without_training_labels(project, tmp_path)
+    report = run(project, tmp_path / "out", "--data", str(folder), *options)
+    (note,) = [note for note in report["data"]["notes"] if note.startswith("for finetuning, the bias labels")]
+    right = float(re.search(r"on the other half, (\d+\.\d)% of such labels are right", note)[1])
+    assert right > 60  # three values, which shift the colours
+    assert [epoch["epoch"] for epoch in report["finetuning"]["history"]] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--finetune", "2"], "finetuning needs bias labels of the training split, and only the validation split has"),
         (["--search-on", "training"], "search_on 'training' needs bias labels of the training split"),
         (["--criterion", "taylor", "--target-flops", "0.5"], "criterion 'taylor' needs bias labels of the training"),
     ],

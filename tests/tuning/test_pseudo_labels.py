@@ -1,14 +1,22 @@
 """Pseudo bias labels."""
 
+import numpy as np
 import pytest
 import torch
 from cases import biased_data, network, torchvision_network
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from bise_prune import SearchConfig, search
 from bise_prune.data import BatchLoader
 from bise_prune.errors import DataError, ModelError
 from bise_prune.models.simple_convnet import SimpleConvNet
-from bise_prune.tuning.pseudo_labels import pseudo_bias_labels, untrained_copy, with_pseudo_labels
+from bise_prune.tuning.pseudo_labels import (
+    predicted_bias_labels,
+    pseudo_bias_labels,
+    untrained_copy,
+    with_pseudo_labels,
+)
 
 
 def test_pseudo_labels_are_predictions_and_misses_are_conflicting():
@@ -30,6 +38,27 @@ def test_pseudo_labels_are_predictions_and_misses_are_conflicting():
         aligned=torch.arange(3)[:, None],
     )
     assert found.num_conflicting == (pseudo.num_conflicting,)
+
+
+def test_predicted_labels_are_those_of_a_linear_classifier_on_the_features(trained):
+    labelled, other = (biased_data(n=n, rho=0.5, seed=seed, biases=2) for n, seed in ((300, 1), (200, 2)))
+    (found,) = predicted_bias_labels(trained.eval(), labelled, other)
+    assert found.shape == (200, 2) and found.dtype == torch.int64
+
+    def features(data):
+        with torch.no_grad():
+            return trained.blocks(data.inputs).mean((2, 3)).double().numpy()
+
+    for k in range(2):
+        cells = (3 * labelled.target + labelled.bias[:, k]).numpy()
+        weights = 1 / np.bincount(cells)[cells]
+        weights *= len(weights) / weights.sum()
+        scaler = StandardScaler().fit(features(labelled), sample_weight=weights)
+        oracle = LogisticRegression(C=1 / (0.01 * len(weights)), tol=1e-9, max_iter=1000)
+        oracle.fit(scaler.transform(features(labelled)), labelled.bias[:, k].numpy(), sample_weight=weights)
+        expected = oracle.predict(scaler.transform(features(other)))
+        assert (found[:, k].numpy() == expected).mean() >= 0.99
+    assert (found[:, 0] == other.bias[:, 0]).double().mean() > 0.6  # the one that the images show; chance is a third
 
 
 def test_pseudo_labels_that_separate_nothing_are_warned_of():

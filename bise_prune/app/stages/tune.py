@@ -37,7 +37,7 @@ def finetuned(session: Session, slim: PruningResult, clock: StageClock) -> Finet
         loader,
         config.finetune,
         session.val_loader(),
-        aligned=session.search_aligned if is_rung or session.pseudo is not None else None,
+        aligned=session.search_aligned if is_rung or not session.splits.train.has_bias or session.pseudo else None,
         more=session.halves[0] if is_rung and session.halves is not None else None,
         teacher=_teacher(session) if config.finetune.distill else None,
         on_epoch=on_epoch,
