@@ -88,6 +88,16 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
             worst = mean(records.values(where(network, rung), "worst_group")) or 0.0
             cells.append(f"{spread(records.values(where(network, rung), 'unbiased'))} ({100 * worst:.0f})")
         rows.append([label, *cells])
+    by_own = [
+        (records.values(at, "unbiased"), mean(records.values(at, "worst_group")) or 0.0)
+        for network in _NETWORKS
+        for at in [Where(setting.name, setting.size, rho, "rungs-head", f"{network}, head")]
+    ]
+    if any(found for found, _ in by_own):
+        cells = [f"{spread(found)} ({100 * worst:.0f})" if found else "–" for found, worst in by_own]
+        count = len(by_own[-1][0])
+        label = f"the last layer, by a search that knows it ({count} seeds)"
+        rows.insert(list(_RUNGS).index("head") + 1, [label, *cells])
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
     lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left]])
     view = records.only(records.seeds(where("dense", "none")))

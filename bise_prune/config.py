@@ -18,6 +18,7 @@ Select = Literal["auto", "best", "worst-group", "accuracy", "worst-class", "last
 BatchNorm = Literal["frozen", "statistics", "affine"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 CostUnit = Literal["flops", "params", "latency"]
+Refit = Literal["none", "head"]
 SearchMethod = Literal["auto", "gradual", "paper"]
 Criterion = Literal["learned", "random", "magnitude", "taylor"]
 SearchOn = Literal["auto", "training", "validation"]
@@ -43,6 +44,7 @@ SELECTS: tuple[Select, ...] = get_args(Select)
 BATCHNORMS: tuple[BatchNorm, ...] = get_args(BatchNorm)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
+REFITS: tuple[Refit, ...] = get_args(Refit)
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 SEARCH_ON: tuple[SearchOn, ...] = get_args(SearchOn)
 TUNE: tuple[Tune, ...] = get_args(Tune)
@@ -214,6 +216,8 @@ class SearchConfig:
             "auto" = "paper" if a setting that only the paper's search has (those named in :data:`OF_THE_PAPER`) differs
             from its default, otherwise "gradual".
         steps: number of steps of a gradual search, >= 12, rounded up to a multiple of its 12 rounds; None = 240.
+        refit: what will be refitted after the removal. "head" = the last layer: a gradual search then judges rounds and
+            trades by a refitted one (:mod:`bise_prune.mask_search.judge`), and the network as it is may be at chance.
         placement: which outputs share one mask; see :func:`bise_prune.gate_sites`.
         anneal_every: epochs between two temperature cuts, >= 1 (the paper's upsilon).
         anneal_factor: factor by which a cut multiplies the temperature, in (0, 1) (the paper's kappa).
@@ -262,6 +266,7 @@ class SearchConfig:
 
     method: SearchMethod = "auto"
     steps: int | None = None
+    refit: Refit = "none"
     placement: Placement = "tied"
     anneal_every: int = 10
     anneal_factor: float = 0.5
@@ -292,9 +297,10 @@ class SearchConfig:
     def __post_init__(self) -> None:
         require_choice("search", self.method, METHODS)
         _require(self.steps is None or self.steps >= 12, "steps", self.steps, "an integer >= 12")
+        require_choice("refit", self.refit, REFITS)
         unused = self._of_the_paper() if self.method == "gradual" else []
-        if not self.is_gradual and self.steps is not None:
-            unused = ["steps"]
+        if not self.is_gradual and (self.steps is not None or self.refit != "none"):
+            unused = ["refit" if self.steps is None else "steps"]
         if unused:
             other = "paper" if self.method == "gradual" else "gradual"
             raise ConfigError(

@@ -13,7 +13,7 @@ from bise_prune import MaskSet, SearchConfig
 from bise_prune.app.halves import halved
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
-from bise_prune.config import OF_THE_PAPER, STRONG, Budget
+from bise_prune.config import OF_THE_PAPER, STRONG, Budget, Refit
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.data.noise import noisy_bias_labels
 from bise_prune.diagnostics.probe import probe_bias
@@ -134,14 +134,13 @@ def gradual(case: Case) -> Rows:
     return rows
 
 
-def _gradual(case: Case, share: float) -> Found:
+def _gradual(case: Case, share: float, refit: Refit = "none") -> Found:
     """Masks by the default search at a share of the FLOPs; 1 = without a target."""
     learned, selecting = _halves(case)
     own = {name: getattr(SearchConfig(), name) for name in (*OF_THE_PAPER, "placement")}
-    budget = None if share == 1 else Budget(share=share)
-    return case.found(
-        f"gradual-{share:g}", learned, selecting, aligned=case.aligned, **own, method="gradual", budget=budget
-    )
+    own |= {"method": "gradual", "refit": refit, "budget": None if share == 1 else Budget(share=share)}
+    name = "gradual" if refit == "none" else f"refit-{refit}"
+    return case.found(f"{name}-{share:g}", learned, selecting, aligned=case.aligned, **own)
 
 
 def _halves(case: Case) -> tuple[BiasedDataset, BiasedDataset | None]:
@@ -175,6 +174,17 @@ def rungs(case: Case) -> Rows:
         train = partial(finetune, start, case.loader(), STRONG, loader, aligned=case.aligned, more=more)
         tuned, seconds = timed(partial(train, teacher=teacher))
         rows[f"{name}, all"] = case.figures(tuned.model, seconds, epoch=tuned.epoch)
+    return rows
+
+
+def rungs_head(case: Case) -> Rows:
+    """The slim networks by the search of ``--tune head``, which judges by a refitted last layer, and with one."""
+    learned, selecting = _halves(case)
+    rows = {}
+    for share in (1.0, *SHARES):
+        found = _gradual(case, share, refit="head")
+        ladder = Ladder(case.pruned(_selected(case, found)).model, learned, selecting, case.aligned, again=case.val)
+        rows[f"{share:g}, head"] = case.figures(ladder.model(Rung.HEAD), found.cpu_seconds)
     return rows
 
 
@@ -291,6 +301,7 @@ METHODS: dict[str, Run] = {
     "gradual": gradual,
     "budgets": budgets,
     "rungs": rungs,
+    "rungs-head": rungs_head,
     "sweep": sweep,
     "rankings": rankings,
     "probe": probe,

@@ -100,7 +100,7 @@ def _times_of_round(session: Session, loader: BatchLoader) -> tuple[float, float
     rounds.round(2, lambda: None)
     whole, look = time.perf_counter() - start, _median_seconds(lambda: rounds.accuracies(*rounds.outputs()), session)
     gates = torch.ones_like(rounds.state.logits)
-    trial = _median_seconds(lambda: rounds.trades.loss(gates), session)
+    trial = _median_seconds(lambda: rounds.judge.loss(gates), session)
     worth = _median_seconds(lambda: rounds.trades.worth(gates), session)
     trades = TRIALS * trial + (1 + _KEPT * TRIALS) * worth
     return max(0.0, whole - look) / EVERY, look, trades

@@ -133,6 +133,8 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "search": "how masks are found: gradual closes the network step by step and meets a target on the way, paper "
         "is Algorithm 1 of the BISE paper; auto is paper if one of its settings below is given, otherwise gradual",
         "steps": "steps of a gradual search (default: 240)",
+        "refit": "what a gradual search judges channels by: none for the network as it is, head for one with a "
+        "refitted last layer; --tune head sets it where masks are learned on half of the validation split",
         "search_on": "data that masks are learned on: training, or validation for half of the validation split, whose "
         "other half then selects; auto takes half of the validation split if it has enough bias-conflicting samples of "
         "each class, since a trained network says little about samples that it has memorised",

@@ -85,7 +85,7 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         check_masks_or_targets(session)
         check_tuning(session)
         check_dense(session)
-        session = _with_predicted_bias(_with_halves(session))
+        session = _with_predicted_bias(_with_refit(_with_halves(session)))
         return _with_noise(session) if config.bias_noise and has_true_labels else session
 
 
@@ -152,6 +152,17 @@ def _with_halves(session: Session) -> Session:
         )
     splits = dataclasses.replace(splits, notes=[*splits.notes, note])
     return dataclasses.replace(session, splits=splits, halves=halves)
+
+
+def _with_refit(session: Session) -> Session:
+    """The session whose search judges channels by a refitted last layer, if that is what is delivered.
+
+    On samples that a network was trained on, a refitted last layer has next to no loss, which teaches nothing.
+    """
+    config = session.config
+    if config.tune != "head" or session.halves is None or session.masks is not None or not config.search.is_gradual:
+        return session
+    return session.with_config(dataclasses.replace(config, search=dataclasses.replace(config.search, refit="head")))
 
 
 def _with_predicted_bias(session: Session) -> Session:

@@ -45,6 +45,7 @@ from ..distributed import gathered, summed, world
 from ..errors import DataError
 from . import state_file
 from .assembly import Search
+from .judge import Judge
 from .objective import objective_of, silent_share
 from .projection import Projection
 from .recording import record_epoch, result_of
@@ -120,7 +121,8 @@ class Rounds:
         self.sample = balanced_sample(
             search.data, search.labels, search.state.position, search.state.generator, min(size, _SAMPLE)
         )
-        self.trades = Trades(search, search.budget, self.sample)
+        self.judge = Judge(search, self.sample)
+        self.trades = Trades(search, search.budget, self.judge)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
         self.per_round = steps_per_round(search.config)
         self.parts = self._parts_of(search.labels.known)
@@ -228,7 +230,9 @@ class Rounds:
         state.steps = self.per_round
         accuracies = self.accuracies(*self.outputs())
         is_on_the_way = self.search.config.budget is None or number < self.walk
-        record = record_epoch(self.search, number, None, *accuracies, logits=self.ranks(self.worth[0], gates.closed))
+        ranks = self.ranks(self.worth[0], gates.closed)
+        with self.judge.applied():
+            record = record_epoch(self.search, number, None, *accuracies, logits=ranks)
         if is_on_the_way and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
             state.history[-1] = record
@@ -249,7 +253,9 @@ class Rounds:
         state.steps = 1
         logits, features = self.outputs()
         state.tally.sums += self._figures(logits, features)
-        return record_epoch(search, number, None, *self.accuracies(logits, features))
+        accuracies = self.accuracies(logits, features)
+        with self.judge.applied():
+            return record_epoch(search, number, None, *accuracies)
 
     def _figures(self, logits: Tensor, features: Tensor) -> Tensor:
         """This process's shares of the figures in :data:`.state.SUMS` on the balanced sample."""

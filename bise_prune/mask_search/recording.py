@@ -87,7 +87,8 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None = None) -> 
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
-    its network is smaller.
+    its network is smaller. So it is with a budget if masks are judged by a refitted head: later masks have been traded
+    for more rounds.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
     if logits is not None:
@@ -106,6 +107,9 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None = None) -> 
         if closes_more:
             scores = [score(epoch.validation) for epoch in history if epoch.validation is not None]
             least = max(max(scores) - _TOLERANCE, scores[0])
+        elif search.config.refit == "head" and budget is not None:
+            met = [epoch for epoch in history if epoch.validation is not None and budget.is_met(epoch.cost or 0.0)]
+            least = max(score(epoch.validation) for epoch in met if epoch.validation is not None) - _TOLERANCE
         else:
             least = picks[rule][1] or 0.0 if rule in picks else value
         if value >= least:

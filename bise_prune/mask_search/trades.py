@@ -13,16 +13,16 @@ worth, and the network keeps its cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from ..distributed import summed
 from .assembly import Search
+from .judge import Judge
 from .projection import Projection
-from .training_data import Part
 from .worth import worth_of
 
 TRIALS = 20  # trades that are tried in a round
@@ -35,12 +35,11 @@ class Trades:
     Args:
         search: parts of the search.
         projection: the costs.
-        sample: batches of a sample of the training set, balanced over the subgroups; of several processes, each has a
-            part.
+        judge: what trades are judged by, on a sample of the training set that is balanced over the subgroups.
     """
 
-    def __init__(self, search: Search, projection: Projection, sample: Sequence[Part]) -> None:
-        self.search, self.projection, self.sample = search, projection, sample
+    def __init__(self, search: Search, projection: Projection, judge: Judge) -> None:
+        self.search, self.projection, self.judge = search, projection, judge
 
     def round(
         self, gates: Tensor, share: float, generator: torch.Generator, after_trial: Callable[[], None]
@@ -56,12 +55,12 @@ class Trades:
         Returns:
             The gates after the trades, and what each channel is then worth, both of shape (M,).
         """
-        least, size = self.loss(gates), float(_FIRST)
+        least, size = self.judge.loss(gates), float(_FIRST)
         worth, error = self.worth(gates)
         guess, is_old = worth, False
         for _ in range(TRIALS):
             trial = self.trade(gates, guess, int(size), share)
-            loss = least if torch.equal(trial, gates) else self.loss(trial)
+            loss = least if torch.equal(trial, gates) else self.judge.loss(trial)
             is_kept = loss < least
             if is_kept:
                 gates, least, size, is_old = trial, loss, min(2 * size, _MOST), True
@@ -90,25 +89,17 @@ class Trades:
         value = torch.where(closed, -torch.inf, value).index_fill(0, opened, torch.inf)
         return (self.projection.kept(value, share) & (value > -torch.inf)).to(gates)
 
-    @torch.no_grad()
-    def loss(self, gates: Tensor) -> float:
-        """Cross-entropy of the masked network on the sample."""
-        sums = torch.zeros(2, dtype=torch.float64, device=gates.device)
-        for part, inputs in self.search.passes.inputs(self.sample):
-            target = self.search.labels.of(part).target
-            losses = cross_entropy(self.search.passes.forward(gates, inputs)[0].double(), target, reduction="none")
-            sums += torch.stack([losses.sum(), torch.full_like(sums[0], len(target))])
-        total, count = summed(sums)
-        return float(total / count)
-
     def worth(self, gates: Tensor) -> tuple[Tensor, Tensor]:
         """What each channel is worth on the sample, and the standard error of the gradient in it, shape (M,) each."""
         moments = torch.zeros(2, len(gates), dtype=gates.dtype, device=gates.device)
         counts = torch.zeros(2, device=gates.device)  # of batches and of samples
-        for part, inputs in self.search.passes.inputs(self.sample):
+        head = self.judge.head(gates)
+        for part, inputs in self.search.passes.inputs(self.judge.sample):
             leaf, target = gates.clone().requires_grad_(), self.search.labels.of(part).target
-            loss = cross_entropy(self.search.passes.forward(leaf, inputs)[0], target)
-            (slope,) = torch.autograd.grad(loss, leaf)
+            logits, features = self.search.passes.forward(leaf, inputs)
+            if head is not None:
+                logits = linear(features, head[:, :-1], head[:, -1])
+            (slope,) = torch.autograd.grad(cross_entropy(logits, target), leaf)
             moments += torch.stack([slope, slope.square()])
             counts += torch.tensor([1, len(target)]).to(counts)
         batches, samples = summed(counts)

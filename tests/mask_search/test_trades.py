@@ -39,7 +39,7 @@ def doubled():
 def sampled(trades):
     """The sample as one batch: inputs and labels."""
     data = trades.search.data.in_memory.data
-    rows = torch.cat(trades.sample)
+    rows = torch.cat(trades.judge.sample)
     return data.inputs[rows], data.target[rows]
 
 
@@ -54,7 +54,7 @@ def test_a_round_lowers_the_loss_at_the_same_cost(name):
     trades, gates = trades_of(name)
     calls = []
     after, worth = trades.round(gates, 0.5, torch.Generator().manual_seed(0), lambda: calls.append(1))
-    assert trades.loss(after) < trades.loss(gates)
+    assert trades.judge.loss(after) < trades.judge.loss(gates)
     assert trades.projection.cost(after) <= 0.5 and set(after.unique().tolist()) == {0.0, 1.0}
     assert len(calls) == 20
     assert torch.equal(worth, trades.worth(after)[0])  # of the masks that are returned
@@ -62,8 +62,8 @@ def test_a_round_lowers_the_loss_at_the_same_cost(name):
 
 def test_a_round_makes_only_trades_that_lower_the_loss():
     trades, gates = trades_of()
-    seen, loss = [], trades.loss
-    trades.loss = lambda gates: seen.append((gates, loss(gates))) or seen[-1][1]
+    seen, loss = [], trades.judge.loss
+    trades.judge.loss = lambda gates: seen.append((gates, loss(gates))) or seen[-1][1]
     after, _ = trades.round(gates, 0.5, torch.Generator().manual_seed(0), lambda: None)
     best = min(seen, key=lambda pair: pair[1])
     assert torch.equal(after, best[0]) and len({value for _, value in seen}) > 2
@@ -71,18 +71,18 @@ def test_a_round_makes_only_trades_that_lower_the_loss():
 
 def test_the_loss_is_that_of_the_whole_sample():
     trades, gates = trades_of()
-    assert trades.loss(gates) == pytest.approx(float(masked_loss(trades, gates)), rel=1e-12)
+    assert trades.judge.loss(gates) == pytest.approx(float(masked_loss(trades, gates)), rel=1e-12)
 
 
 def test_worth_is_read_from_the_sample():
     """The mean against the gradient of the whole, the curvature and the error against the batches' own gradients."""
     trades, gates = trades_of()
-    trades.sample = [part for part in trades.sample if len(part) == 50]  # batches of one size
+    trades.judge.sample = [part for part in trades.judge.sample if len(part) == 50]  # batches of one size
     leaf = gates.clone().requires_grad_()
     (mean,) = torch.autograd.grad(masked_loss(trades, leaf), leaf)
     net, data = trades.search.network, trades.search.data.in_memory.data
     slopes = []
-    for rows in trades.sample:
+    for rows in trades.judge.sample:
         logits = net.forward(leaf.split(net.gates.sizes), data.inputs[rows])[0]
         slopes += torch.autograd.grad(cross_entropy(logits, data.target[rows]), leaf)
     variance = torch.stack(slopes).var(0, correction=0)
@@ -117,7 +117,7 @@ def test_trades_mend_masks_that_are_known_to_be_wrong():
     worst = int((gates > 0).nonzero().flatten()[torch.tensor(rises).argmax()])
     broken = gates.index_fill(0, torch.tensor(worst), 0.0)
     mended = trades.round(broken, 0.6, torch.Generator().manual_seed(1), lambda: None)[0]
-    assert trades.loss(mended) < trades.loss(broken) - 0.9 * (max(rises) - trades.loss(gates))
+    assert trades.judge.loss(mended) < trades.judge.loss(broken) - 0.9 * (max(rises) - trades.judge.loss(gates))
 
 
 def test_the_whole_network_has_nothing_to_trade():

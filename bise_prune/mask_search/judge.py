@@ -1,0 +1,115 @@
+"""What a gradual search judges masks by: the network as it is, or with a last layer that is refitted to the masks.
+
+If the last layer may be refitted after the removal, the loss of the network as it is says little: much of what closing
+a channel does to it is undone by the refit. Then a refitted head is judged, one fitted to half of the balanced sample
+on the other half, so that it is not judged on samples that it was fitted to.
+"""
+
+# Shape suffixes: N samples, D features, C classes, M channels.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from ..distributed import gathered, summed
+from ..errors import ConfigError
+from .assembly import Search
+from .refitted import balanced_sample, refitted_head
+from .training_data import Part
+
+_PENALTY = 3e-2  # of a head that is fitted to half of the sample
+_MOST = 2_000  # samples to which a head is fitted that is judged on validation data
+
+
+class Judge:
+    """Losses and accuracies of masks on a balanced sample.
+
+    Args:
+        search: parts of the search.
+        sample: batches of the sample; of several processes, each has a part.
+
+    Raises:
+        ConfigError: the last layer is to be refitted and has no additive bias.
+    """
+
+    def __init__(self, search: Search, sample: Sequence[Part]) -> None:
+        self.search, self.sample = search, sample
+        self.refits = search.config.refit == "head"
+        self.larger = sample
+        if self.refits:
+            size = min(len(search.labels.known.target), _MOST)
+            self.larger = balanced_sample(
+                search.data, search.labels, search.state.position, search.state.generator, size
+            )
+        layer = search.network.model.get_submodule(search.network.head_layer)
+        assert isinstance(layer, nn.Linear)
+        self.layer = layer
+        if self.refits and layer.bias is None:
+            raise ConfigError("refit 'head' changes the last layer's additive bias, which this network's does not have")
+
+    @torch.no_grad()
+    def loss(self, gates: Tensor) -> float:
+        """Mean cross-entropy on the sample.
+
+        Args:
+            gates: gates of 0 and 1, shape (M,).
+        """
+        if self.refits:
+            return self._refitted_loss(gates)
+        sums = torch.zeros(2, dtype=torch.float64, device=gates.device)
+        for part, inputs in self.search.passes.inputs(self.sample):
+            target = self.search.labels.of(part).target
+            losses = cross_entropy(self.search.passes.forward(gates, inputs)[0].double(), target, reduction="none")
+            sums += torch.stack([losses.sum(), torch.full_like(sums[0], len(target))])
+        total, count = summed(sums)
+        return float(total / count)
+
+    def _refitted_loss(self, gates: Tensor) -> float:
+        """The loss on each half of the sample of a head that is fitted to the other half."""
+        features, target, is_odd = self._seen(gates, self.sample)
+        total = 0.0
+        for side in (is_odd, ~is_odd):
+            head = refitted_head(features[~side], target[~side], self.search.network.num_classes, penalty=_PENALTY)
+            logits = linear(features[side], head[:, :-1], head[:, -1]).double()
+            total += float(cross_entropy(logits, target[side], reduction="sum"))
+        return total / len(target)
+
+    @torch.no_grad()
+    def head(self, gates: Tensor, sample: Sequence[Part] | None = None) -> Tensor | None:
+        """Weights of a head that is fitted to a sample, shape (C, D + 1); None where none is refitted."""
+        if not self.refits:
+            return None
+        features, target, _ = self._seen(gates, sample or self.sample)
+        return refitted_head(features, target, self.search.network.num_classes)
+
+    def _seen(self, gates: Tensor, sample: Sequence[Part]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (N, D), classes (N,) and halves (N,) of the samples of all processes: every other one of a batch."""
+        features, targets, halves = [], [], []
+        for part, inputs in self.search.passes.inputs(sample):
+            features.append(self.search.passes.forward(gates, inputs)[1])
+            targets.append(self.search.labels.of(part).target)
+            halves.append(torch.arange(len(targets[-1]), device=gates.device) % 2)
+        whole = [gathered(torch.cat(parts)) for parts in (features, targets, halves)]
+        return whole[0], whole[1], whole[2] == 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """A context in which the network has the head that masks are judged by, fitted to the present masks."""
+        head = self.head(self.search.network.gates.values.detach(), self.larger)
+        if head is None:
+            yield
+            return
+        weight, bias = self.layer.weight.detach(), self.layer.bias.detach()  # they share their memory with the layer's
+        own = weight.clone(), bias.clone()
+        weight.copy_(head[:, :-1])
+        bias.copy_(head[:, -1])
+        try:
+            yield
+        finally:
+            weight.copy_(own[0])
+            bias.copy_(own[1])
