@@ -52,6 +52,9 @@ def with_target_latency(
             make = partial(_with_flops, session, masks, share)
             result, trials = with_measured_widths(session, make, dense_file, multiples)
         except PruningError:
+            if share is None:  # what the search has closed leaves no network
+                share = target.left
+                continue
             if best is None:
                 raise
             break  # there are no smaller networks

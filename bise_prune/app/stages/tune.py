@@ -24,6 +24,7 @@ def finetuned(session: Session, slim: PruningResult, clock: StageClock) -> Finet
     config = session.config
     assert config.finetune is not None
     is_rung = config.tune == "all"
+    has_own_labels = session.splits.train.has_bias and session.pseudo is None
     loader = dataclasses.replace(session.train_loader(), stratified=False)
 
     def on_epoch(record: FinetuneEpoch, total: int) -> None:
@@ -37,7 +38,7 @@ def finetuned(session: Session, slim: PruningResult, clock: StageClock) -> Finet
         loader,
         config.finetune,
         session.val_loader(),
-        aligned=session.search_aligned if is_rung or not session.splits.train.has_bias or session.pseudo else None,
+        aligned=session.search_aligned if is_rung or not has_own_labels else None,
         more=session.halves[0] if is_rung and session.halves is not None else None,
         teacher=_teacher(session) if config.finetune.distill else None,
         on_epoch=on_epoch,

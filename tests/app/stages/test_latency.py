@@ -7,7 +7,8 @@ import onnx
 import pytest
 from projects import fails, run, write_project
 
-from bise_prune.app.stages import widths
+from bise_prune.app.stages import latency, widths
+from bise_prune.errors import PruningError
 from bise_prune.export.runtime import ON_CPU, TimedFile
 
 
@@ -48,6 +49,29 @@ def test_the_latency_that_was_asked_for_is_met(asked, rounding, project, timed, 
     assert plan["target"]["asked"] == pytest.approx(1 - asked)
     assert len(tries) <= 6
     assert not any("the target" in warning for warning in record["warnings"])
+
+
+def test_the_next_try_lies_between_the_two_that_enclose_the_target():
+    known = [(0.0, 0.0), (1.0, 1.0), (0.5, 0.8)]
+    assert latency._next_share(known, 0.4) == pytest.approx(0.25)
+    assert latency._next_share(known, 0.9) == pytest.approx(0.75)
+    assert latency._next_share([*known, (0.25, 0.3)], 0.4) == pytest.approx(0.3)
+
+
+def test_masks_that_leave_no_network_are_ranked(project, timed, tmp_path, monkeypatch):
+    timed(0.0)
+    run(project, tmp_path / "first")
+    prune = latency.prune
+
+    def failing(*arguments, target_flops, **options):
+        if target_flops is None:
+            raise PruningError("a dead network")
+        return prune(*arguments, target_flops=target_flops, **options)
+
+    monkeypatch.setattr(latency, "prune", failing)
+    run(project, tmp_path / "out", "--target-latency", "0.6")
+    reached = json.loads((tmp_path / "out" / "plan.json").read_text())["target"]["reached"]
+    assert 1 - reached == pytest.approx(0.6, abs=0.05)
 
 
 def test_given_masks_are_ranked_for_it(project, timed, tmp_path):
