@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -87,8 +88,8 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None = None) -> 
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
-    its network is smaller. So it is with a budget if masks are judged by a refitted head: later masks have been traded
-    for more rounds.
+    its network is smaller. If masks are judged by a refitted head, an epoch is kept if it is not worse than the best by
+    more than one standard error, since later masks are smaller, or have been traded for more rounds.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
     if logits is not None:
@@ -104,12 +105,16 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None = None) -> 
         if record.validation is None or (rule in NEED_BIAS and not (search.validation and search.validation.has_bias)):
             continue
         value = score(record.validation)
-        if closes_more:
-            scores = [score(epoch.validation) for epoch in history if epoch.validation is not None]
+        scores = [
+            score(epoch.validation)
+            for epoch in history
+            if epoch.validation is not None and (budget is None or budget.is_met(epoch.cost or 0.0))
+        ]
+        if search.config.refit == "head":
+            highest = max(scores)
+            least = highest - math.sqrt(highest * (1 - highest) / record.validation.n)
+        elif closes_more:
             least = max(max(scores) - _TOLERANCE, scores[0])
-        elif search.config.refit == "head" and budget is not None:
-            met = [epoch for epoch in history if epoch.validation is not None and budget.is_met(epoch.cost or 0.0)]
-            least = max(score(epoch.validation) for epoch in met if epoch.validation is not None) - _TOLERANCE
         else:
             least = picks[rule][1] or 0.0 if rule in picks else value
         if value >= least:
