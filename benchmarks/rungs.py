@@ -53,7 +53,8 @@ def markdown(records: Recorded) -> str:
         f"[records]({RECORDS_URL}), [protocols](protocols.md).",
         "",
         "Unbiased accuracy on test data in %, mean ± sample standard deviation, and in brackets the mean accuracy of "
-        "the worst subgroup.",
+        "the worst subgroup. By default, one search serves all rungs; with `--tune head`, the search judges masks by a "
+        "refitted last layer.",
         "",
         "![Unbiased accuracy by share of the FLOPs, one line for each rule](../images/rungs.png)",
         "",
@@ -88,16 +89,17 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
             worst = mean(records.values(where(network, rung), "worst_group")) or 0.0
             cells.append(f"{spread(records.values(where(network, rung), 'unbiased'))} ({100 * worst:.0f})")
         rows.append([label, *cells])
-    by_own = [
-        (records.values(at, "unbiased"), mean(records.values(at, "worst_group")) or 0.0)
-        for network in _NETWORKS
-        for at in [Where(setting.name, setting.size, rho, "rungs-head", f"{network}, head")]
-    ]
-    if any(found for found, _ in by_own):
-        cells = [f"{spread(found)} ({100 * worst:.0f})" if found else "–" for found, worst in by_own]
-        count = len(by_own[-1][0])
-        label = f"the last layer, by a search that knows it ({count} seeds)"
+    known = {network: Where(setting.name, setting.size, rho, "rungs-head", f"{network}, head") for network in _NETWORKS}
+    if searched := records.seeds(known["1"]):
+        cells, own_left = [], []
+        for network, at in known.items():
+            found, worst = records.values(at, "unbiased"), mean(records.values(at, "worst_group")) or 0.0
+            gain = records.gain(where(network, "head"), at, "unbiased")
+            cells.append(f"{spread(found)} ({100 * worst:.0f}), {gain}" if found else "–")
+            own_left.append(spread(records.values(at, "flops_left")) or "–")
+        label = f"+ the last layer, by a search that knows it ({len(searched)} seeds), and points ahead on these"
         rows.insert(list(_RUNGS).index("head") + 1, [label, *cells])
+        rows.append([f"FLOPs left by that search ({len(searched)} seeds), %", *own_left])
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
     lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left]])
     view = records.only(records.seeds(where("dense", "none")))
