@@ -33,6 +33,14 @@ SMALLEST = {
     "worst-class": "last epoch within half a point of the highest worst-class accuracy on the validation split",
     LAST: "last epoch within half a point of the whole network's accuracy on a balanced training sample",
 }
+# Of a search that judges by a refitted last layer.
+REFITTED = {
+    "best": "last epoch within one standard error of the highest unbiased validation accuracy, last layer refitted",
+    "worst-group": "last epoch within one standard error of the highest worst-group accuracy, last layer refitted",
+    "accuracy": "last epoch within one standard error of the highest validation accuracy, last layer refitted",
+    "worst-class": "last epoch within one standard error of the highest worst-class accuracy, last layer refitted",
+    LAST: "last epoch",
+}
 
 
 @dataclass(frozen=True)

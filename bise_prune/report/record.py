@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import portable
 from ..data import BiasedDataset
 from ..mask_search import EpochRecord, SearchResult
-from ..mask_search.selection import DESCRIPTIONS, LAST, SMALLEST
+from ..mask_search.selection import DESCRIPTIONS, LAST, REFITTED, SMALLEST
 from ..metrics.accuracy import Evaluation, subgroup_labels, subgroup_members
 from ..metrics.cost import FLOPS_CONVENTION, Latency, LatencyRatio, Measurement
 from ..metrics.fairness import fairness_record
@@ -222,9 +222,11 @@ def _selection(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
             return {"rule": "given masks"}
         return {"rule": f"criterion '{config.criterion}', without a search"}
     picked = found.picks[found.rule]
-    free = config.search.is_gradual and config.target is None
+    described = SMALLEST if config.search.is_gradual and config.target is None else DESCRIPTIONS
+    if config.search.refit == "head":
+        described = REFITTED
     record: dict[str, Any] = {
-        "rule": (SMALLEST if free else DESCRIPTIONS)[found.rule],
+        "rule": described[found.rule],
         "name": found.rule,
         "epoch": picked.epoch,
         "epoch_by_rule": {rule: pick.epoch for rule, pick in found.picks.items()},

@@ -138,11 +138,17 @@ def test_bias_labels_of_the_validation_split_alone_are_enough(project, tmp_path,
     assert report["data"]["learned_on"] == {"split": "val", "samples": 23}
     assert any("the training split has no bias labels" in note for note in report["data"]["notes"])
     assert report["ladder"]["fitted_on"]["split"] == "val"
+    assert report["config"]["search"]["refit"] == "head" and "last layer refitted" in report["selection"]["rule"]
     assert report["aligned"]["meaning"].endswith("on the validation split, per bias")
     whole = run(project, tmp_path / "labelled", "--search-on", "validation", "--tune", "head")
     assert report["aligned"]["by_class"] == whole["aligned"]["by_class"]  # of a network that is biased as its data
     assert [epoch["closed"] for epoch in report["history"]] == [epoch["closed"] for epoch in whole["history"]]
     assert not any("training sample" in warning for warning in report["warnings"])
+
+
+def test_a_search_on_training_samples_does_not_judge_by_a_refitted_layer(project, tmp_path):
+    report = run(project, tmp_path / "out", "--search-on", "training", "--tune", "head")
+    assert report["config"]["search"]["refit"] == "none" and "refitted" not in report["selection"]["rule"]
 
 
 @pytest.mark.parametrize("options", [["--finetune", "2"], ["--tune", "all", "--finetune", "2"]], ids=["paper", "all"])
