@@ -18,6 +18,7 @@ from .widths import on_device, with_measured_widths
 
 _TRIES = 6
 _CLOSE = 0.02  # of the latency: no further try is made
+_SMALLEST = 0.2  # of a share that is too slow: the next one is at least so much of it
 
 
 def with_target_latency(
@@ -27,7 +28,7 @@ def with_target_latency(
 
     The latency is the geometric mean, over the batch sizes of the report, of the slim network's divided by the dense
     one's. Shares of the FLOPs are tried one after another, each with the widths and the lowering that are the fastest
-    for it; the next share lies on the line between the two tries whose latencies enclose the target.
+    for it; the next share lies on the line through the two tries that are nearest to the target.
 
     Args:
         session: inputs of the run.
@@ -44,7 +45,7 @@ def with_target_latency(
     config, target = session.config, session.config.target
     assert target is not None
     multiples = MULTIPLES if config.round_to == "auto" else (config.round_to,)
-    known = [(0.0, 0.0), (1.0, 1.0)]  # shares of the FLOPs and of the latency
+    known = [(1.0, 1.0)]  # shares of the FLOPs and of the latency
     best: tuple[float, PruningResult, list[WidthTrial]] | None = None
     share = None if is_searched else target.left
     for _ in range(_TRIES):
@@ -95,8 +96,15 @@ def _with_flops(session: Session, masks: MaskSet, share: float | None, joins: Jo
 
 
 def _next_share(known: list[tuple[float, float]], wanted: float) -> float:
-    """The share of the FLOPs at which a latency is expected, from measured pairs of both: on a line between two."""
-    slower = min((pair for pair in known if pair[1] >= wanted), key=lambda pair: pair[1])
-    faster = max((pair for pair in known if pair[1] < wanted), key=lambda pair: pair[1])
-    part = (wanted - faster[1]) / (slower[1] - faster[1])
-    return min(max(faster[0] + part * (slower[0] - faster[0]), 0.01), 0.99)
+    """The share of the FLOPs at which a latency is expected, from at least two measured pairs of both.
+
+    It lies on the line through the two pairs that enclose the latency or, if all are slower, through the fastest two.
+    """
+    slower = sorted((pair for pair in known if pair[1] >= wanted), key=lambda pair: pair[1])
+    faster = max((pair for pair in known if pair[1] < wanted), key=lambda pair: pair[1], default=None)
+    share, latency = slower[0]
+    other = slower[1] if faster is None else faster
+    slope = (other[1] - latency) / (other[0] - share) if other[0] != share else 0.0
+    if slope <= 0:  # by the noise of the measurement
+        return min(pair[0] for pair in slower) / 2 if faster is None else (share + faster[0]) / 2
+    return max(share - (latency - wanted) / slope, share * _SMALLEST)

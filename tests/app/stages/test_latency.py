@@ -5,9 +5,14 @@ import math
 
 import onnx
 import pytest
+from cases import random_masks
 from projects import fails, run, write_project
 
+from bise_prune.app.progress import StageClock
+from bise_prune.app.reading import read_session
 from bise_prune.app.stages import latency, widths
+from bise_prune.app.stages.export import export_dense
+from bise_prune.config import RunConfig
 from bise_prune.errors import PruningError
 from bise_prune.export.runtime import ON_CPU, TimedFile
 
@@ -38,29 +43,47 @@ def timed(monkeypatch):
     return as_if
 
 
-@pytest.mark.parametrize("rounding", [["--round-to", "1"], ["--round-to", "auto"]], ids=["1", "auto"])
+@pytest.fixture
+def made(project, tmp_path):
+    """Makes the network of random masks for a target latency."""
+
+    def make(asked, round_to=1, is_searched=True):
+        output = tmp_path / f"out-{asked}"
+        data = str(project / "data")
+        config = RunConfig(
+            checkpoint=project / "net.pt", output=output, data=data, device="cpu", target_latency=asked,
+            round_to=round_to, batch_size=20,
+        )  # fmt: skip
+        session = read_session(config, StageClock(None))
+        export_dense(session, tmp_path / "dense.onnx")
+        masks = random_masks(session.dense, session.example, "tied")
+        return latency.with_target_latency(session, masks, is_searched, tmp_path / "dense.onnx")
+
+    return make
+
+
+@pytest.mark.parametrize("is_searched", [False, True])
+@pytest.mark.parametrize("round_to", [1, "auto"])
 @pytest.mark.parametrize("asked", [0.5, 0.8])
-def test_the_latency_that_was_asked_for_is_met(asked, rounding, project, timed, tmp_path):
+def test_the_latency_that_was_asked_for_is_met(asked, round_to, is_searched, made, timed):
     tries = timed(0.1)
-    record = run(project, tmp_path / "out", "--target-latency", str(asked), *rounding)
-    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert plan["target"]["kind"] == "latency"
-    assert 1 - plan["target"]["reached"] == pytest.approx(asked, abs=0.05)
-    assert plan["target"]["asked"] == pytest.approx(1 - asked)
-    assert len(tries) <= 6
-    assert not any("the target" in warning for warning in record["warnings"])
+    result, trials = made(asked, round_to, is_searched)
+    assert result.plan.target["kind"] == "latency" and result.plan.target["asked"] == pytest.approx(1 - asked)
+    assert 1 - result.plan.target["reached"] == pytest.approx(asked, abs=0.05)
+    assert len(tries) <= 6 and result.verification.passed and trials
 
 
-def test_the_next_try_lies_between_the_two_that_enclose_the_target():
-    known = [(0.0, 0.0), (1.0, 1.0), (0.5, 0.8)]
-    assert latency._next_share(known, 0.4) == pytest.approx(0.25)
+def test_the_next_try_lies_on_a_line_through_the_nearest_ones():
+    known = [(1.0, 1.0), (0.5, 0.8)]
     assert latency._next_share(known, 0.9) == pytest.approx(0.75)
+    assert latency._next_share(known, 0.7) == pytest.approx(0.25)
+    assert latency._next_share(known, 0.4) == pytest.approx(0.1)  # and not below a fifth of the last one
     assert latency._next_share([*known, (0.25, 0.3)], 0.4) == pytest.approx(0.3)
+    assert latency._next_share([(1.0, 1.0), (0.5, 1.1)], 0.4) == pytest.approx(0.25)
 
 
-def test_masks_that_leave_no_network_are_ranked(project, timed, tmp_path, monkeypatch):
+def test_channels_are_ranked_where_the_masks_of_a_search_leave_no_network(made, timed, monkeypatch):
     timed(0.0)
-    run(project, tmp_path / "first")
     prune = latency.prune
 
     def failing(*arguments, target_flops, **options):
@@ -69,18 +92,17 @@ def test_masks_that_leave_no_network_are_ranked(project, timed, tmp_path, monkey
         return prune(*arguments, target_flops=target_flops, **options)
 
     monkeypatch.setattr(latency, "prune", failing)
-    run(project, tmp_path / "out", "--target-latency", "0.6")
-    reached = json.loads((tmp_path / "out" / "plan.json").read_text())["target"]["reached"]
-    assert 1 - reached == pytest.approx(0.6, abs=0.05)
+    assert 1 - made(0.6)[0].plan.target["reached"] == pytest.approx(0.6, abs=0.05)
 
 
-def test_given_masks_are_ranked_for_it(project, timed, tmp_path):
+def test_a_run_goes_by_it(project, timed, tmp_path):
     timed(0.0)
     run(project, tmp_path / "first")
     masks = tmp_path / "first" / "masks.safetensors"
-    run(project, tmp_path / "out", "--masks", str(masks), "--target-latency", "0.6")
+    record = run(project, tmp_path / "out", "--masks", str(masks), "--target-latency", "0.8")
     reached = json.loads((tmp_path / "out" / "plan.json").read_text())["target"]["reached"]
-    assert 1 - reached == pytest.approx(0.6, abs=0.05)
+    assert 1 - reached == pytest.approx(0.8, abs=0.05)
+    assert not any("the target" in warning for warning in record["warnings"])
 
 
 def test_a_latency_out_of_reach_is_an_error(project, timed, tmp_path, capsys):
