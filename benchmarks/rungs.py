@@ -90,6 +90,7 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
             cells.append(f"{spread(records.values(where(network, rung), 'unbiased'))} ({100 * worst:.0f})")
         rows.append([label, *cells])
     known = {network: Where(setting.name, setting.size, rho, "rungs-head", f"{network}, head") for network in _NETWORKS}
+    last: list[list[str]] = []
     if searched := records.seeds(known["1"]):
         cells, own_left = [], []
         for network, at in known.items():
@@ -99,9 +100,9 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
             own_left.append(spread(records.values(at, "flops_left")) or "–")
         label = f"+ the last layer, by a search that knows it ({len(searched)} seeds), and points ahead on these"
         rows.insert(list(_RUNGS).index("head") + 1, [label, *cells])
-        rows.append([f"FLOPs left by that search ({len(searched)} seeds), %", *own_left])
+        last.append([f"FLOPs left by that search ({len(searched)} seeds), %", *own_left])
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
-    lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left]])
+    lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left], *last])
     view = records.only(records.seeds(where("dense", "none")))
     others = [
         f"{label} {spread(found)}"
