@@ -41,7 +41,7 @@ def markdown(records: Recorded) -> str:
         "# What each rule allows",
         "",
         "This page says what networks are worth by how much of them may change, dense and at shares of the FLOPs, over "
-        "five seeds on small settings of the paper's data.",
+        "seeds on small settings of the paper's data.",
         "",
         "**How it was measured.** Masks are those of the default search, widths are not rounded. The rungs are those "
         "of `bise-prune --tune`: masks, offsets, statistics and head are fitted to half of the validation samples and "
