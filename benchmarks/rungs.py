@@ -13,7 +13,7 @@ import sys
 import textwrap
 
 from records import RECORDS
-from tables.comparisons import RECORDS_URL
+from tables.comparisons import RECORDS_URL, title_of
 from tables.methods import SHARES
 from tables.recorded import Recorded, Where, mean, seeds_of, spread, write_table
 from tables.settings import NAMES, Setting, setting_of
@@ -61,7 +61,7 @@ def markdown(records: Recorded) -> str:
     ]
     for setting, rho in _places(records):
         where = Where(setting.name, setting.size, rho, "rungs", "dense, none")
-        lines += [f"## {_title(setting, rho)}, {seeds_of(records.of(where))}", "", *_table(records, setting, rho)]
+        lines += [f"## {title_of(setting, rho)}, {seeds_of(records.of(where))}", "", *_table(records, setting, rho)]
         lines += [f"[Records]({RECORDS_URL}/{setting.folder}).", ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -70,10 +70,6 @@ def _places(records: Recorded) -> list[tuple[Setting, float]]:
     """The settings that there are records of."""
     small = [(each, rho) for each in (setting_of(name, "small") for name in _SETS) for rho in each.rhos]
     return [place for place in small if records.of(Where(place[0].name, "small", place[1], "rungs", ""))]
-
-
-def _title(setting: Setting, rho: float) -> str:
-    return f"{NAMES[setting.name]}, small, rho {rho:g}"
 
 
 def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
@@ -138,7 +134,7 @@ def main() -> int:
             slim.sort(reverse=True)
             axis.plot(*zip(*slim, strict=True), color=colour, marker="o", markersize=4, label=f"slim, {label}")
             axis.plot(*dense, color=colour, marker="D", markersize=6, linestyle="none", label=f"dense, {label}")
-        axis.set_title(_title(setting, rho).replace(", small", ""), fontsize=9)
+        axis.set_title(f"{NAMES[setting.name]}, rho {rho:g}", fontsize=9)
         axis.set_xlabel("FLOPs left, %")
         axis.invert_xaxis()
         axis.grid(alpha=0.3)

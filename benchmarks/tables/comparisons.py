@@ -97,7 +97,7 @@ def peer_table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         else "No method has a higher mean unbiased accuracy than BISE."
     )
     return [
-        f"## {_title(setting, rho)}",
+        f"## {title_of(setting, rho)}",
         "",
         *textwrap.wrap(about, 120),
         "",
@@ -204,7 +204,7 @@ def searches(records: Recorded) -> list[str]:
         if not records.of(own):
             continue
         view = records.only(records.seeds(own))
-        title = f"{_title(setting, rho)}, {seeds_of(view.of(own))}"
+        title = f"{title_of(setting, rho)}, {seeds_of(view.of(own))}"
         frees = {"gradual": own, "budgets": Where(name, size, rho, "bise", setting.rule)}
         for run, free in frees.items():
             if not view.of(free):
@@ -218,7 +218,8 @@ def searches(records: Recorded) -> list[str]:
     return write_table(header, rows)
 
 
-def _title(setting: Setting, rho: float) -> str:
+def title_of(setting: Setting, rho: float) -> str:
+    """Name, size and share of aligned samples of a setting."""
     return f"{NAMES[setting.name]}, {setting.size}" + (f", rho {rho:g}" if rho else "")
 
 
@@ -285,7 +286,7 @@ def _evidence(records: Recorded, places: Sequence[tuple[Setting, float]], folder
         others = {title: found for title, found in others.items() if len(found) == len(bise)}
         best = max(others, key=lambda name: mean(others[name]) or 0.0, default="")
         rows.append([
-            f"[{_title(setting, rho)}]({folder}/{setting.folder})",
+            f"[{title_of(setting, rho)}]({folder}/{setting.folder})",
             str(len(bise)), spread(vanilla), spread(bise), spread(shared.values(columns[1], "flops_left")),
             f"{spread(others[best])} ({best})" if best else "–", *(spread(values) or "–" for values in cures),
         ])  # fmt: skip
