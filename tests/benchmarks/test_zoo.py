@@ -63,16 +63,19 @@ def test_the_page_of_the_contest_has_every_cell():
             "gradual": {"0.5": figures},
             "paper": {"1": figures},
             "taylor": {"0.5": figures},
+            "gradual, head": {"0.5": figures},
         },
         "b": {"dense": {"1": figures}, "gradual": {"0.5": {**figures, "head on validation": 0.9}}},
     }  # fmt: skip
-    summary = {"0.5": contest._summary(cells, "0.5"), "0.33": contest._summary(cells, "0.33")}
-    assert summary["0.33"] == {} and list(summary["0.5"]) == ["dense", "taylor"]
-    assert summary["0.5"]["dense"]["head on validation"] == {"gradual": 0.8, "method": 0.7, "gradual ahead": 1}
+    summary = {share: contest._summaries(cells, share) for share in ("0.5", "0.33")}
+    assert not any(summary["0.33"].values()) and list(summary["0.5"]["gradual"]) == ["dense", "taylor"]
+    found = summary["0.5"]["gradual"]["dense"]["head on validation"]
+    assert found == {"search": 0.8, "method": 0.7, "ahead": 1, "worst": 0.0}
     page = contest.markdown({"cells": cells, "summary": summary, "protocol": "p", "command": "c", "commit": "x"})
     assert "| a | 50.0 | 10.0 | 50.0 | 10.0 | 50.0 |" in page
-    assert "| dense | 2 | 50.0 | 50.0 | 0 | 60.0 | 60.0 | 0 | 70.0 | 80.0 | 1 |" in page
-    assert "| b | 50.0 / 70.0 | 50.0 / 90.0 | – |" in page and "33 %" not in page and "33%" not in page
+    assert "| dense | 2 | 50.0 | 50.0 | 0 | +0.0 | 60.0 | 60.0 | 0 | +0.0 | 70.0 | 80.0 | 1 | +0.0 |" in page
+    assert "| taylor | 1 | 60.0 | 60.0 | 0 | +0.0 | 70.0 | 70.0 | 0 | +0.0 |" in page
+    assert "| b | 50.0 / 70.0 | 50.0 / 90.0 | – | – |" in page and "33 %" not in page and "33%" not in page
 
 
 def test_a_record_holds_what_is_there(tmp_path):
