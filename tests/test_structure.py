@@ -15,7 +15,7 @@ from paths import ROOT
 import bise_prune
 
 PACKAGE = Path(bise_prune.__file__).parent
-TOP = {"__init__", "__main__", "errors", "config", "files", "distributed", "version"}
+TOP = {"__init__", "__main__", "errors", "config", "digests", "files", "distributed", "version"}
 
 
 def _files():

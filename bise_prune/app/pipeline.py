@@ -22,6 +22,7 @@ from ..pruning import PruningResult
 from ..pruning.widths import WidthTrial
 from ..report.card import write_card
 from ..report.comparison import write_comparison
+from ..report.environment import installed_versions
 from ..report.files import (
     CARD_FILE,
     CONFIG_FILE,
@@ -39,6 +40,7 @@ from ..report.quality_gates import FAILURES, GATES, gate_records
 from ..report.record import SCHEMA_VERSION, report_of, sources_record
 from ..report.results import LATENCY_BATCHES, Figures, RunResults
 from ..tuning.finetuning import FinetuneResult
+from ..version import __version__
 from .output_folder import check_output, point_folder
 from .progress import Progress, StageClock
 from .reading import read_session
@@ -253,16 +255,26 @@ def _finished_point(session: Session) -> dict[str, Any] | None:
     config, path = session.config, session.config.output / REPORT_FILE
     if not path.is_file():
         return None
-    record: dict[str, Any] = json.loads(path.read_text())
     settings = json.loads(json.dumps(config.as_dict()))
-    differing = {key for key, value in settings.items() if record["config"].get(key) != value}
-    differing -= {"resume", "log", *GATES}
-    differing -= set() if record["config"]["search"] else {"search"}
     sources = sources_record(session.subject)
-    differing |= {name for name, digest in sources.items() if record.get("sources", {}).get(name) != digest}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        differing = {key for key, value in settings.items() if record["config"].get(key) != value}
+        differing -= {"resume", "log", *GATES}
+        differing -= set() if record["config"]["search"] else {"search"}
+        differing |= {name for name, digest in sources.items() if record["sources"].get(name) != digest}
+        made_by = record["environment"]
+        here = {"bise_prune": __version__, **installed_versions()}
+        there = {"bise_prune": made_by["bise_prune"], **made_by["packages"]}
+        differing |= {f"version of {name}" for name in ("bise_prune", "torch") if there.get(name) != here.get(name)}
+        gates = gate_records(config, record)
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({type(error).__name__}): delete the folder {config.output} to make this point anew"
+        ) from error
     if differing:
         raise ConfigError(
             f"{config.output} holds results of another run, which differs in {', '.join(sorted(differing))}; choose "
             "another folder with --output"
         )
-    return {**record, "gates": gate_records(config, record)}
+    return {**record, "gates": gates}

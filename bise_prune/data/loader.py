@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..digests import tensors_digest
 from ..distributed import world
 from ..errors import DataError
 from .batch import Batch, Input, Loader, as_batch, input_map
@@ -89,6 +91,13 @@ class BiasedDataset:
         """Size of all inputs in bytes."""
         tensors = [self.inputs] if isinstance(self.inputs, Tensor) else list(self.inputs.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the inputs, their normalisation, and the labels, in their order; computed once."""
+        named = {"input": self.inputs} if isinstance(self.inputs, Tensor) else self.inputs
+        scale = torch.tensor([*self.mean, *self.std], dtype=torch.float64)
+        return tensors_digest({**named, "target": self.target, "bias": self.bias, "mean and std": scale})
 
     def batch(self, rows: Tensor) -> Batch:
         """Make the batch of some samples: normalised images, or texts cut to the length of the longest of them.
@@ -285,14 +294,6 @@ class DataSplits:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 digest of all labels and some inputs, which tells data sets apart."""
-        digest = hashlib.sha256()
-        for data in self.by_name.values():
-            if data is None:
-                digest.update(b"-")
-                continue
-            rows = torch.linspace(0, len(data) - 1, min(64, len(data))).long()
-            inputs = data._at(rows)
-            for tensor in (data.target, data.bias, *([inputs] if isinstance(inputs, Tensor) else inputs.values())):
-                digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """SHA-256 of the inputs, their normalisation, and the labels of all splits."""
+        parts = [f"{name} {data.fingerprint}" for name, data in self.by_name.items() if data is not None]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()

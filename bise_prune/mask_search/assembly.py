@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import SearchConfig
 from ..data.batch import Loader, as_batch, input_map
 from ..data.loader import BatchLoader, sharded
+from ..digests import tensors_digest
 from ..distributed import world
 from ..errors import ConfigError, DataError
 from ..gates.masks import MaskSet
@@ -25,7 +26,7 @@ from .schedule import temperatures
 from .selection import resolve
 from .speed import FastPasses, Speedups
 from .state import GradualState, SearchState
-from .training_data import Position, TrainingData, TrainingLabels, digest
+from .training_data import Position, TrainingData, TrainingLabels
 
 VALIDATION_SAMPLES = 2000  # validation samples that a gradual search looks at in each round, at least
 VALIDATION_PART = 4  # otherwise one for so many training samples, at most
@@ -66,7 +67,7 @@ class Search:
         budget: what makes the network come down to a budget; in the paper's search None if there is no budget.
         validation: validation data; None if there are none.
         rule: name of the rule that selects an epoch.
-        digest: digest of the labels of the data, by which a saved state is recognised.
+        weights: digest of the weights before the search, by which a saved state is recognised.
     """
 
     config: SearchConfig
@@ -79,7 +80,7 @@ class Search:
     budget: BudgetTerm | Projection | None
     validation: Validation | None
     rule: str
-    digest: list[object]
+    weights: str
 
 
 def assemble(
@@ -106,28 +107,23 @@ def assemble(
     passes = FastPasses(network, data, speedups or Speedups())
     generator, position = torch.Generator().manual_seed(config.seed), Position()
     features, target, bias = passes.bottleneck(position)
-    labels = TrainingLabels(
-        target, bias, network.num_classes, config, aligned, network.device, network.dtype,
-        in_order=data.in_memory is not None,
-    )  # fmt: skip
+    labels = TrainingLabels(target, bias, network.num_classes, config, aligned, network.device, network.dtype)
     heads = BiasHeads(  # line 3
         features.shape[1], labels.num_bias_classes, generator, network.dtype, network.device,
         lr=config.head_lr, momentum=config.head_momentum, weight_decay=config.head_weight_decay,
     )  # fmt: skip
-    validation, digests = None, list(labels.digest)
+    validation = None
     if val_loader is not None:
         validation = _validation(val_loader, labels.aligned.cpu(), bias.shape[1])
-        if isinstance(val_loader, BatchLoader):
-            val = val_loader.data
-            if config.is_gradual:
-                most = max(VALIDATION_SAMPLES, len(target) // VALIDATION_PART)
-                validation = dataclasses.replace(validation, loader=_some_of(val_loader, most, config.seed))
-            digests.append(digest(torch.cat([val.target[:, None], val.bias], 1).cpu(), True))
+        if isinstance(val_loader, BatchLoader) and config.is_gradual:
+            most = max(VALIDATION_SAMPLES, len(target) // VALIDATION_PART)
+            validation = dataclasses.replace(validation, loader=_some_of(val_loader, most, config.seed))
     kind = GradualState if config.is_gradual else SearchState
     state = kind.at_start(network, heads, generator, position, config)
     rule = resolve(config.select, validation is not None, validation is not None and validation.has_bias)
     return Search(
-        config, schedule, network, data, labels, passes, state, budget, validation, rule, digests,
+        config, schedule, network, data, labels, passes, state, budget, validation, rule,
+        weights=tensors_digest(network.model.state_dict()),
     )  # fmt: skip
 
 

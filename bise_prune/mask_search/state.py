@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import SearchConfig
+from ..digests import tensors_digest
 from .heads import BiasHeads
 from .mutual_information import JointPool
 from .network import MaskedNetwork
@@ -68,7 +69,7 @@ class SearchState:
         history: one record per finished epoch.
         picks: for each selection rule the selected epoch, its score, and what :meth:`learned` returned at its end.
         heads_trained: whether the auxiliary heads have had their first training (line 4).
-        started_at: sum of the mask logits before the first step, by which a saved state is recognised.
+        started_at: digest of the mask logits before the first step, by which a saved state is recognised.
     """
 
     network: MaskedNetwork
@@ -79,7 +80,7 @@ class SearchState:
     generator: torch.Generator
     position: Position
     tally: EpochTally
-    started_at: float
+    started_at: str
     steps: int = 0
     history: list[EpochRecord] = field(default_factory=list)
     picks: dict[str, tuple[int, float | None, dict[str, Tensor]]] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class SearchState:
             generator=generator,
             position=position,
             tally=EpochTally(network.gates.closed),
-            started_at=float(logits.double().sum()),
+            started_at=tensors_digest({"logits": logits}),
         )
 
     @property

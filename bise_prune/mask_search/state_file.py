@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..files import atomic_path
 from ..metrics.accuracy import Evaluation, SubgroupAccuracy
 from .assembly import Search
 from .heads import HeadsState
+from .identity import differences, identity_of
 from .result import EpochRecord
 
 
@@ -39,25 +41,13 @@ def stop_if_asked(search: Search, path: Path | None, interrupted: Callable[[], b
     raise SearchInterrupted("interrupted; the same search takes up where it stopped")
 
 
-def fingerprint(search: Search) -> str:
-    """Text that must be equal for a saved state to belong to this search: settings, sites, data and weights."""
-    network = search.network
-    sites = [(site.name, site.num_channels) for site in network.sites]
-    trained = (
-        {id(p) for norm in network.norms for p in norm.parameters()} if search.config.batchnorm == "affine" else ()
-    )
-    weights = [float(p.double().sum()) for p in network.model.parameters() if id(p) not in trained]
-    data = len(search.data.first.target), search.digest
-    return repr((search.config, sites, data, weights, search.state.started_at, world()[1]))
-
-
 def save(search: Search, path: Path) -> None:
     """Save the state of the search; only the first process writes."""
     if world()[0]:
         return
     state, tally = search.state, search.state.tally
     content = {
-        "fingerprint": fingerprint(search),
+        "identity": identity_of(search),
         "learned": state.learned(),
         "heads": tuple(state.heads.state),
         "velocity": state.velocity,
@@ -76,8 +66,11 @@ def save(search: Search, path: Path) -> None:
         "extra": state.extra(),
         "history": [dataclasses.asdict(record) for record in state.history],
     }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    body = buffer.getvalue()
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(_digest(body) + body)
 
 
 def load(search: Search, path: Path) -> None:
@@ -88,14 +81,11 @@ def load(search: Search, path: Path) -> None:
     """
     if not path.is_file():
         return
-    try:
-        content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise BiseError(f"{path} is no readable search state; delete it to start the search anew") from error
-    if content.get("fingerprint") != fingerprint(search):
+    content = _content(path)
+    if differing := differences(content["identity"], identity_of(search)):
         raise BiseError(
-            f"{path} belongs to a search with other settings, data or weights; repeat those, "
-            "or delete the file to start anew"
+            f"{path} belongs to a search that differs from this one in {', '.join(differing)}: repeat that one, or "
+            "delete the file to start anew"
         )
     state, tally, device = search.state, search.state.tally, search.network.device
     learned = content["learned"]
@@ -124,9 +114,31 @@ def load(search: Search, path: Path) -> None:
 def finished_epochs(path: Path) -> int | None:
     """Number of epochs that a stopped search has finished, by its saved state; None without a readable one."""
     try:
-        return len(torch.load(path, weights_only=True, map_location="cpu", mmap=True)["history"])
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError):
+        return len(_content(path)["history"]) if path.is_file() else None
+    except BiseError:
         return None  # whoever loads the state tells what is wrong with it
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a state file holds.
+
+    Raises:
+        BiseError: the file cannot be read, or is not as it was written.
+    """
+    try:
+        whole = path.read_bytes()
+    except OSError as error:
+        raise BiseError(f"cannot read {path}: {error.strerror or error}") from error
+    body = whole[len(_digest(b"")) :]
+    if not whole.startswith(_digest(body)):
+        raise BiseError(f"{path} is no readable search state; delete it to start the search anew")
+    content: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+    return content
+
+
+def _digest(body: bytes) -> bytes:
+    """SHA-256 of the body of a state file, which stands in front of it."""
+    return hashlib.sha256(body).digest()
 
 
 def _restored(values: dict[str, Any]) -> EpochRecord:

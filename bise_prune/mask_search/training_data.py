@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -98,13 +98,11 @@ class TrainingLabels:
             it.
         device: device on which the labels of a batch are needed.
         dtype: precision of the weights.
-        in_order: whether the order of the samples is known.
 
     Attributes:
         aligned: bias value that each class is aligned with, shape (classes, K), on the device.
         num_conflicting: number of bias-conflicting samples per bias.
         num_bias_classes: number of bias classes |B_k| per bias.
-        digest: digest of the labels, by which a saved state is recognised.
         weights: sample weights as a function of the labels.
         known: labels of the whole set, in the order in which they were given.
 
@@ -122,7 +120,6 @@ class TrainingLabels:
         aligned: Tensor | None,
         device: torch.device,
         dtype: torch.dtype,
-        in_order: bool,
     ) -> None:
         if not bias.shape[1]:
             raise DataError("the training data have no bias labels: give some, or find pseudo labels for them first")
@@ -133,7 +130,6 @@ class TrainingLabels:
             )
         found = aligned_values(target, bias, num_classes) if aligned is None else aligned.cpu()
         self.num_conflicting: tuple[int, ...] = tuple((~is_aligned(target, bias, found)).sum(0).tolist())
-        self.digest: list[Any] = [digest(torch.cat([target[:, None], bias], 1), in_order), found.tolist()]
         if not min(self.num_conflicting):
             raise DataError(
                 f"no bias-conflicting sample among {len(target)} for bias {self.num_conflicting.index(0)}: "
@@ -155,11 +151,3 @@ class TrainingLabels:
     def _judged(self, target: Tensor, bias: Tensor) -> Labels:
         """The labels with their weights, and which samples are bias-conflicting."""
         return Labels(target, bias, self.weights(target, bias), ~is_aligned(target, bias, self.aligned))
-
-
-def digest(labels: Tensor, in_order: bool) -> list[Any]:
-    """Values by which label sets (N, columns) are told apart: a sum that depends on the order, or counts of rows."""
-    if in_order:
-        return [len(labels), (torch.arange(1, len(labels) + 1) @ labels.cpu()).tolist()]
-    rows, counts = labels.unique(dim=0, return_counts=True)
-    return [rows.tolist(), counts.tolist()]

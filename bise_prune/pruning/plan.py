@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..channels import Edit, Regather
 from ..config import Target, TargetKind
+from ..digests import tensors_digest
 from ..errors import PruningError
 from ..files import write_json
 from ..gates.masks import MaskSet
@@ -224,11 +225,4 @@ def _structure(change: Regather) -> list[Any]:
 
 def fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of the names, shapes, dtypes and bytes of a model's parameters and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            continue
-        tensor = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return found.hexdigest()
+    return tensors_digest((name, found) for name, found in model.state_dict().items() if isinstance(found, Tensor))

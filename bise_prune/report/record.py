@@ -20,6 +20,7 @@ from ..pruning import PruningResult
 from ..pruning.plan import PruningPlan
 from ..pruning.verification import Verification
 from ..pruning.widths import WidthTrial
+from ..tracing import trace
 from ..tuning.pseudo_labels import PseudoLabels
 from .environment import command_line, environment_record
 from .ladder import ladder_record
@@ -141,8 +142,12 @@ def epoch_record(epoch: EpochRecord) -> dict[str, Any]:
 
 
 def sources_record(subject: Subject) -> dict[str, str]:
-    """SHA-256 of the checkpoint, and a fingerprint of the data."""
-    return {"checkpoint": subject.checkpoint.sha256, "data": subject.splits.fingerprint}
+    """SHA-256 of the checkpoint, of what the network computes, and of the data."""
+    return {
+        "checkpoint": subject.checkpoint.sha256,
+        "network": trace(subject.dense, subject.held_out.example()).fingerprint,
+        "data": subject.splits.fingerprint,
+    }
 
 
 def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:

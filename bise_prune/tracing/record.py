@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -208,6 +209,15 @@ class Trace:
         forks = [value.readers[0] for value in self.values if not value.parameter and len(value.readers) > 1]
         return min(forks, default=None)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is computed, without the values of tensors; read it only when the trace is complete."""
+        lines = [
+            (call.function, call.kind, call.layer, call.operands, call.outputs, _plain(call.args), _plain(call.kwargs))
+            for call in self.calls
+        ]
+        return hashlib.sha256(repr((lines, self.inputs, self.outputs)).encode()).hexdigest()
+
     @cached_property
     def call_of(self) -> dict[tuple[str, int], Call]:
         """Key -> the counted call with that key; read it only when the trace is complete."""
@@ -241,6 +251,16 @@ class Trace:
                 return None
             value = tensors[0]
         return None
+
+
+def _plain(value: Any) -> Any:
+    """Arguments of a call, in which what is no plain value is replaced by the name of its type."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in sorted(value.items())}
+    is_plain = value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+    return value if is_plain else type(value).__name__
 
 
 def _multiplies(call: Call) -> bool:
