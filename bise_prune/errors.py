@@ -59,3 +59,19 @@ def counted(number: float, noun: str) -> str:
     """
     digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{digits} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: object, most: int = 2_000) -> str:
+    r"""Text from outside on one line: without control characters, which are written as escapes, and not too long.
+
+    Args:
+        text: the text.
+        most: number of characters beyond which its middle is left out.
+
+    >>> printable("a\x1b[31m\nb"), printable("x" * 100, most=20)
+    ('a\\x1b[31m\\nb', 'xxxxxxxx ... xxxxxxx')
+    """
+    whole = str(text)
+    if len(whole) > most:
+        whole = f"{whole[: most // 2 - 2]} ... {whole[-(most // 2 - 3) :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import DataError
-from .columns import LARGEST_LABEL, PARTS, Columns, random_split, split_folders
-from .images import MEAN, STD
+from .columns import Columns
+from .images import scale_of
+from .labels import LARGEST_LABEL, PARTS, random_split, split_folders
 from .loader import BiasedDataset, DataSplits
 from .table import stop_at_problems
 
@@ -29,13 +31,16 @@ def is_array_folder(root: Path) -> bool:
 def load_arrays(root: Path, preprocessing: Mapping[str, Any], columns: Columns | None = None) -> DataSplits:
     """Read ``images.npy`` and ``attrs.npy`` from ``root``, or from its folders ``train``, ``valid`` and ``test``.
 
-    Images have shape (N, H, W), (N, H, W, C) or (N, C, H, W). Images of dtype uint8 are divided by 255 and normalised;
-    floating-point images are given to the network unchanged. Attributes are integers of shape (N, A): column 0 is the
-    class label and column 1 the bias label, unless ``columns`` gives other column numbers.
+    Images have shape (N, H, W), (N, H, W, C) or (N, C, H, W), where C is the number of channels that the network takes;
+    grey is made of colours and colours of grey, and a fourth channel beside colours is dropped. Images of dtype uint8
+    are divided by 255 and normalised; floating-point images are given to the network unchanged. Attributes are integers
+    of shape (N, A): column 0 is the class label and column 1 the bias label, unless ``columns`` gives other column
+    numbers; -1 and 1 stand for 0 and 1.
 
     Args:
         root: the folder.
-        preprocessing: ``mean``, ``std`` and ``size``, the (height, width) that uint8 images are resized to (bilinear).
+        preprocessing: ``mean``, ``std``, ``channels`` (3 if missing) and ``size``, the (height, width) that uint8
+            images are resized to (bilinear).
         columns: the columns of ``attrs.npy`` to read, given by number.
 
     Raises:
@@ -43,10 +48,12 @@ def load_arrays(root: Path, preprocessing: Mapping[str, Any], columns: Columns |
     """
     columns = columns or Columns()
     problems: list[str] = []
-    read = [(_read(place, columns, preprocessing, problems), part) for place, part in _places(root).items()]
+    remarks: dict[str, None] = {}
+    read = [(_read(place, columns, preprocessing, problems, remarks), part) for place, part in _places(root).items()]
     stop_at_problems(root, problems)
     parts = [(data, part) for data, part in read if data is not None]
     notes = [f"{root.resolve().name}: {sum(len(data) for data, _ in parts)} images from arrays"]
+    notes += remarks
     if not parts[0][0].mean:
         notes.append("the images are floating-point numbers, which are fed as they are: no size, mean or std applies")
     found: dict[str, BiasedDataset] = {part: data for data, part in parts if part}
@@ -69,16 +76,24 @@ def _places(root: Path) -> dict[Path, str]:
     return {root: ""} if root in found else found
 
 
-def _read(place: Path, columns: Columns, preprocessing: Mapping[str, Any], problems: list[str]) -> BiasedDataset | None:
-    """Read one split; on problems, add them to ``problems`` and return None."""
+def _read(
+    place: Path, columns: Columns, preprocessing: Mapping[str, Any], problems: list[str], remarks: dict[str, None]
+) -> BiasedDataset | None:
+    """Read one split, adding to ``problems`` and ``remarks``; None if there are problems."""
     arrays = {}
     for name in (_IMAGES, _ATTRIBUTES):
         try:
-            arrays[name] = np.load(place / name, mmap_mode="r" if name == _IMAGES else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            with (place / name).open("rb") as file:
+                if file.read(2) == b"PK":
+                    raise ValueError("it is an archive (.npz), not an array")
+            found = np.load(place / name, mmap_mode="r", allow_pickle=False)  # not larger than the file
+            if not isinstance(found, np.ndarray) or not found.ndim:
+                raise ValueError("it is no array of samples")
+            arrays[name] = found
+        except Exception as error:  # NumPy raises anything for a header of any content
             objects = any(word in str(error) for word in ("pickle", "Python objects"))
-            reason = "it holds pickled objects" if objects else str(error).splitlines()[0]
-            problems.append(f"{place / name} cannot be read: {reason}")
+            reason = "it holds pickled objects" if objects else (str(error) or type(error).__name__).splitlines()[0]
+            problems.append(f"{place / name} cannot be read: {reason[:200]}")
     if len(arrays) < 2:
         return None
     before = len(problems)
@@ -96,14 +111,20 @@ def _read(place: Path, columns: Columns, preprocessing: Mapping[str, Any], probl
         return None
     if images.ndim == 3:
         images = images[..., None]
-    if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3, 4):
+    channels = int(preprocessing.get("channels", 3))
+    if images.shape[1] not in (channels, 1, 3) and images.shape[3] in (channels, 1, 3, 4):
         images = images.transpose(0, 3, 1, 2)
-    if images.shape[1] not in (1, 3, 4):
-        problems.append(f"{place / _IMAGES} of shape {arrays[_IMAGES].shape} has neither 1 nor 3 nor 4 channels")
+    convert = _conversion(images.shape[1], channels)
+    if convert is None:
+        problems.append(
+            f"{place / _IMAGES} of shape {arrays[_IMAGES].shape} has images of other than {channels} channels, which "
+            "the network takes"
+        )
         return None
-    images = images[:, :3]
+    if convert.note:
+        remarks[convert.note] = None
     if np.issubdtype(images.dtype, np.floating):
-        inputs = torch.from_numpy(np.array(images, dtype=np.float32, order="C"))
+        inputs = convert.of(torch.from_numpy(np.array(images, dtype=np.float32, order="C")))
         finite = torch.isfinite(inputs.flatten(1)).all(1)
         if not bool(finite.all()):
             first = int((~finite).nonzero()[0])
@@ -112,9 +133,42 @@ def _read(place: Path, columns: Columns, preprocessing: Mapping[str, Any], probl
             )
             return None
         return BiasedDataset(inputs, labels[0], labels[1])
-    inputs = _resized(images, preprocessing.get("size"))
-    mean, std = tuple(preprocessing.get("mean", MEAN)), tuple(preprocessing.get("std", STD))
-    return BiasedDataset(inputs, labels[0], labels[1], mean, std)
+    inputs = _resized(images, preprocessing.get("size"), channels, convert)
+    return BiasedDataset(inputs, labels[0], labels[1], *scale_of(preprocessing, channels))
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """Makes images of so many channels as the network takes.
+
+    Attributes:
+        of: function from images (N, C, H, W) to images (N, channels, H, W), of floats or uint8.
+        note: what it does, for the report; "" if nothing.
+    """
+
+    of: Callable[[Tensor], Tensor]
+    note: str = ""
+
+
+def _conversion(present: int, channels: int) -> _Conversion | None:
+    """What makes images of some channels of images of others; None if nothing can."""
+    if present == channels:
+        return _Conversion(lambda images: images)
+    if (present, channels) == (4, 3):
+        return _Conversion(lambda images: images[:, :3], "the images have a fourth channel, which was dropped")
+    if present == 1 and channels == 3:
+        return _Conversion(
+            lambda images: images.expand(-1, 3, -1, -1), "the images are grey, and were made three equal channels"
+        )
+    if present in (3, 4) and channels == 1:
+        return _Conversion(_grey, "the images are coloured, and were made grey, which is what the network takes")
+    return None
+
+
+def _grey(images: Tensor) -> Tensor:
+    """The luminance of images (N, 3 or 4, H, W) by ITU-R 601, shape (N, 1, H, W)."""
+    grey = torch.einsum("nchw,c->nhw", images[:, :3].float(), torch.tensor([0.299, 0.587, 0.114]))[:, None]
+    return grey if images.is_floating_point() else grey.round_().to(images.dtype)
 
 
 def _columns(path: Path, attributes: np.ndarray, columns: Columns, problems: list[str]) -> tuple[Tensor, Tensor] | None:
@@ -133,6 +187,8 @@ def _columns(path: Path, attributes: np.ndarray, columns: Columns, problems: lis
         problems.append(f"{path}: a column is given for more than one purpose ({', '.join(wanted)})")
         return None
     values = torch.from_numpy(attributes[:, [int(w) for w in wanted]].astype(np.int64))
+    signs = (values == -1).any(0) & (values.abs() == 1).all(0)  # columns of -1 and 1 alone
+    values = torch.where(signs, (values + 1) // 2, values)
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= LARGEST_LABEL:
         problems.append(
             f"{path}: labels run from {int(values.min())} to {int(values.max())}, expected 0 to {LARGEST_LABEL}"
@@ -141,12 +197,12 @@ def _columns(path: Path, attributes: np.ndarray, columns: Columns, problems: lis
     return values[:, 0], values[:, 1:]
 
 
-def _resized(images: np.ndarray, size: Any) -> Tensor:
-    """Convert and resize uint8 images to shape (N, 3, H, W); grey images get three equal channels."""
+def _resized(images: np.ndarray, size: Any, channels: int, convert: _Conversion) -> Tensor:
+    """Convert and resize uint8 images to shape (N, channels, H, W)."""
     shape = tuple(images.shape[2:]) if size is None else (int(size[0]), int(size[1]))
-    found = torch.empty((len(images), 3, *shape), dtype=torch.uint8)
+    found = torch.empty((len(images), channels, *shape), dtype=torch.uint8)
     for start in range(0, len(images), _CHUNK):
-        part = torch.from_numpy(np.array(images[start : start + _CHUNK], order="C"))
+        part = convert.of(torch.from_numpy(np.array(images[start : start + _CHUNK], order="C")))
         if tuple(part.shape[2:]) != shape:
             part = interpolate(part.float(), shape, mode="bilinear", antialias=True).round_().clamp_(0, 255).byte()
         found[start : start + len(part)] = part

@@ -74,8 +74,9 @@ def as_batch(batch: Any) -> Batch:
         fields.append(value)
     inputs, target, bias = fields
     bias = bias[:, None] if bias.ndim == 1 else bias
-    sizes = {len(tensor) for tensor in ([inputs] if isinstance(inputs, Tensor) else inputs.values())}
-    if sizes != {len(target)} or len(bias) != len(target) or target.ndim != 1 or bias.ndim != 2:
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+    are_batched = all(tensor.ndim for tensor in tensors) and target.ndim == 1 and bias.ndim == 2
+    if not are_batched or {len(tensor) for tensor in (*tensors, bias)} != {len(target)}:
         shapes = tuple(inputs.shape) if isinstance(inputs, Tensor) else {k: tuple(v.shape) for k, v in inputs.items()}
         raise DataError(
             f"fields of a batch differ: input {shapes}, target {tuple(target.shape)}, "

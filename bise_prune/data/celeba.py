@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from .images import decode_images
 from .loader import BiasedDataset, DataSplits
+from .table import Table
 
 TARGET = "Blond_Hair"
 CLASSES = ("not blond", "blond")
@@ -19,6 +20,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 VALIDATION_PER_SUBGROUP = 277
 _TRAIN, _VALID = "0", "1"
+_LISTS = ("list_attr_celeba", "list_eval_partition")
 _SUBGROUPS = [(y, b) for y in range(2) for b in range(2)]
 
 
@@ -81,11 +83,35 @@ def load_celeba(root: Path, seed: int = 0, size: int = 224) -> DataSplits:
     )
 
 
+def has_attribute_lists(root: Path) -> bool:
+    """Whether a folder holds CelebA's lists of attributes and of splits, as they are distributed."""
+    return all(any((root / f"{name}.{end}").is_file() for end in ("txt", "csv")) for name in _LISTS)
+
+
+def attribute_table(root: Path) -> tuple[Table, Path]:
+    """Read CelebA's lists as one table.
+
+    Args:
+        root: folder for which :func:`has_attribute_lists` is true.
+
+    Returns:
+        The table, with the columns "image_id", all attributes (-1 and 1) and "split"; and the folder of the images.
+
+    Raises:
+        DataError: a list is damaged.
+    """
+    attributes, partition = _find_lists(root)
+    header, body = _attribute_rows(attributes)
+    columns = {name: [row[place] for row in body] for place, name in enumerate(header)}
+    columns["split"] = _read_partition(partition, columns["image_id"])
+    return Table(attributes, [row[0] for row in body], columns), _folder_of_images(root)
+
+
 def _find_lists(root: Path) -> tuple[Path, Path]:
     """Paths of the attribute list and of the partition list."""
     found = []
     missing = []
-    for name in ("list_attr_celeba", "list_eval_partition"):
+    for name in _LISTS:
         path = next((path for end in ("txt", "csv") if (path := root / f"{name}.{end}").is_file()), None)
         if path:
             found.append(path)
@@ -107,25 +133,33 @@ def _read_rows(path: Path) -> list[list[str]]:
     return rows
 
 
-def _read_attributes(path: Path) -> tuple[list[str], Tensor, Tensor]:
-    """File names, class labels (Blond_Hair) and bias labels (1 - Male); the file's values are 1 and -1 (or 0)."""
+def _attribute_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The header of the list of attributes, "image_id" first, and its rows."""
     rows = _read_rows(path)
-    header = rows[:1] if path.suffix == ".csv" else [["image_id", *row] for row in rows[1:2]]  # .txt: count first
-    body = rows[1 if path.suffix == ".csv" else 2 :]
-    columns = header[0] if header else []
-    absent = [name for name in (TARGET, "Male") if name not in columns]
-    if absent:
-        raise DataError(f"{path} has no column {', '.join(absent)}")
-    target, male = columns.index(TARGET), columns.index("Male")
-    wrong = [
-        f"'{row[0]}'"
-        for row in body
-        if len(row) != len(columns) or not {row[target], row[male]} <= {"1", "-1", "0"}
-    ]  # fmt: skip
+    is_csv = path.suffix == ".csv"
+    header = ["image_id", *(rows[0][1:] if is_csv else rows[1])] if len(rows) > 1 else []  # .txt: their number first
+    body = rows[1 if is_csv else 2 :]
+    wrong = [f"'{row[0]}'" for row in body if len(row) != len(header)]
     if wrong or not body:
         raise DataError(
             f"{path}: {len(wrong)} of {len(body)} rows are damaged, first {', '.join(wrong[:10]) or 'none'}; expected "
-            f"a file name and {len(columns) - 1} values of 1 or -1"
+            f"a file name and {max(0, len(header) - 1)} values of 1 or -1"
+        )
+    return header, body
+
+
+def _read_attributes(path: Path) -> tuple[list[str], Tensor, Tensor]:
+    """File names, class labels (Blond_Hair) and bias labels (1 - Male); the file's values are 1 and -1 (or 0)."""
+    header, body = _attribute_rows(path)
+    absent = [name for name in (TARGET, "Male") if name not in header]
+    if absent:
+        raise DataError(f"{path} has no column {', '.join(absent)}")
+    target, male = header.index(TARGET), header.index("Male")
+    wrong = [f"'{row[0]}'" for row in body if not {row[target], row[male]} <= {"1", "-1", "0"}]
+    if wrong:
+        raise DataError(
+            f"{path}: {len(wrong)} of {len(body)} rows are damaged, first {', '.join(wrong[:10])}; expected values of "
+            "1 or -1"
         )
     values = torch.tensor([[row[target] == "1", row[male] != "1"] for row in body], dtype=torch.long)
     return [row[0] for row in body], values[:, 0], values[:, 1]
@@ -165,11 +199,15 @@ def _check_subgroups(root: Path, train: Sequence[Tensor], valid: Sequence[Tensor
         raise DataError(f"CelebA in {root} is too small: {'; '.join(problems)}")
 
 
+def _folder_of_images(root: Path) -> Path:
+    """The folder of the images, also in the layout of Kaggle's zip archive, which has it twice."""
+    folder = root / "img_align_celeba"
+    return folder / folder.name if (folder / folder.name).is_dir() else folder
+
+
 def _find_images(root: Path, names: Sequence[str]) -> list[Path]:
     """The paths of the images; the error lists the first ten that are missing."""
-    folder = root / "img_align_celeba"
-    if (folder / folder.name).is_dir():  # the layout of Kaggle's zip archive
-        folder /= folder.name
+    folder = _folder_of_images(root)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = [name for name in names if name not in present]
     if missing:

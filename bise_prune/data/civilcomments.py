@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import DataError
-from .columns import read_scores, read_splits
+from .labels import read_scores, read_splits
 from .loader import DataSplits
 from .table import read_table, stop_at_problems
 from .text import Tokenizer, assemble, read_texts, shared_texts

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from .arrays import is_array_folder, load_arrays
-from .columns import Chosen, Columns, read_labels, read_splits, split_folders
+from .celeba import attribute_table, has_attribute_lists
+from .columns import Chosen, Columns
+from .formats import is_image
 from .images import Listing, splits_of
+from .labels import read_labels, read_splits, split_folders
 from .loader import DataSplits
-from .table import Table, read_header, read_table
+from .resolving import resolved
+from .table import Table
+from .tables import Tables, metadata_tables, tables_in
 
-_METADATA = "metadata.csv"
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 _ALIGNED, _CONFLICTING = "align", "conflict"
 LAYOUTS = (
-    "a metadata.csv (label, bias, split, file), train/, val/ and test/ with one each, images.npy with attrs.npy, "
-    "align/ and conflict/ folders, parquet files, or a folder of images per class"
+    "a metadata.csv (label, bias, split, file), train/, val/ and test/ with one each, train.csv, val.csv and test.csv, "
+    "images.npy with attrs.npy, align/ and conflict/ folders, parquet files, or a folder of images per class"
 )
 
 
@@ -30,47 +34,48 @@ def load_folder(
     columns: Columns | None = None,
     classes: Sequence[str] = (),
     skip_bad: bool = False,
+    image_folder: Path | None = None,
 ) -> DataSplits:
     """Read a folder of images; its layout is recognised.
 
-    - ``metadata.csv``, or a single CSV file of another name: one row per image with the columns label, split (train,
-      val, test or 0, 1, 2), file (relative to the folder) and bias; other usual names are recognised as well. Several
-      biases are columns "bias_..."; without a bias column the bias labels are unknown. Labels are integers from 0, or
-      names. The file may also lie in each of the folders ``train``, ``val`` and ``test``; then it needs no split
-      column.
+    - ``metadata.csv`` (or another table, see :func:`bise_prune.data.tables.tables_in`): one row per image with the
+      columns label, split (train, val, test or 0, 1, 2), file (relative to the folder) and bias; other usual names are
+      recognised as well. Several biases are columns "bias_..."; without a bias column the bias labels are unknown.
+      Labels are integers from 0, or names. Without a split column, tables of the splits say it.
     - ``images.npy`` and ``attrs.npy``, see :func:`bise_prune.data.arrays.load_arrays`.
     - folders ``align`` and ``conflict``: class and bias label are the last two fields of a file's name, separated by
       "_"; validation and test images are in the folders ``valid`` and ``test`` beside these or one folder further up.
+    - CelebA's lists of attributes and of splits, as they are distributed; label and bias are any two attributes.
     - one folder per class, optionally in folders ``train``, ``val`` and ``test``: there are no bias labels.
 
     Before anything else happens, all rows and files are checked, and every image is decoded once into a temporary
     file-backed array. Data without splits are split at random (see :func:`bise_prune.data.images.splits_of`).
 
     Args:
-        root: the folder, or a CSV file in it.
-        preprocessing: ``mean``, ``std`` and ``size``; see :func:`bise_prune.data.images.splits_of`.
-        columns: names of columns, for CSV files, or their numbers, for arrays.
+        root: the folder, or a table in it.
+        preprocessing: ``mean``, ``std``, ``size``, ``crop`` and ``channels``; see
+            :func:`bise_prune.data.images.splits_of`.
+        columns: names of columns, for tables, or their numbers, for arrays.
         classes: class names of the checkpoint, whose order numbers the classes; alphabetical order if there are none.
         skip_bad: whether to continue without images that cannot be read.
+        image_folder: folder that the files in a table are relative to; None = the table's own.
 
     Raises:
         DataError: the folder cannot be used; the message lists the first ten problems.
     """
     columns = columns or Columns()
     if root.is_file():
-        listing = _from_tables(root.parent, [(root, "")], columns, classes)
-    elif (root / _METADATA).is_file():
-        listing = _from_tables(root, [(root / _METADATA, "")], columns, classes)
-    elif tables := [
-        (folder / _METADATA, part) for folder, part in split_folders(root) if (folder / _METADATA).is_file()
-    ]:
-        listing = _from_tables(root, tables, columns, classes)
+        listing = _from_tables(root.parent, Tables([(root, "")]), columns, classes, image_folder)
+    elif (tables := metadata_tables(root)) is not None:
+        listing = _from_tables(root, tables, columns, classes, image_folder)
     elif is_array_folder(root):
         return load_arrays(root, preprocessing, columns)
     elif (root / _ALIGNED).is_dir() and (root / _CONFLICTING).is_dir():
         listing = _from_names(root, classes)
-    elif len(found := sorted(root.glob("*.csv"))) == 1:
-        listing = _from_tables(root, [(found[0], "")], columns, classes)
+    elif has_attribute_lists(root):
+        listing = _from_attributes(root, columns, classes, image_folder)
+    elif (tables := tables_in(root, columns, "file")) is not None:
+        listing = _from_tables(root, tables, columns, classes, image_folder)
     else:
         listing = _from_classes(root, classes)
     return splits_of(listing, preprocessing, skip_bad)
@@ -83,52 +88,77 @@ def _subfolders(root: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     """All image files in a folder and its subfolders, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
 
 
-def _from_tables(root: Path, tables: Sequence[tuple[Path, str]], columns: Columns, classes: Sequence[str]) -> Listing:
-    """List the images of one or several CSV files, each given with its split ("" if a column says it)."""
-    path = tables[0][0]
-    chosen = columns.chosen(read_header(path), path, "file")
-    whole, files, fixed = Table(path, [], {name: [] for name in chosen.names}), list[Path](), list[str]()
-    for path, part in tables:
-        table = read_table(path, chosen.names)
-        whole.lines += [f"{line} of {path.parent.name}/{path.name}" if part else line for line in table.lines]
-        for name, values in whole.columns.items():
-            values += table.columns[name]
-        whole.problems += table.problems
-        files += [path.parent / name for name in table.columns[chosen.content]]
-        fixed += [part] * len(table.lines)
-    parts = fixed if fixed[0] else read_splits(whole, chosen.split) if chosen.split else []
-    labels = read_labels(whole, chosen, classes, parts)
-    whole.report(
-        f"without a value in '{chosen.content}'", [i for i, n in enumerate(whole.columns[chosen.content]) if not n]
-    )
+def _left_out(folders: Sequence[Path]) -> list[str]:
+    """Notes on the files in folders that are not taken for images."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not is_image(path)]
+    hidden = sum(path.name.startswith(".") for path in files)
+    endings = Counter(path.suffix.lower() or "no ending" for path in files if not path.name.startswith("."))
+    notes = [f"{counted(hidden, 'hidden file')} (named ._... or .…) left out"] if hidden else []
+    if endings:
+        most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:5]
+        listed = ", ".join(f"{count:,} {ending}" for ending, count in most)
+        notes.append(f"{counted(endings.total(), 'file')} left out, by the ending no images ({listed})")
+    return notes
+
+
+def _from_tables(
+    root: Path, tables: Tables, columns: Columns, classes: Sequence[str], image_folder: Path | None
+) -> Listing:
+    """List the images of tables."""
+    header = tables.header()
+    chosen = columns.chosen(header, tables.first, "file")
+    table, folders, parts = tables.read(chosen.names)
+    return _listed(root, table, chosen, folders, parts, header, classes, image_folder)
+
+
+def _from_attributes(root: Path, columns: Columns, classes: Sequence[str], image_folder: Path | None) -> Listing:
+    """List the images of CelebA's lists, by the attributes that the columns name."""
+    table, images = attribute_table(root)
+    chosen = columns.chosen(list(table.columns), table.path, "file")
+    return _listed(
+        root, table, chosen, [images] * len(table.lines), [], list(table.columns), classes, image_folder
+    )  # fmt: skip
+
+
+def _listed(
+    root: Path, table: Table, chosen: Chosen, folders: Sequence[Path], parts: Sequence[str], header: Sequence[str],
+    classes: Sequence[str], image_folder: Path | None,
+) -> Listing:  # fmt: skip
+    """List the images of a table whose rows are relative to given folders."""
+    parts = parts or (read_splits(table, chosen.split) if chosen.split else [])
+    labels = read_labels(table, chosen, classes, parts)
+    names = table.columns[chosen.content]
+    table.report(f"without a value in '{chosen.content}'", [i for i, name in enumerate(names) if not name])
+    if image_folder is not None:
+        folders = [image_folder] * len(names)
+    files, found, problems = resolved(root if image_folder is None else image_folder, folders, names)
+    table.problems += problems
     seen: dict[Path, int] = {}
     again = [i for i, file in enumerate(files) if seen.setdefault(file, i) != i]
-    whole.report("with a file that another row lists, too", again, chosen.content)
+    table.report("with a file that another row lists, too", again, chosen.content)
     apart = sum(bool(parts) and parts[i] != parts[seen[files[i]]] for i in again)
     if apart:
-        whole.problems.append(f"{apart} of these files are in more than one split")
-    if fixed[0] and "train" not in fixed:
-        whole.problems.append("no row of the training split")
-    names = [name or "a row without a file" for name in whole.columns[chosen.content]]
-    notes = [f"columns: {chosen}", *labels.notes]
+        table.problems.append(f"{apart} of these files are in more than one split")
+    notes = [f"columns: {chosen}", *table.notes, *labels.notes, *found]
     if not chosen.biases:
-        notes.append(f"no column of bias labels among {', '.join(read_header(path))}")
+        notes.append(f"no column of bias labels among {', '.join(header)}")
     return Listing(
-        root, files, names, labels.target, labels.bias, parts, labels.classes, notes, whole.problems,
-        bias_values=labels.bias_values, bias_names=labels.bias_names,
+        root, files, [name or "a row without a file" for name in names], labels.target, labels.bias, parts,
+        labels.classes, notes, table.problems, bias_values=labels.bias_values, bias_names=labels.bias_names,
     )  # fmt: skip
 
 
 def _from_names(root: Path, classes: Sequence[str]) -> Listing:
     """List files named ``..._LABEL_BIAS`` in align/ and conflict/, and in valid/ and test/ beside or above these."""
-    files = [(path, "train") for name in (_ALIGNED, _CONFLICTING) for path in _images(root / name)]
     places = {
         part: folder for parent in (root.parent, root) for folder, part in split_folders(parent) if part != "train"
     }
-    files += [(path, part) for part, folder in places.items() for path in _images(folder)]
+    folders = [(root / name, "train") for name in (_ALIGNED, _CONFLICTING)]
+    folders += [(folder, part) for part, folder in places.items()]
+    files = [(path, part) for folder, part in folders for path in _images(folder)]
     table = Table(root, [str(path.relative_to(root.parent)) for path, _ in files], {"label": [], "bias": []})
     unnamed = []
     for path, _ in files:
@@ -139,12 +169,13 @@ def _from_names(root: Path, classes: Sequence[str]) -> Listing:
         table.columns["bias"].append(fields[-1] if fit else "0")
     if unnamed:
         table.problems.append(
-            f"{len(unnamed)} files are not named ID_LABEL_BIAS with numbers for both, first {', '.join(unnamed[:10])}"
+            f"{counted(len(unnamed), 'file')} not named ID_LABEL_BIAS with numbers for both, first "
+            f"{', '.join(unnamed[:10])}"
         )
     if not files:
         raise DataError(f"no images in {root / _ALIGNED} and {root / _CONFLICTING}")
     labels = read_labels(table, Chosen("file", "label", ("bias",), None), classes)
-    notes = ["label and bias are the last two fields of the files' names"]
+    notes = ["label and bias are the last two fields of the files' names", *_left_out([f for f, _ in folders])]
     return Listing(
         root, [path for path, _ in files], table.lines, labels.target, labels.bias, [part for _, part in files],
         labels.classes, notes, table.problems,
@@ -152,15 +183,22 @@ def _from_names(root: Path, classes: Sequence[str]) -> Listing:
 
 
 def _from_classes(root: Path, classes: Sequence[str]) -> Listing:
-    """List the images of one folder per class, optionally in train/, val/ and test/."""
-    places = split_folders(root)
-    if not places or len(places) < len(_subfolders(root)):  # a class may be called "train"
-        places = [(root, "")]
-    files = [
-        (path, folder.name, part) for place, part in places for folder in _subfolders(place) for path in _images(folder)
-    ]
+    """List the images of one folder per class, optionally in train/, val/ and test/.
+
+    Folders called like splits are splits if the one of the training split holds a folder per class; whatever lies
+    beside them is then left out. Otherwise they are classes.
+    """
+    places = [(folder, part) for folder, part in split_folders(root) if any(map(_images, _subfolders(folder)))]
+    beside = [folder.name for folder in _subfolders(root) if folder not in [place for place, _ in places]]
+    if "train" not in (part for _, part in places):
+        places, beside = [(root, "")], []
+    folders = [(folder, part) for place, part in places for folder in _subfolders(place)]
+    files = [(path, folder.name, part) for folder, part in folders for path in _images(folder)]
+    notes = ["a folder per class, so no bias labels", *_left_out([folder for folder, _ in folders])]
+    if beside:
+        notes.append(f"beside the folders of the splits, {', '.join(beside[:10])} left out")
     if not files:
-        raise DataError(f"no data in {root}: expected {LAYOUTS}")
+        raise DataError(f"no data in {root}: expected {LAYOUTS}" + "".join(f"; {note}" for note in notes[1:]))
     found = sorted({name for _, name, _ in files})
     numbered = {name: i for i, name in enumerate(classes or found)}
     foreign = [name for name in found if name not in numbered]
@@ -170,11 +208,9 @@ def _from_classes(root: Path, classes: Sequence[str]) -> Listing:
             f"folders {', '.join(foreign[:10])} are no classes of the checkpoint ({', '.join(classes[:10])})"
         )
     parts = [part for _, _, part in files] if places[0][1] else []
-    if parts and "train" not in parts:
-        problems.append("no image of the training split")
     target = torch.tensor([numbered.get(name, 0) for _, name, _ in files])
     return Listing(
         root, [path for path, _, _ in files], [str(path.relative_to(root)) for path, _, _ in files], target,
-        torch.zeros(len(files), 0, dtype=torch.long), parts, list(classes or found),
-        ["a folder per class, so no bias labels"], problems, without_bias=True,
+        torch.zeros(len(files), 0, dtype=torch.long), parts, list(classes or found), notes, problems,
+        without_bias=True,
     )  # fmt: skip

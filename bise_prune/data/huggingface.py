@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .columns import SPLITS, Columns, read_labels, read_splits
+from .columns import Columns
 from .images import Listing, splits_of
+from .labels import read_labels, read_splits, split_of
 from .loader import DataSplits
-from .table import Table
+from .table import Table, written
 from .text import Tokenizer, text_splits
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
@@ -86,7 +87,7 @@ def load_huggingface(
         classes = names
     for name in chosen.names:
         if name != chosen.content or texts:
-            table.columns[name] = [_written(value) for value in rows.columns[name]]
+            table.columns[name] = [written(value) for value in rows.columns[name]]
     parts = rows.parts if any(rows.parts) else read_splits(table, chosen.split) if chosen.split else []
     if rows.unsplit and any(rows.parts):
         table.problems.append(f"{', '.join(rows.unsplit[:10])} do not say of which split they are, and other files do")
@@ -110,13 +111,6 @@ def load_huggingface(
         bias_names=labels.bias_names,
     )  # fmt: skip
     return splits_of(listing, preprocessing, skip_bad)
-
-
-def _written(value: Any) -> str:
-    """Convert a cell to the text that a CSV file would hold."""
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _source(value: Any, path: Path) -> tuple[Path | bytes, str]:
@@ -144,13 +138,21 @@ def _parquet(path: Path) -> _Rows:
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
         word = re.split(r"[-_.]", file.stem.lower())[0]
-        part = "" if word.isdigit() else SPLITS.get(word, "")
+        part = "" if word.isdigit() else split_of(word)
         rows.unsplit += [] if part else [file.name]
         _extend(rows, table.to_pydict(), part, table.num_rows, file)
-        meta = (table.schema.metadata or {}).get(b"huggingface", b"{}")
-        features = json.loads(meta).get("info", {}).get("features", {})
-        rows.classes |= {name: f["names"] for name, f in features.items() if isinstance(f, dict) and "names" in f}
+        rows.classes |= _class_names((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     return rows
+
+
+def _class_names(metadata: bytes) -> dict[str, list[str]]:
+    """Column name -> names of its class labels, by the metadata of a parquet file; none if these are odd."""
+    try:
+        features = json.loads(metadata)["info"]["features"]
+        named = {name: feature["names"] for name, feature in features.items() if "names" in (feature or {})}
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return {}
+    return {name: [str(text) for text in names] for name, names in named.items() if isinstance(names, list)}
 
 
 def _saved(path: Path) -> _Rows:
@@ -161,19 +163,19 @@ def _saved(path: Path) -> _Rows:
         raise DataError(f"{path} was saved by the package datasets, which is needed to read it: {_HINT}") from error
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the package raises errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot read {path}: {reason}") from error
     rows = _Rows()
     for part, data in found.items() if isinstance(found, dict) else [("", found)]:
-        if part and part not in SPLITS:
+        if part and not split_of(part):
             continue  # such as "unsupervised"
         for name, feature in data.features.items():
             if isinstance(feature, datasets.ClassLabel):
                 rows.classes[name] = list(feature.names)
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))
-        _extend(rows, data.to_dict(), SPLITS.get(part, ""), len(data), path)
+        _extend(rows, data.to_dict(), split_of(part), len(data), path)
     return rows
 
 

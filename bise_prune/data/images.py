@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import os
 import shutil
 import tempfile
 import warnings
@@ -19,17 +21,25 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import DataError
-from .columns import PARTS, known_bias, random_split
+from ..errors import ConfigError, DataError, counted
+from .formats import image_formats
+from .labels import PARTS, known_bias, random_split
 from .loader import BiasedDataset, DataSplits
+from .resolving import missing_files
 from .table import stop_at_problems
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, the default
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, the default for colour images
+_MIDDLE = 0.5  # mean and standard deviation of each channel by default, if there are not three
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names of what has so many channels
+_AT_ONCE = 5_000  # images up to which all of them are read before anything is reported
 _ORIENTATION = 0x0112
+_SQUEEZED = 0.02  # relative change of the ratio of width to height that is noted
 _NOTES = {
     "alpha": "images have an alpha channel, which was dropped",
     "deep": "images have 16 bits per channel, which were scaled to 8",
     "turned": "images carry an EXIF rotation and were turned upright",
+    "squeezed": "images have another shape than the size and were squeezed to it; give --crop if the network was "
+    "trained on crops from their middle",
 }
 _WARNINGS = {"constant": "images have one colour throughout"}
 
@@ -75,14 +85,26 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
 
     Args:
         listing: the images and their labels.
-        preprocessing: ``mean`` and ``std`` per channel on the [0, 1] scale (ImageNet's if missing), and ``size``, the
-            (height, width) to resize to (if missing, all images must have the same size).
+        preprocessing: ``mean`` and ``std`` per channel on the [0, 1] scale (see :func:`scale_of`); ``size``, the
+            (height, width) to resize to (if missing, all images must have the same size); ``crop``, the share of the
+            resized image's sides that the size is cropped from, in (0, 1] (if missing, images are resized without
+            regard to their shape); and ``channels``, 1, 3 or 4 (3 if missing).
         skip_bad: whether to continue without images that cannot be read.
         seed: random seed of the split.
 
     Raises:
+        ConfigError: ``mean`` and ``std`` do not fit the channels.
         DataError: the listing or its images cannot be used; the message lists the first ten problems.
     """
+    channels = int(preprocessing.get("channels", 3))
+    mean, std = scale_of(preprocessing, channels)
+    if channels not in _MODES:
+        raise DataError(
+            f"data in {listing.root}: the network takes {channels} channels, and image files have 1, 3 or 4: save the "
+            "images as arrays (images.npy, attrs.npy)"
+        )
+    if len(listing.sources) > _AT_ONCE:
+        stop_at_problems(listing.root, [*listing.problems, *([] if skip_bad else _missing(listing))])
     notes, parts = list(listing.notes), listing.parts
     if not parts:
         with ThreadPoolExecutor() as pool:
@@ -99,9 +121,10 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
         preprocessing.get("size"),
         [listing.names[i] for i in order],
         skip_bad,
+        crop=preprocessing.get("crop"),
+        channels=channels,
     )
-    problems = [*listing.problems, *decoded.problems]
-    stop_at_problems(listing.root, problems)
+    stop_at_problems(listing.root, [*listing.problems, *decoded.problems])
     rows = torch.tensor([order[i] for i in decoded.rows], dtype=torch.long)
     target, bias = listing.target[rows], listing.bias[rows]
     notes, doubts = [*notes, *decoded.notes], list(decoded.warnings)
@@ -113,7 +136,6 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
         raise DataError(f"data in {listing.root}: no image of the training split is left")
     height, width = decoded.images.shape[2:]
     notes.insert(0, f"{listing.root.resolve().name}: {len(rows)} images of {height}x{width}")
-    mean, std = tuple(preprocessing.get("mean", MEAN)), tuple(preprocessing.get("std", STD))
     found = {}
     for part in PARTS:
         chosen = torch.tensor([i for i, value in enumerate(parts) if value == part], dtype=torch.long)
@@ -132,7 +154,7 @@ class Decoded:
     """Decoded images in one array.
 
     Attributes:
-        images: RGB images, shape (M, 3, H, W), uint8, in a temporary file that is deleted together with the tensor.
+        images: images, shape (M, channels, H, W), uint8, in a temporary file that is deleted together with the tensor.
         rows: index of the source of each of the M images.
         digests: digest of each image's pixels; equal for equal pixels.
         problems: why other sources could not be read, unless they were to be skipped.
@@ -173,10 +195,14 @@ def read_images(
     size: Sequence[int] | None,
     names: Sequence[str],
     skip_bad: bool = False,
+    *,
+    crop: float | None = None,
+    channels: int = 3,
 ) -> Decoded:
-    """Decode images to RGB.
+    """Decode images.
 
-    Grey images get three equal channels, alpha channels are dropped, 16 bits become 8, and EXIF rotations are applied.
+    Colours become grey or grey becomes colours as the channels ask for, alpha channels are dropped unless there are
+    four, 16 bits become 8, and EXIF rotations are applied.
 
     Args:
         root: the folder, for error messages.
@@ -184,6 +210,8 @@ def read_images(
         size: (height, width) to resize to (bilinear); None = the images' own size, which must be the same for all.
         names: names of the images, for messages.
         skip_bad: whether images that cannot be read are left out and counted, instead of being problems.
+        crop: share of the resized image's sides that ``size`` is cropped from; see :func:`splits_of`.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA.
 
     Raises:
         DataError: there is not enough disk space for the decoded images.
@@ -191,11 +219,12 @@ def read_images(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # reported as problems instead
         shape = (int(size[0]), int(size[1])) if size is not None else _common_shape(sources)
-        array = _file_backed(root, (len(sources), 3, *shape))
+        array = _file_backed(root, (len(sources), channels, *shape))
+        fit = _Fit(shape, size is not None, crop, _MODES[channels])
 
         def read(i: int) -> tuple[str, set[str], bytes]:
             try:
-                pixels, remarks = _pixels(sources[i], shape, resize=size is not None)
+                pixels, remarks = _pixels(sources[i], fit)
             except FileNotFoundError:
                 return f"{names[i]} is missing", set(), b""
             except _UnfitError as error:
@@ -234,8 +263,67 @@ class _SizeError(_UnfitError):
     """An image has another size than the first one."""
 
 
-def _pixels(source: Path | bytes, shape: tuple[int, int], resize: bool) -> tuple[np.ndarray, set[str]]:
-    """An image as uint8 array of shape (3, H, W), and keys of ``_NOTES`` and ``_WARNINGS`` that apply to it."""
+@dataclass(frozen=True)
+class _Fit:
+    """What images are made to be.
+
+    Attributes:
+        shape: height and width.
+        is_resized: whether images of another size are resized; if not, they are problems.
+        crop: share of the resized image's sides that the shape is cropped from; None = resized to the shape.
+        mode: Pillow's name of the channels.
+    """
+
+    shape: tuple[int, int]
+    is_resized: bool
+    crop: float | None
+    mode: str
+
+    def of(self, image: Image.Image) -> Image.Image:
+        """An image in this shape."""
+        if self.crop is None:
+            return image.resize(self.shape[::-1], Image.Resampling.BILINEAR)
+        least = [math.floor(side / self.crop + 1e-6) for side in self.shape]
+        if least[0] * image.width <= least[1] * image.height:  # the width decides
+            size = (least[1], int(least[1] * image.height / image.width))
+        else:
+            size = (int(least[0] * image.width / image.height), least[0])
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        top, left = (round((size[1 - dim] - self.shape[dim]) / 2) for dim in (0, 1))
+        return image.crop((left, top, left + self.shape[1], top + self.shape[0]))
+
+
+def scale_of(preprocessing: Mapping[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel on the [0, 1] scale.
+
+    They are ImageNet's for three channels and 0.5 for others, if they are not given. A single number is that of all
+    channels.
+
+    Raises:
+        ConfigError: there is another number of them than of channels.
+    """
+    scales = []
+    for name, usual in (("mean", MEAN), ("std", STD)):
+        values = tuple(preprocessing.get(name) or (usual if channels == len(usual) else (_MIDDLE,)))
+        values = values * channels if len(values) == 1 else values
+        if len(values) != channels:
+            raise ConfigError(f"{name} has {len(values)} numbers, but the network takes {channels} channels")
+        scales.append(values)
+    return scales[0], scales[1]
+
+
+def _missing(listing: Listing) -> list[str]:
+    """A problem if files of a listing are missing."""
+    paths = {i: source for i, source in enumerate(listing.sources) if isinstance(source, Path)}
+    places = list(paths)
+    missing = [places[k] for k in missing_files(list(paths.values()))]
+    more = ", ..." if len(missing) > 10 else ""
+    names = ", ".join(listing.names[i] for i in missing[:10])
+    return [f"{counted(len(missing), 'file')} missing: {names}{more}"] if missing else []
+
+
+def _pixels(source: Path | bytes, fit: _Fit) -> tuple[np.ndarray, set[str]]:
+    """An image as uint8 array (channels, H, W), and keys of ``_NOTES`` and ``_WARNINGS`` that apply to it."""
     remarks = set()
     with _opened(source) as opened:
         if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
@@ -253,17 +341,20 @@ def _pixels(source: Path | bytes, shape: tuple[int, int], resize: bool) -> tuple
             upright: Image.Image = Image.fromarray(deep.astype(np.uint8))
         else:
             upright = image
-            if "A" in upright.getbands() or "transparency" in upright.info:
+            if ("A" in upright.getbands() or "transparency" in upright.info) and fit.mode != "RGBA":
                 remarks.add("alpha")
                 upright = upright.convert("RGBA")
-        rgb = upright.convert("RGB")
-        if not resize and (rgb.height, rgb.width) != shape:
+        made, shape = upright.convert(fit.mode), fit.shape
+        if not fit.is_resized and (made.height, made.width) != shape:
             raise _SizeError(
-                f"is {rgb.height}x{rgb.width}, the first image {shape[0]}x{shape[1]}: give a --size to resize to"
+                f"is {made.height}x{made.width}, the first image {shape[0]}x{shape[1]}: give a --size to resize to"
             )
-        if rgb.size != shape[::-1]:
-            rgb = rgb.resize(shape[::-1], Image.Resampling.BILINEAR)
-    pixels = np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+        if fit.crop is None and abs(made.width * shape[0] / (made.height * shape[1]) - 1) > _SQUEEZED:
+            remarks.add("squeezed")
+        if fit.crop is not None or made.size != shape[::-1]:
+            made = fit.of(made)
+    values = np.asarray(made)
+    pixels = np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
     if (pixels == pixels[:, :1, :1]).all():
         remarks.add("constant")
     return pixels, remarks
@@ -271,8 +362,11 @@ def _pixels(source: Path | bytes, shape: tuple[int, int], resize: bool) -> tuple
 
 def _opened(source: Path | bytes) -> Image.Image:
     """Open an image; raise _UnfitError if its format is unknown or it has too many pixels."""
+    if isinstance(source, Path) and source.exists() and not source.is_file():  # opening a pipe would wait for ever
+        raise _UnfitError("is no file")
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        content = io.BytesIO(source) if isinstance(source, bytes) else source
+        image = Image.open(content, formats=image_formats())
     except Image.DecompressionBombError:
         raise _UnfitError("has so many pixels that it may be a decompression bomb") from None
     except UnidentifiedImageError:
@@ -307,6 +401,8 @@ def _file_backed(root: Path, shape: tuple[int, ...]) -> np.ndarray:
         )
     try:
         with tempfile.TemporaryFile() as file:
+            if needed and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, needed)  # room that runs out later would end the process
             return np.memmap(file, np.uint8, "w+", shape=shape) if needed else np.zeros(shape, np.uint8)
     except OSError as error:
         raise DataError(f"data in {root}: no room in {folder} to decode images to: {error.strerror}") from error

@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..digests import tensors_digest
 from ..distributed import world
-from ..errors import DataError
+from ..errors import DataError, printable
 from .batch import Batch, Input, Loader, as_batch, input_map
+
+_LONGEST_NAME, _LONGEST_NOTE = 200, 2_000  # characters of the name of a class or bias value, and of a note
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,17 @@ class BiasedDataset:
         """Load all samples of a data set or loader into memory, so that the search can cache what no mask changes.
 
         Args:
-            source: a map-style ``Dataset`` whose samples have the fields ``input``, ``target`` and ``bias``, or any
-                iterable of batches of such samples.
+            source: a map-style ``Dataset``, or a list, of samples with the fields ``input``, ``target`` and ``bias``,
+                or any iterable of batches of such samples.
 
         Raises:
             DataError: a field is missing, or there is no sample.
         """
-        batches = DataLoader(source, 256) if isinstance(source, Dataset) else source
+        batches: Iterable[Any]
+        if isinstance(source, Dataset) or (isinstance(source, Sequence) and source and _is_sample(source[0])):
+            batches = DataLoader(cast("Dataset[Any]", source), 256)
+        else:
+            batches = source
         parts = [as_batch(raw) for raw in batches]
         if not parts:
             raise DataError("there is no sample to collect")
@@ -146,6 +152,18 @@ class BiasedDataset:
     def _at(self, rows: Tensor) -> Input:
         """The inputs of some samples, as they are stored."""
         return input_map(self._inputs, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+
+
+def _printable(texts: Sequence[str], most: int) -> Sequence[str]:
+    """Texts as :func:`bise_prune.errors.printable` shows them, in a sequence of the same type."""
+    shown = [printable(text, most) for text in texts]
+    return tuple(shown) if isinstance(texts, tuple) else shown
+
+
+def _is_sample(item: Any) -> bool:
+    """Whether an item is a single sample and no batch."""
+    target = item.get("target") if isinstance(item, Mapping) else getattr(item, "target", None)
+    return isinstance(target, int) or (isinstance(target, Tensor) and target.ndim == 0)
 
 
 @dataclass
@@ -277,6 +295,13 @@ class DataSplits:
     without_bias: bool = False
     bias_values: Sequence[Sequence[str]] = field(default=())
     bias_names: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:  # names come from users' files, and go to terminals, pages and servers
+        names = {"classes": self.classes, "bias_names": self.bias_names, "notes": self.notes, "warnings": self.warnings}
+        for name, texts in names.items():
+            most = _LONGEST_NAME if name in ("classes", "bias_names") else _LONGEST_NOTE
+            object.__setattr__(self, name, _printable(texts, most))
+        object.__setattr__(self, "bias_values", [_printable(texts, _LONGEST_NAME) for texts in self.bias_values])
 
     def bias_name(self, bias: int) -> str:
         """Name of a bias, or its number if it has none."""

@@ -19,8 +19,9 @@ from .folder import LAYOUTS, load_folder
 from .huggingface import is_saved_dataset, load_huggingface
 from .loader import DataSplits
 from .multi_color_mnist import load_multi_color_mnist
-from .table import read_header
-from .text import Tokenizer, load_text
+from .table import is_table
+from .tables import Tables, tables_in
+from .text import Tokenizer, load_text, texts_of
 
 _NAMED: dict[str, Callable[..., DataSplits]] = {
     "digits": load_digits_demo,
@@ -43,20 +44,23 @@ def load_data(
     columns: Columns | None = None,
     classes: Sequence[str] = (),
     skip_bad: bool = False,
+    image_folder: Path | None = None,
 ) -> DataSplits:
     """Load a data set by its specification.
 
     Args:
-        specification: a folder of images or a CSV file of them (see :func:`bise_prune.data.folder.load_folder`), a
-            ``.csv`` or ``.csv.gz`` file of texts (see :func:`bise_prune.data.text.load_text`), parquet files or a
-            folder that Hugging Face's ``save_to_disk`` wrote (see :mod:`bise_prune.data.huggingface`); or a built-in
+        specification: a folder of images or a table of them (see :func:`bise_prune.data.folder.load_folder`), a table
+            of texts or a folder of tables (see :func:`bise_prune.data.text.load_text`), parquet files or a folder that
+            Hugging Face's ``save_to_disk`` wrote (see :mod:`bise_prune.data.huggingface`); or a built-in
             data set: "digits", "biased_mnist:ROOT", "multi_color_mnist:ROOT", "corrupted_cifar10:ROOT", "celeba:ROOT",
             "civilcomments:ROOT" or "text:FILE", with options such as ",rho=0.95,seed=1"; lists are written "a+b".
-        preprocessing: ``mean``, ``std`` and ``size`` of images; see :func:`bise_prune.data.images.splits_of`.
+        preprocessing: ``mean``, ``std``, ``size``, ``crop`` and ``channels`` of images; see
+            :func:`bise_prune.data.images.splits_of`.
         tokenizer: tokenizer of texts; None if there is none.
         columns: names of columns, where they are not the usual ones.
         classes: class names of the checkpoint, whose order numbers the classes; alphabetical order if there are none.
         skip_bad: whether to continue without images that cannot be read.
+        image_folder: folder that the files in a table are relative to; None = the table's own.
 
     Raises:
         DataError: the folder or file does not exist or cannot be used.
@@ -82,18 +86,22 @@ def load_data(
     try:
         if is_saved_dataset(path):
             return load_huggingface(path, preprocessing or {}, tokenizer, columns, classes, skip_bad)
-        if is_folder or _lists_files(path, columns, tokenizer is not None):
-            return load_folder(path, preprocessing or {}, columns, classes, skip_bad)
+        tables = _tables_of(path, columns, tokenizer is not None)
+        if tables is not None and _are_of_texts(tables, columns, tokenizer is not None):
+            return _load_texts(tables, tokenizer, columns, classes)
+        if is_folder or tables is not None:
+            return load_folder(path, preprocessing or {}, columns, classes, skip_bad, image_folder)
     except PermissionError as error:
         raise DataError(f"cannot read {error.filename or specification}: {error.strerror}") from error
-    if not specification.endswith((".csv", ".csv.gz")):
-        raise DataError(f"{specification} is neither a CSV file nor a parquet file, nor a folder with {LAYOUTS}")
-    return _load_named(f"text:{specification}", tokenizer, columns, classes)
+    raise DataError(f"{specification} is neither a table nor a parquet file, nor a folder with {LAYOUTS}")
 
 
 def is_named(specification: str) -> bool:
-    """Whether a specification names a built-in data set, and not a folder or file."""
-    return _name(specification) in _NAMED
+    """Whether a specification names a built-in data set, and not a folder or file, which may have such a name."""
+    try:
+        return _name(specification) in _NAMED and not Path(specification).exists()
+    except (OSError, ValueError):  # a name that no file system accepts
+        return True
 
 
 def _name(specification: str) -> str:
@@ -101,19 +109,38 @@ def _name(specification: str) -> str:
     return specification.partition(",")[0].partition(":")[0]
 
 
-def _lists_files(path: Path, columns: Columns, has_tokenizer: bool) -> bool:
-    """Whether a CSV file lists images: it has a column of files, and no column of texts or no tokenizer for it."""
-    if not path.name.endswith((".csv", ".csv.gz")):
-        return False
-    names = {name.strip().lower() for name in read_header(path)}
-    texts = columns.text is not None or names.intersection(ALIASES["text"])
-    files = columns.file is not None or names.intersection(ALIASES["file"])
-    return bool(files) and not (texts and has_tokenizer)
+def _tables_of(path: Path, columns: Columns, has_tokenizer: bool) -> Tables | None:
+    """The tables of a data set; None if it has none, or is a folder in a layout without tables."""
+    if path.is_file():
+        return Tables([(path, "")]) if is_table(path) else None
+    return tables_in(path, columns, "text") if has_tokenizer else None
 
 
-def _load_named(
-    specification: str, tokenizer: Tokenizer | None, columns: Columns, classes: Sequence[str] = ()
-) -> DataSplits:
+def _are_of_texts(tables: Tables, columns: Columns, has_tokenizer: bool) -> bool:
+    """Whether tables hold texts and do not list images.
+
+    With a tokenizer, they do if they have a column of texts or none of files; without one, if they have a column of
+    texts and none of files.
+    """
+    names = {name.strip().lower() for name in tables.header()}
+    texts = columns.text is not None or bool(names.intersection(ALIASES["text"]))
+    files = columns.file is not None or bool(names.intersection(ALIASES["file"]))
+    return texts or not files if has_tokenizer else texts and not files
+
+
+def _load_texts(
+    tables: Tables, tokenizer: Tokenizer | None, columns: Columns, classes: Sequence[str]
+) -> DataSplits:  # fmt: skip
+    """Load texts from tables."""
+    if tokenizer is None:
+        raise ConfigError(
+            f"{tables.first} holds texts, which need the tokenizer of a Hugging Face model: give its folder as the "
+            "checkpoint; if it lists images, name their column with --file-column"
+        )
+    return texts_of(tables, columns, tokenizer, classes=classes)
+
+
+def _load_named(specification: str, tokenizer: Tokenizer | None, columns: Columns) -> DataSplits:
     """Load a built-in data set with the path and the options in its specification."""
     head, *options = specification.split(",")
     name, _, root = head.partition(":")
@@ -136,7 +163,7 @@ def _load_named(
     if name == "text":
         named = {"text": columns.text, "label": columns.label, "split": columns.split}
         arguments |= {f"{key}_column": value for key, value in named.items()}
-        arguments |= {"bias_columns": columns.bias, "classes": classes}
+        arguments["bias_columns"] = columns.bias
     for option in options:
         key, _, value = option.partition("=")
         if key not in parameters or key in _GIVEN:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .columns import PARTS, Chosen, Columns, known_bias, random_split, read_labels, read_splits
+from .columns import Chosen, Columns
+from .labels import PARTS, known_bias, random_split, read_labels, read_splits
 from .loader import BiasedDataset, DataSplits
-from .table import Table, read_header, read_table, stop_at_problems
+from .table import Table, stop_at_problems
+from .tables import Tables
 
 _CHUNK = 1024  # texts per call of the tokenizer
 
@@ -45,8 +47,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise DataError(f"no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # readers of tokenizers raise errors of many kinds, some without a class of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"no tokenizer in {folder} that can be read: {reason}") from error
 
 
 def load_text(
@@ -69,7 +72,7 @@ def load_text(
     only in case and spacing are in the same split. Every row is checked before anything is tokenised.
 
     Args:
-        path: a ``.csv`` or ``.csv.gz`` file in UTF-8, with a header.
+        path: a table; see :func:`bise_prune.data.table.read_table`.
         tokenizer: tokenizer that is called with lists of texts.
         text_column: column of the texts; None for this and the next three = the column is found by its usual names.
         label_column: column of the class labels.
@@ -89,9 +92,24 @@ def load_text(
         ConfigError: ``max_length`` is out of range.
     """
     columns = Columns(label_column, bias_columns, split_column, text=text_column)
-    chosen = columns.chosen(read_header(path), path, "text")
-    table = read_table(path, chosen.names)
-    return text_splits(table, chosen, tokenizer, [], classes=classes, max_length=max_length, seed=seed)
+    return texts_of(
+        Tables([(path, "")]), columns, tokenizer, classes=classes, max_length=max_length, seed=seed
+    )  # fmt: skip
+
+
+def texts_of(
+    tables: Tables,
+    columns: Columns,
+    tokenizer: Tokenizer,
+    *,
+    classes: Sequence[str] = (),
+    max_length: int = 220,
+    seed: int = 0,
+) -> DataSplits:
+    """Read the texts of tables and tokenise them, as :func:`load_text` does for one."""
+    chosen = columns.chosen(tables.header(), tables.first, "text")
+    table, _, parts = tables.read(chosen.names)
+    return text_splits(table, chosen, tokenizer, parts, classes=classes, max_length=max_length, seed=seed)
 
 
 def text_splits(
@@ -130,7 +148,7 @@ def text_splits(
             "are equal up to case and spacing are in the same split"
         ]
     first = f"{table.path.name}: {len(texts)} texts; columns: text '{chosen.content}', {chosen}"
-    notes = [first, *labels.notes, *notes]
+    notes = [first, *table.notes, *labels.notes, *notes]
     if not chosen.biases:
         notes.append("no bias labels")
     return assemble(

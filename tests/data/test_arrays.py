@@ -56,12 +56,42 @@ def test_arrays_without_splits_and_of_floats(tmp_path):
         (np.zeros((3, 4), np.uint8), np.zeros((3, 2), int), r"expected uint8 or floats, \(N, H, W\)"),
         (np.zeros((3, 4, 4), np.uint8), np.zeros((4, 2), int), "3 images, but 4 rows of attributes"),
         (np.zeros((3, 4, 4), np.uint8), np.zeros((3, 2)), "float64 .* expected integers"),
-        (np.zeros((3, 4, 4), np.uint8), np.full((3, 2), -1), "labels run from -1 to -1"),
-        (np.zeros((3, 5, 6, 7), np.uint8), np.zeros((3, 2), int), "has neither 1 nor 3 nor 4 channels"),
+        (np.zeros((3, 4, 4), np.uint8), np.full((3, 2), -2), "labels run from -2 to -2"),
+        (np.zeros((3, 5, 6, 7), np.uint8), np.zeros((3, 2), int), "has images of other than 3 channels"),
         (np.array([{}] * 3), np.zeros((3, 2), int), "holds pickled objects"),
     ],
 )
 def test_arrays_are_checked(tmp_path, images, attributes, message):
     save_arrays(tmp_path, images, attributes)
     with pytest.raises(DataError, match=message):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_arrays_of_as_many_channels_as_the_network_takes(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "attrs.npy", np.stack([np.arange(40) % 2, np.arange(40) % 3], 1))
+    for shape in ((40, 6, 7, channels), (40, channels, 6, 7)):
+        images = rng.integers(0, 256, shape, "uint8")
+        np.save(tmp_path / "images.npy", images)
+        found = load_data(str(tmp_path), {"channels": channels}).train
+        assert found.inputs.shape[1:] == (channels, 6, 7) and len(found.mean) == channels
+    np.save(tmp_path / "images.npy", rng.integers(0, 256, (40, 6, 7, 4), "uint8"))
+    if channels == 5:
+        with pytest.raises(DataError, match="has images of other than 5 channels"):
+            load_data(str(tmp_path), {"channels": channels})
+    else:
+        note = {1: "the images are coloured, and were made grey", 3: "have a fourth channel, which was dropped"}
+        assert any(note[channels] in text for text in load_data(str(tmp_path), {"channels": channels}).notes)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\x93NUMPY", b"PK\3\4" + bytes(50), b"\x93NUMPY\1\0\xff\xff" + b"{" * 200,
+    b"\x93NUMPY\1\0\x5a\0{'descr': '<i8', 'fortran_order': False, 'shape': (100000000000000, 2)}".ljust(110) + b"\n",
+    b"\x93NUMPY\1\0\x46\0{'descr': '<i8', 'fortran_order': False, 'shape': ()}".ljust(79) + b"\n" + bytes(8),
+])  # fmt: skip
+def test_arrays_with_odd_headers(tmp_path, content):
+    np.save(tmp_path / "images.npy", np.zeros((4, 6, 7, 3), "uint8"))
+    (tmp_path / "attrs.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"attrs\.npy cannot be read: "):
         load_data(str(tmp_path))

@@ -50,12 +50,12 @@ def test_civilcomments_is_checked(tmp_path):
     write_table(path, CIVIL[:-3], [])
     with pytest.raises(DataError, match="must have one column each of 'black', 'white'; it has , comment_text,"):
         load_civilcomments(tmp_path, Words())
-    rows = [*CIVIL_ROWS, civil_row("", "", "train"), civil_row("x", "1.5", "validate", male="yes")]
+    rows = [*CIVIL_ROWS, civil_row("", "", "train"), civil_row("x", "1.5", "fold", male="yes")]
     with pytest.raises(DataError) as caught:
         load_civilcomments(write_table(path, CIVIL, rows).parent, Words())
     assert str(caught.value).partition(".csv: ")[2].split("; ") == [
         "1 row without text in 'comment_text': line 7",
         "2 rows whose score 'toxicity' is not in [0, 1]: line 7 (''), 8 ('1.5')",
         "1 row whose score 'male' is not in [0, 1]: line 8 ('yes')",
-        "1 row with an unknown 'split' (use train, val, test or 0, 1, 2): line 8 ('validate')",
+        "1 row with an unknown 'split' (use train, val, test or 0, 1, 2): line 8 ('fold')",
     ]

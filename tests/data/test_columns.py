@@ -23,8 +23,7 @@ def test_other_column_names_numbers_and_names_are_understood(tmp_path):
     [
         ([(0, 0, "train", "a.png"), (0, 0, "fold", "b.png")], r"1 row with an unknown 'split' .*: line 3 \('fold'\)"),
         ([(0, 0, "test", "a.png")], "no row of the training split"),
-        ([(-1, 0, "train", "a.png")], r"'label' is neither a name nor an integer from 0 to 99999: line 2 \('-1'\)"),
-        ([(0, 10**20, "train", "a.png")], "'bias' is neither a name nor an integer from 0 to 99999: line 2"),
+        ([(-2, 0, "train", "a.png")], r"'label' is neither a name nor an integer from 0 to 99999: line 2 \('-2'\)"),
         (
             [(0, 0, "train", "a.png"), (1, 1, "train", "a.png")],
             "1 row with a file that another row lists, too: line 3",
@@ -112,14 +111,14 @@ def test_metadata_and_images_are_reported_together(tmp_path):
         [
             ["file", "label", "bias", "split"],
             ["0.png", "", 0, "train"],
-            ["gone.png", 1, -4, "fold"],
+            ["gone.png", 1, 0.4, "fold"],
             ["0.png", 1, 0, "val"],
         ],
     )
     with pytest.raises(DataError) as raised:
         load_data(str(tmp_path))
     for what in (
-        "1 row without a value in 'label': line 2", "'bias' is neither a name nor an integer", "unknown 'split'",
+        "1 row without a value in 'label': line 2", "unknown 'split'",
         "1 row with a file that another row lists, too: line 4 ('0.png')",
             "1 of these files are in more than one split",
         "gone.png is missing",

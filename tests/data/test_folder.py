@@ -68,7 +68,7 @@ def test_align_and_conflict_folders(tmp_path):
     assert found.train.target.tolist() == [0, 1, 1] and found.train.bias[:, 0].tolist() == [0, 1, 0]
     assert reds(found.val) == [3] and reds(found.test) == [4] and found.test.bias.tolist() == [[1]]
     write_picture(root / "align" / "0" / "unnamed.png", 5)
-    with pytest.raises(DataError, match=r"1 files are not named ID_LABEL_BIAS .* first unnamed\.png"):
+    with pytest.raises(DataError, match=r"1 file not named ID_LABEL_BIAS .* first unnamed\.png"):
         load_data(str(root))
 
 
@@ -107,7 +107,40 @@ def test_what_is_wrong_with_folders(tmp_path):
         write_picture(tmp_path / "classes" / name, i)
     with pytest.raises(DataError, match=r"folders dog are no classes of the checkpoint \(bird, cat\)"):
         load_data(str(tmp_path / "classes"), classes=["bird", "cat"])
-    for i, name in enumerate(("test/cat/a.png", "val/dog/b.png")):
-        write_picture(tmp_path / "untrained" / name, i)
-    with pytest.raises(DataError, match="no image of the training split"):
-        load_data(str(tmp_path / "untrained"))
+
+
+def test_what_lies_beside_the_folders_of_the_splits_is_left_out(tmp_path):
+    for part in ("train", "val", "test"):
+        for i, name in enumerate(("cat/a.png", "dog/b.png")):
+            write_picture(tmp_path / part / name, i)
+    write_picture(tmp_path / "slim" / "pictures" / "c.png", 3)
+    (tmp_path / "notes").mkdir()
+    found = load_data(str(tmp_path))
+    assert found.classes == ["cat", "dog"] and len(found.train) == len(found.val) == len(found.test) == 2
+    assert "beside the folders of the splits, notes, slim left out" in found.notes
+
+
+def test_every_format_of_images_is_read_and_other_files_are_counted(tmp_path):
+    for i in range(10):
+        for name in ("cat", "dog"):
+            write_picture(tmp_path / name / f"{i}.png", i)
+    (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / "0.jfif")
+    (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / "1.tga")
+    (tmp_path / "cat" / "._2.png").write_bytes(b"\0\5\x16\7" + bytes(80))
+    (tmp_path / "dog" / "notes.txt").write_text("x")
+    (tmp_path / "dog" / "figure.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0")
+    found = load_data(str(tmp_path))
+    assert sum(len(data) for data in (found.train, found.val, found.test)) == 20
+    assert "1 hidden file (named ._... or .…) left out" in found.notes
+    assert "2 files left out, by the ending no images (1 .eps, 1 .txt)" in found.notes
+
+
+def test_an_image_that_would_start_a_program_is_not_opened(tmp_path):
+    for i in range(3):
+        write_picture(tmp_path / f"{i}.png", i)
+    (tmp_path / "2.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\n")
+    write_csv(
+        tmp_path / "metadata.csv", [["file", "label", "split"], *[[f"{i}.png", i % 2, "train"] for i in range(3)]]
+    )
+    with pytest.raises(DataError, match=r"2\.png is unreadable \(no image format that is known\)"):
+        load_data(str(tmp_path))

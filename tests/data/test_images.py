@@ -4,12 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from folders import ROWS, reds, write_csv, write_folder, write_picture
 from PIL import Image
+from torchvision import transforms
 
 from bise_prune.data import images as images_module
 from bise_prune.data import load_data
-from bise_prune.errors import DataError
+from bise_prune.errors import ConfigError, DataError
 
 
 def test_all_bad_images_are_named_at_once(tmp_path):
@@ -111,3 +113,46 @@ def test_decoded_images_need_room(tmp_path, monkeypatch):
     monkeypatch.setattr(images_module.shutil, "disk_usage", lambda folder: usage._replace(free=10))
     with pytest.raises(DataError, match=r"take 0\.0 GB, but .* has 0\.0 GB left; set TMPDIR to another disk, or give"):
         load_data(folder_of(tmp_path, "0.png"))
+
+
+def _picture(root, image, count=3):
+    rows = []
+    for i in range(count):
+        pixels = np.asarray(image).copy()
+        pixels[0, 0] = i
+        Image.fromarray(pixels).save(root / f"{i}.png")
+        rows.append([f"{i}.png", i % 2, "train"])
+    write_csv(root / "metadata.csv", [["file", "label", "split"], *rows])
+    return str(root)
+
+
+def test_images_are_made_of_as_many_channels_as_the_network_takes(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 4), "uint8")
+    folder = _picture(tmp_path, Image.fromarray(colours, "RGBA"))
+    grey = load_data(folder, {"channels": 1}).train
+    assert grey.inputs.shape == (3, 1, 6, 8) and grey.mean == grey.std == (0.5,)
+    assert torch.equal(grey.inputs[1, 0], torch.from_numpy(np.array(Image.open(tmp_path / "1.png").convert("L"))))
+    all_four = load_data(folder, {"channels": 4, "mean": [0.1], "std": [0.2]}).train
+    assert all_four.inputs.shape == (3, 4, 6, 8) and all_four.mean == (0.1,) * 4
+    with pytest.raises(DataError, match="takes 5 channels, and image files have 1, 3 or 4: save the images as arrays"):
+        load_data(folder, {"channels": 5})
+    with pytest.raises(ConfigError, match="mean has 3 numbers, but the network takes 1 channels"):
+        load_data(folder, {"channels": 1, "mean": [0.5] * 3, "std": [0.5] * 3})
+
+
+@pytest.mark.parametrize(("width", "height"), [(48, 24), (24, 48), (37, 31), (300, 200)])
+@pytest.mark.parametrize("crop", [1.0, 0.875, 16 / 18])
+def test_a_crop_is_that_of_torchvision(tmp_path, width, height, crop):
+    rng = np.random.default_rng(0)
+    folder = _picture(tmp_path, rng.integers(0, 256, (height, width, 3), "uint8"))
+    found = load_data(folder, {"size": [16, 16], "crop": crop}).train.inputs[1]
+    transform = transforms.Compose([transforms.Resize(round(16 / crop)), transforms.CenterCrop(16)])
+    assert torch.equal(found, torch.from_numpy(np.array(transform(Image.open(tmp_path / "1.png")))).permute(2, 0, 1))
+
+
+def test_images_that_are_squeezed_are_counted(tmp_path):
+    folder = _picture(tmp_path, np.random.default_rng(0).integers(0, 256, (24, 48, 3), "uint8"))
+    found = load_data(folder, {"size": [24, 24]})
+    assert any(note.startswith("3 images have another shape than the size") for note in found.notes)
+    assert not any("another shape" in note for note in load_data(folder, {"size": [24, 24], "crop": 1.0}).notes)
+    assert not any("another shape" in note for note in load_data(folder, {"size": [12, 24]}).notes)

@@ -6,6 +6,7 @@ from cases import SHORT, biased_data, network
 
 from bise_prune import SearchConfig, search
 from bise_prune.data import BatchLoader, BiasedDataset
+from bise_prune.errors import DataError
 
 
 def test_passes_are_shuffled_anew_and_reproducible():
@@ -56,3 +57,11 @@ def test_an_error_while_a_batch_is_made_reaches_the_reader():
     loader = BatchLoader(BiasedDataset(torch.zeros(4, 1), torch.zeros(4), torch.zeros(4, 1)), 2, workers=2)
     with pytest.raises(IndexError):
         list(loader.prepared([torch.tensor([9])]))
+
+
+def test_a_list_of_samples_is_collected():
+    sample = {"input": torch.rand(3, 4, 4), "target": torch.tensor(1), "bias": torch.tensor(0)}
+    found = BiasedDataset.collected([sample] * 3)
+    assert found.inputs.shape == (3, 3, 4, 4) and found.target.tolist() == [1, 1, 1] and found.bias.shape == (3, 1)
+    with pytest.raises(DataError, match="fields of a batch differ"):
+        BiasedDataset.collected(iter([sample]))
