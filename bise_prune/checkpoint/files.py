@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +16,12 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import atomic_path
+from .folders import check_preprocessing, check_sizes, described_by, read_mapping
 from .kinds import kind_of
 from .pickles import read_torch
-from .unwrapping import network_in
+from .unwrapping import accuracy_in, network_in
 
 FORMAT = "bise-prune model"
-TRANSFORMER = "transformers"  # architecture name of all Hugging Face classifiers; the configuration tells them apart
-_PLACEHOLDER = re.compile(r"LABEL_\d+")
 _TRANSFORMER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -44,6 +42,7 @@ class Checkpoint:
         plan: for a slim network, its plan as JSON values.
         module: the network itself, if the file holds it whole; its weights are ``state``.
         notes: assumptions that were made in reading the file.
+        accuracy: accuracy that the training script has saved beside the weights, in [0, 1], if any.
     """
 
     state: Mapping[str, Tensor]
@@ -58,6 +57,7 @@ class Checkpoint:
     plan: Mapping[str, Any] | None = None
     module: nn.Module | None = None
     notes: tuple[str, ...] = ()
+    accuracy: float | None = None
 
     def description(self) -> dict[str, Any]:
         """Return what the file says about the network, without the weights, as JSON values."""
@@ -91,22 +91,21 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read a weight file as training scripts leave it.
 
-    It may be safetensors (also in parts, by their index), a state dict, a training checkpoint that nests one, or a
-    pickled module of classes of torch, torchvision or timm; name prefixes of wrapper modules are removed. A folder must
-    be that of a Hugging Face classifier: ``config.json`` beside ``model.safetensors``, its index, or
-    ``pytorch_model.bin``.
+    It may be safetensors (also in parts, by their index), a state dict, a training checkpoint that nests one beside
+    whatever else, a pickled module, a TorchScript file or an exported program. Modules of classes of torch, torchvision
+    and timm are read whole, of others the weights alone. A folder must be that of a Hugging Face or timm classifier:
+    ``config.json`` beside ``model.safetensors``, its index, or ``pytorch_model.bin``.
 
     Args:
         path: the file or folder.
-        trust_pickle: whether to unpickle whatever is in the file, which can run any code; also allows TorchScript files
-            and exported programs, whose loaders may run code as well.
+        trust_pickle: whether to unpickle whatever is in the file, which can run any code.
 
     Raises:
-        CheckpointError: the file is missing, unreadable or unsafe, or holds no weights.
+        CheckpointError: the file is missing or unreadable, or holds no weights.
     """
     path = Path(path)
     if path.is_dir():
-        return _load_transformer(path, trust_pickle)
+        return _load_folder(path, trust_pickle)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     kind = kind_of(path)
@@ -116,18 +115,26 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
         return _checkpoint(path, Checkpoint(state, _sha256([path])), text)
     if kind == "sharded safetensors":
         return _read_shards(path)
-    if kind in ("TorchScript", "exported program"):
-        content: Any = _read_program(path, kind, trust_pickle)
-    else:
-        content = read_torch(path, kind, trust_pickle)
+    content, replaced = read_torch(path, kind, trust_pickle)
     if isinstance(content, dict) and isinstance(content.get("bise_prune"), str):  # a file of this package
         own = content.get("state_dict")
         if not isinstance(own, dict) or not all(isinstance(value, Tensor) for value in own.values()):
             raise CheckpointError(f"{path}: its weights are damaged")
         found = Checkpoint(own, _sha256([path]))
         return _checkpoint(path, found, content["bise_prune"])
-    state, module, notes = network_in(content, path)
-    return Checkpoint(state, _sha256([path]), module=module, notes=notes)
+    try:
+        state, module, notes = network_in(content, path)
+    except CheckpointError as error:
+        if not replaced:
+            raise
+        raise CheckpointError(
+            f"{error}; what it asks for ({', '.join(replaced[:3])}) was not run: save the weights alone, "
+            "torch.save(model.state_dict(), ...), or pass --trust-pickle if you trust whoever made it"
+        ) from error
+    if replaced and kind != "TorchScript":
+        listed = ", ".join(replaced[:3]) + (", ..." if len(replaced) > 3 else "")
+        notes = (*notes, f"what {path.name} holds beside the weights was left out and not run ({listed})")
+    return Checkpoint(state, _sha256([path]), module=module, notes=notes, accuracy=accuracy_in(content))
 
 
 def _sha256(paths: Iterable[Path]) -> str:
@@ -140,28 +147,17 @@ def _sha256(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _load_transformer(folder: Path, trust_pickle: bool) -> Checkpoint:
-    """Read the folder of a Hugging Face classifier."""
+def _load_folder(folder: Path, trust_pickle: bool) -> Checkpoint:
+    """Read the folder of a Hugging Face or timm classifier."""
     weights = next((f for name in _TRANSFORMER_FILES if (f := folder / name).is_file()), None)
     if weights is None or not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder} is a folder without config.json and model.safetensors: expected a Hugging Face classifier's"
         )
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
-        num_classes = len(names) or int(config.get("num_labels") or 2)
-    except (AttributeError, TypeError, UnicodeDecodeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: {error}") from error
+    config = read_mapping(folder / "config.json")
     found = load_checkpoint(weights, trust_pickle)
-    return replace(
-        found,
-        arch=TRANSFORMER,
-        num_classes=num_classes,
-        arguments={"config": {key: value for key, value in config.items() if not key.startswith("_")}},
-        # transformers writes LABEL_0, LABEL_1, ... if the classes have no names.
-        classes=() if all(map(_PLACEHOLDER.fullmatch, names.values())) else tuple(names[n] for n in sorted(names)),
-    )
+    check_sizes(config, found.state, folder / "config.json")
+    return replace(found, **described_by(config, folder))
 
 
 def _checkpoint(path: Path, found: Checkpoint, text: str | None) -> Checkpoint:
@@ -176,6 +172,9 @@ def _checkpoint(path: Path, found: Checkpoint, text: str | None) -> Checkpoint:
             raise TypeError(f"num_classes is {about['num_classes']!r}")
         if not all(isinstance(about.get(key, {}), dict) for key in ("arguments", "preprocessing")):
             raise TypeError("arguments and preprocessing are no mappings")
+        check_preprocessing(about.get("preprocessing", {}))
+        if not all(isinstance(name, str) for name in about.get("classes", ())):
+            raise TypeError("class names are no texts")
         slim, plan = about.get("slim"), about.get("plan")
         return replace(
             found,
@@ -188,7 +187,7 @@ def _checkpoint(path: Path, found: Checkpoint, text: str | None) -> Checkpoint:
             slim=None if slim is None else dict(slim),
             plan=None if plan is None else dict(plan),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -207,7 +206,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def _read_shards(path: Path) -> Checkpoint:
     """Read all safetensors files that an index names; they must lie beside it."""
-    table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    table = read_mapping(path)["weight_map"]
     names = sorted({str(name) for name in table.values()})
     foreign = [name for name in names if Path(name).name != name]
     if foreign:
@@ -224,20 +223,3 @@ def _read_shards(path: Path) -> Checkpoint:
     if absent:
         raise CheckpointError(f"{path}: {len(absent)} tensors are in none of its files, first of all '{absent[0]}'")
     return Checkpoint(network_in(state, path)[0], _sha256([path, *(path.parent / name for name in names)]))
-
-
-def _read_program(path: Path, kind: str, trust_pickle: bool) -> Mapping[str, Tensor]:
-    """The weights of a TorchScript file or exported program; its code is not used."""
-    if not trust_pickle:
-        raise CheckpointError(
-            f"{path} is {'a TorchScript' if kind == 'TorchScript' else 'an exported'} program; a state dict is needed: "
-            "torch.save(model.state_dict(), ...). Or pass --trust-pickle to take the weights out of it, if you trust "
-            "whoever made it: its loader may run code"
-        )
-    try:
-        if kind == "TorchScript":
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        return dict(torch.export.load(path).state_dict)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as {kind}: {reason}") from error

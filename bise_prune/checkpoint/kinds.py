@@ -85,5 +85,5 @@ def _is_index(path: Path) -> bool:
     """Whether a file is the JSON index of a safetensors checkpoint in parts."""
     try:
         return isinstance(json.loads(path.read_text(encoding="utf-8"))["weight_map"], dict)
-    except (KeyError, OSError, TypeError, UnicodeDecodeError, ValueError):
+    except (KeyError, OSError, RecursionError, TypeError, ValueError):
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +12,13 @@ from torch import Tensor, nn
 
 from ..channels import Edit
 from ..channels.edited_model import RewiredModel
-from ..errors import CheckpointError
+from ..errors import CheckpointError, counted
 from ..models import build_model, identify_architecture, is_factory, parse_architecture
+from ..models.matching import difference, left_out, matched
 from ..models.pretrained import TRANSFORMING, published_arguments
+from ..models.registry import default_classes, renamed_weights
 from ..models.widths import declare_widths
-from . import PREFIXES, Checkpoint, load_checkpoint, save_checkpoint
+from . import TRANSFORMER, Checkpoint, load_checkpoint, save_checkpoint
 
 # Arguments that make constructors load or download weights; a checkpoint must not set them.
 _FETCHING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir")
@@ -72,18 +73,41 @@ def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tup
             checkpoint = dataclasses.replace(
                 checkpoint, notes=(*checkpoint.notes, f"{name} without transform_input: {note}")
             )
-    if num_classes is None:
-        num_classes = _num_classes(build_model(name, 2, arguments), checkpoint)
-    model = build_model(name, num_classes, arguments)
+    model, num_classes = _built(name, num_classes, arguments, checkpoint)
+    notes = checkpoint.notes
     if checkpoint.slim is not None:
         model = _slimmed(model, checkpoint, path, name)
     else:
-        _load(model, checkpoint.state, path, name)
-    return model.eval(), dataclasses.replace(checkpoint, arch=name, num_classes=num_classes, arguments=arguments)
+        notes = (*notes, *_load(model, checkpoint.state, path, name))
+    about = dataclasses.replace(checkpoint, arch=name, num_classes=num_classes, arguments=arguments, notes=notes)
+    return model.eval(), about
+
+
+def _built(
+    name: str, num_classes: int | None, arguments: Mapping[str, Any], checkpoint: Checkpoint
+) -> tuple[nn.Module, int]:
+    """The untrained network, and the number of its classes.
+
+    If it is not given, it is the default of the user's function or class if the weights fit that; otherwise the number
+    of rows of the last weight.
+    """
+    if num_classes is not None:
+        return build_model(name, num_classes, arguments), num_classes
+    default = default_classes(name)
+    model = build_model(name, 2 if default is None else default, arguments)
+    like = model.state_dict()
+    found = matched(like, checkpoint.state)
+    if default is not None and not difference(like, found).count:
+        return model, default
+    expected = [key for key, tensor in like.items() if tensor.ndim]
+    last = found.get(expected[-1]) if expected else None
+    num_classes = 2 if last is None or not last.ndim else len(last)
+    return (model if num_classes == (default or 2) else build_model(name, num_classes, arguments)), num_classes
 
 
 def _whole(module: nn.Module, checkpoint: Checkpoint, path: Path) -> tuple[nn.Module, Checkpoint]:
     """Use a module that the checkpoint holds whole; if torchvision has exactly the same network, add its name."""
+    check_values(module, checkpoint.state, path)
     try:
         name, num_classes, arguments = identify_architecture(checkpoint.state, path.stem)
         if repr(build_model(name, num_classes, arguments)) == repr(module):
@@ -96,23 +120,6 @@ def _whole(module: nn.Module, checkpoint: Checkpoint, path: Path) -> tuple[nn.Mo
     if not linear:
         raise CheckpointError(f"{path} holds a module without a linear layer, so without a classifier's head")
     return module.eval(), dataclasses.replace(checkpoint, num_classes=linear[-1].out_features)
-
-
-def _num_classes(like: nn.Module, checkpoint: Checkpoint) -> int:
-    """Number of rows of the last weight by the order of a network of this architecture; files may have another."""
-    expected = [(name, tensor) for name, tensor in like.state_dict().items() if tensor.ndim]
-    found = _named_as(like.state_dict(), checkpoint.state).get(expected[-1][0]) if expected else None
-    return 2 if found is None or not found.ndim else len(found)
-
-
-def _named_as(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Put back a prefix of the network's own names that was removed as that of a wrapper module."""
-    if state.keys() == expected.keys():
-        return state
-    for prefix in [*PREFIXES, *map("".join, itertools.product(PREFIXES, PREFIXES))]:
-        if {prefix + key for key in state} == expected.keys():
-            return {prefix + key: tensor for key, tensor in state.items()}
-    return state
 
 
 def load_slim(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -201,26 +208,49 @@ def _slimmed(model: nn.Module, checkpoint: Checkpoint, path: Path, arch: str) ->
     return slim
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path, arch: str) -> None:
-    """Load a state dict into a network; raise a CheckpointError if names or shapes do not fit."""
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path, arch: str) -> list[str]:
+    """Load a state dict into a network, and return notes on what was left out.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, or there are values that a network cannot have.
+    """
     expected = model.state_dict()
-    state = _named_as(expected, state)
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and expected[key].shape != state[key].shape
-    ]
-    problems = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", shapes))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"the weights in {path} do not fit '{arch}': {'; '.join(problems)}")
-    expected.update(state)  # keeps the modules' versions, which torchvision needs
+    found = matched(expected, state, path)
+    differing = difference(expected, found)
+    if differing.count and arch == TRANSFORMER:
+        state = found = dict(renamed_weights(model, state))
+        differing = difference(expected, found)
+    if differing.count:
+        raise CheckpointError(f"the weights in {path} do not fit '{arch}': {differing}")
+    check_values(model, found, path)
+    expected.update(found)  # keeps the modules' versions, which torchvision needs
     model.load_state_dict(expected)
+    others = left_out(state, found)
+    listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return [f"{counted(len(others), 'tensor')} beside the network left out: {listed}"] if others else []
+
+
+def check_values(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that weights are numbers that a network can have.
+
+    Raises:
+        CheckpointError: some are complex, sparse, quantised, without values, NaN, or, of parameters, infinite.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in state.items():
+        kind = (
+            "sparse" if tensor.layout is not torch.strided else "quantised" if tensor.is_quantized
+            else "complex" if tensor.is_complex() else "without values" if tensor.is_meta else None
+        )  # fmt: skip
+        if kind is not None:
+            raise CheckpointError(f"{path}: '{name}' is {kind}, which cannot be pruned: save plain float weights")
+        if not tensor.is_floating_point():
+            continue
+        tensor = tensor if tensor.element_size() > 1 else tensor.float()  # torch looks for no NaN in numbers of 8 bits
+        if bool(tensor.isnan().any()):
+            raise CheckpointError(f"{path}: '{name}' holds NaN: the training that wrote it had failed before")
+        if name in parameters and bool(tensor.isinf().any()):
+            raise CheckpointError(f"{path}: '{name}' holds infinity: the training that wrote it had failed before")
 
 
 def _resize(model: nn.Module, state: dict[str, Tensor], groups: dict[str, int]) -> None:
@@ -262,4 +292,5 @@ def example_input(checkpoint: Checkpoint, shape: Sequence[int] | None = None, ba
         batch_size: number of samples.
     """
     size = tuple(checkpoint.preprocessing.get("size") or (224, 224))
-    return torch.randn(batch_size, *(shape or (3, *size)), generator=torch.Generator().manual_seed(0))
+    channels = checkpoint.preprocessing.get("channels") or 3
+    return torch.randn(batch_size, *(shape or (channels, *size)), generator=torch.Generator().manual_seed(0))

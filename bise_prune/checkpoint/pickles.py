@@ -2,105 +2,137 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
+import json
+import math
 import pickle
-import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.fx
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import importing_from_here
+from ..files import running_code_of
+from .inert import Inert, Reader, stand_in_for
 from .kinds import DAMAGED, Kind
 
 # Packages whose module classes may be unpickled, except those that trace or compile other modules.
 SAFE_PACKAGES = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 _UNSAFE_PACKAGES = ("timm.models._features", "torchvision.models.feature_extraction", "torch.nn.utils.")
-# Names that pickled modules of these packages ask for besides module classes.
-_HARMLESS = {
-    "builtins.set", "__builtin__.set", "collections.OrderedDict", "functools.partial", "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter",
-}  # fmt: skip
+_MOST_UNPACKED = 20  # times the size of an archive that one of its members may have
 _NAMED = 5  # number of wanted names that a message lists
-_LEGACY_PICKLES = 5  # magic number, protocol, system, content, storage keys; raw storages follow
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+_DEEPEST = 32  # levels of nested values that are searched for stand-ins
+# Types of numbers in exported programs, by their codes.
+_CODES = {
+    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
+    8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
+}  # fmt: skip
 
 
-def read_torch(path: Path, kind: Kind, trust_pickle: bool) -> Any:
+def read_torch(path: Path, kind: Kind, trust_pickle: bool) -> tuple[Any, list[str]]:
     """Read a file that torch or pickle wrote.
 
-    By default only tensors and plain values are read, with torch's ``weights_only=True``. A whole module is read as
-    well if it asks only for module classes of torch, torchvision and timm; their constructors are not called, and an
-    object that is more than a plain module is refused.
+    By default nothing in it is run: tensors and plain values are read, and modules of classes of torch, torchvision and
+    timm, whose constructors are not called. Whatever else the file asks for is replaced by a stand-in
+    (:class:`bise_prune.checkpoint.inert.Inert`). A module that is more than a plain module is refused.
 
     Args:
         path: the file.
         kind: its format, see :func:`bise_prune.checkpoint.kinds.kind_of`.
         trust_pickle: whether to unpickle whatever is in the file, which can run any code.
 
+    Returns:
+        The content, and the full names of what was replaced.
+
     Raises:
-        CheckpointError: the file is damaged, or wants to run other code and is not trusted.
+        CheckpointError: the file is damaged.
     """
-    if trust_pickle:
-        with importing_from_here():
-            return _loaded(path, weights_only=False)
-    wanted = wanted_names(path, kind)
-    if kind == "pickle":
-        raise _refusal(path, sorted(name for name in wanted if not _is_harmless(name)))
-    classes = {name: found for name in wanted if (found := _module_class(name)) is not None}
-    if not classes:
-        unsafe = sorted(name for name in wanted if not _is_harmless(name))
-        return _loaded(path, weights_only=True, wanted=unsafe)
-    others = sorted(name for name in wanted if name not in classes and not _is_harmless(name))
-    if others:
-        raise _refusal(path, others)
-    stand_ins: dict[str, Any] = {name: _stand_in(found) for name, found in classes.items()}
-    allowed: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
-    with torch.serialization.safe_globals([*allowed, functools.partial]):
-        content = _loaded(path, weights_only=True)
-    real = {stand_in: classes[name] for name, stand_in in stand_ins.items()}
-    return _checked(content, path, real)
-
-
-def _loaded(path: Path, weights_only: bool, wanted: Collection[str] = ()) -> Any:
-    """Call ``torch.load`` and turn its errors into messages for the user."""
+    if trust_pickle and kind in ("torch", "legacy torch", "pickle"):
+        with running_code_of(str(path)):
+            return _trusted(path), []
+    stand_ins: dict[str, Any] = {}
+    reader = Reader(lambda name: _stand_in_of(name, stand_ins))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual pickle protocols, which are handled below
-            return torch.load(path, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        if "Only persistent_load of storage" in str(error):
-            raise CheckpointError(
-                f"{path} holds a whole module in torch's format before version 1.6, which cannot be read without "
-                "running code; it was not loaded. Save the weights alone, or pass --trust-pickle if you trust whoever "
-                "made it"
-            ) from error
-        if weights_only and ("Weights only" in str(error) or wanted):
-            raise _refusal(path, wanted) from error
+            warnings.simplefilter("ignore")  # about unusual pickle protocols and sources that cannot be compared
+            content = _read(reader, path, kind)
+    except (*DAMAGED, pickle.UnpicklingError, RecursionError, ImportError) as error:
         raise CheckpointError(f"{path} is no checkpoint that torch can read, or it is damaged") from error
+    real = {stand_in: found for stand_in, found in stand_ins.values()}
+    return _checked(content, path, real), list(reader.wanted)
+
+
+def _read(reader: Reader, path: Path, kind: Kind) -> Any:
+    """The content of a file, in which stand-ins replace what is not known."""
+    if kind == "legacy torch":
+        return reader.legacy(path)
+    if kind == "pickle":
+        return reader.plain(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        folder = archive.namelist()[0].split("/")[0]
+
+        most = _MOST_UNPACKED * path.stat().st_size
+
+        def member(name: str) -> bytes:
+            """The content of a member, unless it claims to be far larger than the file."""
+            if archive.getinfo(f"{folder}/{name}").file_size > most:
+                raise pickle.UnpicklingError(f"its member '{name}' is larger than {most:,} bytes")
+            return archive.read(f"{folder}/{name}")
+
+        if f"{folder}/byteorder" in archive.namelist() and member("byteorder").strip() not in (b"little", b""):
+            raise pickle.UnpicklingError("its numbers are in the byte order of another kind of machine")
+        return _exported(member) if kind == "exported program" else reader.archive(member)
+
+
+def _exported(member: Any) -> dict[str, Tensor]:
+    """The weights of an exported program, by the table in its archive."""
+    found = {}
+    for name, about in json.loads(member("data/weights/model_weights_config.json"))["config"].items():
+        meta = about["tensor_meta"]
+        if about["use_pickle"] or meta["dtype"] not in _CODES:
+            raise pickle.UnpicklingError(f"'{name}' is not stored plainly")
+        dtype = _CODES[meta["dtype"]]
+        sizes, strides = ([part["as_int"] for part in meta[key]] for key in ("sizes", "strides"))
+        content = bytearray(member(f"data/weights/{about['path_name']}"))
+        if not math.prod(sizes):
+            found[name] = torch.empty(sizes, dtype=dtype)
+            continue
+        whole = torch.frombuffer(content, dtype=dtype)
+        found[name] = torch.as_strided(whole, sizes, strides, meta["storage_offset"]["as_int"]).clone()
+    return found
+
+
+def _trusted(path: Path) -> Any:
+    """The content of a file that may run any code."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=False)
     except ImportError as error:
-        raise CheckpointError(f"{path} needs '{error.name}', which cannot be imported here") from error
+        raise CheckpointError(
+            f"{path} needs '{error.name}', which cannot be imported here; without --trust-pickle the weights alone "
+            "are read"
+        ) from error
     except AttributeError as error:
-        if not weights_only and "get attribute" in str(error):
+        if "get attribute" in str(error):
             raise CheckpointError(
-                f"{path} needs a class that cannot be imported here ({error}): save model.state_dict() where it is "
-                "known, and name the class with --arch package.module:Class"
+                f"{path} needs a class that cannot be imported here ({error}): leave out --trust-pickle to read the "
+                "weights alone, and name the class with --arch package.module:Class"
             ) from error
         raise CheckpointError(f"{path} is no checkpoint that torch can read, or it is damaged") from error
-    except DAMAGED as error:
+    except (*DAMAGED, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is no checkpoint that torch can read, or it is damaged") from error
 
 
-def _refusal(path: Path, wanted: Collection[str]) -> CheckpointError:
-    """The error for a pickle that wants to run code."""
+def refusal(path: Path, wanted: Collection[str]) -> CheckpointError:
+    """The error for a file whose network is not to be had without running code."""
     names = list(wanted)
     listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     return CheckpointError(
@@ -109,50 +141,17 @@ def _refusal(path: Path, wanted: Collection[str]) -> CheckpointError:
     )
 
 
-def wanted_names(path: Path, kind: Kind) -> set[str]:
-    """Collect the full names of the classes and functions that a pickle asks for; its opcodes are read, nothing is run.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    names: set[str] = set()
-    try:
-        if kind == "torch":
-            with zipfile.ZipFile(path) as archive:
-                for member in archive.namelist():
-                    if member.endswith(".pkl"):
-                        with archive.open(member) as file:
-                            names |= _names_in(file)
-            return names
-        with path.open("rb") as stream:
-            for _ in range(_LEGACY_PICKLES if kind == "legacy torch" else 1):
-                names |= _names_in(stream)
-    except (*DAMAGED, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is no checkpoint that torch can read, or it is damaged") from error
-    return names
+# -- whole modules --------------------------------------------------------------------------------
 
 
-def _names_in(file: IO[bytes]) -> set[str]:
-    """Full names in the opcodes of one pickle."""
-    names: set[str] = set()
-    strings: list[str] = []
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("GLOBAL", "INST"):
-            names.add(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            names.add(".".join(strings[-2:]) or "something unnamed")
-        elif isinstance(argument, str):
-            strings.append(argument)
-    return names
-
-
-def _is_harmless(name: str) -> bool:
-    """Whether a name stands for a tensor, dtype, container or other object that runs no code."""
-    package, _, last = name.rpartition(".")
-    return name in _HARMLESS or (package == "torch" and (last.endswith("Storage") or last in _PLAIN_TORCH))
-
-
-_PLAIN_TORCH = {name for name in vars(torch) if isinstance(getattr(torch, name), torch.dtype)} | {"Size", "device"}
+def _stand_in_of(name: str, stand_ins: dict[str, Any]) -> Any:
+    """What stands for a module class that may be unpickled; None for another class."""
+    if name not in stand_ins:
+        found = _module_class(name)
+        if found is None:
+            return None
+        stand_ins[name] = _stand_in(found), found
+    return stand_ins[name][0]
 
 
 def _module_class(name: str) -> Any:
@@ -170,10 +169,10 @@ def _module_class(name: str) -> Any:
 
 
 class _NotCallable(type):
-    """Metaclass of classes whose instances a file may hold, but whose constructors it may not call."""
+    """Metaclass of classes whose instances a file may hold, but whose constructors are not called."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        raise pickle.UnpicklingError(f"Weights only: the file calls {cls.__name__}")
+        return stand_in_for(f"{cls.__mro__[1].__module__}.{cls.__name__}")()
 
 
 def _stand_in(module_class: type[nn.Module]) -> type[nn.Module]:
@@ -190,9 +189,29 @@ def _checked(content: Any, path: Path, real: dict[Any, type[nn.Module]]) -> Any:
         odd += [hooks for hooks in _HOOKS if values.get(hooks)]
         odd += [name for name in values if callable(getattr(type(module), name, None))]  # would replace a method
         if odd:
-            raise _refusal(path, [f"a module with {str(odd[0])[:40]!r}"])
+            raise refusal(path, [f"a module with {str(odd[0])[:40]!r}"])
+        if wanted := _stand_ins_in(values):
+            raise refusal(path, wanted)
         module.__class__ = real.get(type(module), type(module))
     return content
+
+
+def _stand_ins_in(value: Any, depth: int = _DEEPEST) -> list[str]:
+    """Full names of what stand-ins stand for, in nested values."""
+    if isinstance(value, Inert):
+        return [value.wanted]
+    if isinstance(value, type) and issubclass(value, Inert):
+        return [value.wanted]
+    if not depth or isinstance(value, (Tensor, nn.Module)):
+        return []
+    parts: list[Any] = []
+    if isinstance(value, Mapping):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, (list, tuple, set)):
+        parts = list(value)
+    elif hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
+        parts = [value.func, *value.args, *value.keywords.values()]
+    return [name for part in parts for name in _stand_ins_in(part, depth - 1)]
 
 
 def _modules_in(content: Any, depth: int = 4) -> list[nn.Module]:

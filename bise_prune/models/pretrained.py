@@ -14,7 +14,7 @@ TRANSFORMING = ("googlenet", "inception_v3")  # their published weights expect a
 
 
 def published_preprocessing(arch: str | None, sha256: str, module: nn.Module | None = None) -> dict[str, Any]:
-    """Look up ``mean``, ``std`` and ``size`` of a network's inputs as the publisher of its weights states them.
+    """Look up how a network's inputs are made, as the publisher of its weights states it.
 
     Args:
         arch: name of the architecture.
@@ -22,14 +22,15 @@ def published_preprocessing(arch: str | None, sha256: str, module: nn.Module | N
         module: the network, if the checkpoint holds it whole; timm's networks state their ``mean`` and ``std``.
 
     Returns:
-        ``mean`` and ``std`` per channel on the [0, 1] scale, and for torchvision's weights ``size`` (height, width);
-        empty if nothing is stated.
+        ``mean`` and ``std`` per channel on the [0, 1] scale; for torchvision's weights ``size`` (height, width) and
+        ``crop``, the share of the resized image's sides that it is cropped from; empty if nothing is stated.
     """
     weights = _published(arch, sha256)
     if weights is not None:
         transform = weights.transforms()
         size = list(transform.crop_size) * (2 // len(transform.crop_size))
-        return {"mean": list(transform.mean), "std": list(transform.std), "size": size}
+        crop = min(size) / min(transform.resize_size)
+        return {"mean": list(transform.mean), "std": list(transform.std), "size": size, "crop": crop}
     about = getattr(module, "pretrained_cfg", None)
     found = {}
     for key in ("mean", "std"):

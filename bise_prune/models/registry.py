@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import BiseError, CheckpointError, ConfigError
-from ..files import importing_from_here
+from ..files import running_code_of
+from .matching import Difference, difference, matched
 from .mlp import MLP
 from .names import TIMM, is_factory
 from .simple_convnet import SimpleConvNet
 
 _CODE_IN_CONFIG = ("auto_map", "attn_implementation", "experts_implementation")  # keys that name code to download
 _AUXILIARY = ("googlenet", "inception_v3")  # have extra classifiers that are used in training only
+_COUNTER = "num_batches_tracked"
+_FEW = 8  # names that differ, up to which the nearest architecture is told
 _OWN: dict[str, Callable[..., nn.Module]] = {"simple_convnet": SimpleConvNet, "mlp": MLP}
 
 
@@ -97,25 +100,47 @@ def _from_timm(name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Mod
 def _made_by_factory(place: str, name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:
     """Call a user's own function or class; its module may also lie in the current folder."""
     what = f"--arch {place}:{name}"
-    try:
-        with importing_from_here():
+    with running_code_of(what):
+        try:
             factory = getattr(importlib.import_module(place), name, None)
-    except ImportError as error:
-        raise ConfigError(f"{what}: cannot import '{place}' ({error})") from error
-    if not callable(factory):
-        raise ConfigError(f"{what}: '{place}' has no function or class '{name}'")
-    parameters = inspect.signature(factory).parameters.values()
-    takes = any(p.name == "num_classes" or p.kind == p.VAR_KEYWORD for p in parameters)
-    model = factory(**({"num_classes": num_classes} if takes else {}), **arguments)
+        except ImportError as error:
+            raise ConfigError(f"{what}: cannot import '{place}' ({error})") from error
+        if not callable(factory):
+            raise ConfigError(f"{what}: '{place}' has no function or class '{name}'")
+        parameters = inspect.signature(factory).parameters.values()
+        takes = any(p.name == "num_classes" or p.kind == p.VAR_KEYWORD for p in parameters)
+        model = factory(**({"num_classes": num_classes} if takes else {}), **arguments)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{what} returned {type(model).__name__}, not an nn.Module")
     return model
 
 
-def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build an untrained Hugging Face text classifier from its configuration."""
+def default_classes(arch: str) -> int | None:
+    """The number of classes that a user's function or class has by default; None if it has none, or for other names."""
+    place, _, name = arch.rpartition(":")
+    if not is_factory(arch):
+        return None
     try:
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        with running_code_of(f"--arch {arch}"):
+            factory = getattr(importlib.import_module(place), name, None)
+        default = inspect.signature(factory).parameters["num_classes"].default if callable(factory) else None
+    except (ImportError, KeyError, ValueError):  # building the network tells what is wrong
+        return None
+    return default if isinstance(default, int) and not isinstance(default, bool) and default > 0 else None
+
+
+def is_image_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a Hugging Face configuration is that of a classifier of images."""
+    names = config.get("architectures") or ()
+    if any(str(name).endswith("ForImageClassification") for name in names):
+        return True
+    return not names and "image_size" in config and "vocab_size" not in config
+
+
+def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build an untrained Hugging Face classifier of texts or images from its configuration."""
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
     except ImportError as error:
         raise ConfigError(
             "this network needs the package transformers: pip install 'bise-prune[transformers]'"
@@ -128,11 +153,29 @@ def _transformer(num_classes: int, config: Mapping[str, Any] | None = None) -> n
             if key not in _CODE_IN_CONFIG and not key.startswith("_")
         }
         settings = AutoConfig.for_model(**{**plain, "num_labels": num_classes})
-        return AutoModelForSequenceClassification.from_config(  # type: ignore[no-any-return]
-            settings, trust_remote_code=False
-        )
+        kind = AutoModelForImageClassification if is_image_classifier(plain) else AutoModelForSequenceClassification
+        return kind.from_config(settings, trust_remote_code=False)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"no text classifier of this configuration: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"no classifier of this configuration: {str(error).splitlines()[0][:200]}") from error
+
+
+def renamed_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights in a file of a Hugging Face model by the names that the installed version of transformers gives them.
+
+    The file's own names stay if the weights do not fit.
+    """
+    from transformers.utils import logging
+
+    kind: Any = type(model)
+    logging.disable_progress_bar()
+    try:
+        loaded, about = kind.from_pretrained(
+            None, config=model.config, state_dict=dict(state), output_loading_info=True
+        )
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return state
+    fits = not any(about.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    return dict(loaded.state_dict()) if fits else state
 
 
 def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[str, int, dict[str, Any]]:
@@ -153,18 +196,28 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
     candidates: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in torchvision_classifiers()]
     candidates += [(name, {"aux_logits": True}) for name in _AUXILIARY]
     candidates.sort(key=lambda c: (c[0] not in hint, -len(c[0]) if c[0] in hint else 0, not c[0].startswith("resnet")))
-    shapes = {key: tensor.shape for key, tensor in state.items()}
+    nearest: tuple[Difference, str, int] | None = None
     for name, arguments in candidates:
-        keys = list(_empty(name, 2, arguments).state_dict())
-        if shapes.keys() != set(keys) or not shapes[keys[-1]]:
-            continue
-        num_classes = shapes[keys[-1]][0]
-        fitting = _empty(name, num_classes, arguments).state_dict()
-        if {key: tensor.shape for key, tensor in fitting.items()} == shapes:
+        like = _empty(name, 2, arguments).state_dict()
+        last = next(reversed(like))
+        found = matched(like, state)
+        num_classes = len(found[last]) if last in found and found[last].ndim else 2
+        if num_classes != 2 and found.keys() >= {key for key in like if not key.endswith(_COUNTER)}:
+            like = _empty(name, num_classes, arguments).state_dict()
+        differing = difference(like, found)
+        if not differing.count:
             return name, num_classes, arguments
+        if nearest is None or differing.count < nearest[0].count:
+            nearest = differing, name, len(like)
+    assert nearest is not None
+    if nearest[0].count <= max(_FEW, nearest[2] // 10):
+        raise CheckpointError(
+            f"the weights fit {nearest[1]} but for {nearest[0]}: name the function or class that builds this network "
+            "with --arch package.module:factory"
+        )
     raise CheckpointError(
         "cannot tell the architecture from the weights: no torchvision classifier fits (the first tensor is "
-        f"'{next(iter(shapes))}'); name it with --arch"
+        f"'{next(iter(state))}'); name it with --arch"
     )
 
 

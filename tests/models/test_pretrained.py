@@ -24,7 +24,7 @@ def test_heads_that_only_train_and_transformed_inputs(name, tmp_path):
 
 
 def test_published_weights_bring_their_preprocessing():
-    expected = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": [224, 224]}
+    expected = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": [224, 224], "crop": 0.875}
     assert published_preprocessing("resnet18", "f37072fd" + 56 * "0") == expected
     assert published_preprocessing("torchvision:resnet18", "f37072fd" + 56 * "0") == expected
     assert published_preprocessing("resnet18", 64 * "0") == {}  # someone's own weights

@@ -84,5 +84,5 @@ def test_configurations_of_hugging_face(tmp_path):
     name, arguments = parse_architecture(f"hf:{tmp_path}(hidden_size=8)")
     assert name == "transformers" and arguments["config"] == {"model_type": "bert", **sizes, "hidden_size": 8}
     assert build_model(name, 3, arguments).config.hidden_size == 8
-    with pytest.raises(ConfigError, match="no text classifier of this configuration"):
+    with pytest.raises(ConfigError, match="no classifier of this configuration"):
         build_model("transformers", 3, {"config": {"model_type": "nothing"}})
