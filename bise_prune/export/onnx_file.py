@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from ..version import __version__
 from .positional import dynamic_shapes, positional, sample_of
 from .runtime import open_session
 
+_UNKNOWN_BEFORE = "noop_with_empty_axes"  # attribute of reductions, from operator set 18 on
 _SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf's limit is 2 GB
 
 
@@ -70,9 +72,9 @@ def export_onnx(
     names = list(module.names or []) or [f"input_{i}" for i in range(len(samples))]
     names = ["input"] if names == ["input_0"] else names
     proto = _exported(module, samples, names, output_name, opset)
+    if opset is not None and opset_of(proto) != opset:
+        proto = _converted(proto, opset)
     written = opset_of(proto)
-    if opset is not None and written != opset:
-        raise ConfigError(f"opset {opset} cannot be written for this network: torch's exporter gives {written}")
     about = {"producer": "bise-prune", "versions": json.dumps(_versions()), "opset": str(written)}
     for key, value in {**about, **(metadata or {})}.items():
         proto.metadata_props.add(key=key, value=value)
@@ -84,13 +86,38 @@ def export_onnx(
             """Outputs of the model and of the file for one batch."""
             with torch.no_grad():
                 reference = module(*batch)
-            (candidate,) = session.run(None, {name: _array(v) for name, v in zip(names, batch, strict=True)})
+            try:
+                (candidate,) = session.run(None, {name: _array(v) for name, v in zip(names, batch, strict=True)})
+            except Exception as error:  # the errors of onnxruntime have no class in common
+                raise ModelError(
+                    f"the ONNX file does not run on a batch of {len(batch[0])} ({str(error).strip().splitlines()[0]}): "
+                    "the forward pass makes the size of the batch a constant; write x.flatten(1) or x.view(x.size(0), "
+                    "-1) where it uses len(x), a literal or an integer made of it"
+                ) from error
             return reference, torch.from_numpy(np.asarray(candidate))
 
         verification = compare_outputs(
             outputs, inputs, batch_sizes, tolerance=tolerance, dtype=torch.float32, relative=True
         )
         return require(verification, f"onnxruntime does not compute what the model does ({Path(path).name})")
+
+
+def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """A model in another version of the operator set than torch's exporter gives; a ConfigError if that cannot be."""
+    for node in proto.graph.node:  # the converter leaves this attribute of later versions in place; 0 is its default
+        for place in [k for k, value in enumerate(node.attribute) if value.name == _UNKNOWN_BEFORE and not value.i]:
+            del node.attribute[place]
+    try:
+        converted = onnx.version_converter.convert_version(proto, opset)
+        onnx.checker.check_model(converted)
+    except Exception as error:  # the converter raises errors of several kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"opset {opset} cannot be written for this network: torch's exporter gives {opset_of(proto)}, and "
+            f"converting it fails ({reason[:200]})"
+        ) from error
+    clean(converted)
+    return converted
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
