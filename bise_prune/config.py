@@ -61,6 +61,15 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
         raise ConfigError(f"{name} = {value!r} is out of range: expected {expected}")
 
 
+def _require_finite(config: Any) -> None:
+    """Check that no number of a configuration is NaN or infinite."""
+    for field_ in dataclasses.fields(config):
+        value = getattr(config, field_.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float):
+                _require(math.isfinite(number), field_.name, number, "a finite number")
+
+
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Check that a setting has one of its allowed values.
 
@@ -187,6 +196,7 @@ class Budget:
     joins: Literal["intersection", "expand"] = "expand"
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         require_choice("budget joins", self.joins, ("intersection", "expand"))
         _require(0 < self.share < 1, "budget share", self.share, "a number in (0, 1)")
         require_choice("budget of", self.of, COST_UNITS)
@@ -295,6 +305,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         require_choice("search", self.method, METHODS)
         _require(self.steps is None or self.steps >= 12, "steps", self.steps, "an integer >= 12")
         require_choice("refit", self.refit, REFITS)
@@ -385,6 +396,7 @@ class FinetuneConfig:
     select: Select = "auto"
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(self.epochs >= 1, "finetuning epochs", self.epochs, "an integer >= 1")
         _require(self.lr > 0, "finetuning lr", self.lr, "a number > 0")
         _require(0 <= self.momentum < 1, "finetuning momentum", self.momentum, "a number in [0, 1)")
@@ -436,11 +448,19 @@ class RunConfig:
         target_sparsity: share of the parameters to remove, in (0, 1), or "auto" to remove what the search closes.
         arch: architecture, as in :func:`bise_prune.load_model`; None = what the checkpoint names or its weights show.
         trust_pickle: whether to unpickle whatever is in the checkpoint, which can run any code.
-        mean: mean per colour channel on the [0, 1] scale, by which images are normalised; None = what the checkpoint or
+        mean: mean per channel on the [0, 1] scale, by which images are normalised; None = what the checkpoint or
             the publisher of its weights says, otherwise ImageNet's.
         std: standard deviation per colour channel on the [0, 1] scale, to be given together with ``mean``.
         size: (height, width) that images are resized to; None = what the checkpoint or the publisher of its weights
             says, otherwise the images' own size.
+        crop: share of the resized image's sides that ``size`` is cropped from, in (0, 1]: images are resized so that
+            ``size / crop`` fits into them, and cropped from the middle; None = what the publisher of the weights says,
+            otherwise images are resized to ``size`` without regard to their shape.
+        classes: names of the classes in the order of the network's outputs; () = what the checkpoint says, otherwise
+            alphabetical order.
+        image_folder: folder that the files in a table are relative to; None = the table's own.
+        force: whether to go on with a dense network that does no better than chance, or far worse than its checkpoint
+            says.
         label_column: column of the class labels in the user's table; None for this and the next four = the column is
             found by its usual names.
         bias_columns: columns of the bias labels, one per bias.
@@ -547,6 +567,10 @@ class RunConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: tuple[int, ...] | None = None
+    crop: float | None = None
+    classes: tuple[str, ...] = ()
+    image_folder: Path | None = None
+    force: bool = False
     label_column: str | None = None
     bias_columns: tuple[str, ...] | None = None
     split_column: str | None = None
@@ -561,6 +585,7 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         for value in self.targets:
             _require(0 < value < 1, "targets", value, "numbers in (0, 1)")
         is_targeted = self.target is not None or bool(self.targets)
@@ -577,14 +602,12 @@ class RunConfig:
         _require(0 <= self.layer_floor < 1, "layer_floor", self.layer_floor, "a number in [0, 1)")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ConfigError(f"mean {self.mean} and std {self.std} belong together: give both, one number per channel")
-        for name in ("mean", "std"):
-            _require(
-                len(getattr(self, name) or (0,) * 3) == 3, name, getattr(self, name), "three numbers, e.g. .5,.5,.5"
-            )
         _require(all(0 < value < math.inf for value in self.std or ()), "std", self.std, "numbers > 0")
         _require(all(map(math.isfinite, self.mean or ())), "mean", self.mean, "finite numbers")
         good = self.size is None or (len(self.size) == 2 and min(self.size) >= 1)
         _require(good, "size", self.size, "height and width, integers >= 1")
+        _require(self.crop is None or 0 < self.crop <= 1, "crop", self.crop, "a number in (0, 1]")
+        _require(len(set(self.classes)) == len(self.classes), "classes", self.classes, "names that differ")
         require_choice("tune", self.tune, TUNE)
         if self.tune == "all" and self.finetune is None:
             object.__setattr__(self, "finetune", STRONG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import ConfigError
+
+PATIENCE = timedelta(minutes=30)  # longest time that a process waits for another one
 
 
 def world() -> tuple[int, int]:
@@ -82,10 +85,15 @@ def processes(device: str) -> Iterator[None]:
     Args:
         device: "auto", "cpu" or "cuda"; each process takes the CUDA device of its local rank.
 
+    A process that the others wait for longer than :data:`PATIENCE` ends all of them with an error.
+
     Raises:
-        ConfigError: a single CUDA device is given for several processes.
+        ConfigError: a single CUDA device is given for several processes, or the environment is not torchrun's.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal():
+        raise ConfigError(f"the environment has WORLD_SIZE={size}, which is no number of processes; unset it")
+    if int(size) == 1 or dist.is_initialized():
         yield
         return
     if ":" in device:
@@ -93,7 +101,14 @@ def processes(device: str) -> Iterator[None]:
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        dist.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"the environment has WORLD_SIZE={size}, but the processes cannot join ({reason}): start them with "
+            "torchrun, or unset WORLD_SIZE"
+        ) from error
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from .errors import BiseError, ConfigError
 
 _LOCK = ".bise-prune.lock"
-_TEMPORARY = ".bise-prune-"
+_TEMPORARY = ".bise-prune-partial-"
 _WRITERS_ERRORS = (RuntimeError, SafetensorError)  # what torch and safetensors raise if a file cannot be written
 
 
@@ -115,6 +115,31 @@ def locked(folder: Path) -> Iterator[None]:
 def is_unfinished(folder: Path) -> bool:
     """Whether work in ``folder`` was started under :func:`locked` and did not finish."""
     return (folder / _LOCK).exists()
+
+
+@contextmanager
+def running_code_of(what: str) -> Iterator[None]:
+    """A context in which code of a user runs: it cannot end the process, and prints to stderr.
+
+    Modules in the current folder are importable, and the code sees no arguments of the command line.
+
+    Args:
+        what: where the code is from, for the message.
+
+    Raises:
+        ConfigError: the code tries to end the process.
+    """
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        with importing_from_here(), redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise ConfigError(
+            f"{what}: its code ends the process (exit {error.code!r}); what a program does belongs under "
+            'if __name__ == "__main__", and arguments into NAME(key=value)'
+        ) from error
+    finally:
+        sys.argv = arguments
 
 
 @contextmanager

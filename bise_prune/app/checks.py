@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
-from ..config import RunConfig, Target, lowering_of
+from ..config import FARTHEST, RunConfig, Target, lowering_of
 from ..data import BiasedDataset, DataSplits
-from ..data.batch import Input
+from ..data.batch import Input, input_length, input_map
 from ..data.registry import is_named
-from ..distributed import world
-from ..errors import ConfigError, DataError, PruningError
-from ..export import export_onnx
+from ..errors import ConfigError, DataError, ModelError, PruningError
 from ..export.triton import check_repository
+from ..files import is_unfinished
+from ..gates.bottleneck import head_name
 from ..gates.masks import MaskSet
 from ..gates.ranking import least_open
 from ..gates.sites import gate_sites, sites_of
 from ..metrics.subgroups import aligned_values, is_aligned
 from ..pruning.planner import Planner
 from ..report.loggers import check_loggers
-from ..tracing import logits_of, run
+from ..tracing import logits_of, run, trace
 from .session import Session
 
 
@@ -49,8 +49,9 @@ def check_image_settings(config: RunConfig, specification: str) -> None:
     Raises:
         ConfigError: they have no use for this data set.
     """
-    given = [name for name in ("size", "mean", "std") if getattr(config, name) is not None]
+    given = [name for name in ("size", "mean", "std", "crop", "image_folder") if getattr(config, name) is not None]
     given += ["skip_bad"] if config.skip_bad else []
+    given += ["classes"] if config.classes else []
     if given and is_named(specification):
         raise ConfigError(
             f"{given[0]} has no use: data set '{specification.partition(',')[0]}' makes its images itself"
@@ -135,26 +136,36 @@ def check_specification(config: RunConfig, checkpoint: Checkpoint) -> str:
     return specification
 
 
-def example_of(model: nn.Module, data: BiasedDataset) -> Input:
-    """The input of two samples, after a check that the model takes it.
+def example_of(model: nn.Module, data: BiasedDataset) -> tuple[Input, int]:
+    """The input of two samples, and the number of logits of each, after a check that the model takes both and one.
 
     Raises:
-        DataError: the model does not take it.
+        DataError: the model does not take them.
+        ModelError: it does not return a row of logits for each sample.
     """
     example = data.example()
-    try:
-        with torch.no_grad():
-            logits_of(run(model, example))
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = f"of shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"named {', '.join(example)}"
-        raise DataError(f"the model does not take inputs {what}: {reason}") from error
-    return example
+    shapes = {}
+    for size in (len(example) if isinstance(example, Tensor) else 2, 1):
+        part = input_map(example, partial(torch.narrow, dim=0, start=0, length=size))
+        what = f"of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"named {', '.join(part)}"
+        try:
+            with torch.no_grad():
+                shapes[input_length(part)] = tuple(logits_of(run(model, part)).shape)
+        except Exception as error:  # the network's own code may raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"the model does not take inputs {what}: {reason}") from error
+    if any(len(shape) != 2 or shape[0] != size for size, shape in shapes.items()):
+        found = ", ".join(f"{shape} for {size}" for size, shape in shapes.items())
+        raise ModelError(
+            f"the model must return logits of shape (samples, classes), but returns {found} samples: take a squeeze or "
+            "a view without the batch dimension out of its last line"
+        )
+    return example, next(iter(shapes.values()))[1]
 
 
 def model_name(checkpoint: Path) -> str:
     """The name of the model in a checkpoint: the folder's name, or the file's without its suffix."""
-    return checkpoint.name if checkpoint.is_dir() else checkpoint.stem
+    return checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.stem
 
 
 def check_exports(session: Session) -> None:
@@ -162,26 +173,32 @@ def check_exports(session: Session) -> None:
 
     Raises:
         ConfigError: they cannot.
-        ModelError: torch cannot export the network.
-        VerificationError: the exported network computes something else.
     """
     config, inputs = session.config, session.splits.train.inputs
     check_loggers(config.log)
     if config.triton is not None:
-        check_repository(config.triton, model_name(config.checkpoint))
+        check_repository(config.triton, model_name(config.checkpoint), may_be_there=is_unfinished(config.output))
     if config.image_input and not (isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4):
         raise ConfigError("image_input needs images: the data have other inputs")
-    if config.opset is not None and world()[0] == 0:
-        with tempfile.TemporaryDirectory() as folder:
-            export_onnx(session.dense, Path(folder) / "dense.onnx", session.example, opset=config.opset)
+
+
+def check_search(session: Session) -> None:
+    """Check that the network has what a search needs: gates, and a linear layer at its end.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if session.masks is None and session.config.criterion == "learned":
+        gate_sites(session.dense, session.example, session.config.search.placement)
+        head_name(session.dense, trace(session.dense, session.example))
 
 
 def check_masks_or_targets(session: Session) -> None:
-    """Check that given masks fit the network, or else that the target sparsities can be reached by some masks.
+    """Check that given masks fit the network, or else that targets of size and FLOPs can be reached by some masks.
 
     Raises:
         ModelError: the masks belong to another network.
-        PruningError: a target sparsity cannot be reached.
+        PruningError: a target cannot be reached.
     """
     config = session.config
     if session.masks is not None:
@@ -190,8 +207,8 @@ def check_masks_or_targets(session: Session) -> None:
     targets = [Target("sparsity", share) for share in config.targets] + ([config.target] if config.target else [])
     sites = gate_sites(session.dense, session.example, config.search.placement)
     for target in targets:
-        if target.kind != "sparsity":
-            continue  # whether FLOPs and latency are reached shows in the search
+        if target.kind == "latency":
+            continue  # whether it is reached shows once it is measured
         # The largest possible removal leaves the layer floor at every site.
         logits = {
             site.name: torch.arange(site.num_channels) - site.num_channels
@@ -199,11 +216,12 @@ def check_masks_or_targets(session: Session) -> None:
             for site in sites
         }  # fmt: skip
         joins = lowering_of(config.joins)
-        widest = Planner(session.dense, sites, session.example).propose(MaskSet(logits).keep, joins).plan.sparsity
-        if target.share > widest + target.tolerance:
+        plan = Planner(session.dense, sites, session.example).propose(MaskSet(logits).keep, joins).plan
+        widest = plan.sparsity if target.kind == "sparsity" else 1 - plan.macs[1] / max(plan.macs[0], 1)
+        if target.removed > widest + FARTHEST:
             floor = config.layer_floor
             raise PruningError(
-                f"target sparsity {target.share:g} cannot be reached on this network with placement "
+                f"target {target.name} {target.removed:g} cannot be reached on this network with placement "
                 f"'{config.search.placement}': the most is {widest:.4f}"
                 + (f" with {floor:g} of every layer kept (--layer-floor)" if floor else "")
             )

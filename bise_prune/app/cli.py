@@ -6,15 +6,19 @@ Only :mod:`.display` prints as well, the progress on stderr.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import BiseError, ConfigError
+from ..errors import BiseError, ConfigError, DataError, printable
 from ..version import __version__
-from .display import Display
+from .display import Display, show
 from .options import SETTINGS, add_options
 from .settings import merged, run_config
 
@@ -54,22 +58,72 @@ def main(argv: Sequence[str] | None = None) -> int:
         chance, 4 verification failed or a file refused, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is no reason to fail at the end of a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        if argv and argv[0] == "compare":
-            return _compare(argv[1:])
-        if argv and argv[0] == "diagnose":
-            return _diagnose(argv[1:])
-        return _run(argv)
+        with _stopping():
+            if argv and argv[0] == "compare":
+                return _compare(argv[1:])
+            if argv and argv[0] == "diagnose":
+                return _diagnose(argv[1:])
+            return _run(argv)
     except BiseError as error:
-        print(f"bise-prune: error: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"bise-prune: error: {error.strerror or error}{where}", file=sys.stderr)
+        _complain(f"{error.strerror or error}{where}")
+        return 1
+    except MemoryError:
+        _complain("there is not enough memory: try a smaller --batch-size, or smaller images with --size")
         return 1
     except KeyboardInterrupt:
         print("bise-prune: interrupted; the same command takes the search up where it stopped", file=sys.stderr)
         return 130
+
+
+def _complain(text: str) -> None:
+    """Print an error as one line."""
+    print(f"bise-prune: error: {printable(text)}", file=sys.stderr)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """A context in which SIGTERM and SIGHUP stop the command as an interruption from the keyboard does.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # none on Windows
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number, handler in before.items():
+            if handler is signal.SIG_DFL:
+                signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """A context in which the code of a user's network neither prints among the results nor ends the process."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise BiseError(
+            f"code of the network, of its data or of a package that they use ended the run (exit {error.code!r}); take "
+            "what exits out of it"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,9 +186,7 @@ def _compare(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(rows))
         return 0
-    from rich.console import Console
-
-    Console().print(comparison_table(rows))
+    show(comparison_table(rows))
     if arguments.output is not None:
         print(f"written to {arguments.output}")
     return 0
@@ -146,16 +198,14 @@ def _diagnose(argv: Sequence[str]) -> int:
     if arguments.demo or values["checkpoint"] is None:
         raise ConfigError("diagnose needs a checkpoint: bise-prune diagnose CHECKPOINT --data DATA")
     config = run_config({**values, "output": Path("unused")})
-    with Display() as display:
+    with _contained(), Display() as display:
         from .diagnose import diagnose, diagnosis_tables
 
         record = diagnose(config, display.progress)
     if arguments.json:
         print(json.dumps(record))
         return 0
-    from rich.console import Console
-
-    Console().print(diagnosis_tables(record))
+    show(diagnosis_tables(record))
     print(record["advice"]["text"])
     if record["advice"]["flags"]:
         print(f"next: bise-prune {' '.join([*argv, *record['advice']['flags']])}")
@@ -206,7 +256,10 @@ def _run(argv: Sequence[str]) -> int:
         raise BiseError(f"no checkpoint at {checkpoint}")
     output = values["output"] or _beside(checkpoint)
     config = run_config({**values, "output": output, "resume": arguments.resume})
-    with Display() as display:
+    from .output_folder import check_inputs  # it imports torch, which --help does not wait for
+
+    check_inputs(config, arguments.config)
+    with _contained(), Display() as display:
         if arguments.dry_run:
             from .dry_run import dry_run
 
@@ -217,6 +270,8 @@ def _run(argv: Sequence[str]) -> int:
             record = run(config, display.progress)
     if arguments.dry_run:
         _show_dry_run(record, arguments.json)
+        if record["doubt"]:
+            raise DataError(record["doubt"])
         return 0
     if not record:  # of several processes only the first one has a report
         return 0
@@ -228,14 +283,14 @@ def _run(argv: Sequence[str]) -> int:
 
     code, complaints = shortcomings(record)
     for complaint in complaints:
-        print(f"bise-prune: error: {complaint}", file=sys.stderr)
+        _complain(complaint)
     return code
 
 
 def _demo(values: dict[str, Any], as_json: bool) -> int:
     """Run the demo and print its result."""
     output = values["output"] or Path("bise-demo")
-    with Display() as display:
+    with _contained(), Display() as display:
         from .demo import run_demo
 
         device = "cpu" if values["device"] == "auto" else values["device"]
@@ -270,11 +325,9 @@ def _show_dry_run(record: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(record))
         return
-    from rich.console import Console
-
     from .dry_run import dry_run_tables
 
-    Console().print(dry_run_tables(record))
+    show(dry_run_tables(record))
 
 
 def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
@@ -282,8 +335,6 @@ def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record))
         return
-    from rich.console import Console
-
     from ..report.tables import frontier_table, is_slower
     from ..report.verdict import frontier_sentence
 
@@ -291,7 +342,7 @@ def _show_frontier(record: dict[str, Any], output: Path, as_json: bool) -> None:
     for point in record["frontier"]:
         if is_slower(point["report"]):  # the first of its warnings says so
             print(f"warning: {point['folder']}: {point['report']['warnings'][0]}")
-    Console().print(frontier_table(record))
+    show(frontier_table(record))
     print(f"written to {output}: frontier.html, frontier.json, and a folder with all results for each target")
 
 
@@ -300,8 +351,6 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record))
         return
-    from rich.console import Console
-
     from ..report import files
     from ..report.ladder import ladder_sentence, ladder_table
     from ..report.tables import comparison_table, is_slower, widths_table
@@ -313,11 +362,11 @@ def _show(record: dict[str, Any], output: Path, as_json: bool) -> None:
     print(verdict_sentence(record))
     if record["ladder"]:
         print(ladder_sentence(record))
-    Console().print(comparison_table(record))
+    show(comparison_table(record))
     if record["ladder"]:
-        Console().print(ladder_table(record))
+        show(ladder_table(record))
     if record["widths"]:
-        Console().print(widths_table(record))
+        show(widths_table(record))
     check = record["verification"]["slim_against_masked"]
     print(
         f"sparsity {record['sparsity']:.1%} of the parameters; slim equals masked to {check['max_abs_error']:.1e} "

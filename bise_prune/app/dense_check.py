@@ -2,53 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..data import BatchLoader, BiasedDataset
-from ..errors import DataError
+from ..errors import counted
 from ..metrics.accuracy import predictions
 from ..metrics.chance import against_chance
 from .session import Session
 
 _MOST, _FEWEST = 2000, 50  # samples that are looked at, and fewer than which tell nothing
 _CHUNK = 250
+_ANYWAY = "or pass --force to go on with it"
 _CLEAR = 4.0  # standard errors above chance at which no more samples are looked at
+_FAR_BELOW = 0.1  # accuracy on training samples below the one that the checkpoint says at which something is wrong
 _REORDERED = 0.25  # accuracy above chance that another order of the outputs must give to be named
 
 
-def check_dense(session: Session) -> None:
-    """Check that the dense network does better than chance on training samples.
+@dataclass(frozen=True)
+class Baseline:
+    """How the dense network does on training samples.
+
+    Attributes:
+        words: its accuracy on the samples that were looked at.
+        doubt: why a search would have nothing to go by, with what to check; "" if there is no such reason.
+    """
+
+    words: str
+    doubt: str = ""
+
+
+def baseline_of(session: Session) -> Baseline:
+    """Look whether the dense network does better than chance on training samples, and what its checkpoint says of it.
 
     These are mostly bias-aligned, so that a network which has learned nothing but the bias does well on them. Most
-    networks are clear after the first few hundred samples. On small training sets nothing is checked.
-
-    Raises:
-        DataError: it does not; the message says what to look at.
+    networks are clear after the first few hundred samples. Small training sets give no reason to doubt.
     """
     train = session.splits.train
-    if len(train) < _FEWEST:
-        return
     model = session.on_device(session.dense)
     parts = []
     for rows in _sample(train).split(_CHUNK):
         parts.append(_predicted(model, train.subset(rows)))
         predicted, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         if against_chance(predicted, target).is_above(_CLEAR):
-            return
+            break
     found = against_chance(predicted, target)
+    words = f"the dense network is right on {found.accuracy:.1%} of {counted(len(target), 'training sample')}"
+    if len(train) < _FEWEST:
+        return Baseline(words)
+    said = session.checkpoint.accuracy
+    if said is not None and found.accuracy < said - _FAR_BELOW:
+        doubt = f"{words}, but its checkpoint says {said:.1%}: {_hint(session, predicted, target)}"
+        return Baseline(words, f"{doubt}; {_ANYWAY}")
     if found.is_above():
-        return
+        return Baseline(words)
     others = {"train": found.accuracy}
     for name, data in session.splits.by_name.items():
         if name != "train" and data is not None:
             others[name] = against_chance(*_predicted(model, data.subset(_sample(data)))).accuracy
     figures = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in others.items())
     what = "predicts one class for every sample" if found.is_constant else "does no better than chance"
-    raise DataError(
+    return Baseline(
+        words,
         f"the dense network {what} (accuracy on up to {_MOST:,} samples: {figures}; chance {found.chance:.1%}), so "
-        f"that there is nothing to prune: {_hint(session, predicted, target)}"
+        f"that there is nothing to prune: {_hint(session, predicted, target)}; {_ANYWAY}",
     )
 
 
@@ -70,9 +90,12 @@ def _hint(session: Session, predicted: Tensor, target: Tensor) -> str:
     rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
     best = int(counts[torch.as_tensor(rows), torch.as_tensor(columns)].sum()) / len(target)
     if best > against_chance(predicted, target).chance + _REORDERED and len(predicted.unique()) > 1:
+        names, order = session.splits.classes, [int(column) for column in columns]
+        is_named = len(names) == len(order) and not all(str(name).isdigit() for name in names)
+        how = f"pass --classes {','.join(names[y] for y in order)}" if is_named else "number the labels accordingly"
         return (
             f"with its outputs in another order it would be right for {best:.1%}, so check the order of the classes"
-            f"{classes}: the labels in the data must be the numbers of the network's outputs"
+            f"{classes}: the labels in the data must be the numbers of the network's outputs; {how}, if that is it"
         )
     train = session.splits.train
     if not isinstance(train.inputs, Tensor):
@@ -83,5 +106,6 @@ def _hint(session: Session, predicted: Tensor, target: Tensor) -> str:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (train.mean, train.std))
     return (
         f"check the order of the classes{classes}, how images are normalised (--mean, now {mean or 'none'}; --std, now "
-        f"{std or 'none'}), their size (--size, now {shape}), and that the checkpoint is the trained one"
+        f"{std or 'none'}), their size and crop (--size, now {shape}; --crop), and that the checkpoint is the trained "
+        "one"
     )

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from ..config import RunConfig
 from ..data import BatchLoader
 from ..diagnostics.probe import probe_bias
-from ..errors import counted
+from ..errors import DataError, counted
 from ..gates.sites import gate_sites
 from ..metrics.accuracy import Evaluation, subgroup_labels, subgroup_members
 from ..metrics.fairness import fairness_record
@@ -52,7 +51,9 @@ def diagnose(config: RunConfig, progress: Progress | None = None) -> dict[str, A
     """
     clock = StageClock(progress)
     with tempfile.TemporaryDirectory() as folder:  # a run's own folder may hold results already
-        session = read_session(dataclasses.replace(config, output=Path(folder) / "unused"), clock)
+        session = read_session(dataclasses.replace(config, output=Path(folder) / "unused"), clock, Path(folder))
+    if session.doubt:
+        raise DataError(session.doubt)
     if session.config.unsupervised and session.needs_bias_labels:
         with clock.stage("identify"):
             session = identified(session)
@@ -211,7 +212,7 @@ def diagnosis_tables(record: Mapping[str, Any]) -> Group:
         groups.add_row(label, "", f"{dense[key]['value']:.1%}", _interval(dense[key]))
     for group in sorted(dense["groups"], key=lambda group: group["value"])[:_SHOWN]:
         side = "" if not group["aligned"] else ", aligned" if all(group["aligned"]) else ", conflicting"
-        groups.add_row(escape(group["label"]) + side, f"{group['n']:,}", f"{group['value']:.1%}", _interval(group))
+        groups.add_row(group["label"] + side, f"{group['n']:,}", f"{group['value']:.1%}", _interval(group))
     ladder = Table(title="If this may change", title_justify="left")
     ladder.add_column("")
     ladder.add_column("unbiased accuracy (worst subgroup)", justify="right")
@@ -224,7 +225,7 @@ def diagnosis_tables(record: Mapping[str, Any]) -> Group:
         about.add_row("bias label read from the features", read)
     if record["validation"]:
         found = record["validation"]
-        about.add_row("smallest subgroup that selects", f"{escape(found['smallest_group'])}, n = {found['n']:,}")
+        about.add_row("smallest subgroup that selects", f"{found['smallest_group']}, n = {found['n']:,}")
     if record["identification"]:
         about.add_row(
             "pseudo labels", ", ".join(f"{k} {v:.1%}" for k, v in record["identification"].items() if v is not None)

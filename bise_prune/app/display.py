@@ -7,9 +7,17 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import TaskID
 
     from .progress import EpochFigures, ProgressEvent
+
+
+def show(renderable: RenderableType) -> None:
+    """Print tables on stdout; square brackets in names are no markup."""
+    from rich.console import Console
+
+    Console(markup=False, emoji=False, highlight=False).print(renderable)
 
 
 class Display:
@@ -45,7 +53,12 @@ class _Bars:
         from rich.table import Column
 
         figures = TextColumn("{task.fields[figures]}", markup=False, table_column=Column(ratio=1, no_wrap=False))
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(), figures)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            figures,
+        )
         self.bars = Progress(*columns, console=Console(stderr=True), expand=True)
         self.stages: dict[str, TaskID] = {}
         self.bars.start()
@@ -56,6 +69,9 @@ class _Bars:
 
     def show(self, event: ProgressEvent) -> None:
         """Show the progress of a stage; the stages before it are shown as complete."""
+        if event.message:
+            self.bars.console.print(event.message, markup=False, highlight=False)
+            return
         if event.stage not in self.stages:
             for task in self.stages.values():
                 self.bars.update(task, total=1, completed=1)
@@ -70,6 +86,8 @@ class _Bars:
 
 def line_of(event: ProgressEvent) -> str:
     """An event as one line, such as "search 3/12: loss 0.412, 1,432 of 2,880 channels open, 2 min left"."""
+    if event.message:
+        return event.message
     place = f"{event.stage} {event.done}/{event.total}" if event.total else event.stage
     return ": ".join(part for part in (place, _text_of(event)) if part)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ..errors import counted
 from ..gates.sites import gate_sites
 from ..mask_search.weights import sample_weights
 from ..metrics.subgroups import count_subgroups, is_aligned
+from ..report.warnings import warnings_of_inputs
 from .estimate import estimated
 from .progress import Progress, StageClock
 from .reading import read_session
@@ -28,12 +30,14 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
     """Read and check everything that a run needs, without writing anything.
 
     Returns:
-        What ``--dry-run --json`` prints: checkpoint, data, biases, gates, and the estimated time of the search.
+        What ``--dry-run --json`` prints: checkpoint, data, biases, gates, the estimated time of the search, and why a
+        run would refuse the dense network, if it would.
 
     Raises:
         BiseError: the run itself would refuse these settings or files.
     """
-    session = read_session(config, StageClock(progress))
+    with tempfile.TemporaryDirectory() as scratch:
+        session = read_session(config, StageClock(progress), Path(scratch))
     checkpoint, splits = session.checkpoint, session.splits
     sites = gate_sites(session.dense, session.example, config.search.placement)
     return {
@@ -52,11 +56,12 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
             "classes": list(splits.classes),
             "input": list(session.example.shape[1:]) if isinstance(session.example, Tensor) else list(session.example),
             "notes": list(splits.notes),
-            "warnings": list(splits.warnings),
+            "warnings": [text for text in warnings_of_inputs(session.subject) if text not in checkpoint.notes],
         },
         "biases": _biases(session),
         "gates": [{"name": s.name, "channels": s.num_channels} for s in sites],
         "estimate": estimated(session, sites),
+        "doubt": session.doubt,
     }
 
 
@@ -109,7 +114,7 @@ def dry_run_tables(record: dict[str, Any]) -> Group:
         )
     for k, bias in enumerate(record["biases"]):
         summary.add_row(
-            f"bias label {escape(bias['name'])}" if bias["name"] != f"bias {k}" else bias["name"],
+            f"bias label {bias['name']}" if bias["name"] != f"bias {k}" else bias["name"],
             f"{bias['share_aligned']:.1%} of the training samples are aligned, {bias['num_conflicting']:,} conflicting",
         )
     for note in (*about["notes"], *data["notes"]):
@@ -123,15 +128,13 @@ def _bias_table(bias: dict[str, Any], classes: list[str]) -> Table:
     """A table of one bias: training samples per class and bias value, or per class if there are many."""
     counts = bias["counts"]
     wide = len(counts) * len(counts[0]) > _MOST_CELLS
-    table = Table(
-        title=f"{escape(bias['name'])}: training samples{'' if wide else ' (mean weight)'}", title_justify="left"
-    )
+    table = Table(title=f"{bias['name']}: training samples{'' if wide else ' (mean weight)'}", title_justify="left")
     table.add_column("class")
     table.add_column("aligned with", justify="right")
     columns = [] if wide else list(range(len(counts[0])))
     named = bias["values"] if len(bias["values"]) >= len(counts[0]) else [f"b = {b}" for b in range(len(counts[0]))]
     for value in columns:
-        table.add_column(escape(named[value]), justify="right")
+        table.add_column(named[value], justify="right")
     if wide:
         table.add_column("aligned", justify="right")
         table.add_column("conflicting", justify="right")
@@ -141,5 +144,5 @@ def _bias_table(bias: dict[str, Any], classes: list[str]) -> Table:
         cells = [f"{row[value]:,} ({bias['mean_weights'][y][value]:.2f})" for value in columns]
         if wide:
             cells = [f"{row[aligned]:,}", f"{sum(row) - row[aligned]:,}"]
-        table.add_row(escape(name), escape(named[aligned]), *cells)
+        table.add_row(name, named[aligned], *cells)
     return table

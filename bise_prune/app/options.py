@@ -81,11 +81,17 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "file_column": "column of the image files, if it has none of the usual names (file, filename, path)",
         "text_column": "column of the texts, if it has none of the usual names (text, comment_text)",
         "skip_bad": "continue without images that cannot be read, and report how many there were, instead of stopping",
-        "mean": "mean of each colour channel on the [0, 1] scale, if the checkpoint does not tell how its images were "
+        "mean": "mean of each channel on the [0, 1] scale, if the checkpoint does not tell how its images were "
         "normalised; without it ImageNet's is assumed and the report says so",
-        "std": "standard deviation of each colour channel on the [0, 1] scale; give it together with --mean",
+        "std": "standard deviation of each channel on the [0, 1] scale; give it together with --mean",
         "size": "height and width that images are resized to, if they differ in size or the checkpoint does not tell "
         "its own",
+        "crop": "share of the resized image's sides that the size is cropped from, in the middle, as timm's crop_pct: "
+        "0.875 for Resize(256) and CenterCrop(224); without it images are resized without regard to their shape",
+        "classes": "names of the classes in the order of the network's outputs, if the checkpoint does not tell it and "
+        "it is not the alphabetical one",
+        "image_folder": "folder that the files in a table are relative to, if it is not the table's own",
+        "force": "go on with a dense network that does no better than chance, or far worse than its checkpoint says",
     },
     "result": {
         "output": "folder for the results; it must not hold results of another run (default: CHECKPOINT-slim, beside "
@@ -217,8 +223,9 @@ _SHARED = ("finetune_weighting", "finetune_select", "finetune_rho")  # their def
 _METAVARS = {
     "arch": "NAME", "data": "PATH", "masks": "FILE", "plan": "FILE", "output": "DIR", "triton": "DIR",
     "device": "DEVICE", "label_column": "NAME", "bias_columns": "NAME", "split_column": "NAME", "file_column": "NAME",
-    "text_column": "NAME", "finetune": "EPOCHS", "target_sparsity": "auto|SHARE", "target_flops": "SHARE",
-    "target_latency": "SHARE", "targets": "SHARE,...", "rho": "SHARE,...", "finetune_rho": "SHARE,...",
+    "text_column": "NAME", "image_folder": "DIR", "finetune": "EPOCHS", "target_sparsity": "auto|SHARE",
+    "target_flops": "SHARE", "target_latency": "SHARE", "targets": "SHARE,...", "rho": "SHARE,...",
+    "finetune_rho": "SHARE,...",
 }  # fmt: skip
 
 
@@ -242,7 +249,17 @@ def _add(group: argparse._ArgumentGroup, setting: Setting, text: str) -> None:
         group.add_argument(setting.flag, choices=reader.choices, **common)
     else:
         metavar = _METAVARS.get(setting.name, reader.metavar)
-        group.add_argument(setting.flag, type=_argument(reader), metavar=metavar, **common)
+        action = _Once if setting.name.endswith("_column") else "store"
+        group.add_argument(setting.flag, action=action, type=_argument(reader), metavar=metavar, **common)
+
+
+class _Once(argparse.Action):
+    """Stores the name of a column, and refuses a second one, which was meant to be read beside the first."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"{option_string} is given twice ({getattr(namespace, self.dest)}, {values})")
+        setattr(namespace, self.dest, values)
 
 
 def _in_words(setting: Setting) -> str:

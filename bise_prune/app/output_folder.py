@@ -10,7 +10,15 @@ from ..config import RunConfig
 from ..distributed import world
 from ..errors import ConfigError
 from ..files import is_unfinished
-from ..report.files import POINT, REPORT_FILE, RESULT_FILES, STATE_FILE
+from ..report.files import (
+    CONFIG_FILE,
+    FRONTIER_FILE,
+    FRONTIER_PAGE,
+    POINT,
+    REPORT_FILE,
+    RESULT_FILES,
+    STATE_FILE,
+)
 
 
 def point_folder(config: RunConfig, target: float) -> Path:
@@ -26,11 +34,28 @@ def check_output(config: RunConfig) -> None:
     """
     if world()[0]:
         return
-    _check_folder(config.output, config.resume)
+    _check_folder(config.output)
     for target in config.targets:
         folder = point_folder(config, target)
         if not (folder / REPORT_FILE).is_file():  # a finished point is used again
-            _check_folder(folder, config.resume)
+            _check_folder(folder)
+
+
+def check_inputs(config: RunConfig, settings: Path | None = None) -> None:
+    """Check that no input of a run would be overwritten by its results.
+
+    Args:
+        config: settings of the run.
+        settings: file that the settings were read from; None for none.
+
+    Raises:
+        ConfigError: an input lies in the output folder under the name of a result.
+    """
+    folders = [config.output, *(point_folder(config, target) for target in config.targets)]
+    for path in (config.checkpoint, config.masks, config.plan, settings):
+        if path is not None and path.name in (*RESULT_FILES, STATE_FILE, CONFIG_FILE, FRONTIER_PAGE):
+            if any(path.resolve() == (folder / path.name).resolve() for folder in folders):
+                raise ConfigError(f"{path} is an input, and a result would overwrite it; choose another --output")
 
 
 def check_resumable(config: RunConfig) -> None:
@@ -47,13 +72,16 @@ def check_resumable(config: RunConfig) -> None:
         )
 
 
-def _check_folder(output: Path, resume: bool) -> None:
+def _check_folder(output: Path) -> None:
     """Check that a folder holds no results and can be written to."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; choose a folder")
     present = [name for name in RESULT_FILES if (output / name).exists()]
-    if is_unfinished(output) and (resume or REPORT_FILE not in present):
+    is_ours = any((output / name).exists() for name in (REPORT_FILE, FRONTIER_FILE, FRONTIER_PAGE))
+    if is_unfinished(output):
         present = []  # these files are of a run that stopped before its end
+    if (output / CONFIG_FILE).exists() and not is_ours:  # a run writes its settings last
+        present.append(CONFIG_FILE)
     if present:
         raise ConfigError(f"output folder {output} holds results already ({present[0]}); choose another with --output")
     probe = output

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import RunConfig
 from ..distributed import processes, share_object, world
-from ..errors import BiseError, ConfigError
+from ..errors import BiseError, ConfigError, DataError
 from ..export import flush_denormals
 from ..export.runtime import timed_files
 from ..files import locked, write_json
@@ -39,6 +39,7 @@ from ..report.page import pictures, write_page
 from ..report.quality_gates import FAILURES, GATES, gate_records
 from ..report.record import SCHEMA_VERSION, report_of, sources_record
 from ..report.results import LATENCY_BATCHES, Figures, RunResults
+from ..report.warnings import warnings_of_inputs
 from ..tuning.finetuning import FinetuneResult
 from ..version import __version__
 from .output_folder import check_output, point_folder
@@ -47,7 +48,7 @@ from .reading import read_session
 from .session import Session
 from .settings import write_settings
 from .stages.evaluate import check_above_chance, curve_of, picked_accuracies, probes_of
-from .stages.export import export_all, export_dense, publish
+from .stages.export import export_all, publish
 from .stages.identify import identified
 from .stages.ladder import climbed
 from .stages.prune import pruned_by_first
@@ -73,9 +74,13 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         BiseError: the settings or files cannot be used, which is found before any long work if possible, or a stage
             failed.
     """
-    with processes(config.device):
+    with processes(config.device), tempfile.TemporaryDirectory() as scratch:
         clock = StageClock(progress)
-        session = read_session(config, clock)
+        session = read_session(config, clock, Path(scratch))
+        for warning in warnings_of_inputs(session.subject):
+            clock.message(f"warning: {warning}")
+        if session.doubt:
+            raise DataError(session.doubt)
         if world()[0]:
             return _all_of_it(session, clock)
         with locked(config.output):
@@ -114,20 +119,16 @@ def _one(session: Session, clock: StageClock, start: MaskSet | None = None) -> d
             if is_first:
                 picked = picked_accuracies(session, found)
                 masks.save(config.output / MASK_FILE)  # kept even if the removal fails
-    with tempfile.TemporaryDirectory() as folder:
-        dense_file = Path(folder) / "dense.onnx"
-        with clock.stage("prune"):
-            if is_first:
-                export_dense(session, dense_file)
-            slim, trials = pruned_by_first(session, session.plan or masks, found, dense_file)
-        tuned = None
-        if config.finetune is not None and slim is not None:
-            with clock.stage("finetune"):
-                tuned = finetuned(session, slim, clock)
-        if not is_first or slim is None:
-            return {}
-        results = _results(session, clock, masks, found, picked, slim, trials, tuned, dense_file)
-        return _written(session, clock, results, dense_file)
+    with clock.stage("prune"):
+        slim, trials = pruned_by_first(session, session.plan or masks, found)
+    tuned = None
+    if config.finetune is not None and slim is not None:
+        with clock.stage("finetune"):
+            tuned = finetuned(session, slim, clock)
+    if not is_first or slim is None:
+        return {}
+    results = _results(session, clock, masks, found, picked, slim, trials, tuned)
+    return _written(session, clock, results)
 
 
 def _results(
@@ -139,7 +140,6 @@ def _results(
     slim: PruningResult,
     trials: list[WidthTrial],
     tuned: FinetuneResult | None,
-    dense_file: Path,
 ) -> RunResults:
     """Evaluate, export and measure.
 
@@ -162,7 +162,8 @@ def _results(
         denormals = flush_denormals(final)
         checks, files = export_all(session, final, slim.plan, accuracies[1])
     with clock.stage("measure"):
-        paths = (dense_file, config.output / ONNX_FILE)
+        assert session.dense_file is not None
+        paths = (session.dense_file, config.output / ONNX_FILE)
         timed = timed_files(paths, session.held_out[1], LATENCY_BATCHES, session.device)
         figures = [
             Figures(classes, accuracy, measure(model, example), {size: times.latency(size) for size in LATENCY_BATCHES})
@@ -190,7 +191,7 @@ def _results(
     )
 
 
-def _written(session: Session, clock: StageClock, results: RunResults, dense_file: Path) -> dict[str, Any]:
+def _written(session: Session, clock: StageClock, results: RunResults) -> dict[str, Any]:
     """Write page, model card and report record, and the Triton repository if all quality gates pass."""
     output, record = session.config.output, report_of(results)
     if results.found is None:
@@ -199,9 +200,9 @@ def _written(session: Session, clock: StageClock, results: RunResults, dense_fil
     write_page(output / PAGE_FILE, record, pictures(record, session.held_out[1]))
     write_card(output / CARD_FILE, record)
     write_json(output / REPORT_FILE, record)
-    (output / STATE_FILE).unlink(missing_ok=True)
     if all(gate["passed"] for gate in record["gates"]):
-        publish(session, dense_file)
+        publish(session)
+    (output / STATE_FILE).unlink(missing_ok=True)  # until here the same command takes the run up again
     return record
 
 

@@ -34,7 +34,7 @@ class EpochFigures:
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """What a run reports of its progress: a stage starts, resumes an earlier run, or has finished an epoch.
+    """What a run reports of its progress: a stage starts, resumes, says something, or has finished an epoch.
 
     Attributes:
         stage: name of the stage; with the folder before it in a frontier ("sparsity-0.5/search").
@@ -43,6 +43,7 @@ class ProgressEvent:
         figures: figures of the last epoch; None if there are none.
         seconds_left: estimated time until the end of the stage, by the mean time of its epochs; None if it is unknown.
         resumed_from: name of the file with the state of an earlier run that the stage goes on with; None otherwise.
+        message: what the stage says; "" otherwise.
     """
 
     stage: str
@@ -51,6 +52,7 @@ class ProgressEvent:
     figures: EpochFigures | None = None
     seconds_left: float | None = None
     resumed_from: str | None = None
+    message: str = ""
 
 
 # Called with every event of a run.
@@ -77,12 +79,13 @@ class StageClock:
         self.prefix, self.now = prefix, now
         self.timings: dict[str, float] = {}
         self.loggers = Loggers((), {})
-        self._started, self._done_before = 0.0, 0  # of the present stage
+        self._stage, self._started, self._done_before = "", 0.0, 0  # of the present stage
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A context that times a stage and reports its start."""
-        self.progress(ProgressEvent(self.prefix + name))
+        self._stage = self.prefix + name
+        self.progress(ProgressEvent(self._stage))
         self._started, self._done_before = self.now(), 0
         start = self._started
         yield
@@ -98,6 +101,10 @@ class StageClock:
         """
         self._done_before = done
         self.progress(ProgressEvent(self.prefix + stage, done, resumed_from=file))
+
+    def message(self, text: str) -> None:
+        """Say something in the present stage."""
+        self.progress(ProgressEvent(self._stage, message=text))
 
     def epoch(self, stage: str, done: int, total: int, figures: EpochFigures) -> None:
         """Report a finished epoch of the present stage, with the time that is left.

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, load_checkpoint
+from ..checkpoint import TRANSFORMER, Checkpoint, load_checkpoint
 from ..checkpoint.networks import model_of
 from ..config import RunConfig
 from ..data import BatchLoader, DataSplits, load_data
 from ..data.columns import Columns
 from ..data.noise import noisy_bias_labels
 from ..data.text import load_tokenizer
+from ..distributed import world
 from ..errors import ConfigError, counted
 from ..gates.masks import MaskSet
 from ..metrics.accuracy import predictions
 from ..metrics.subgroups import aligned_values
+from ..models import is_image_classifier
+from ..models.inputs import input_channels
 from ..models.pretrained import published_preprocessing
 from ..pruning.plan import PruningPlan
 from ..tuning.pseudo_labels import predicted_bias_labels
@@ -30,25 +34,32 @@ from .checks import (
     check_image_settings,
     check_labels,
     check_masks_or_targets,
+    check_search,
     check_specification,
     example_of,
 )
-from .dense_check import check_dense
+from .compared_splits import compared
+from .dense_check import baseline_of
 from .halves import conflicting_per_class, halves_for
+from .one_logit import ONE_LOGIT, with_two_logits
 from .output_folder import check_output, check_resumable
 from .progress import StageClock
 from .session import Session
+from .stages.export import export_dense
 from .stages.ladder import check_tuning
 
-_BATCH = 250
+_BATCH, _COLOURS = 250, 3
 
 
-def read_session(config: RunConfig, clock: StageClock) -> Session:
+def read_session(config: RunConfig, clock: StageClock, scratch: Path | None = None) -> Session:
     """Read and check the inputs of a run before any long work.
+
+    Whether the dense network works is for the caller to act upon (``doubt``), who may have something to show before.
 
     Args:
         config: settings of the run.
         clock: clock that times the reading.
+        scratch: folder to which the first process exports the dense network; None = it is not exported.
 
     Raises:
         BiseError: the settings or files cannot be used.
@@ -62,19 +73,26 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         dense, checkpoint = model_of(checkpoint, config.checkpoint, config.arch)
         if checkpoint.slim is not None:
             raise ConfigError(f"{config.checkpoint} is a pruned network already; start from the dense checkpoint")
-        tokenizer = load_tokenizer(config.checkpoint) if config.checkpoint.is_dir() else None
-        checkpoint = dataclasses.replace(checkpoint, preprocessing=_preprocessing(config, checkpoint))
+        is_of_texts = config.checkpoint.is_dir() and _reads_texts(checkpoint)
+        tokenizer = load_tokenizer(config.checkpoint) if is_of_texts else None
+        checkpoint = dataclasses.replace(checkpoint, preprocessing=_preprocessing(config, checkpoint, dense))
         check_image_settings(config, specification)
         splits = _splits(config, checkpoint, specification, tokenizer)
         if splits.without_bias and not config.unsupervised:
             config = dataclasses.replace(config, unsupervised=True)
             note = "the data have no place for bias labels: pseudo labels are found, as by --unsupervised"
             splits = dataclasses.replace(splits, notes=[*splits.notes, note])
-        num_classes, train = checkpoint.num_classes or 0, splits.train
+        train = splits.train
+        example, num_classes = example_of(dense, train)
+        if num_classes == 1:
+            dense, num_classes = with_two_logits(dense, example), 2
+            checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, ONE_LOGIT))
+        checkpoint = dataclasses.replace(checkpoint, num_classes=num_classes)
         has_true_labels = train.has_bias and not config.unsupervised
         check_labels(splits, num_classes, has_true_labels)
-        example = example_of(dense, train)
         aligned = _aligned(splits, dense, num_classes, device)
+        if has_true_labels or not config.unsupervised:
+            splits = compared(splits, aligned)
         masks, plan = _earlier_results(config)
         session = Session(
             config, device, checkpoint, dense, splits, specification, example, aligned, tokenizer,
@@ -82,17 +100,34 @@ def read_session(config: RunConfig, clock: StageClock) -> Session:
         )  # fmt: skip
         check_bias_labels(session)
         check_exports(session)
+        check_search(session)
         check_masks_or_targets(session)
         check_tuning(session)
-        check_dense(session)
+        baseline = baseline_of(session)
+        clock.message(baseline.words)
+        session = dataclasses.replace(session, doubt="" if config.force else baseline.doubt)
+        if scratch is not None and world()[0] == 0:
+            session = dataclasses.replace(session, dense_file=export_dense(session, scratch / "dense.onnx"))
         session = _with_predicted_bias(_with_refit(_with_halves(session)))
         return _with_noise(session) if config.bias_noise and has_true_labels else session
 
 
-def _preprocessing(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The preprocessing of images: from the settings, or else the checkpoint, or else the publisher of its weights."""
-    given = {"mean": config.mean, "std": config.std, "size": config.size}
+def _reads_texts(checkpoint: Checkpoint) -> bool:
+    """Whether the network in a folder classifies texts."""
+    return checkpoint.arch == TRANSFORMER and not is_image_classifier(checkpoint.arguments.get("config", {}))
+
+
+def _preprocessing(config: RunConfig, checkpoint: Checkpoint, dense: nn.Module) -> dict[str, Any]:
+    """The preprocessing of images: from the settings, or else the checkpoint, or else the publisher of its weights.
+
+    A size that is given comes without the publisher's crop.
+    """
+    given = {"mean": config.mean, "std": config.std, "size": config.size, "crop": config.crop}
     known = published_preprocessing(checkpoint.arch, checkpoint.sha256, checkpoint.module)
+    if config.size is not None or "size" in checkpoint.preprocessing:
+        known.pop("crop", None)
+    if (channels := input_channels(dense)) != _COLOURS:
+        known["channels"] = channels
     return {**known, **checkpoint.preprocessing, **{name: value for name, value in given.items() if value is not None}}
 
 
@@ -106,8 +141,9 @@ def _splits(config: RunConfig, checkpoint: Checkpoint, specification: str, token
         checkpoint.preprocessing,
         tokenizer,
         columns=columns,
-        classes=checkpoint.classes,
+        classes=config.classes or checkpoint.classes,
         skip_bad=config.skip_bad,
+        image_folder=config.image_folder,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ class Session:
             validation set of all stages. None if masks are learned on the training set.
         predicted_bias: bias labels of the training set for finetuning, shape (N, K), predicted from those of the first
             half, if only the validation split has some; otherwise None.
+        dense_file: ONNX file of the dense network, in the first process of a run; otherwise None.
+        doubt: why the dense network does not seem to work, with what to check; "" if there is no reason to doubt it, or
+            the settings say to go on.
     """
 
     config: RunConfig
@@ -59,6 +63,8 @@ class Session:
     pseudo: PseudoLabels | None = None
     halves: tuple[BiasedDataset, BiasedDataset] | None = None
     predicted_bias: Tensor | None = None
+    dense_file: Path | None = None
+    doubt: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -125,9 +131,16 @@ class Session:
         return dataclasses.replace(self, config=config)
 
     def with_pseudo(self, pseudo: PseudoLabels) -> Session:
-        """The same inputs with pseudo bias labels, which replace any bias labels of training and validation data."""
+        """The same inputs with pseudo bias labels, which replace any bias labels of training and validation data.
+
+        If the validation split alone has bias labels, of one bias, it keeps them for selection.
+        """
         splits = self.splits
         val = None if splits.val is None else with_pseudo_labels(splits.val, pseudo.labels[1])
+        if splits.val is not None and not splits.train.has_bias and splits.val.bias.shape[1] == 1:
+            val = splits.val
+            note = "pseudo bias labels are for the training split; the validation split keeps its own for selection"
+            splits = dataclasses.replace(splits, notes=[*splits.notes, note])
         splits = dataclasses.replace(splits, train=with_pseudo_labels(splits.train, pseudo.labels[0]), val=val)
         if splits.test is None:  # the results are by pseudo labels too, which are predicted classes
             values = [f"taken for {name}" for name in splits.classes]

@@ -99,6 +99,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or unreadable, a name is unknown, or a value is wrong.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise OSError(0, "it is no file")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
@@ -108,7 +110,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     elif path.suffix == ".toml":
         try:
             found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (RecursionError, ValueError) as error:  # also integers of thousands of digits
             raise ConfigError(f"{path} is no TOML: {error}") from error
     else:
         raise ConfigError(f"{path}: expected a .toml or .yaml file of settings")
@@ -159,7 +161,7 @@ def _yaml(path: Path, text: str) -> Any:
 
     try:
         return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (RecursionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+_LARGEST = 10**15  # what a setting counts
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -85,7 +87,10 @@ def _number(kind: type[int] | type[float], value: Any) -> Any:
 
 def _integer(value: Any) -> int:
     """An integer from a text or an integer."""
-    return int(_number(int, value))
+    number = int(_number(int, value))
+    if abs(number) > _LARGEST:
+        raise ValueError(value)
+    return number
 
 
 def _float(value: Any) -> float:
@@ -95,7 +100,7 @@ def _float(value: Any) -> float:
 
 def _text(value: Any) -> str:
     """A text; numbers in a file are accepted as text, lists and tables are not."""
-    if isinstance(value, (bool, list, dict)) or value is None:
+    if isinstance(value, (bool, list, dict)) or value is None or "\0" in str(value):
         raise ValueError(value)
     return str(value)
 
@@ -130,10 +135,10 @@ def _size(value: Any) -> tuple[int, ...]:
 
 _SCALARS: dict[Any, Reader] = {
     bool: Reader("is neither true nor false", "", _switch, _switch),
-    int: Reader("is no integer", "N", _integer, _integer),
+    int: Reader(f"is no integer of at most {_LARGEST:,}", "N", _integer, _integer),
     float: Reader("is no number", "X", _float, _float),
     str: Reader("is no text", "TEXT", _text, _text),
-    Path: Reader("is no path", "PATH", Path, lambda value: Path(_text(value))),
+    Path: Reader("is no path", "PATH", lambda text: Path(_text(text)), lambda value: Path(_text(value))),
 }
 _SEQUENCES: dict[Any, Reader] = {
     int: Reader("is no size such as 224 or 224,160", "N[,N]", _size, _size),

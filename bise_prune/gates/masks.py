@@ -148,7 +148,11 @@ class MaskSet:
                 state = {
                     name.removeprefix(_STATE): file.get_tensor(name) for name in file.keys() if name.startswith(_STATE)
                 }
+                if not all(isinstance(name, str) for name in logits):
+                    raise TypeError("names of sites are no texts")
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is no readable safetensors file: {error}") from error
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({type(error).__name__}: {error})") from error
         reserved = ("format", "version", "sites")
         return cls(logits, {key: value for key, value in metadata.items() if key not in reserved}, state)

@@ -141,10 +141,12 @@ class PruningPlan:
         """
         path = Path(path)
         try:
+            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+                raise OSError(0, "it is no file")
             about = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise PruningError(f"cannot read the plan {path}: {error.strerror}") from error
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise PruningError(f"{path} is no JSON file: {error}") from error
         if not isinstance(about, dict) or about.get("format") != PLAN_FORMAT:
             raise PruningError(f"{path} holds no pruning plan; expected a plan.json written by bise-prune")
@@ -196,7 +198,17 @@ def _reasons(about: Mapping[str, Any]) -> dict[str, dict[Reason, tuple[int, ...]
 def _target(about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the outcome of a target with its kind, which plan files of version 0.1.0 do not hold."""
     names = {Target(kind, 0.5).name: kind for kind in get_args(TargetKind)}
-    return {"kind": names[about["of"]], **about} if about else {}
+    found = {"kind": names[about["of"]], **about} if about else {}
+    if found and (
+        found["kind"] not in names.values() or not all(_is_share(found[key]) for key in ("asked", "reached"))
+    ):
+        raise ValueError(f"the target is {str(about)[:80]}")
+    return found
+
+
+def _is_share(value: object) -> bool:
+    """Whether a value is a number in [-1, 1]; a network that grew has lost a negative share."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1 <= value <= 1
 
 
 def digest(edits: Sequence[Edit]) -> str:

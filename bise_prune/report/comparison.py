@@ -44,7 +44,7 @@ def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
             found = [(f"{name}/{p['folder']}", p["report"]) for p in record.get("frontier", [])] or [(name, record)]
             versions = {report["schema_version"] for _, report in found}
             summaries(found)  # raises if a figure is missing
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{path} is no report with the figures to compare ({type(error).__name__}: {error}); run it again"
             ) from error

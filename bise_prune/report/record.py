@@ -150,13 +150,25 @@ def sources_record(subject: Subject) -> dict[str, str]:
     }
 
 
-def preprocessing_record(data: BiasedDataset) -> dict[str, Any]:
-    """How the network's inputs are made: normalisation and size of images, or names and length of token inputs."""
+def preprocessing_record(data: BiasedDataset, crop: float | None = None) -> dict[str, Any]:
+    """How the network's inputs are made: normalisation and size of images, or names and length of token inputs.
+
+    Args:
+        data: inputs of the network.
+        crop: share of the resized image's sides that the size is cropped from; None = images are not cropped.
+    """
     if not isinstance(data.inputs, Tensor):
         return {"inputs": list(data.inputs), "max_length": max(t.shape[1] for t in data.inputs.values())}
-    size = list(data.inputs.shape[2:]) if data.inputs.ndim == 4 else None
+    is_image = data.inputs.ndim == 4
     scale = "uint8 / 255" if data.inputs.dtype == torch.uint8 else "as they are"
-    return {"mean": list(data.mean), "std": list(data.std), "size": size, "scale": scale}
+    return {
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "size": list(data.inputs.shape[2:]) if is_image else None,
+        "crop": crop if is_image else None,
+        "channels": data.inputs.shape[1] if is_image else None,
+        "scale": scale,
+    }
 
 
 def _network(figures: Figures, labels: dict[str, str]) -> dict[str, Any]:
@@ -364,5 +376,5 @@ def _data(subject: Subject) -> dict[str, Any]:
         ],
         "samples": {name: 0 if data is None else len(data) for name, data in splits.by_name.items()},
         "learned_on": {"split": split, "samples": len(learned_on)},
-        "preprocessing": preprocessing_record(splits.train),
+        "preprocessing": preprocessing_record(splits.train, subject.checkpoint.preprocessing.get("crop")),
     }

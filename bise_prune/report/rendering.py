@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from ..errors import printable
 from ..files import atomic_path
 
 FEW_SAMPLES = 30  # figures of smaller subgroups are marked
@@ -36,10 +37,13 @@ def write_text(path: Path, template: str, **values: Any) -> None:
         "sci": _scientific,
         "span": _span,
         "plain": _plain,
+        "code": _code,
         "ms": milliseconds,
     }
     with atomic_path(path) as temporary:
-        temporary.write_text(environment.get_template(template).render(**values), encoding="utf-8")
+        temporary.write_text(
+            environment.get_template(template).render(**values), encoding="utf-8", errors="backslashreplace"
+        )
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -62,7 +66,15 @@ def _span(interval: Mapping[str, float | None], signed: bool = False) -> str:
 
 def _plain(text: Any) -> str:
     """Text on one line, escaped so that Markdown shows it as it is."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", printable(" ".join(str(text).split())))
+
+
+def _code(text: Any) -> str:
+    """Text as a code span of Markdown, which ends nowhere within it."""
+    words = printable(" ".join(str(text).split()))
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", words)), default=0))
+    space = " " if "`" in words else ""
+    return f"{fence}{space}{words}{space}{fence}"
 
 
 def milliseconds(value: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from .rendering import milliseconds
@@ -35,7 +34,7 @@ def comparison_table(record: Mapping[str, Any]) -> Table:
         table.add_row(label, f"{dense[key]:,}{unit}", f"{slim[key]:,}{unit}", f"{change:+.1f} %")
     fairness = record["fairness"]
     for k, _ in enumerate(fairness["dense"]["biases"]):
-        of = f", {escape(record['data']['biases'][k]['name'])}" if len(fairness["dense"]["biases"]) > 1 else ""
+        of = f", {record['data']['biases'][k]['name']}" if len(fairness["dense"]["biases"]) > 1 else ""
         for label, key in (
             ("aligned - conflicting", "aligned_conflicting_gap"),
             ("demographic parity difference", "demographic_parity_difference"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import Target
 from ..data import BiasedDataset
+from ..data.images import MEAN
 from ..errors import counted
 from ..export.runtime import ON_CPU
 from ..mask_search import SearchResult
@@ -35,17 +36,20 @@ def warnings_of(results: RunResults, labels: Mapping[str, str], verdict: Verdict
     subject = results.subject
     return [
         *_of_speed(results),
-        *subject.splits.warnings,
+        *warnings_of_inputs(subject),
         *_of_pseudo_labels(subject),
         *_of_training_data(subject, results.found),
         *_of_selection(subject, results.found),
-        *_of_preprocessing(subject),
-        *subject.checkpoint.notes,
         *_of_masks(results),
         *_of_finetuning(results.tuned),
         *_of_accuracies(results, labels, verdict),
         *_of_target(results),
     ]
+
+
+def warnings_of_inputs(subject: Subject) -> list[str]:
+    """Collect the warnings about what a run is given, which are known before any work."""
+    return [*subject.splits.warnings, *_of_preprocessing(subject), *subject.checkpoint.notes]
 
 
 def _of_speed(results: RunResults) -> Iterator[str]:
@@ -152,9 +156,10 @@ def _of_preprocessing(subject: Subject) -> Iterator[str]:
     is_file = Path(subject.specification).exists()
     if isinstance(train.inputs, Tensor) and "mean" not in subject.checkpoint.preprocessing and is_file:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (train.mean, train.std))
+        whose = " (ImageNet's)" if train.mean == MEAN else ""
         yield (
-            f"the checkpoint does not say how its inputs were normalised: mean {mean} and std {std} (ImageNet's) "
-            "are assumed; give --mean and --std if they differ"
+            f"the checkpoint does not say how its inputs were normalised: mean {mean} and std {std}{whose} are "
+            "assumed; give --mean and --std if they differ"
         )
 
 

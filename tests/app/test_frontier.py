@@ -68,6 +68,13 @@ def test_a_frontier_is_of_one_checkpoint_and_one_data_set(wide, tmp_path, monkey
     (other / "data" / "0.png").write_bytes((other / "data" / "1.png").read_bytes())
     line = fails(capsys, wide / "net.pt", "--data", other / "data", *flags, code=2)
     assert "which differs in data" in line
+    report = out / "sparsity-0.25" / "report.json"
+    whole = report.read_text()
+    for damage in ("", "[]", "{}", "[" * 100_000, whole[:-50], whole.replace('"environment"', '"x"')):
+        report.write_text(damage)
+        line = fails(capsys, wide / "net.pt", "--data", wide / "data", *flags, code=2)
+        assert "report.json is damaged" in line and f"delete the folder {out / 'sparsity-0.25'}" in line
+    report.write_text(whole)
     monkeypatch.setattr(pipeline, "_one", one)
     assert cli.main([str(a) for a in [wide / "net.pt", "--data", wide / "data", *flags]]) == 0
     assert (out / "config.toml").exists() and not (out / "sparsity-0.25" / "config.toml").exists()

@@ -188,3 +188,13 @@ def test_one_training_sample_with_a_bias_label_is_no_split_without(project, tmp_
     folder = edited(project, tmp_path, change)
     command = [project / "net.pt", "--data", folder, "--output", tmp_path / "out"]
     assert "89 rows without a value in 'bias'" in fails(capsys, *command)
+
+
+def test_pseudo_labels_of_training_and_true_ones_for_selection(project, tmp_path):
+    folder = without_training_labels(project, tmp_path)
+    arguments = [project / "net.pt", "--data", folder, "--output", tmp_path / "out", *FAST, "--unsupervised"]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert any("the validation split keeps its own for selection" in note for note in report["data"]["notes"])
+    assert report["selection"]["rule"].startswith("highest unbiased accuracy")
+    assert report["identification"] is not None

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from projects import FAST, fails, long_command, run
 
 from bise_prune import MaskSet
-from bise_prune.app import cli
+from bise_prune.app import cli, pipeline
 from bise_prune.app.stages import export as exporting
 from bise_prune.app.stages import prune as pruning
 from bise_prune.app.stages import search as searching
@@ -184,3 +185,65 @@ def test_a_run_that_failed_without_a_search_goes_on(wide, tmp_path, monkeypatch,
     capsys.readouterr()
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     assert "holds results already" in fails(capsys, *argv, code=2)
+
+
+def test_a_run_that_is_stopped_while_it_publishes_goes_on(project, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("tritonclient")
+    out, models = tmp_path / "out", tmp_path / "models"
+    command = [project / "net.pt", "--data", project / "data", "--output", out, *FAST, "--triton", models]
+    command = [str(argument) for argument in command]
+    copyfile = shutil.copyfile
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", stopped)
+    assert cli.main(command) == 130
+    assert "takes the search up where it stopped" in capsys.readouterr().err
+    assert (out / STATE_FILE).exists() and not list(models.iterdir())
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    (tmp_path / ".models.bise-prune-partial-x").mkdir()  # as a kill leaves it
+    assert cli.main([*command, "--resume"]) == 0
+    assert [path.name for path in models.iterdir()] == ["net"] and not (out / STATE_FILE).exists()
+    assert not (tmp_path / ".models.bise-prune-partial-x").exists()
+
+
+def test_a_run_that_is_stopped_after_it_published_goes_on(project, tmp_path, monkeypatch):
+    pytest.importorskip("tritonclient")
+    out, models = tmp_path / "out", tmp_path / "models"
+    command = [project / "net.pt", "--data", project / "data", "--output", out, *FAST, "--triton", models]
+    publish = pipeline.publish
+
+    def stopped(session):
+        publish(session)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "publish", stopped)
+    assert cli.main([str(argument) for argument in command]) == 130
+    monkeypatch.setattr(pipeline, "publish", publish)
+    assert cli.main([str(argument) for argument in command]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_run_anywhere_in_one_line(project, tmp_path, capsys, monkeypatch, number):
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(pipeline, "read_session", signalled)
+    before = signal.getsignal(number)
+    command = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST]
+    assert cli.main([str(argument) for argument in command]) == 130
+    assert capsys.readouterr().err.count("\n") == 1 and signal.getsignal(number) == before
+
+
+def test_code_of_the_network_cannot_end_a_run(project, tmp_path, capsys, monkeypatch):
+    def leaving(*arguments, **options):
+        print("among the results")
+        sys.exit(0)
+
+    monkeypatch.setattr(pipeline, "read_session", leaving)
+    command = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST]
+    assert cli.main([str(argument) for argument in command]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "ended the run (exit 0)" in captured.err

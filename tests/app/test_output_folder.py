@@ -32,3 +32,18 @@ def test_files_of_the_users_own_are_never_written_over(project, tmp_path, capsys
         assert f"holds results already ({name})" in line
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
+    (tmp_path / "config.toml").write_text("mine")
+    (tmp_path / ".bise-prune-notes.txt").write_text("mine")
+    line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path, code=2)
+    assert "holds results already (config.toml)" in line
+    (tmp_path / "config.toml").unlink()
+    with locked(tmp_path):
+        assert (tmp_path / ".bise-prune-notes.txt").read_text() == "mine"
+
+
+def test_an_input_is_not_written_over(project, tmp_path, capsys):
+    (tmp_path / "config.toml").write_text("batch_size = 20\n")
+    command = [project / "net.pt", "--data", project / "data", "--output", tmp_path]
+    line = fails(capsys, *command, "--config", tmp_path / "config.toml", code=2)
+    assert "config.toml is an input, and a result would overwrite it; choose another --output" in line
+    assert (tmp_path / "config.toml").read_text() == "batch_size = 20\n"

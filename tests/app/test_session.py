@@ -59,10 +59,10 @@ def test_an_unreadable_image(project, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pickle_that_wants_code(project, tmp_path, capsys):
+def test_a_module_of_a_class_that_is_not_known_needs_the_name_of_its_architecture(project, tmp_path, capsys):
     torch.save(build_model("mlp", 3), tmp_path / "m.pt")
     line = fails(capsys, tmp_path / "m.pt", "--data", project / "data", "--output", tmp_path / "out")
-    assert "wants to run code (bise_prune.models.mlp.MLP" in line
+    assert "cannot tell the architecture from the weights" in line and "name it with --arch" in line
 
 
 def test_wrong_bias_labels_can_be_put_in(project, tmp_path, capsys):

@@ -7,7 +7,7 @@ import torch
 from cases import images, network, random_masks
 from projects import tool
 
-from bise_prune import export_onnx, prune
+from bise_prune import MaskSet, export_onnx, gate_sites, prune
 from bise_prune.checkpoint import Checkpoint, save_checkpoint
 from bise_prune.checkpoint.networks import save_slim
 from bise_prune.models import build_model
@@ -100,3 +100,30 @@ def test_tools_say_what_is_wrong_in_one_line(checkpoints, capsys, monkeypatch):
     assert capsys.readouterr().err == "error: no checkpoint at none.pt\n"
     assert flops_report.main([checkpoints[0], "--shape", "1,32,32"]) == 1
     assert "pass --shape" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["flops_report", "sparsity_report", "latency_report"])
+def test_tools_read_slim_files_of_users_classes(tmp_path, capsys, monkeypatch, name):
+    (tmp_path / "users_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes=2):\n"
+        "        super().__init__()\n"
+        "        self.features = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "        self.head = nn.Linear(8, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.features(x))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model, inputs = build_model("users_net:Net", 3).eval(), torch.rand(2, 1, 8, 8)
+    masks = MaskSet({site.name: torch.arange(8.0) - 3.5 for site in gate_sites(model, inputs)})
+    result = prune(model, masks, inputs)
+    about = Checkpoint({}, arch="users_net:Net", num_classes=3, preprocessing={"channels": 1, "size": [8, 8]})
+    save_slim("known.safetensors", result.model, about, result.plan)
+    save_slim("unknown.safetensors", result.model, plan=result.plan)
+    program = tool(name, monkeypatch)
+    flags = ["--shape", "1,8,8", "--json"]
+    assert program.main(["known.safetensors", "unknown.safetensors", "--arch", "users_net:Net", *flags]) == 0
+    assert len(json.loads(capsys.readouterr().out)["models"]) == 2
+    assert program.main(["known.safetensors", *flags]) == 1
+    assert "pass --arch users_net:Net" in capsys.readouterr().err

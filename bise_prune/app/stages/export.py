@@ -77,36 +77,42 @@ def export_all(
     return checks, files
 
 
-def export_dense(session: Session, path: Path) -> None:
+def export_dense(session: Session, path: Path) -> Path:
     """Write the dense network as an ONNX file, in the way in which the slim network is exported.
 
     Args:
         session: inputs of the run.
         path: file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: the network cannot be written in the operator set of the settings.
+        ModelError: torch cannot export the network.
+        VerificationError: the exported network computes something else.
     """
     dense = exported(session, session.dense)
     export_onnx(dense, path, session.example, metadata=_onnx_metadata(session), opset=session.config.opset)
+    return path
 
 
-def publish(session: Session, dense_file: Path) -> None:
-    """Add the dense and the slim network to the Triton repository of the settings, if there is one.
-
-    Args:
-        session: inputs of the run.
-        dense_file: ONNX file of the dense network.
-    """
+def publish(session: Session) -> None:
+    """Add the dense and the slim network to the Triton repository of the settings, if there is one."""
     config = session.config
     if config.triton is not None:
-        versions = [dense_file, config.output / ONNX_FILE]
+        assert session.dense_file is not None
+        versions = [session.dense_file, config.output / ONNX_FILE]
         write_repository(config.triton, model_name(config.checkpoint), versions, session.splits.classes)
 
 
 def _onnx_metadata(session: Session, plan: PruningPlan | None = None) -> dict[str, str]:
     """Metadata of an ONNX file, for a slim network with its plan; without paths or names of the machine."""
+    crop = session.checkpoint.preprocessing.get("crop")
     about = {
         "sparsity": "0" if plan is None else f"{plan.sparsity:.6f}",
         "source_sha256": session.checkpoint.sha256,
-        "preprocessing": json.dumps(preprocessing_record(session.splits.train)),
+        "preprocessing": json.dumps(preprocessing_record(session.splits.train, crop)),
         "classes": json.dumps(list(session.splits.classes)),
     }
     return about if plan is None else {**about, "plan_fingerprint": plan.fingerprint}
@@ -117,7 +123,7 @@ def _save(session: Session, slim: nn.Module, plan: PruningPlan) -> None:
     completed = dataclasses.replace(
         session.checkpoint,
         data=None,
-        preprocessing=preprocessing_record(session.splits.train),
+        preprocessing=preprocessing_record(session.splits.train, session.checkpoint.preprocessing.get("crop")),
         classes=tuple(session.splits.classes) or session.checkpoint.classes,
     )
     save_slim(session.config.output / SLIM_FILE, slim, completed, plan)

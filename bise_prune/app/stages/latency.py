@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 
 from ...channels import Joins
 from ...config import FARTHEST
@@ -21,9 +20,7 @@ _CLOSE = 0.02  # of the latency: no further try is made
 _SMALLEST = 0.2  # of a share that is too slow: the next one is at least so much of it
 
 
-def with_target_latency(
-    session: Session, masks: MaskSet, is_searched: bool, dense_file: Path
-) -> tuple[PruningResult, list[WidthTrial]]:
+def with_target_latency(session: Session, masks: MaskSet, is_searched: bool) -> tuple[PruningResult, list[WidthTrial]]:
     """Remove the channels of lowest mask logit until the latency in onnxruntime is the one that was asked for.
 
     The latency is the geometric mean, over the batch sizes of the report, of the slim network's divided by the dense
@@ -34,7 +31,6 @@ def with_target_latency(
         session: inputs of the run.
         masks: masks to rank the channels by.
         is_searched: whether a search for this target closed them: then they are tried as they are first.
-        dense_file: ONNX file of the dense network.
 
     Returns:
         The network whose latency is the nearest, and what was measured to choose its widths.
@@ -51,7 +47,7 @@ def with_target_latency(
     for _ in range(_TRIES):
         try:
             make = partial(_with_flops, session, masks, share)
-            result, trials = with_measured_widths(session, make, dense_file, multiples)
+            result, trials = with_measured_widths(session, make, multiples)
         except PruningError:
             if share is None:  # what the search has closed leaves no network
                 share = target.left

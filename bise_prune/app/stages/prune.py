@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ...config import JoinsChoice
@@ -24,7 +23,7 @@ from .widths import on_device, with_measured_widths
 
 
 def pruned_by_first(
-    session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None, dense_file: Path
+    session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None
 ) -> tuple[PruningResult | None, list[WidthTrial]]:
     """The slim network as the first process makes it; None in the others, unless finetuning shares it among all.
 
@@ -32,7 +31,6 @@ def pruned_by_first(
         session: inputs of the run.
         masks: masks by which to prune, or a plan to carry out again.
         found: result of the search that the masks come from; None without a search.
-        dense_file: ONNX file of the dense network, which the first process has written.
 
     Raises:
         BiseError: the removal failed; if the network is to be finetuned, in every process, so that none waits.
@@ -42,7 +40,7 @@ def pruned_by_first(
     outcome: PruningPlan | BiseError | None = None
     if world()[0] == 0:
         try:
-            slim, trials = pruned(session, masks, found, dense_file)
+            slim, trials = pruned(session, masks, found)
             outcome = slim.plan
         except BiseError as error:
             if not shared:
@@ -57,7 +55,7 @@ def pruned_by_first(
 
 
 def pruned(
-    session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None, dense_file: Path | None = None
+    session: Session, masks: MaskSet | PruningPlan, found: SearchResult | None
 ) -> tuple[PruningResult, list[WidthTrial]]:
     """The slim network, on the CPU; the channels to remove are chosen on the device of the run.
 
@@ -69,7 +67,6 @@ def pruned(
         session: inputs of the run.
         masks: masks by which to prune, or a plan to carry out again.
         found: result of the search that the masks come from; None without a search.
-        dense_file: ONNX file of the dense network; needed only for masks whose networks are to be timed.
 
     Returns:
         The slim network, and what was measured to choose its widths: nothing if they were given.
@@ -82,14 +79,13 @@ def pruned(
     try:
         if isinstance(masks, PruningPlan):
             result = prune(*on_device(session, masks))
-        elif config.target_latency is not None and dense_file is not None:
-            result, trials = with_target_latency(session, masks, found is not None, dense_file)
+        elif config.target_latency is not None and session.dense_file is not None:
+            result, trials = with_target_latency(session, masks, found is not None)
         elif config.round_to != "auto":
             result = _by_masks(session, masks, found, config.joins, config.round_to)
         else:
-            assert dense_file is not None
             make = partial(_by_masks, session, masks, found)
-            result, trials = with_measured_widths(session, make, dense_file)
+            result, trials = with_measured_widths(session, make)
     except BiseError as error:
         if found is None:
             raise

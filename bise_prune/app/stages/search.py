@@ -121,12 +121,14 @@ def budget_of(config: RunConfig, start: MaskSet | None) -> Budget | None:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """A context whose value tells whether SIGINT or SIGTERM has come; a second signal stops the process at once."""
+    """A context whose value tells whether SIGINT, SIGTERM or SIGHUP has come; a second one stops at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def stop(number: int, frame: Any) -> None:
         """Note the first signal; raise KeyboardInterrupt at the second."""

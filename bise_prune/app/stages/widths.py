@@ -25,7 +25,7 @@ Make = Callable[[Joins, int], PruningResult]
 
 
 def with_measured_widths(
-    session: Session, make: Make, dense_file: Path, multiples: Sequence[int] = MULTIPLES
+    session: Session, make: Make, multiples: Sequence[int] = MULTIPLES
 ) -> tuple[PruningResult, list[WidthTrial]]:
     """Choose the multiple to round widths up to, and the lowering, that serve best in onnxruntime on this machine.
 
@@ -36,7 +36,6 @@ def with_measured_widths(
     Args:
         session: inputs of the run.
         make: makes a slim network.
-        dense_file: ONNX file of the dense network, which every other one is timed by turns with.
         multiples: the multiples to choose from.
 
     Returns:
@@ -50,7 +49,7 @@ def with_measured_widths(
         """Measure networks of new widths."""
         new = _without_doubles([*results, *found])[len(results) :]
         results.extend(new)
-        trials.extend(_measured(session, new, dense_file) if new else [])
+        trials.extend(_measured(session, new) if new else [])
 
     lowerings: list[Joins] = [lowering_of(config.joins)]
     attempt(make(lowerings[0], multiple) for multiple in multiples)
@@ -91,14 +90,15 @@ def _widths(result: PruningResult) -> tuple[object, ...]:
     return result.plan.layers, result.plan.edits_digest
 
 
-def _measured(session: Session, results: Sequence[PruningResult], dense_file: Path) -> list[WidthTrial]:
+def _measured(session: Session, results: Sequence[PruningResult]) -> list[WidthTrial]:
     """Time networks by turns with the dense one, as ONNX files."""
     config = session.config
+    assert session.dense_file is not None
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.onnx" for i in range(len(results))]
         for path, result in zip(paths, results, strict=True):
             export_onnx(exported(session, result.model.cpu()), path, session.example, opset=config.opset)
-        dense, *files = timed_files([dense_file, *paths], session.held_out[1], LATENCY_BATCHES, session.device)
+        dense, *files = timed_files([session.dense_file, *paths], session.held_out[1], LATENCY_BATCHES, session.device)
     return [
         WidthTrial(
             multiple=result.plan.rounding.get("multiple", 1),

@@ -11,7 +11,6 @@ from projects import fails, run, write_project
 from bise_prune.app.progress import StageClock
 from bise_prune.app.reading import read_session
 from bise_prune.app.stages import latency, widths
-from bise_prune.app.stages.export import export_dense
 from bise_prune.config import RunConfig
 from bise_prune.errors import PruningError
 from bise_prune.export.runtime import ON_CPU, TimedFile
@@ -54,10 +53,9 @@ def made(project, tmp_path):
             checkpoint=project / "net.pt", output=output, data=data, device="cpu", target_latency=asked,
             round_to=round_to, batch_size=20,
         )  # fmt: skip
-        session = read_session(config, StageClock(None))
-        export_dense(session, tmp_path / "dense.onnx")
+        session = read_session(config, StageClock(None), tmp_path)
         masks = random_masks(session.dense, session.example, "tied")
-        return latency.with_target_latency(session, masks, is_searched, tmp_path / "dense.onnx")
+        return latency.with_target_latency(session, masks, is_searched)
 
     return make
 

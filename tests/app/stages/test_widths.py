@@ -135,12 +135,15 @@ def test_where_masks_disagree_the_other_lowering_is_tried_as_well(timed, tmp_pat
     model, inputs = network("resnet"), images()
     masks = random_masks(model, inputs, "paper")
     config = SimpleNamespace(joins=joins, target=None, fuse=True, opset=None)
-    session = SimpleNamespace(config=config, example=inputs, held_out=("test", None), device=torch.device("cpu"))
+    session = SimpleNamespace(
+        config=config, example=inputs, held_out=("test", None), device=torch.device("cpu"),
+        dense_file=tmp_path / "dense.onnx",
+    )  # fmt: skip
     timed(*ratios)
 
     def make(lowering, multiple):
         return prune(model, masks, inputs, joins=lowering, round_to=multiple)
 
-    result, trials = widths.with_measured_widths(session, make, tmp_path / "dense.onnx")
+    result, trials = widths.with_measured_widths(session, make)
     assert [(trial.joins, trial.multiple) for trial in trials] == expected
     assert (result.plan.joins, result.plan.rounding.get("multiple", 1)) in expected
