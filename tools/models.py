@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bise_prune.checkpoint import load_checkpoint
 from bise_prune.checkpoint.networks import example_input, model_of
-from bise_prune.errors import BiseError, ModelError
+from bise_prune.errors import BiseError, ModelError, printable
+from bise_prune.models import is_factory
 from bise_prune.tracing import logits_of
 
 
@@ -53,13 +54,14 @@ def load(arguments: argparse.Namespace) -> list[LoadedModel]:
     loaded = []
     for path, name in zip(paths, short_names(paths), strict=True):
         checkpoint = load_checkpoint(path, arguments.trust_pickle)
-        model, checkpoint = model_of(checkpoint, path, arch if checkpoint.arch is None else None)
+        is_told = checkpoint.arch is not None and not is_factory(checkpoint.arch)  # a user's code is named to be run
+        model, checkpoint = model_of(checkpoint, path, None if is_told else arch)
         example = example_input(checkpoint, arguments.shape)
         try:
             with torch.no_grad():
                 logits_of(model(example))
-        except (AssertionError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # the network's own code may raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
                 f"{path} does not take inputs of {tuple(example.shape)}; pass --shape ({reason})"
             ) from error
@@ -78,7 +80,7 @@ def guarded(main: Callable[[], int]) -> int:
     try:
         return main()
     except BiseError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
 
 
