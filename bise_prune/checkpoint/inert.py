@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .kinds import LEGACY
+
 # Functions and classes that make tensors and plain containers, and nothing else.
 _HARMLESS = {
     "builtins.set", "__builtin__.set", "collections.OrderedDict", "functools.partial", "torch._utils._rebuild_tensor",
@@ -29,6 +31,7 @@ class Inert(dict[Any, Any]):
     """
 
     wanted = ""
+    state: Any = None
     dump_patches = False  # torch asks this of the class of a whole module in its old format
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: D102
@@ -36,7 +39,6 @@ class Inert(dict[Any, Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        self.state: Any = None
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -108,6 +110,12 @@ class Reader:
         )
         return torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
 
+    def _nested(self, content: object) -> Any:
+        """Read a file of torch that lies in a pickle; another format than the old one would not be read as data."""
+        if not isinstance(content, bytes) or not content.startswith(LEGACY):
+            raise pickle.UnpicklingError("it holds a storage that torch did not write")
+        return self.legacy(io.BytesIO(content))
+
     def plain(self, content: bytes) -> Any:
         """Read a plain pickle."""
         return self._unpickler()(io.BytesIO(content), encoding="utf-8").load()
@@ -130,7 +138,7 @@ class Reader:
         if name == _ENCODED:
             return _bytes_of
         if name == _STORED_BYTES:
-            return lambda content: self.legacy(io.BytesIO(content))
+            return self._nested
         if is_harmless(name):
             return _harmless(name)
         if (known := self.known(name)) is not None:

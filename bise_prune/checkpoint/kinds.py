@@ -31,7 +31,7 @@ DAMAGED = (
     zipfile.BadZipFile,
 )
 # First bytes of torch's format before zip files: the magic number as a pickle of protocol 2.
-_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def kind_of(path: Path) -> Kind:
@@ -52,7 +52,7 @@ def kind_of(path: Path) -> Kind:
         return "safetensors"
     if start.startswith(b"PK"):
         return _kind_of_archive(path)
-    if start.startswith(_LEGACY):
+    if start.startswith(LEGACY):
         return "legacy torch"
     if start[:1] == b"\x80":
         return "pickle"

@@ -261,3 +261,41 @@ def test_a_whole_module_of_unknown_build_is_taken_as_it_is(tmp_path):
     loaded, found = load_model(tmp_path / "m.pt")
     assert (found.arch, found.num_classes) == (None, 3)
     assert torch.equal(loaded(images(size=2)), model(images(size=2)))
+
+
+class Nested:
+    """Pickled as a storage whose bytes are a file of another format."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.content,)
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_a_program_within_a_pickle_is_not_loaded(tmp_path, monkeypatch):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "m.ts")
+
+    def refuse(*arguments, **options):
+        raise AssertionError("TorchScript was loaded")
+
+    monkeypatch.setattr(torch.jit, "load", refuse)
+    for content in ((tmp_path / "m.ts").read_bytes(), b"", b"ustar"):
+        (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": torch.zeros(1), "b": Nested(content)}, protocol=2))
+        with pytest.raises(CheckpointError, match="no checkpoint that torch can read"):
+            load_checkpoint(tmp_path / "m.pkl")
+
+
+def test_an_object_without_a_state_is_no_network(tmp_path):
+    torch.save({"model": Empty(), "weights": {"a": torch.ones(1)}}, tmp_path / "m.pt")
+    assert list(load_checkpoint(tmp_path / "m.pt").state) == ["a"]
+
+
+class Empty:
+    """Pickled by ``__new__`` alone."""
+
+    def __reduce__(self):
+        import copyreg
+
+        return copyreg.__newobj__, (Empty,)
