@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import BiseError, ConfigError
 
 PATIENCE = timedelta(minutes=30)  # longest time that a process waits for another one
 
@@ -22,6 +22,19 @@ def world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """A context in which processes exchange something; one that has ended or hangs is an error in the others."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BiseError(
+            f"another process has ended, or has not answered for {PATIENCE.total_seconds() / 60:g} minutes ({reason}); "
+            "the same command takes the search up where it stopped"
+        ) from error
 
 
 def summed(tensor: Tensor) -> Tensor:
@@ -36,7 +49,8 @@ def summed(tensor: Tensor) -> Tensor:
     if world()[1] == 1:
         return tensor
     total = tensor.clone()
-    dist.all_reduce(total)
+    with _talking():
+        dist.all_reduce(total)
     return total
 
 
@@ -53,12 +67,14 @@ def gathered(tensor: Tensor) -> Tensor:
     if size == 1:
         return tensor
     lengths = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(size)]
-    dist.all_gather(lengths, torch.tensor([len(tensor)], device=tensor.device))
+    with _talking():
+        dist.all_gather(lengths, torch.tensor([len(tensor)], device=tensor.device))
     counts = [int(length) for length in lengths]
     padded = tensor.new_zeros((max(counts), *tensor.shape[1:]))
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in range(size)]
-    dist.all_gather(parts, padded)
+    with _talking():
+        dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -66,7 +82,8 @@ def copied_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors in place with those of the first process (rank 0)."""
     if world()[1] > 1:
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
+            with _talking():
+                dist.broadcast(tensor.detach(), src=0)
 
 
 def share_object(value: Any) -> Any:
@@ -74,7 +91,8 @@ def share_object(value: Any) -> Any:
     if world()[1] == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with _talking():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 

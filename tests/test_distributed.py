@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from projects import FAST, write_project
 from two_processes import SETTINGS, work
 
 from bise_prune import SearchConfig, search
+from bise_prune.distributed import processes
 from bise_prune.errors import ConfigError
 
 WORKER = """
@@ -85,3 +87,36 @@ def test_batch_norm_statistics_need_one_process(monkeypatch):
     monkeypatch.setattr(assembly, "world", lambda: (0, 2))
     with pytest.raises(ConfigError, match="batchnorm 'statistics' needs the whole batch in one process"):
         search(network("simple_convnet"), [], SearchConfig(**SETTINGS, batchnorm="statistics"))
+
+
+HANGING = """
+import sys, time, torch
+from datetime import timedelta
+from bise_prune import distributed
+distributed.PATIENCE = timedelta(seconds=3)
+with distributed.processes("cpu"):
+    if distributed.world()[0]:
+        time.sleep(100)
+    try:
+        distributed.summed(torch.ones(1))
+    except distributed.BiseError as error:
+        print(error, flush=True)
+        sys.exit(3)
+"""
+
+
+def test_a_process_that_hangs_ends_the_others(tmp_path):
+    (tmp_path / "worker.py").write_text(HANGING)
+    began = time.monotonic()
+    done = launch(tmp_path, tmp_path / "worker.py")
+    assert done.returncode != 0 and time.monotonic() - began < 90
+    assert "another process has ended, or has not answered for 0.05 minutes (" in done.stdout
+
+
+@pytest.mark.parametrize("size", ["2", "x", "-1"])
+def test_an_environment_that_torchrun_did_not_make_is_named(monkeypatch, size):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(ConfigError, match=rf"WORLD_SIZE={size}"), processes("cpu"):
+        pass
