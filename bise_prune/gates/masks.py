@@ -144,12 +144,13 @@ class MaskSet:
                     raise ModelError(f"{path} holds no masks; expected a masks.safetensors written by bise-prune")
                 if metadata.get("version") != MASK_VERSION:
                     raise ModelError(f"{path} is of mask format {metadata.get('version')}, this is {MASK_VERSION}")
-                logits = {name: file.get_tensor(name) for name in json.loads(metadata["sites"])}
+                names = json.loads(metadata["sites"])
+                if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                    raise TypeError("the names of its sites are no list of texts")
+                logits = {name: file.get_tensor(name) for name in names}
                 state = {
                     name.removeprefix(_STATE): file.get_tensor(name) for name in file.keys() if name.startswith(_STATE)
                 }
-                if not all(isinstance(name, str) for name in logits):
-                    raise TypeError("names of sites are no texts")
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is no readable safetensors file: {error}") from error
         except (KeyError, RecursionError, TypeError, ValueError) as error:
