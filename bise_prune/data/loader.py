@@ -301,7 +301,8 @@ class DataSplits:
         for name, texts in names.items():
             most = _LONGEST_NAME if name in ("classes", "bias_names") else _LONGEST_NOTE
             object.__setattr__(self, name, _printable(texts, most))
-        object.__setattr__(self, "bias_values", [_printable(texts, _LONGEST_NAME) for texts in self.bias_values])
+        values = [_printable(texts, _LONGEST_NAME) for texts in self.bias_values]
+        object.__setattr__(self, "bias_values", tuple(values) if isinstance(self.bias_values, tuple) else values)
 
     def bias_name(self, bias: int) -> str:
         """Name of a bias, or its number if it has none."""
