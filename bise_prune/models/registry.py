@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import BiseError, CheckpointError, ConfigError
 from ..files import running_code_of
-from .matching import Difference, difference, matched
+from .matching import Difference, difference, left_out, matched
 from .mlp import MLP
 from .names import TIMM, is_factory
 from .simple_convnet import SimpleConvNet
@@ -197,6 +197,7 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
     candidates += [(name, {"aux_logits": True}) for name in _AUXILIARY]
     candidates.sort(key=lambda c: (c[0] not in hint, -len(c[0]) if c[0] in hint else 0, not c[0].startswith("resnet")))
     nearest: tuple[Difference, str, int] | None = None
+    fitting: dict[int, tuple[str, int, dict[str, Any]]] = {}  # by the number of tensors that are left out
     for name, arguments in candidates:
         like = _empty(name, 2, arguments).state_dict()
         last = next(reversed(like))
@@ -206,9 +207,13 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
             like = _empty(name, num_classes, arguments).state_dict()
         differing = difference(like, found)
         if not differing.count:
-            return name, num_classes, arguments
+            if not (others := len(left_out(state, found))):
+                return name, num_classes, arguments
+            fitting.setdefault(others, (name, num_classes, arguments))
         if nearest is None or differing.count < nearest[0].count:
             nearest = differing, name, len(like)
+    if fitting:
+        return fitting[min(fitting)]
     assert nearest is not None
     if nearest[0].count <= max(_FEW, nearest[2] // 10):
         raise CheckpointError(
