@@ -111,7 +111,7 @@ def _read(
         return None
     if images.ndim == 3:
         images = images[..., None]
-    channels = int(preprocessing.get("channels", 3))
+    channels = int(preprocessing.get("channels") or 3)
     if images.shape[1] not in (channels, 1, 3) and images.shape[3] in (channels, 1, 3, 4):
         images = images.transpose(0, 3, 1, 2)
     convert = _conversion(images.shape[1], channels)

@@ -96,7 +96,7 @@ def splits_of(listing: Listing, preprocessing: Mapping[str, Any], skip_bad: bool
         ConfigError: ``mean`` and ``std`` do not fit the channels.
         DataError: the listing or its images cannot be used; the message lists the first ten problems.
     """
-    channels = int(preprocessing.get("channels", 3))
+    channels = int(preprocessing.get("channels") or 3)
     mean, std = scale_of(preprocessing, channels)
     if channels not in _MODES:
         raise DataError(

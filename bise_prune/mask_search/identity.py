@@ -15,6 +15,8 @@ from ..version import __version__
 from .assembly import Search
 from .training_data import TrainingData
 
+_SHORT = 40  # characters of a value that a message shows
+
 
 def identity_of(search: Search) -> dict[str, str]:
     """Everything that decides the masks of a search: what it is called -> its value, or a digest of it.
@@ -50,9 +52,6 @@ def differences(saved: Mapping[str, str], present: Mapping[str, str]) -> list[st
         if one != other:
             found.append(f"{name} ({one} there, {other} here)" if max(len(one), len(other)) <= _SHORT else name)
     return found
-
-
-_SHORT = 40  # characters of a value that a message shows
 
 
 def _training_data(data: TrainingData, target: Tensor, bias: Tensor) -> str:

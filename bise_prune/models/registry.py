@@ -22,7 +22,6 @@ from .simple_convnet import SimpleConvNet
 
 _CODE_IN_CONFIG = ("auto_map", "attn_implementation", "experts_implementation")  # keys that name code to download
 _AUXILIARY = ("googlenet", "inception_v3")  # have extra classifiers that are used in training only
-_COUNTER = "num_batches_tracked"
 _FEW = 8  # names that differ, up to which the nearest architecture is told
 _OWN: dict[str, Callable[..., nn.Module]] = {"simple_convnet": SimpleConvNet, "mlp": MLP}
 
@@ -203,7 +202,7 @@ def identify_architecture(state: Mapping[str, Tensor], hint: str = "") -> tuple[
         last = next(reversed(like))
         found = matched(like, state)
         num_classes = len(found[last]) if last in found and found[last].ndim else 2
-        if num_classes != 2 and found.keys() >= {key for key in like if not key.endswith(_COUNTER)}:
+        if num_classes != 2 and not difference(like, found).missing:
             like = _empty(name, num_classes, arguments).state_dict()
         differing = difference(like, found)
         if not differing.count:
