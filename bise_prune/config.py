@@ -588,6 +588,7 @@ class RunConfig:
         _require_finite(self)
         for value in self.targets:
             _require(0 < value < 1, "targets", value, "numbers in (0, 1)")
+        _require(len(set(self.targets)) == len(self.targets), "targets", self.targets, "numbers that differ")
         is_targeted = self.target is not None or bool(self.targets)
         if self.target is not None and self.targets:
             raise ConfigError("give one target: target_sparsity, target_flops, target_latency or targets")

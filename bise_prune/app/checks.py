@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,13 +44,24 @@ def check_device(name: str) -> torch.device:
         raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
 
 
-def check_image_settings(config: RunConfig, specification: str) -> None:
-    """Check that settings for images are given only for data that have image files.
+def check_data_settings(config: RunConfig, specification: str, reads_texts: bool) -> None:
+    """Check that settings for images and texts are given only where they have a use.
+
+    Args:
+        config: settings of the run.
+        specification: where the data are.
+        reads_texts: whether the network takes texts.
 
     Raises:
-        ConfigError: they have no use for this data set.
+        ConfigError: one has no use for this data set or network, or names a folder that is not there.
     """
     given = [name for name in ("size", "mean", "std", "crop", "image_folder") if getattr(config, name) is not None]
+    if reads_texts and given:
+        raise ConfigError(f"{given[0]} has no use: the network takes texts")
+    if not reads_texts and config.text_column is not None:
+        raise ConfigError("text_column has no use: the network takes images")
+    if config.image_folder is not None and not config.image_folder.is_dir():
+        raise ConfigError(f"no folder of images at {config.image_folder}")
     given += ["skip_bad"] if config.skip_bad else []
     given += ["classes"] if config.classes else []
     if given and is_named(specification):
@@ -58,17 +70,21 @@ def check_image_settings(config: RunConfig, specification: str) -> None:
         )
 
 
-def check_labels(splits: DataSplits, num_classes: int, has_bias: bool) -> None:
+def check_labels(splits: DataSplits, num_classes: int, has_bias: bool, names: Sequence[str] = ()) -> None:
     """Check that class labels fit the network, and that each bias has bias-conflicting samples in the training set.
 
     Args:
         splits: data set.
         num_classes: number of outputs of the classifier head.
         has_bias: whether the training set has true bias labels that the run uses.
+        names: names of the classes that were given; empty if none were.
 
     Raises:
+        ConfigError: another number of names was given than there are classes.
         DataError: they do not.
     """
+    if names and len(names) != num_classes:
+        raise ConfigError(f"classes names {len(names)} of the network's {num_classes} classes: {', '.join(names)}")
     for name, data in splits.by_name.items():
         if data is not None and (int(data.target.max()) >= num_classes or int(data.target.min()) < 0):
             raise DataError(

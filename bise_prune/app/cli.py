@@ -251,9 +251,10 @@ def _run(argv: Sequence[str]) -> int:
     checkpoint = values["checkpoint"]
     if checkpoint is None:
         raise ConfigError("give either a checkpoint or --demo; see bise-prune --help")
-    is_folder = (checkpoint / "config.json").is_file()
-    if not checkpoint.is_file() and not is_folder:  # checked before torch is imported, which takes seconds
-        raise BiseError(f"no checkpoint at {checkpoint}")
+    is_model = checkpoint.is_file() or (checkpoint / "config.json").is_file()
+    if not is_model:  # checked before torch is imported, which takes seconds
+        reason = ": it is a folder without a config.json" if checkpoint.is_dir() else ""
+        raise BiseError(f"no checkpoint at {checkpoint}{reason}")
     output = values["output"] or _beside(checkpoint)
     config = run_config({**values, "output": output, "resume": arguments.resume})
     from .output_folder import check_inputs  # it imports torch, which --help does not wait for

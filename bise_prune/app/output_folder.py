@@ -49,8 +49,10 @@ def check_inputs(config: RunConfig, settings: Path | None = None) -> None:
         settings: file that the settings were read from; None for none.
 
     Raises:
-        ConfigError: an input lies in the output folder under the name of a result.
+        ConfigError: an input lies in the output folder under the name of a result, or that folder is the data's.
     """
+    if config.data is not None and Path(config.data).resolve() == config.output.resolve():
+        raise ConfigError(f"output {config.output} is the folder of the data; choose another with --output")
     folders = [config.output, *(point_folder(config, target) for target in config.targets)]
     for path in (config.checkpoint, config.masks, config.plan, settings):
         if path is not None and path.name in (*RESULT_FILES, STATE_FILE, CONFIG_FILE, FRONTIER_PAGE):

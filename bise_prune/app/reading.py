@@ -29,9 +29,9 @@ from ..pruning.plan import PruningPlan
 from ..tuning.pseudo_labels import predicted_bias_labels
 from .checks import (
     check_bias_labels,
+    check_data_settings,
     check_device,
     check_exports,
-    check_image_settings,
     check_labels,
     check_masks_or_targets,
     check_search,
@@ -76,7 +76,7 @@ def read_session(config: RunConfig, clock: StageClock, scratch: Path | None = No
         is_of_texts = config.checkpoint.is_dir() and _reads_texts(checkpoint)
         tokenizer = load_tokenizer(config.checkpoint) if is_of_texts else None
         checkpoint = dataclasses.replace(checkpoint, preprocessing=_preprocessing(config, checkpoint, dense))
-        check_image_settings(config, specification)
+        check_data_settings(config, specification, tokenizer is not None)
         splits = _splits(config, checkpoint, specification, tokenizer)
         if splits.without_bias and not config.unsupervised:
             config = dataclasses.replace(config, unsupervised=True)
@@ -89,7 +89,7 @@ def read_session(config: RunConfig, clock: StageClock, scratch: Path | None = No
             checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, ONE_LOGIT))
         checkpoint = dataclasses.replace(checkpoint, num_classes=num_classes)
         has_true_labels = train.has_bias and not config.unsupervised
-        check_labels(splits, num_classes, has_true_labels)
+        check_labels(splits, num_classes, has_true_labels, config.classes)
         aligned = _aligned(splits, dense, num_classes, device)
         if has_true_labels or not config.unsupervised:
             splits = compared(splits, aligned)

@@ -105,6 +105,13 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def _path(value: Any) -> Path:
+    """A path, which is a text in a file as well."""
+    if not isinstance(value, str):
+        raise ValueError(value)
+    return Path(_text(value))
+
+
 def _switch(value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):
@@ -138,7 +145,7 @@ _SCALARS: dict[Any, Reader] = {
     int: Reader(f"is no integer of at most {_LARGEST:,}", "N", _integer, _integer),
     float: Reader("is no number", "X", _float, _float),
     str: Reader("is no text", "TEXT", _text, _text),
-    Path: Reader("is no path", "PATH", lambda text: Path(_text(text)), lambda value: Path(_text(value))),
+    Path: Reader("is no path", "PATH", _path, _path),
 }
 _SEQUENCES: dict[Any, Reader] = {
     int: Reader("is no size such as 224 or 224,160", "N[,N]", _size, _size),

@@ -168,18 +168,21 @@ def _checkpoint(path: Path, found: Checkpoint, text: str | None) -> Checkpoint:
         about = json.loads(text)
         if not isinstance(about, dict) or not isinstance(about["arch"], str | None):
             raise TypeError("it is no description of a network")
-        if not isinstance(about["num_classes"], int | None) or (about["num_classes"] or 1) < 1:
-            raise TypeError(f"num_classes is {about['num_classes']!r}")
+        num_classes = about["num_classes"]
+        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+            raise TypeError(f"num_classes is {num_classes!r}")
         if not all(isinstance(about.get(key, {}), dict) for key in ("arguments", "preprocessing")):
             raise TypeError("arguments and preprocessing are no mappings")
         check_preprocessing(about.get("preprocessing", {}))
         if not all(isinstance(name, str) for name in about.get("classes", ())):
             raise TypeError("class names are no texts")
+        if about.get("classes") and num_classes not in (None, len(about["classes"])):
+            raise ValueError(f"it names {len(about['classes'])} of {num_classes} classes")
         slim, plan = about.get("slim"), about.get("plan")
         return replace(
             found,
             arch=about["arch"],
-            num_classes=about["num_classes"],
+            num_classes=num_classes,
             arguments=about.get("arguments", {}),
             data=about.get("data"),
             preprocessing=about.get("preprocessing", {}),

@@ -120,12 +120,12 @@ class Reader:
         """Read a plain pickle."""
         return self._unpickler()(io.BytesIO(content), encoding="utf-8").load()
 
-    def _unpickler(self) -> type[pickle.Unpickler]:
+    def _unpickler(self) -> type[pickle._Unpickler]:
         """A class of unpicklers that find nothing but what is harmless or known."""
         found = self._found
 
-        class Unpickler(pickle.Unpickler):
-            """Finds stand-ins."""
+        class Unpickler(pickle._Unpickler):
+            """Finds stand-ins. In Python: the one in C takes 8 bytes for each number up to the largest in a file."""
 
             def find_class(self, module: str, name: str) -> Any:
                 """What stands for a class or function."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ DAMAGED = (
     ValueError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 # First bytes of torch's format before zip files: the magic number as a pickle of protocol 2.
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."

@@ -234,9 +234,12 @@ def check_values(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     """Check that weights are numbers that a network can have.
 
     Raises:
-        CheckpointError: some are complex, sparse, quantised, without values, NaN, or, of parameters, infinite.
+        CheckpointError: some are complex, sparse, quantised, without values, NaN, integers in the place of floats, or,
+            of parameters and running statistics, infinite.
     """
-    parameters = {name for name, _ in model.named_parameters()}
+    expected = model.state_dict()
+    finite = {name for name, _ in model.named_parameters()}
+    finite |= {name for name in expected if name.rpartition(".")[2].startswith("running_")}
     for name, tensor in state.items():
         kind = (
             "sparse" if tensor.layout is not torch.strided else "quantised" if tensor.is_quantized
@@ -245,11 +248,14 @@ def check_values(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         if kind is not None:
             raise CheckpointError(f"{path}: '{name}' is {kind}, which cannot be pruned: save plain float weights")
         if not tensor.is_floating_point():
+            if name in expected and expected[name].is_floating_point():
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise CheckpointError(f"{path}: '{name}' holds {kind}, which is no weight: save plain float weights")
             continue
         tensor = tensor if tensor.element_size() > 1 else tensor.float()  # torch looks for no NaN in numbers of 8 bits
         if bool(tensor.isnan().any()):
             raise CheckpointError(f"{path}: '{name}' holds NaN: the training that wrote it had failed before")
-        if name in parameters and bool(tensor.isinf().any()):
+        if name in finite and bool(tensor.isinf().any()):
             raise CheckpointError(f"{path}: '{name}' holds infinity: the training that wrote it had failed before")
 
 

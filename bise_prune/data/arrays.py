@@ -124,7 +124,8 @@ def _read(
     if convert.note:
         remarks[convert.note] = None
     if np.issubdtype(images.dtype, np.floating):
-        inputs = convert.of(torch.from_numpy(np.array(images, dtype=np.float32, order="C")))
+        with np.errstate(over="ignore"):  # what is too large becomes infinity
+            inputs = convert.of(torch.from_numpy(np.array(images, dtype=np.float32, order="C")))
         finite = torch.isfinite(inputs.flatten(1)).all(1)
         if not bool(finite.all()):
             first = int((~finite).nonzero()[0])

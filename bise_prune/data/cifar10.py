@@ -84,7 +84,7 @@ _ALLOWED: dict[tuple[str, str], object] = {
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle._Unpickler):
     """Unpickler that builds byte arrays and plain containers, and refuses every other callable that a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:

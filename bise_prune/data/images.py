@@ -412,7 +412,7 @@ def _content(source: Path | bytes) -> bytes:
     """Digest of a file's content, or of its name if it cannot be read."""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in its name
         content = str(source).encode(errors="replace")
     return hashlib.blake2b(content, digest_size=16).digest()
 

@@ -105,10 +105,11 @@ def split_of(value: str) -> str:
     >>> split_of("Training"), split_of("1.0"), split_of("hold-out"), split_of("test_set"), split_of("fold 3")
     ('train', 'val', 'test', 'test', '')
     """
+    number = _number(value)
+    if not math.isnan(number):
+        return SPLITS.get(str(int(number)), "") if number.is_integer() else ""
     word = re.sub(r"[\s_-]", "", value).lower()
-    word = re.sub(r"(set|split)$", "", word)
-    number = _number(word)
-    return SPLITS.get(str(int(number)) if number.is_integer() else word, "")
+    return SPLITS.get(re.sub(r"(set|split)$", "", word), "")
 
 
 def read_splits(table: Table, column: str) -> list[str]:

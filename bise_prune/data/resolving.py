@@ -70,7 +70,7 @@ def _names_in(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in its name
         return set()
 
 

@@ -49,7 +49,8 @@ def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
                 f"{path} is no report with the figures to compare ({type(error).__name__}: {error}); run it again"
             ) from error
         if versions != {SCHEMA_VERSION}:
-            raise ConfigError(f"{path} is of report version {max(versions)}, this is {SCHEMA_VERSION}")
+            found_versions = ", ".join(sorted(map(str, versions)))
+            raise ConfigError(f"{path} is of report version {found_versions}, this is {SCHEMA_VERSION}")
         runs += found
     return runs
 

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 
 import pytest
 import torch
+from forks import ended, forked, lasting
 from projects import FAST, fails, long_command, run
 
 from bise_prune import MaskSet
@@ -88,15 +88,6 @@ def test_a_run_that_is_stopped_resumes_to_the_same_bits(project, tmp_path, undis
     assert not (output / STATE_FILE).exists()
 
 
-@pytest.fixture
-def one_thread():
-    """As a copy of this process has, so that both round alike."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path, one_thread):
     moments, log = random.Random(1), tmp_path / "log"
@@ -104,14 +95,15 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path
         cli.main(long_command(project, tmp_path / "first")[3:]) == 0
     )  # copies of this process need not import anything
     began = time.monotonic()
-    assert _forked(long_command(project, tmp_path / "timing")[3:], 600.0, log) == 0, log.read_text()
+    assert ended(forked(long_command(project, tmp_path / "timing")[3:], log), 600.0) == 0, log.read_text()
     duration = time.monotonic() - began
     undisturbed = tmp_path / "first"
-    whole = _lasting(json.loads((undisturbed / "report.json").read_text()))
+    whole = lasting(json.loads((undisturbed / "report.json").read_text()))
     killed = 0
     for number in range(20):
         output = tmp_path / f"out-{number}"
-        killed += _forked(long_command(project, output)[3:], moments.random() * duration, log) == -signal.SIGKILL
+        started = forked(long_command(project, output)[3:], log)
+        killed += ended(started, moments.random() * duration) == -signal.SIGKILL
         for path in output.iterdir() if output.is_dir() else []:
             if path.suffix == ".json":
                 json.loads(path.read_text())  # whole, whatever it is
@@ -119,53 +111,10 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path
         if resume or not (output / "report.json").exists():
             assert cli.main([*long_command(project, output)[3:], *resume]) == 0
             assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
-        assert _lasting(json.loads((output / "report.json").read_text())) == whole
+        assert lasting(json.loads((output / "report.json").read_text())) == whole
         mine, theirs = (MaskSet.load(folder / "masks.safetensors") for folder in (output, undisturbed))
         assert all(torch.equal(mine.logits[name], theirs.logits[name]) for name in theirs.logits)
     assert killed >= 10
-
-
-def _forked(arguments, seconds, log):
-    """Run the command in a copy of this process, which is killed after so many seconds; its exit code."""
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            torch.set_num_threads(1)  # the threads of this process were not copied
-            with log.open("w", buffering=1) as file:
-                sys.stdout = sys.stderr = file
-                try:
-                    code = cli.main(arguments)
-                except BaseException:
-                    traceback.print_exc(file=file)
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _lasting(record):
-    """What of a report does not depend on the clock, or on where it was written."""
-    record = json.loads(json.dumps(record))
-    for key in ("timings", "environment", "command"):
-        del record[key]
-    for form in record["formats"]:
-        del form["latency_ms"], form["latency"], form["latency_ratio"]
-    for model in ("dense", "slim"):
-        for key in ("latency_ms", "latency", "latency_ms_batch_1", "latency_batch_1"):
-            del record[model][key]
-    record["warnings"] = [warning for warning in record["warnings"] if "in onnxruntime" not in warning]
-    del record["latency_ratio"]
-    for key in ("output", "resume"):
-        record["config"].pop(key, None)
-    del record["plan"]["costs_ms"]
-    return record
 
 
 def test_a_run_that_failed_without_a_search_goes_on(wide, tmp_path, monkeypatch, capsys):
