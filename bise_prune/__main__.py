@@ -1,7 +1,5 @@
 """Run the command line: ``python -m bise_prune`` does the same as the command ``bise-prune``."""
 
-import sys
+from .app.cli import command
 
-from .app.cli import main
-
-sys.exit(main())
+command()

@@ -588,7 +588,8 @@ class RunConfig:
         _require_finite(self)
         for value in self.targets:
             _require(0 < value < 1, "targets", value, "numbers in (0, 1)")
-        _require(len(set(self.targets)) == len(self.targets), "targets", self.targets, "numbers that differ")
+        folders = {f"{value:g}" for value in self.targets}  # of which each has its own
+        _require(len(folders) == len(self.targets), "targets", self.targets, "numbers that differ in six digits")
         is_targeted = self.target is not None or bool(self.targets)
         if self.target is not None and self.targets:
             raise ConfigError("give one target: target_sparsity, target_flops, target_latency or targets")
@@ -603,11 +604,12 @@ class RunConfig:
         _require(0 <= self.layer_floor < 1, "layer_floor", self.layer_floor, "a number in [0, 1)")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ConfigError(f"mean {self.mean} and std {self.std} belong together: give both, one number per channel")
-        _require(all(0 < value < math.inf for value in self.std or ()), "std", self.std, "numbers > 0")
+        _require(self.mean is None or len(self.mean) > 0, "mean", self.mean, "one number per channel")
+        _require(all(1e-6 < value < math.inf for value in self.std or ()), "std", self.std, "numbers > 0.000001")
         _require(all(map(math.isfinite, self.mean or ())), "mean", self.mean, "finite numbers")
         good = self.size is None or (len(self.size) == 2 and min(self.size) >= 1)
         _require(good, "size", self.size, "height and width, integers >= 1")
-        _require(self.crop is None or 0 < self.crop <= 1, "crop", self.crop, "a number in (0, 1]")
+        _require(self.crop is None or 0.05 <= self.crop <= 1, "crop", self.crop, "a number in [0.05, 1]")
         _require(len(set(self.classes)) == len(self.classes), "classes", self.classes, "names that differ")
         require_choice("tune", self.tune, TUNE)
         if self.tune == "all" and self.finetune is None:
@@ -625,7 +627,7 @@ class RunConfig:
         if self.round_to != "auto":
             Rounding(multiple=self.round_to, fill=self.round_fill)
         require_choice("round_fill", self.round_fill, ROUND_FILLS)
-        _require(self.opset is None or self.opset >= 1, "opset", self.opset, "an integer >= 1")
+        _require(self.opset is None or self.opset >= 7, "opset", self.opset, "an integer >= 7, which runtimes read")
         _require(0 <= self.format_tolerance <= 1, "format_tolerance", self.format_tolerance, "a number in [0, 1]")
         for name in ("min_worst_group", "max_accuracy_drop"):
             value = getattr(self, name)

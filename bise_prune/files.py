@@ -1,15 +1,18 @@
-"""Files and folders: atomic writing, folder locks between processes, and imports from the current folder."""
+"""Files and folders: atomic writing, locks between processes, bounded unpickling, imports from the current folder."""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
+import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -18,6 +21,7 @@ from .errors import BiseError, ConfigError
 
 _LOCK = ".bise-prune.lock"
 _TEMPORARY = ".bise-prune-partial-"
+_OWN = re.compile(re.escape(_TEMPORARY) + r"[a-z0-9_]{8}(\.\w+)?")  # as tempfile names them
 _WRITERS_ERRORS = (RuntimeError, SafetensorError)  # what torch and safetensors raise if a file cannot be written
 
 
@@ -96,8 +100,9 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise BiseError(f"cannot write to {folder}: {error.strerror or error}; choose another with --output") from error
     try:
-        for stale in folder.glob(f"{_TEMPORARY}*"):
-            stale.unlink(missing_ok=True)
+        for stale in folder.iterdir():
+            if _OWN.fullmatch(stale.name) and stale.is_file():
+                stale.unlink(missing_ok=True)
         yield
     except BaseException:
         if all(path.name == _LOCK for path in folder.iterdir()):
@@ -115,6 +120,26 @@ def locked(folder: Path) -> Iterator[None]:
 def is_unfinished(folder: Path) -> bool:
     """Whether work in ``folder`` was started under :func:`locked` and did not finish."""
     return (folder / _LOCK).exists()
+
+
+class BoundedUnpickler(pickle._Unpickler):
+    """An unpickler that takes no more memory than the file has content.
+
+    The one in C takes 8 bytes for each number up to the largest index in a file, and that in Python as many bytes for
+    an array as the file claims it to have.
+    """
+
+    read: Callable[[int], bytes]
+    append: Callable[[object], None]
+
+    def load_bytearray8(self) -> None:
+        """Read an array of bytes."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        if len(content := self.read(length)) < length:
+            raise pickle.UnpicklingError("an array of bytes is cut")
+        self.append(bytearray(content))
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}  # type: ignore[dict-item]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from bise_prune.tuning.vanilla import train_vanilla
 if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # the other cores have tests of their own
 
-collect_ignore_glob = ["servers/*"]  # no tests, and a backend that imports what only its server has
+collect_ignore_glob = ["servers/*", "fuzzing/fuzz.py"]  # no tests, and imports of what only they need
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,5 +1,8 @@
-"""What SECURITY.md says, sentence by sentence; the tests of pickles stand in checkpoint/test_pickles.py."""
+"""What SECURITY.md says, sentence by sentence and in its order; more on pickles in checkpoint/test_pickles.py."""
 
+import dataclasses
+import hashlib
+import io
 import json
 import os
 import pickle
@@ -10,14 +13,19 @@ import numpy as np
 import pytest
 import torch
 from cases import network
-from folders import write_csv, write_picture
+from folders import Words, write_csv, write_picture
 from projects import fails, run
+from safetensors.torch import save_file
 
-from bise_prune import load_model
+from bise_prune import RunConfig, load_model, load_slim
 from bise_prune.app import cli
+from bise_prune.app.checks import check_specification
+from bise_prune.app.settings import read_settings
 from bise_prune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bise_prune.data import load_data
-from bise_prune.errors import CheckpointError, ConfigError, DataError
+from bise_prune.data.huggingface import load_huggingface
+from bise_prune.errors import BiseError, CheckpointError, ConfigError, DataError
+from bise_prune.mask_search.state_file import finished_epochs
 from bise_prune.models import build_model
 
 
@@ -62,6 +70,43 @@ def test_a_trusted_pickle_runs_what_it_wants(tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1)}, "more": Bait(tmp_path / "called")}, tmp_path / "m.pt")
     load_checkpoint(tmp_path / "m.pt", trust_pickle=True)
     assert (tmp_path / "called").is_dir()
+
+
+def test_constructors_of_whole_modules_are_not_called(tmp_path, monkeypatch):
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 3)), tmp_path / "m.pt")
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a constructor was called")
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", refuse)
+    assert type(load_checkpoint(tmp_path / "m.pt").module[0]) is torch.nn.Linear
+
+
+def test_modules_that_are_more_than_that_are_refused(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model._forward_pre_hooks[0] = Bait(tmp_path / "called")
+    torch.save({"model": model}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="wants to run code"):
+        load_checkpoint(tmp_path / "m.pt")
+    assert not (tmp_path / "called").exists()
+
+
+def test_of_other_modules_the_weights_alone_are_read(tmp_path):
+    (tmp_path / "theirs.py").write_text(
+        "import pathlib, torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self): super().__init__(); self.fc = torch.nn.Linear(2, 3)\n"
+        "    def __setstate__(self, state): pathlib.Path('called').touch(); self.__dict__.update(state)\n"
+    )
+    saving = (
+        "import torch, theirs\nnet = theirs.Net()\n"
+        "torch.save(net, 'own.pt')\ntorch.save(torch.nn.Sequential(net), 'in.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", saving], cwd=tmp_path, check=True)
+    for name, expected in (("own.pt", ["fc.weight", "fc.bias"]), ("in.pt", ["0.fc.weight", "0.fc.bias"])):
+        found = load_checkpoint(tmp_path / name)
+        assert list(found.state) == expected and found.module is None
+    assert not (tmp_path / "called").exists() and "theirs" not in sys.modules
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
@@ -113,6 +158,70 @@ def test_a_factory_that_a_file_names_is_not_run_unasked(tmp_path):
         load_model(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("name", ["weights", "weights_backbone", "checkpoint_path", "cache_dir", "pretrained_cfg"])
+def test_a_file_cannot_ask_for_other_weights(tmp_path, name):
+    about = Checkpoint({"a": torch.zeros(1)}, arch="resnet18", num_classes=2, arguments={name: "DEFAULT"})
+    save_checkpoint(tmp_path / "m.safetensors", about)
+    for arch in (None, "resnet18"):
+        with pytest.raises(CheckpointError, match="would fetch other files"):
+            load_model(tmp_path / "m.safetensors", arch)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"edits": [{"name": "os.system", "action": "call"}]},
+        {"edits": [{"code": "import os"}]},
+        {"identities": ["a; b"]},
+        {"totals": {"a": "b"}},
+        {"groups": {"x": []}},
+    ],
+)
+def test_the_changed_calls_of_a_slim_checkpoint_are_data(done, tmp_path, change):
+    root, _ = done
+    found = load_checkpoint(root / "out" / "slim.safetensors")
+    changed = dataclasses.replace(found, slim={**found.slim, **change})
+    save_checkpoint(tmp_path / "slim.safetensors", changed)
+    with pytest.raises(CheckpointError, match="its description is damaged"):
+        load_slim(tmp_path / "slim.safetensors")
+
+
+def test_the_configuration_of_a_model_runs_no_code_of_its_own(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    (tmp_path / "theirs.py").write_text("import pathlib; pathlib.Path('called').touch()\n")
+    code = {"auto_map": {"AutoModelForSequenceClassification": "theirs.Net"}, "attn_implementation": "evil/kernel",
+            "experts_implementation": "evil/kernel", "_attn_implementation_internal": "evil/kernel"}  # fmt: skip
+    config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+              "vocab_size": 20, "max_position_embeddings": 8, "model_type": "bert"}  # fmt: skip
+    model = build_model("transformers", 2, {"config": config})
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config | code | {"num_labels": 2}))
+    monkeypatch.chdir(tmp_path)
+    loaded, _ = load_model(tmp_path)
+    assert type(loaded) is type(model) and not (tmp_path / "called").exists() and "theirs" not in sys.modules
+    (tmp_path / "model.safetensors").unlink()
+    content = {"state_dict": model.state_dict(), "more": Bait(tmp_path / "called")}
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    load_checkpoint(tmp_path)  # a pickle, and treated as one
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_tokenizer_that_brings_code_is_refused(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    from bise_prune.data.text import load_tokenizer
+
+    asked = []
+
+    def loaded(*arguments, **options):
+        asked.append(options)
+        raise ValueError("requires you to execute the tokenizer file")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", loaded)
+    with pytest.raises(DataError, match="no tokenizer in"):
+        load_tokenizer(tmp_path)
+    assert asked == [{"local_files_only": True, "trust_remote_code": False}]
+
+
 def test_arrays_are_read_without_objects(tmp_path):
     np.save(tmp_path / "images.npy", np.array([Bait(tmp_path / "called")], dtype=object), allow_pickle=True)
     np.save(tmp_path / "attrs.npy", np.zeros((1, 2), int))
@@ -147,6 +256,33 @@ def test_images_start_no_program(tmp_path, monkeypatch):
         load_data(str(tmp_path))
 
 
+def test_no_script_beside_parquet_files_is_run(tmp_path, monkeypatch):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": ["a", "b"], "label": [0, 1], "bias": [1, 0], "split": ["train", "val"]})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    script = f"import pathlib; pathlib.Path({str(tmp_path / 'called')!r}).touch()\n"
+    for name in ("dataset.py", f"{tmp_path.name}.py", "rows.py"):
+        (tmp_path / name).write_text(script)
+    monkeypatch.chdir(tmp_path)
+    load_huggingface(tmp_path, {}, Words())
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_table_may_name_files_elsewhere_and_a_checkpoint_its_data(tmp_path):
+    for i in range(2):
+        write_picture(tmp_path / "elsewhere" / f"{i}.png", i)
+    rows = [
+        ["file", "label", "split"],
+        [str(tmp_path / "elsewhere" / "0.png"), 0, "train"],
+        ["../elsewhere/1.png", 1, "val"],
+    ]
+    write_csv(tmp_path / "data" / "metadata.csv", rows)
+    assert len(load_data(str(tmp_path / "data")).train) == 1
+    about = Checkpoint({"a": torch.zeros(1)}, data=str(tmp_path / "data"))
+    config = RunConfig(checkpoint=tmp_path / "m.pt", output=tmp_path / "out")
+    assert check_specification(config, about) == str(tmp_path / "data")
+
+
 @pytest.mark.parametrize("what", ["checkpoint", "data", "config", "masks", "plan"])
 def test_pipes_are_not_opened(project, tmp_path, capsys, what):
     pipe = tmp_path / {"config": "c.toml", "data": "d.csv"}.get(what, "m.safetensors")
@@ -156,6 +292,24 @@ def test_pipes_are_not_opened(project, tmp_path, capsys, what):
     code = 2 if what == "config" else 1
     fails(capsys, given["checkpoint"], "--data", given["data"], "--output", tmp_path / "out", *options, code=code)
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_files_hold_no_code_but_every_option(tmp_path):
+    (tmp_path / "s.yaml").write_text("trust_pickle: true\narch: theirs:net\n")
+    assert read_settings(tmp_path / "s.yaml") == {"trust_pickle": True, "arch": "theirs:net"}
+    (tmp_path / "s.yaml").write_text(f"arch: !!python/object/apply:os.mkdir ['{tmp_path / 'called'}']\n")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        read_settings(tmp_path / "s.yaml")
+    assert not (tmp_path / "called").exists()
+
+
+def test_the_state_of_a_search_is_read_as_weights(tmp_path):
+    body = io.BytesIO()
+    torch.save({"history": [], "more": Bait(tmp_path / "called")}, body)
+    (tmp_path / "state.pt").write_bytes(hashlib.sha256(body.getvalue()).digest() + body.getvalue())
+    with pytest.raises(BiseError, match="delete it"):
+        finished_epochs(tmp_path / "state.pt")
+    assert not (tmp_path / "called").exists()
 
 
 NAMES = "a`<img src=x onerror=alert(1)>[/red]\x1b[31m", "b|c&lt;*d*"

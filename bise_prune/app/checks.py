@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from ..checkpoint import Checkpoint
 from ..config import FARTHEST, RunConfig, Target, lowering_of
 from ..data import BiasedDataset, DataSplits
+from ..data.arrays import is_array_folder
 from ..data.batch import Input, input_length, input_map
 from ..data.registry import is_named
 from ..errors import ConfigError, DataError, ModelError, PruningError
 from ..export.triton import check_repository
 from ..files import is_unfinished
 from ..gates.bottleneck import head_name
+from ..gates.gated_model import GatedModel
 from ..gates.masks import MaskSet
 from ..gates.ranking import least_open
 from ..gates.sites import gate_sites, sites_of
@@ -25,6 +27,7 @@ from ..metrics.subgroups import aligned_values, is_aligned
 from ..pruning.planner import Planner
 from ..report.loggers import check_loggers
 from ..tracing import logits_of, run, trace
+from .output_folder import check_writable
 from .session import Session
 
 
@@ -62,6 +65,9 @@ def check_data_settings(config: RunConfig, specification: str, reads_texts: bool
         raise ConfigError("text_column has no use: the network takes images")
     if config.image_folder is not None and not config.image_folder.is_dir():
         raise ConfigError(f"no folder of images at {config.image_folder}")
+    unused = [name for name in ("crop", "split_column", "image_folder") if getattr(config, name) is not None]
+    if unused and not is_named(specification) and is_array_folder(Path(specification)):
+        raise ConfigError(f"{unused[0]} has no use: the data are arrays")
     given += ["skip_bad"] if config.skip_bad else []
     given += ["classes"] if config.classes else []
     if given and is_named(specification):
@@ -157,7 +163,7 @@ def example_of(model: nn.Module, data: BiasedDataset) -> tuple[Input, int]:
 
     Raises:
         DataError: the model does not take them.
-        ModelError: it does not return a row of logits for each sample.
+        ModelError: it does not return a row of logits for each sample, or not the same ones each time.
     """
     example = data.example()
     shapes = {}
@@ -166,10 +172,16 @@ def example_of(model: nn.Module, data: BiasedDataset) -> tuple[Input, int]:
         what = f"of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"named {', '.join(part)}"
         try:
             with torch.no_grad():
-                shapes[input_length(part)] = tuple(logits_of(run(model, part)).shape)
+                logits, again = logits_of(run(model, part)), logits_of(run(model, part))
+                shapes[input_length(part)] = tuple(logits.shape)
         except Exception as error:  # the network's own code may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"the model does not take inputs {what}: {reason}") from error
+        if not torch.allclose(logits, again, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise ModelError(
+                "the network gives other logits for the same inputs when it runs again, in eval mode: take what is "
+                "random, such as dropout with training=True, or what counts its calls out of its forward pass"
+            )
     if any(len(shape) != 2 or shape[0] != size for size, shape in shapes.items()):
         found = ", ".join(f"{shape} for {size}" for size, shape in shapes.items())
         raise ModelError(
@@ -193,20 +205,29 @@ def check_exports(session: Session) -> None:
     config, inputs = session.config, session.splits.train.inputs
     check_loggers(config.log)
     if config.triton is not None:
+        check_writable(config.triton, "--triton")
         check_repository(config.triton, model_name(config.checkpoint), may_be_there=is_unfinished(config.output))
     if config.image_input and not (isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4):
         raise ConfigError("image_input needs images: the data have other inputs")
 
 
 def check_search(session: Session) -> None:
-    """Check that the network has what a search needs: gates, and a linear layer at its end.
+    """Check that the network has what a search needs: gates, a linear layer at its end, and gradients between them.
 
     Raises:
         ModelError: it does not.
     """
     if session.masks is None and session.config.criterion == "learned":
-        gate_sites(session.dense, session.example, session.config.search.placement)
+        sites = gate_sites(session.dense, session.example, session.config.search.placement)
         head_name(session.dense, trace(session.dense, session.example))
+        gated = GatedModel(session.dense, sites, nn.Identity())
+        with gated.gating([torch.ones(site.num_channels, requires_grad=True) for site in sites]):
+            logits = logits_of(run(session.dense, session.example))
+        if not logits.requires_grad:
+            raise ModelError(
+                "the forward pass lets no gradient through (torch.no_grad, torch.inference_mode or detach), so no mask "
+                "can be learned: take that out of it"
+            )
 
 
 def check_masks_or_targets(session: Session) -> None:

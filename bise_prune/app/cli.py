@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,16 +59,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         chance, 4 verification failed or a file refused, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
+    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # closed
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is no reason to fail at the end of a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with _stopping() as is_stopped:
+        try:
+            return _code_of(argv)
+        except (KeyboardInterrupt, Exception) as error:  # a signal during an import can become another error
+            if not isinstance(error, KeyboardInterrupt) and not is_stopped():
+                raise
+            searches = argv[:1] not in (["compare"], ["diagnose"]) and "--dry-run" not in argv
+            goes_on = "; the same command takes the search up where it stopped" if searches else ""
+            print(f"bise-prune: interrupted{goes_on}", file=sys.stderr)
+            return 130
+
+
+def command() -> NoReturn:
+    """Run the command ``bise-prune`` and end the process, which no signal changes any more once all is done."""
+    code = main()
+    for number in _signals():
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _code_of(argv: Sequence[str]) -> int:
+    """Run the command, and print what is wrong; its exit code."""
     try:
-        with _stopping():
-            if argv and argv[0] == "compare":
-                return _compare(argv[1:])
-            if argv and argv[0] == "diagnose":
-                return _diagnose(argv[1:])
-            return _run(argv)
+        if argv and argv[0] == "compare":
+            return _compare(argv[1:])
+        if argv and argv[0] == "diagnose":
+            return _diagnose(argv[1:])
+        return _run(argv)
     except BiseError as error:
         _complain(str(error))
         return error.exit_code
@@ -78,9 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         _complain("there is not enough memory: try a smaller --batch-size, or smaller images with --size")
         return 1
-    except KeyboardInterrupt:
-        print("bise-prune: interrupted; the same command takes the search up where it stopped", file=sys.stderr)
-        return 130
 
 
 def _complain(text: str) -> None:
@@ -88,26 +108,33 @@ def _complain(text: str) -> None:
     print(f"bise-prune: error: {printable(text)}", file=sys.stderr)
 
 
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """A context in which SIGTERM and SIGHUP stop the command as an interruption from the keyboard does.
+def _signals() -> list[int]:
+    """The signals that stop the command; on Windows there are fewer."""
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """A context in which the first signal raises KeyboardInterrupt, and no further one disturbs the end.
+
+    Its value tells whether there was one. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
     """
+    stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stopped.is_set
         return
 
-    def stop(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
+    def stop(number: int, frame: Any) -> None:
+        if not stopped.is_set():
+            stopped.set()
+            raise KeyboardInterrupt
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # none on Windows
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _signals()}
     try:
         for number, handler in before.items():
-            if handler is signal.SIG_DFL:
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, stop)
-        yield
+        yield stopped.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data import BiasedDataset, DataSplits
-from ..errors import counted
+from ..errors import DataError, counted
 from ..metrics.subgroups import is_aligned
 
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -46,9 +46,19 @@ def compared(splits: DataSplits, aligned: Tensor) -> DataSplits:
 
 
 def _of_classes(splits: DataSplits) -> list[str]:
-    """A warning for each split that lacks classes which others have."""
+    """A warning for each split that lacks classes which others have.
+
+    Raises:
+        DataError: a split has a single class.
+    """
     present = {name: set(data.target.unique().tolist()) for name, data in splits.by_name.items() if data is not None}
     every = set().union(*present.values())
+    if single := [name for name, found in present.items() if len(found) == 1 and len(every) > 1]:
+        (only,) = present[single[0]]
+        raise DataError(
+            f"the {_WORDS[single[0]]} split has samples of {_class(splits, only)} alone, so its accuracies say "
+            "nothing: divide the data anew, or leave that split out"
+        )
     return [
         f"the {_WORDS[name]} split has no sample of {_listed([_class(splits, y) for y in sorted(every - found)])}"
         for name, found in present.items()

@@ -10,6 +10,7 @@ from ..config import RunConfig
 from ..distributed import world
 from ..errors import ConfigError
 from ..files import is_unfinished
+from ..mask_search.state_file import finished_epochs
 from ..report.files import (
     CONFIG_FILE,
     FRONTIER_FILE,
@@ -49,8 +50,21 @@ def check_inputs(config: RunConfig, settings: Path | None = None) -> None:
         settings: file that the settings were read from; None for none.
 
     Raises:
-        ConfigError: an input lies in the output folder under the name of a result, or that folder is the data's.
+        ConfigError: an input lies in the output folder under the name of a result, that folder is the data's, or a name
+            is no text in UTF-8.
     """
+    named = {
+        "the checkpoint": config.checkpoint, "output": config.output, "data": config.data, "masks": config.masks,
+        "plan": config.plan, "triton": config.triton, "image_folder": config.image_folder,
+    }  # fmt: skip
+    for name, place in named.items():
+        try:
+            str(place).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{name} has a name that is no text in UTF-8, which ONNX and settings files cannot hold: rename it, or "
+                "set a locale of UTF-8, such as LC_ALL=C.UTF-8"
+            ) from error
     if config.data is not None and Path(config.data).resolve() == config.output.resolve():
         raise ConfigError(f"output {config.output} is the folder of the data; choose another with --output")
     folders = [config.output, *(point_folder(config, target) for target in config.targets)]
@@ -61,13 +75,14 @@ def check_inputs(config: RunConfig, settings: Path | None = None) -> None:
 
 
 def check_resumable(config: RunConfig) -> None:
-    """Check that there is a stopped run to resume, if the settings ask for one.
+    """Check that there is a stopped run to resume, if the settings ask for one, and that it can be read if it is there.
 
     Raises:
+        BiseError: it cannot be read.
         ConfigError: there is none.
     """
     folders = [point_folder(config, target) for target in config.targets]
-    stopped = any((folder / STATE_FILE).is_file() for folder in (config.output, *folders))
+    stopped = any(finished_epochs(folder / STATE_FILE) is not None for folder in (config.output, *folders))
     if config.resume and not stopped and not any((folder / REPORT_FILE).is_file() for folder in folders):
         raise ConfigError(
             f"nothing to resume: {config.output} holds no stopped search; leave --resume out to start one"
@@ -86,7 +101,22 @@ def _check_folder(output: Path) -> None:
         present.append(CONFIG_FILE)
     if present:
         raise ConfigError(f"output folder {output} holds results already ({present[0]}); choose another with --output")
-    probe = output
+    if output.is_symlink() and not output.exists():
+        raise ConfigError(f"output {output} is a link to nothing; choose another with --output")
+    check_writable(output, "--output")
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Check that a folder can be written to, or else made.
+
+    Args:
+        folder: the folder.
+        option: option that names it, for the message.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    probe = folder
     while not probe.exists():
         probe = probe.parent
     write_check = probe / f".write-check-{time.time_ns()}-{os.getpid()}"
@@ -94,4 +124,4 @@ def _check_folder(output: Path) -> None:
         write_check.touch()
         write_check.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write to {output}: {error.strerror}; choose another with --output") from error
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another with {option}") from error

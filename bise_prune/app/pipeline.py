@@ -219,14 +219,20 @@ def _frontier(session: Session, clock: StageClock) -> dict[str, Any]:
     failed: list[dict[str, Any]] = []
     last: BiseError | None = None
     start: MaskSet | None = None
-    for target in sorted(config.targets):
-        output = point_folder(config, target)
-        own = session.with_config(dataclasses.replace(config, targets=(), target_sparsity=target, output=output))
+    sessions = {
+        target: session.with_config(
+            dataclasses.replace(config, targets=(), target_sparsity=target, output=point_folder(config, target))
+        )
+        for target in sorted(config.targets)
+    }
+    finished = {target: _finished_point(own) for target, own in sessions.items()}  # what is odd is told before all else
+    for target, own in sessions.items():
+        output = own.config.output
         about = {"target_sparsity": target, "folder": output.name}
         record = None
         try:
             with locked(output) if is_first else nullcontext():
-                record = _finished_point(own) or _one(own, clock.for_point(output.name), start)
+                record = finished[target] or _one(own, clock.for_point(output.name), start)
         except tuple(FAILURES) as error:
             last = error
             kind = next(name for failure, name in FAILURES.items() if isinstance(error, failure))

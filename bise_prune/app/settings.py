@@ -101,13 +101,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
             raise OSError(0, "it is no file")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise ConfigError(f"cannot read the settings in {path}: {reason}") from error
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix.lower() in (".yaml", ".yml"):
         found = _yaml(path, text)
-    elif path.suffix == ".toml":
+    elif path.suffix.lower() == ".toml":
         try:
             found = tomllib.loads(text)
         except (RecursionError, ValueError) as error:  # also integers of thousands of digits
@@ -122,6 +122,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _known(path: Path, found: Mapping[Any, Any]) -> dict[str, Any]:
     """The settings with underscores in their names; an unknown name is an error that suggests the nearest one."""
     values = {str(name).replace("-", "_"): value for name, value in found.items()}
+    if len(values) < len(found):
+        raise ConfigError(f"{path}: a setting stands there twice, with hyphens and with underscores")
     for name in values:
         if name not in SETTINGS:
             near = difflib.get_close_matches(name, SETTINGS, n=1)
@@ -159,8 +161,17 @@ def _yaml(path: Path, text: str) -> Any:
     """The content of a YAML file."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a name that stands there twice, of which the last one would count."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise yaml.YAMLError(f"'{twice[0]}' stands there twice")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text) or {}
+        return yaml.load(text, Loader) or {}
     except (RecursionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 

@@ -107,7 +107,7 @@ def _text(value: Any) -> str:
 
 def _path(value: Any) -> Path:
     """A path, which is a text in a file as well."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         raise ValueError(value)
     return Path(_text(value))
 

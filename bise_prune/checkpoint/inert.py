@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..files import BoundedUnpickler
 from .kinds import LEGACY
 
 # Functions and classes that make tensors and plain containers, and nothing else.
@@ -120,12 +121,12 @@ class Reader:
         """Read a plain pickle."""
         return self._unpickler()(io.BytesIO(content), encoding="utf-8").load()
 
-    def _unpickler(self) -> type[pickle._Unpickler]:
+    def _unpickler(self) -> type[BoundedUnpickler]:
         """A class of unpicklers that find nothing but what is harmless or known."""
         found = self._found
 
-        class Unpickler(pickle._Unpickler):
-            """Finds stand-ins. In Python: the one in C takes 8 bytes for each number up to the largest in a file."""
+        class Unpickler(BoundedUnpickler):
+            """Finds stand-ins."""
 
             def find_class(self, module: str, name: str) -> Any:
                 """What stands for a class or function."""

@@ -80,7 +80,7 @@ def model_of(checkpoint: Checkpoint, path: Path, arch: str | None = None) -> tup
     else:
         notes = (*notes, *_load(model, checkpoint.state, path, name))
     about = dataclasses.replace(checkpoint, arch=name, num_classes=num_classes, arguments=arguments, notes=notes)
-    return model.eval(), about
+    return _evaluating(model, path), about
 
 
 def _built(
@@ -113,13 +113,28 @@ def _whole(module: nn.Module, checkpoint: Checkpoint, path: Path) -> tuple[nn.Mo
         if repr(build_model(name, num_classes, arguments)) == repr(module):
             arguments |= {"transform_input": True} if getattr(module, "transform_input", False) else {}
             about = dataclasses.replace(checkpoint, arch=name, num_classes=num_classes, arguments=arguments)
-            return module.eval(), about
+            return _evaluating(module, path), about
     except CheckpointError:
         pass
     linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not linear:
         raise CheckpointError(f"{path} holds a module without a linear layer, so without a classifier's head")
-    return module.eval(), dataclasses.replace(checkpoint, num_classes=linear[-1].out_features)
+    return _evaluating(module, path), dataclasses.replace(checkpoint, num_classes=linear[-1].out_features)
+
+
+def _evaluating(model: nn.Module, path: Path) -> nn.Module:
+    """The network in eval mode.
+
+    Raises:
+        CheckpointError: its own ``eval`` or ``train`` does something else.
+    """
+    if model.eval() is not model:
+        raise CheckpointError(
+            f"{path}: eval() of {type(model).__name__} does not return the network: let it return self"
+        )
+    if any(module.training for module in model.modules()):
+        raise CheckpointError(f"{path}: {type(model).__name__} stays in training mode after eval()")
+    return model
 
 
 def load_slim(path: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,22 @@ def read_torch(path: Path, kind: Kind, trust_pickle: bool) -> tuple[Any, list[st
         with running_code_of(str(path)):
             return _trusted(path), []
     stand_ins: dict[str, Any] = {}
-    reader = Reader(lambda name: _stand_in_of(name, stand_ins))
+    content, wanted = _unpickled(path, kind, lambda name: _stand_in_of(name, stand_ins))
+    real = {stand_in: found for stand_in, found in stand_ins.values()}
+    if any(isinstance(part, Inert) for module in _modules_in(content) for part in _parts_of(module)):
+        return _unpickled(path, kind, lambda name: None)  # of a module that holds one of another class, the weights
+    return _checked(content, path, real), wanted
+
+
+def _unpickled(path: Path, kind: Kind, known: Callable[[str], Any]) -> tuple[Any, list[str]]:
+    """The content of a file, and the full names of what was replaced, which is all that is not ``known``."""
+    reader = Reader(known)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickle protocols and sources that cannot be compared
-            content = _read(reader, path, kind)
+            return _read(reader, path, kind), list(reader.wanted)
     except (*DAMAGED, pickle.UnpicklingError, RecursionError, ImportError) as error:
         raise CheckpointError(f"{path} is no checkpoint that torch can read, or it is damaged") from error
-    real = {stand_in: found for stand_in, found in stand_ins.values()}
-    return _checked(content, path, real), list(reader.wanted)
 
 
 def _read(reader: Reader, path: Path, kind: Kind) -> Any:
@@ -212,6 +219,12 @@ def _stand_ins_in(value: Any, depth: int = _DEEPEST) -> list[str]:
     elif hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
         parts = [value.func, *value.args, *value.keywords.values()]
     return [name for part in parts for name in _stand_ins_in(part, depth - 1)]
+
+
+def _parts_of(module: nn.Module) -> list[Any]:
+    """What stands in the place of the modules in a module."""
+    parts = vars(module).get("_modules")
+    return list(parts.values()) if isinstance(parts, Mapping) else []
 
 
 def _modules_in(content: Any, depth: int = 4) -> list[nn.Module]:

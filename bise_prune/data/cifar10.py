@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
+from ..files import BoundedUnpickler
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZE = 32
@@ -84,7 +85,7 @@ _ALLOWED: dict[tuple[str, str], object] = {
 }
 
 
-class _ArrayUnpickler(pickle._Unpickler):
+class _ArrayUnpickler(BoundedUnpickler):
     """Unpickler that builds byte arrays and plain containers, and refuses every other callable that a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:

@@ -55,6 +55,7 @@ class Columns:
         if twice:
             raise DataError(f"{where}: column {', '.join(map(repr, twice))} is given for more than one purpose")
         free = {name.strip().lower(): name for name in reversed(names) if name not in given}
+        free |= {name: name for name in free if name in names and name not in given}  # rather "label" than "Label"
 
         def find(what: str) -> str | None:
             return next((free[alias] for alias in ALIASES[what] if alias in free), None)
@@ -64,6 +65,13 @@ class Columns:
         if biases is None:
             several = [name for key, name in free.items() if key == "bias" or key.startswith("bias_")]
             biases = sorted(several, key=list(names).index) or [name for name in (find("bias"),) if name is not None]
+        for what, name in ((content, own), ("label", label)):
+            taken = [other for other in given if name is None and other in names and other.lower() in ALIASES[what]]
+            if taken:
+                raise DataError(
+                    f"{where}: column '{taken[0]}' is given for another purpose, and none of {', '.join(names)} looks "
+                    f"like the one of the {what}s: name it with --{what}-column"
+                )
         missing = [f"'{name}'" for name in given if name not in names]
         missing += [
             f"{what} ({', '.join(ALIASES[what])})" for what, name in ((content, own), ("label", label)) if not name

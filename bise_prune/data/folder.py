@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,29 @@ def _subfolders(root: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     """All image files in a folder and its subfolders, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
+    return sorted(path for path in _below(folder) if is_image(path) and path.is_file())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All but folders that lies in a folder and its subfolders, without hidden ones such as ``.ipynb_checkpoints``."""
+    for place, folders, names in os.walk(folder):
+        yield from (Path(place) / name for name in names)
+        yield from (Path(place) / name for name in folders if (Path(place) / name).is_symlink())
+        folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def _left_out(folders: Sequence[Path]) -> list[str]:
     """Notes on the files in folders that are not taken for images."""
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not is_image(path)]
+    below = [path for folder in folders for path in _below(folder)]
+    files = [path for path in below if path.is_file() and not is_image(path)]
     hidden = sum(path.name.startswith(".") for path in files)
     endings = Counter(path.suffix.lower() or "no ending" for path in files if not path.name.startswith("."))
     notes = [f"{counted(hidden, 'hidden file')} (named ._... or .…) left out"] if hidden else []
+    if odd := [path for path in below if not path.is_file()]:
+        named = ", ".join(path.name for path in odd[:5])
+        notes.append(
+            f"{counted(len(odd), 'entry')} left out, links to folders or to nothing, pipes or devices ({named})"
+        )
     if endings:
         most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:5]
         listed = ", ".join(f"{count:,} {ending}" for ending, count in most)

@@ -107,7 +107,7 @@ def split_of(value: str) -> str:
     """
     number = _number(value)
     if not math.isnan(number):
-        return SPLITS.get(str(int(number)), "") if number.is_integer() else ""
+        return SPLITS.get(str(int(number)), "") if number == int(number) else ""
     word = re.sub(r"[\s_-]", "", value).lower()
     return SPLITS.get(re.sub(r"(set|split)$", "", word), "")
 
@@ -251,8 +251,10 @@ def _of_numbers(
     table: Table, column: str, cells: Sequence[str], numbers: dict[str, float], classes: Sequence[str], is_bias: bool
 ) -> _Meaning:
     """Labels of a column of numbers; numbers that are no labels are added to the table's problems."""
+    if not is_bias and set(numbers) <= set(classes):  # names that happen to be numbers
+        return {value: classes.index(value) for value in numbers}, list(classes), []
     values = sorted(set(numbers.values()))
-    if not all(value.is_integer() for value in values):
+    if not all(value == int(value) for value in values):
         wrong = [i for i, value in enumerate(cells) if value in numbers and not 0 <= numbers[value] <= 1]
         table.report(f"whose '{column}', a score since it has fractions, is not in [0, 1]", wrong, column)
         note = f"'{column}' holds scores: 0.5 and above are read as 1"
@@ -274,8 +276,11 @@ def _of_numbers(
 
 
 def _number(value: str) -> float:
-    """Convert a cell to a number; NaN if it is none."""
+    """Convert a cell to a finite number, integers exactly; NaN if it is none."""
     try:
-        return math.nan if "_" in value else float(value)  # Python reads 1_0 as ten
+        if re.fullmatch(r"\s*[-+]?[0-9]+\s*", value):
+            return int(value)
+        number = math.nan if "_" in value else float(value)  # Python reads 1_0 as ten
     except ValueError:
         return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ from ..version import __version__
 from .assembly import Search
 from .training_data import TrainingData
 
-_SHORT = 40  # characters of a value that a message shows
+_LONGEST = 120  # characters of a value that a message shows
 
 
 def identity_of(search: Search) -> dict[str, str]:
@@ -50,8 +51,13 @@ def differences(saved: Mapping[str, str], present: Mapping[str, str]) -> list[st
     for name in [*present, *(name for name in saved if name not in present)]:
         one, other = saved.get(name, "nothing"), present.get(name, "nothing")
         if one != other:
-            found.append(f"{name} ({one} there, {other} here)" if max(len(one), len(other)) <= _SHORT else name)
+            found.append(f"{name} ({one} there, {other} here)" if _is_shown(one) and _is_shown(other) else name)
     return found
+
+
+def _is_shown(value: str) -> bool:
+    """Whether a message shows a value: not if it is long or a digest."""
+    return len(value) <= _LONGEST and not re.fullmatch(r"[0-9a-f]{32,}", value)
 
 
 def _training_data(data: TrainingData, target: Tensor, bias: Tensor) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..distributed import summed, world
+from ..distributed import gathered, summed, world
 from ..errors import BiseError
 from ..files import atomic_path
 from ..metrics.accuracy import Evaluation, SubgroupAccuracy
@@ -42,10 +43,11 @@ def stop_if_asked(search: Search, path: Path | None, interrupted: Callable[[], b
 
 
 def save(search: Search, path: Path) -> None:
-    """Save the state of the search; only the first process writes."""
+    """Save the state of the search; every process calls this, and only the first one writes."""
+    state, tally = search.state, search.state.tally
+    sums = gathered(tally.sums[None])  # all else is the same in every process
     if world()[0]:
         return
-    state, tally = search.state, search.state.tally
     content = {
         "identity": identity_of(search),
         "learned": state.learned(),
@@ -56,7 +58,7 @@ def save(search: Search, path: Path) -> None:
         "passes": state.position.passes - (state.position.batches > 0),  # a pass that was interrupted is repeated
         "done": state.position.batches,
         "steps": state.steps,
-        "sums": tally.sums,
+        "sums": sums,
         "pushes": tally.pushes,
         "closed_before": tally.closed_before,
         "flipped": tally.flipped,
@@ -98,7 +100,7 @@ def load(search: Search, path: Path) -> None:
     state.generator.set_state(content["generator"])
     state.position.passes, state.position.batches = content["passes"], content["done"]
     state.steps = content["steps"]
-    tally.sums, tally.pushes = content["sums"].to(device), content["pushes"].to(device)
+    tally.sums, tally.pushes = content["sums"][world()[0]].to(device), content["pushes"].to(device)
     tally.closed_before, tally.flipped = content["closed_before"].to(device), content["flipped"].to(device)
     state.picks = content["picks"]
     if state.pool is not None:
@@ -112,11 +114,12 @@ def load(search: Search, path: Path) -> None:
 
 
 def finished_epochs(path: Path) -> int | None:
-    """Number of epochs that a stopped search has finished, by its saved state; None without a readable one."""
-    try:
-        return len(_content(path)["history"]) if path.is_file() else None
-    except BiseError:
-        return None  # whoever loads the state tells what is wrong with it
+    """Number of epochs that a stopped search has finished, by its saved state; None without one.
+
+    Raises:
+        BiseError: the file cannot be read, or is not as it was written.
+    """
+    return len(_content(path)["history"]) if path.exists() else None
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -130,9 +133,13 @@ def _content(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BiseError(f"cannot read {path}: {error.strerror or error}") from error
     body = whole[len(_digest(b"")) :]
+    unreadable = BiseError(f"{path} is no readable search state; delete it to start the search anew")
     if not whole.startswith(_digest(body)):
-        raise BiseError(f"{path} is no readable search state; delete it to start the search anew")
-    content: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+        raise unreadable
+    try:
+        content: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError) as error:  # somebody else's, with a digest of its own
+        raise unreadable from error
     return content
 
 

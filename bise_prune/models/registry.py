@@ -104,6 +104,9 @@ def _made_by_factory(place: str, name: str, num_classes: int, arguments: dict[st
             factory = getattr(importlib.import_module(place), name, None)
         except ImportError as error:
             raise ConfigError(f"{what}: cannot import '{place}' ({error})") from error
+        except SyntaxError as error:
+            where = f"{error.filename}, line {error.lineno}"
+            raise ConfigError(f"{what}: '{place}' is no Python ({where}: {error.msg})") from error
         if not callable(factory):
             raise ConfigError(f"{what}: '{place}' has no function or class '{name}'")
         parameters = inspect.signature(factory).parameters.values()
@@ -123,7 +126,7 @@ def default_classes(arch: str) -> int | None:
         with running_code_of(f"--arch {arch}"):
             factory = getattr(importlib.import_module(place), name, None)
         default = inspect.signature(factory).parameters["num_classes"].default if callable(factory) else None
-    except (ImportError, KeyError, ValueError):  # building the network tells what is wrong
+    except Exception:  # the user's code may raise anything; building the network tells what is wrong
         return None
     return default if isinstance(default, int) and not isinstance(default, bool) and default > 0 else None
 

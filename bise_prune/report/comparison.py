@@ -44,7 +44,7 @@ def read_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
             found = [(f"{name}/{p['folder']}", p["report"]) for p in record.get("frontier", [])] or [(name, record)]
             versions = {report["schema_version"] for _, report in found}
             summaries(found)  # raises if a figure is missing
-        except (OSError, RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ArithmeticError, RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{path} is no report with the figures to compare ({type(error).__name__}: {error}); run it again"
             ) from error
@@ -131,10 +131,10 @@ def _row(name: str, report: Mapping[str, Any], which: str, sparsity: float) -> d
     known = [gap for gap in gaps if gap is not None]
     return {
         "name": name,
-        "sparsity": sparsity,
-        "params": model["params"],
-        "flops": model["flops"],
-        "latency_ms": model["latency_ms"],
+        "sparsity": float(sparsity),
+        "params": int(model["params"]),
+        "flops": float(model["flops"]),
+        "latency_ms": float(model["latency_ms"]),
         "latency_ms_batch_1": model.get("latency_ms_batch_1"),  # not measured before 0.2
         "latency_on": model["latency"]["device"],
         **{key: fairness[key] for key, _ in _FIGURES},

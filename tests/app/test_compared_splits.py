@@ -10,6 +10,7 @@ from projects import FAST, edited
 from bise_prune.app import cli
 from bise_prune.app.compared_splits import compared
 from bise_prune.data import BiasedDataset, DataSplits
+from bise_prune.errors import DataError
 
 
 def _splits(**cells):
@@ -37,7 +38,6 @@ ALL = [(0, 0), (0, 1), (1, 0), (1, 1)]
             {"train": ALL, "val": ALL[1:]},
             ["the validation split has no sample of 1 subgroup that the others have: land with place = forest"],
         ),
-        ({"train": ALL, "val": ALL[:2]}, ["the validation split has no sample of water"]),
         (
             {"train": ALL, "test": [*ALL, (0, 2)]},
             ["the training split has no sample of 1 subgroup that the others have: land with place = town"],
@@ -53,6 +53,14 @@ def test_what_a_split_lacks_is_named(cells, warnings):
     found = compared(_splits(**cells), ALIGNED)
     assert list(found.warnings) == warnings
     assert found.test is None or found.test.has_bias == ("no bias-conflicting" not in str(warnings))
+
+
+def test_a_split_of_one_class_is_refused():
+    with pytest.raises(DataError, match="the validation split has samples of land alone"):
+        compared(_splits(train=ALL, val=ALL[:2]), ALIGNED)
+    thirds = {"train": [*ALL, (2, 0)], "val": ALL}
+    splits = dataclasses.replace(_splits(**thirds), classes=["land", "water", "air"])
+    assert compared(splits, torch.tensor([[0], [1], [0]])).warnings == ["the validation split has no sample of air"]
 
 
 def test_only_the_first_of_many_are_named():

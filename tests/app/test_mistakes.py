@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+import traceback
 
 import pytest
 import torch
@@ -90,7 +91,10 @@ def test_a_full_disk_leaves_no_half_file(assets, tmp_path, kilobytes):
             with (tmp_path / "errors.txt").open("w") as errors:
                 sys.stdout = sys.stderr = errors
                 resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, resource.RLIM_INFINITY))
-                code = cli.main([*Case(tmp_path).argv, "--head-epochs", "1"])
+                try:
+                    code = cli.main([*Case(tmp_path).argv, "--head-epochs", "1"])
+                except BaseException as error:
+                    traceback.print_exception(error, limit=-3, file=errors)
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)

@@ -11,6 +11,7 @@ from bise_prune.app import cli, pipeline
 from bise_prune.app.display import line_of
 from bise_prune.app.progress import EpochFigures, ProgressEvent, StageClock
 from bise_prune.app.stages import search as searching
+from bise_prune.errors import BiseError
 from bise_prune.report.files import STATE_FILE
 
 
@@ -113,13 +114,15 @@ def test_the_first_line_of_the_result_is_the_outcome(done, ran, tmp_path, capsys
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", None])
-def test_a_state_that_cannot_be_read_is_not_announced(tmp_path, content):
+def test_a_state_that_cannot_be_read_is_an_error(tmp_path, content):
     path = tmp_path / STATE_FILE
     if content is not None:
         path.write_bytes(content)
     else:
         torch.save([1], path)
-    assert searching.finished_epochs(path) is None and searching.finished_epochs(tmp_path / "none") is None
+    with pytest.raises(BiseError, match="delete it to start the search anew"):
+        searching.finished_epochs(path)
+    assert searching.finished_epochs(tmp_path / "none") is None
 
 
 def test_a_function_of_ones_own_gets_the_events(project, tmp_path):

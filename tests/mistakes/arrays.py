@@ -2,9 +2,13 @@
 
 import numpy as np
 
-from .case import arrays
+from .case import all_of, arrays, flags
 
 labels = np.zeros((3, 2), int)
+
+
+def _varied():
+    return np.arange(3 * 48, dtype=np.uint8).reshape(3, 4, 4, 3)
 
 
 def _archive(case):
@@ -20,6 +24,12 @@ def _header(case):
 
 
 CASES = {
+    "crop of arrays": (all_of(arrays(_varied(), labels), flags("--crop", "0.5")), 2, "crop has no use"),
+    "split column of arrays": (
+        all_of(arrays(_varied(), labels), flags("--split-column", "split")),
+        2,
+        "split_column has no use",
+    ),
     "arrays of unequal length": (arrays(np.zeros((3, 4, 4), np.uint8), np.zeros((4, 2), int)), 1, "3 images, but 4"),
     "NaN images": (arrays(np.full((3, 8, 8, 3), np.nan), np.zeros((3, 2), int)), 1, "NaN or infinity"),
     "pickled arrays": (arrays(np.array([{}] * 3), np.zeros((3, 2), int)), 1, "pickled objects"),

@@ -3,6 +3,19 @@
 from .case import all_of, flags, write
 
 CASES = {
+    "empty output": (flags("--output", ""), 2, "is no path"),
+    "empty masks": (flags("--masks", ""), 2, "is no path"),
+    "tiny crop": (flags("--crop", "1e-9"), 2, "crop"),
+    "model repository below a file": (all_of(write("x", "x"), flags("--triton", "x/models")), 2, "--triton"),
+    "model repository that cannot be": (flags("--triton", "/proc/x"), 2, "--triton"),
+    "output that cannot be": (flags("--output", "/proc/x"), 2, "--output"),
+    "checkpoint whose name is no text": (
+        lambda case: setattr(case, "net", case.net.rename(case.root / "n\udcff.pt")),
+        2,
+        "UTF-8",
+    ),
+    "output whose name is no text": (flags("--output", "o\udcff"), 2, "UTF-8"),
+    "targets that are nearly equal": (flags("--targets", "0.3,0.30000000001"), 2, "targets"),
     "unknown flag": (flags("--targets-sparsity", "0.5"), 2, "unrecognized arguments"),
     "sparsity out of range": (flags("--target-sparsity", "1.5"), 2, "target_sparsity"),
     "sparsity as a word": (flags("--target-sparsity", "half"), 2, "neither 'auto' nor a number"),

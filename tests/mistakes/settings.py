@@ -3,6 +3,9 @@
 from .case import flags, settings
 
 CASES = {
+    "settings with an empty mean": (settings("mean = []\nstd = []"), 2, "mean"),
+    "settings with a name in two spellings": (settings("batch_size = 3\nbatch-size = 4"), 2, "twice"),
+    "YAML with a name twice": (settings("seed: 1\nseed: 2\n", "settings.yaml"), 2, "'seed' stands there twice"),
     "no config": (flags("--config", "nowhere.toml"), 2, "cannot read the settings"),
     "broken config": (settings("a = = 3"), 2, "is no TOML"),
     "misspelt setting": (settings("batchsize = 3"), 2, "did you mean 'batch_size'"),

@@ -6,6 +6,13 @@ import shutil
 from .case import all_of, flags, write
 
 CASES = {
+    "validation of one class": (
+        lambda case: case.table(lambda rows: [{**r, "label": "1"} if r["split"] == "val" else r for r in rows]),
+        1,
+        "the validation split has samples of class 1 alone",
+    ),
+    "label column for the bias": (flags("--bias-column", "label"), 1, "is given for another purpose"),
+    "one infinite label": (lambda case: case.set("label", "inf", 3), 1, "line 5 ('inf')"),
     "no data": (lambda case: shutil.rmtree(case.data), 1, "no folder or file at"),
     "empty folder": (lambda case: (shutil.rmtree(case.data), case.data.mkdir()), 1, "expected a metadata.csv"),
     "empty table": (write("data/metadata.csv", ""), 1, "no column file"),

@@ -86,7 +86,7 @@ def test_gates_end_with_exit_code_3_and_keep_the_results(ran, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "complaint"),
     [
-        (["--opset", "0"], 2, "opset = 0 is out of range: expected an integer >= 1"),
+        (["--opset", "0"], 2, "opset = 0 is out of range: expected an integer >= 7"),
         (["--opset", "99"], 2, "opset 99"),
         (["--min-worst-group", "70"], 2, "min_worst_group = 70"),
         (["--format-tolerance", "-1"], 2, "format_tolerance = -1"),
