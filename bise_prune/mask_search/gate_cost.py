@@ -35,8 +35,8 @@ class GateCost:
         trace: trace of the network.
         model: the network.
         sites: gate sites of the network.
-        of: cost to count: "flops" (multiply-accumulates of convolutions and linear layers), "params", or "latency"
-            (measured times of these layers at several widths, interpolated).
+        of: cost to count: "flops" (multiply-accumulates of convolutions, linear layers and attention), "params", or
+            "latency" (measured times of layers at several widths, interpolated).
         joins: lowering at places where gates disagree; see :func:`bise_prune.prune`.
     """
 
@@ -180,8 +180,9 @@ def _terms(trace: Trace, model: nn.Module, of: CostUnit) -> list[Term]:
     for name, calls in trace.calls_by_layer.items():
         layer = model.get_submodule(name)
         for number, call in enumerate(calls):
-            if of == "flops" and call.kind == "mixing":
-                terms.append(_scaled(_Layer(call).product, call.macs))
+            if of == "flops" and call.macs:
+                is_depthwise = call.kind == "channelwise"
+                terms.append(_scaled(_mean_of(call.outputs[0]) if is_depthwise else _Layer(call).product, call.macs))
             elif of == "params" and number == 0:
                 for leaf, parameter in layer.named_parameters(recurse=False):
                     counted.add(id(parameter))
@@ -189,10 +190,17 @@ def _terms(trace: Trace, model: nn.Module, of: CostUnit) -> list[Term]:
                         terms.append(_scaled(_Layer(call).product, parameter.numel()))
                     else:
                         terms.append(_scaled(_mean_of(call.outputs[0]), parameter.numel()))
+    if of == "flops":
+        terms.append(_fixed(sum(call.macs for call in trace.calls if call.layer is None)))
     if of == "params":
         rest = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in counted)
-        terms.append(lambda present: torch.tensor(float(rest), dtype=torch.float64))
+        terms.append(_fixed(rest))
     return terms
+
+
+def _fixed(size: float) -> Term:
+    """A term that no gate changes."""
+    return lambda present: torch.tensor(float(size), dtype=torch.float64)
 
 
 def _scaled(share: Term, size: float) -> Term:

@@ -164,16 +164,31 @@ def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
     if isinstance(inputs, dict):
         model, inputs = ByPosition(model, list(inputs)).eval(), tuple(inputs.values())
     logger = logging.getLogger("fvcore.nn.jit_analysis")
-    level = logger.level
+    level, fast = logger.level, torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # whose fused functions show nothing of what they compute
         logger.setLevel(logging.ERROR)  # operators that are not counted are returned, not logged
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # from torch's tracer, which fvcore uses
             counts = FlopCountAnalysis(model, inputs).uncalled_modules_warnings(False)
+            counts.set_op_handle("aten::scaled_dot_product_attention", _attention, "aten::baddbmm", _batched_product)
             counts.total()
             return counts
     finally:
         logger.setLevel(level)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Multiply-accumulates of attention: queries (..., L, E) by keys (..., S, E), and weights by values (..., S, V)."""
+    queries, keys, values = (list[int](value.type().sizes()) for value in inputs[:3])
+    return math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
+
+
+def _batched_product(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Multiply-accumulates of a sum and a product of matrices (B, L, E) by (B, E, S)."""
+    first, second = (list[int](value.type().sizes()) for value in inputs[1:3])
+    return math.prod(first) * second[-1]
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class PruningPlan:
         keep: site name -> bool mask of shape (channels,), True = keep; the slim network computes this masked network.
         layers: layer name -> its channels that stay, for every layer whose width changes.
         params: numbers of parameters of the dense and of the slim network.
-        macs: multiply-accumulates of convolutions and linear layers for one sample, dense and slim; zeros for engine
-            "torch-pruning".
+        macs: multiply-accumulates of convolutions, linear layers and attention for one sample, dense and slim; zeros
+            for engine "torch-pruning".
         joins: lowering: "intersection" or "expand"; "dense" if no tensors of different widths meet, so that both are
             the same, and for engine "torch-pruning".
         edits: the changed function calls, in words.

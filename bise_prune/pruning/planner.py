@@ -53,7 +53,7 @@ class Planner:
     Attributes:
         trace: the trace of the network.
         params: number of parameters of the dense network.
-        macs: its multiply-accumulates in convolutions and linear layers, for one sample.
+        macs: its multiply-accumulates in convolutions, linear layers and attention, for one sample.
         batch_size: number of samples in ``example_inputs``.
 
     Raises:

@@ -95,7 +95,8 @@ class Call:
         whole: whether a mixing call needs its operand at full width, because the operand's channels are not the inputs
             of the layer or because the weights must keep their shape.
         module: name of the innermost module that was running.
-        macs: multiply-accumulates of a convolution or linear layer, for the whole example batch.
+        macs: multiply-accumulates of a convolution, a linear layer or a product of tensors, for the whole example
+            batch.
         why: for an opaque call, the reason why it is not followed.
     """
 

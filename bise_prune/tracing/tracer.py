@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .functions import NONLINEARITIES, CallCounter, replace_tensors, tensors_in
+from .products import PRODUCTS, counted_product
 from .record import Call, Slot, Trace, Value
 from .rules import ChannelRules, along
 from .running import Inputs, evaluating, logits_of, output_tensors, run
@@ -141,7 +142,7 @@ class _Tracer(CallCounter):
         tensors = list(tensors_in([*args, *kwargs.values()]))
         operands = tuple(self._operand(tensor) for tensor in tensors)
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        output = func(*args, **kwargs)
+        output, macs = counted_product(func, args, kwargs) if name in PRODUCTS else (func(*args, **kwargs), 0)
         results = list(tensors_in([output]))
         if name == "setitem" and tensors:  # it changes its first argument in place and returns nothing
             results = tensors[:1]
@@ -159,7 +160,7 @@ class _Tracer(CallCounter):
             return output
         positions = iter(range(len(tensors)))
         slots = replace_tensors((args, kwargs), lambda _: Slot(next(positions)))
-        call = Call(len(self.trace.calls), name, count, "opaque", func, slots[0], slots[1], operands)
+        call = Call(len(self.trace.calls), name, count, "opaque", func, slots[0], slots[1], operands, macs=macs)
         self.trace.calls.append(call)
         for operand in operands:
             if operand is not None:
