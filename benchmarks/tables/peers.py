@@ -285,7 +285,7 @@ def _with_last_layer(case: Case, data: BiasedDataset, weights: Any) -> Figures:
         for batch in BatchLoader(data, 500):
             with torch.no_grad(), CapturedInputs(network, layer) as bottleneck:
                 run_network(network, batch.to(case.device).input)
-            features.append(bottleneck.inputs.pop().flatten(1).cpu().double())
+            features.append(bottleneck.taken().cpu().double())
         scaler = StandardScaler()
         scaled = scaler.fit_transform(torch.cat(features).numpy())
         return LogisticRegression(max_iter=2_000).fit(scaled, data.target.numpy(), weights), scaler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..data.registry import is_named
 from ..errors import ConfigError, DataError, ModelError, PruningError
 from ..export.triton import check_repository
 from ..files import is_unfinished
-from ..gates.bottleneck import head_name
+from ..gates.bottleneck import readout_of
 from ..gates.gated_model import GatedModel
 from ..gates.masks import MaskSet
 from ..gates.ranking import least_open
@@ -212,14 +213,14 @@ def check_exports(session: Session) -> None:
 
 
 def check_search(session: Session) -> None:
-    """Check that the network has what a search needs: gates, a linear layer at its end, and gradients between them.
+    """Check that the network has what a search needs: gates, a classifier head, and gradients between them.
 
     Raises:
         ModelError: it does not.
     """
     if session.masks is None and session.config.criterion == "learned":
         sites = gate_sites(session.dense, session.example, session.config.search.placement)
-        head_name(session.dense, trace(session.dense, session.example))
+        readout_of(session.dense, trace(session.dense, session.example))
         gated = GatedModel(session.dense, sites, nn.Identity())
         with gated.gating([torch.ones(site.num_channels, requires_grad=True) for site in sites]):
             logits = logits_of(run(session.dense, session.example))
@@ -231,10 +232,10 @@ def check_search(session: Session) -> None:
 
 
 def check_masks_or_targets(session: Session) -> None:
-    """Check that given masks fit the network, or else that targets of size and FLOPs can be reached by some masks.
+    """Check that given masks fit the network, or else that something can be removed, and as much as targets ask for.
 
     Raises:
-        ModelError: the masks belong to another network.
+        ModelError: the masks belong to another network, or no closed channel can be removed.
         PruningError: a target cannot be reached.
     """
     config = session.config
@@ -243,17 +244,23 @@ def check_masks_or_targets(session: Session) -> None:
         return
     targets = [Target("sparsity", share) for share in config.targets] + ([config.target] if config.target else [])
     sites = gate_sites(session.dense, session.example, config.search.placement)
+    # The largest possible removal leaves the layer floor at every site.
+    logits = {
+        site.name: torch.arange(site.num_channels) - site.num_channels
+        + least_open(site.num_channels, config.layer_floor) + 0.5
+        for site in sites
+    }  # fmt: skip
+    joins = lowering_of(config.joins)
+    plan = Planner(session.dense, sites, session.example).propose(MaskSet(logits).keep, joins).plan
+    if plan.params[1] == plan.params[0]:
+        reasons = Counter(
+            {why: len(channels) for causes in plan.reasons.values() for why, channels in causes.items()}
+        ).most_common(1)
+        why = f": {reasons[0][0]}" if reasons else ""
+        raise ModelError(f"no closed channel of this network could be removed{why}; there is nothing to prune")
     for target in targets:
         if target.kind == "latency":
             continue  # whether it is reached shows once it is measured
-        # The largest possible removal leaves the layer floor at every site.
-        logits = {
-            site.name: torch.arange(site.num_channels) - site.num_channels
-            + least_open(site.num_channels, config.layer_floor) + 0.5
-            for site in sites
-        }  # fmt: skip
-        joins = lowering_of(config.joins)
-        plan = Planner(session.dense, sites, session.example).propose(MaskSet(logits).keep, joins).plan
         widest = plan.sparsity if target.kind == "sparsity" else 1 - plan.macs[1] / max(plan.macs[0], 1)
         if target.removed > widest + FARTHEST:
             floor = config.layer_floor

@@ -102,7 +102,7 @@ def ffw(
             keywords = {} if isinstance(batch.input, Tensor) else batch.input
             with CapturedInputs(frozen, classifier) as bottleneck:
                 logits = logits_of(functional_call(frozen, gated, inputs, keywords))
-            features = bottleneck.inputs.pop().flatten(1)
+            features = bottleneck.taken()
             information = bias_information(torch.softmax(heads(features)[0], 1), batch.bias[:, 0])
             loss = cross_entropy(logits, batch.target) + mi_weight * information
             gate_optimizer.zero_grad()

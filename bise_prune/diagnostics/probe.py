@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data.batch import Loader, as_batch
 from ..errors import DataError
-from ..gates.bottleneck import CapturedInputs, head_name
+from ..gates.bottleneck import CapturedInputs, Readout, readout_of
 from ..mask_search.heads import BiasHeads
 from ..tracing import run, trace
 
@@ -81,13 +81,13 @@ def _features(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
     """Bottleneck features (N, d) and bias labels (N, K), on the model's device."""
     device = next(model.parameters()).device
     features, biases = [], []
-    layer = ""
+    readout: Readout | None = None
     for raw in loader:
         batch = as_batch(raw).to(device)
-        layer = layer or head_name(model, trace(model, batch.input))
-        with torch.no_grad(), CapturedInputs(model, layer) as bottleneck:
+        readout = readout or readout_of(model, trace(model, batch.input))
+        with torch.no_grad(), CapturedInputs(model, *readout.layers) as bottleneck:
             run(model, batch.input)
-        features.append(bottleneck.inputs.pop().flatten(1))
+        features.append(bottleneck.taken())
         biases.append(batch.bias)
     if not features or not biases[0].shape[1]:
         raise DataError("a probe needs samples with bias labels, for training and for testing")

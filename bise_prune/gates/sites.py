@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from ..channels import lay_out
 from ..config import PLACEMENTS, Placement
 from ..errors import ConfigError, ModelError
-from ..tracing import Call, Inputs, Nonlinearity, Trace, UnionFind, trace
+from ..tracing import Call, Inputs, Nonlinearity, Reason, Trace, UnionFind, Why, trace
 from .masks import GateCall, GateSite, MaskSet
 
 
@@ -43,12 +44,12 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
     """Find the gate sites as :func:`gate_sites` does, for a network that has already been traced."""
     if placement not in PLACEMENTS:
         raise ConfigError(f"unknown placement '{placement}': choose one of {', '.join(PLACEMENTS)}")
-    head = record.head
-    if head is None:
+    if not record.heads:
         raise ModelError(
-            "the network's logits are not the channels of one linear or convolutional layer, so that it has no "
+            "the network's logits are not the channels of a linear or convolutional layer, so that it has no "
             "classifier to leave alone; wrap it so that it ends in one"
         )
+    head = record.heads[0]
     eligible = [n for n in record.nonlinearities if n.index not in record.scales and n.call < head.index]
     if not eligible:
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
@@ -173,12 +174,16 @@ def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -
         if n.layer is not None and record.values[output].num_channels == n.num_channels:
             tied.setdefault(stream[output], []).append(n)
     sites = []
-    for members in _removable(list(tied.values()), model, record):
+    removable, why = _removable(list(tied.values()), model, record)
+    for members in removable:
         name = members[0].layer or ""
         name += f"+{len(members) - 1}" if len(members) > 1 else ""
         sites.append(GateSite(name, members[0].num_channels, tuple(_gate_on(n, record) for n in members)))
     if not sites:
-        raise ModelError("no closed channel of this network could be removed; use placement='paper'")
+        reason = "" if why is None else f": {why}"
+        if why is None or why.why is not Why.NORMALISES_ALL:
+            reason += "; placement 'paper' (--placement paper) gates outputs one by one, of which some may be removable"
+        raise ModelError(f"no closed channel of this network could be removed{reason}")
     return sites
 
 
@@ -203,10 +208,15 @@ def _streams(record: Trace) -> list[int]:
     return [streams.first(value) for value in range(len(record.values))]
 
 
-def _removable(tied: list[list[Nonlinearity]], model: nn.Module, record: Trace) -> list[list[Nonlinearity]]:
-    """Keep the sets of outputs whose shared closed channels can be removed, whatever other sets close.
+def _removable(
+    tied: list[list[Nonlinearity]], model: nn.Module, record: Trace
+) -> tuple[list[list[Nonlinearity]], Reason | None]:
+    """The sets of outputs whose shared closed channels can be removed, whatever other sets close.
 
     This is tested by closing a random half of the channels of each set.
+
+    Returns:
+        The sets, and the commonest reason why others stay; None if there is none.
     """
     generator = torch.Generator().manual_seed(0)
     masks = []
@@ -215,8 +225,11 @@ def _removable(tied: list[list[Nonlinearity]], model: nn.Module, record: Trace) 
         masks.append(torch.randperm(size, generator=generator) < max(1, size // 2))
     closed = {n.call: mask for members, mask in zip(tied, masks, strict=True) for n in members}
     layout = lay_out(record, model, closed, "intersection")
-    return [
-        members
-        for members, mask in zip(tied, masks, strict=True)
-        if not any(bool((layout.present[record.calls[n.call].outputs[0]] & mask).any()) for n in members)
-    ]
+    removable, reasons = [], Counter[Reason]()
+    for members, mask in zip(tied, masks, strict=True):
+        values = [record.calls[n.call].outputs[0] for n in members]
+        stays = {value: (layout.present[value] & mask).nonzero().flatten().tolist() for value in values}
+        reasons.update(layout.reason(value, channel) for value, channels in stays.items() for channel in channels)
+        if not any(stays.values()):
+            removable.append(members)
+    return removable, next((reason for reason, _ in reasons.most_common(1)), None)

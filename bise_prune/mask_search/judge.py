@@ -46,9 +46,11 @@ class Judge:
             self.larger = balanced_sample(
                 search.data, search.labels, search.state.position, search.state.generator, size
             )
-        layer = search.network.model.get_submodule(search.network.head_layer)
-        assert isinstance(layer, nn.Linear)
-        self.layer = layer
+        readout = search.network.readout
+        if self.refits and not readout.is_plain:
+            raise ConfigError("refit 'head' changes the last layer, and this network does not end in a linear one")
+        layer = search.network.model.get_submodule(readout.layers[0])
+        self.layer = layer if isinstance(layer, nn.Linear) else None
         if self.refits and layer.bias is None:
             raise ConfigError("refit 'head' changes the last layer's additive bias, which this network's does not have")
 
@@ -104,6 +106,7 @@ class Judge:
         if head is None:
             yield
             return
+        assert self.layer is not None
         weight, bias = self.layer.weight.detach(), self.layer.bias.detach()  # they share their memory with the layer's
         own = weight.clone(), bias.clone()
         weight.copy_(head[:, :-1])

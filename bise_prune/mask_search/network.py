@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import SearchConfig
 from ..data.batch import Batch, Input, input_map
 from ..errors import ConfigError, ModelError
-from ..gates.bottleneck import CapturedInputs, head_name
+from ..gates.bottleneck import CapturedInputs, readout_of
 from ..gates.gated_model import GatedModel, with_learned_state
 from ..gates.masks import MaskSet
 from ..gates.sites import sites_in
@@ -37,7 +37,7 @@ class MaskedNetwork:
         sites: gate sites of the network.
         gates: mask logits m and temperature tau.
         gated: the network under ``gates``.
-        head_layer: name of the classifier head C.
+        readout: the classifier head C.
         norms: batch-norm modules of the network.
         device: device of the network.
         dtype: precision of the weights, of the mask logits, and of the tensors that :meth:`forward` returns.
@@ -55,7 +55,7 @@ class MaskedNetwork:
         if config.channels_last:
             frozen = frozen.to(memory_format=torch.channels_last)
         self.trace = trace(frozen, example)
-        self.head_layer = head_name(frozen, self.trace)
+        self.readout = readout_of(frozen, self.trace)
         self.sites = sites_in(self.trace, frozen, config.placement)
         self.gates = LearnedGates([site.num_channels for site in self.sites], config.initial_logit, self.dtype)
         if start is not None:
@@ -77,7 +77,7 @@ class MaskedNetwork:
     @property
     def num_classes(self) -> int:
         """Number of outputs of the classifier head."""
-        return int(self.model.get_submodule(self.head_layer).out_features)  # type: ignore[arg-type]
+        return len(self.model.get_submodule(self.readout.layers[0]).weight)  # type: ignore[arg-type]
 
     def placed(self, batch: Batch) -> Input:
         """The input of a batch, moved to the network's device and memory format."""
@@ -104,14 +104,14 @@ class MaskedNetwork:
                 default it captures them and does nothing else.
             resume: function mode between the gates and ``bottleneck`` that may replace calls by stored results.
         """
-        bottleneck = bottleneck or CapturedInputs(self.model, self.head_layer)
+        bottleneck = bottleneck or CapturedInputs(self.model, *self.readout.layers)
         gating = self.gated.gating(gates)
         gating.behind = resume or bottleneck
         if resume is not None:
             resume.behind = bottleneck
         with self.precision(), gating:
             output = run(self.model, inputs)
-        return logits_of(output).to(self.dtype), bottleneck.inputs.pop().flatten(1).to(self.dtype)
+        return self.readout.logits(logits_of(output).to(self.dtype)), bottleneck.taken().to(self.dtype)
 
     @contextmanager
     def precision(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .functions import SCALES
 from .reasons import Reason
 
+_SOFTMAXES = ("softmax", "log_softmax")
 # What a call does with channels. "mixing": each output channel is computed from all input channels of its convolution
 # group (convolution, linear layer). "channelwise": from the same channel of its operand (pooling, batch norm).
 # "elementwise": entry by entry, from the same channel of each operand. "movement": entries are only copied.
@@ -130,6 +131,11 @@ class Call:
         return self._identities[key]
 
     @property
+    def is_mixing(self) -> bool:
+        """Whether it is a convolution or linear layer whose channels are understood."""
+        return self.kind == "mixing"
+
+    @property
     def key(self) -> tuple[str, int]:
         """Function name and count, by which another forward pass finds this call."""
         return self.function, self.count
@@ -238,20 +244,50 @@ class Trace:
                 table.setdefault(call.layer, []).append(call)
         return table
 
+    @cached_property
+    def heads(self) -> list[Call]:
+        """The calls of the classifier heads, whose output channels are the logits, in order; [] if there is none.
+
+        Between them and the logits may stand what keeps the channels apart, such as pooling, a scale, a softmax over
+        the classes or the mean of two heads. Read it only when the trace is complete.
+        """
+        found = self._heads_of(self.logits)
+        return sorted({call.index: call for call in found or ()}.values(), key=lambda call: call.index)
+
     @property
-    def head(self) -> Call | None:
-        """The call of the classifier head, whose output channels are the logits; None if there is none."""
-        value = self.logits
-        while value is not None and (index := self.values[value].call) is not None:
-            call = self.calls[index]
-            if call.kind == "mixing":
-                return call
-            tensors = [operand for operand in call.operands if operand is not None]
-            same = call.kind != "opaque" and len(tensors) == 1
-            if not (same and call.keeps(0) and self.values[tensors[0]].num_channels == len(call.maps[0, 0])):
+    def has_softmax(self) -> bool:
+        """Whether the logits are probabilities: a softmax stands between the heads and them."""
+        value, functions = self.logits, set()
+        while value is not None and (index := self.values[value].call) is not None and not self.calls[index].is_mixing:
+            functions.add(self.calls[index].function)
+            value = next((operand for operand in self.calls[index].operands if operand is not None), None)
+        return "softmax" in functions
+
+    def _heads_of(self, value: int | None) -> list[Call] | None:
+        """The calls whose output channels are those of a value; None if that is not known."""
+        if value is None or (index := self.values[value].call) is None:
+            return None
+        call = self.calls[index]
+        if call.is_mixing:
+            return [call]
+        if call.function in _SOFTMAXES and call.operands:
+            return self._heads_of(call.operands[0])
+        found: list[Call] = []
+        for k, operand in enumerate(call.operands):
+            if operand is None or (self.values[operand].call is None and operand not in self.inputs):
+                continue  # a constant
+            if (k, 0) not in call.maps and call.kind == "movement":
+                continue  # an index
+            same = call.kind != "opaque" and call.keeps(k)
+            heads = self._heads_of(operand) if same and self._is_as_wide(operand, call, k) else None
+            if heads is None:
                 return None
-            value = tensors[0]
-        return None
+            found += heads
+        return found or None
+
+    def _is_as_wide(self, operand: int, call: Call, k: int) -> bool:
+        """Whether a call reads all channels of an operand one by one."""
+        return self.values[operand].num_channels == len(call.maps[k, 0])
 
 
 def _plain(value: Any) -> Any:

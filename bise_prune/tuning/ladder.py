@@ -254,7 +254,7 @@ class Ladder:
 
     def _features(self, has_new_norms: bool, data: BiasedDataset) -> Tensor:
         """What the head reads of samples, with or without new statistics of batch norms, shape (N, D)."""
-        return bottleneck_features(self.models[has_new_norms], self.layer, data)
+        return bottleneck_features(self.models[has_new_norms], [self.layer], data)
 
     def _layer_of(self, model: nn.Module) -> nn.Linear:
         """The head of a network of this ladder."""

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from ..data.loader import BatchLoader, BiasedDataset
 from ..errors import DataError, ModelError
-from ..gates.bottleneck import head_name
+from ..gates.bottleneck import readout_of
 from ..mask_search.refitted import refitted_head
 from ..metrics.accuracy import predictions
 from ..metrics.subgroups import aligned_values, is_aligned
@@ -97,7 +97,7 @@ def predicted_bias_labels(model: nn.Module, labelled: BiasedDataset, *others: Bi
     ICLR 2022, who train a network for it).
 
     Args:
-        model: network that ends in a linear layer; never changed.
+        model: network that ends in a linear or convolutional layer; never changed.
         labelled: samples with true bias labels; each subgroup of them has the same weight.
         others: data sets to label.
 
@@ -105,11 +105,11 @@ def predicted_bias_labels(model: nn.Module, labelled: BiasedDataset, *others: Bi
         Bias labels, shape (N, K), int64, per data set.
 
     Raises:
-        ModelError: the network does not end in a linear layer.
+        ModelError: the network does not end in such a layer.
     """
     bias, device = labelled.bias.cpu(), next(model.parameters()).device
-    layer = head_name(model, trace(model, labelled.batch(torch.arange(2)).to(device).input))
-    learned, *features = (bottleneck_features(model, layer, data) for data in (labelled, *others))
+    readout = readout_of(model, trace(model, labelled.batch(torch.arange(2)).to(device).input))
+    learned, *features = (bottleneck_features(model, readout.layers, data) for data in (labelled, *others))
     labels: list[list[Tensor]] = [[] for _ in others]
     for column in bias.unbind(1):
         cells = torch.stack([labelled.target.cpu(), column], 1).unique(dim=0, return_inverse=True)[1]

@@ -72,8 +72,8 @@ def test_a_network_may_end_in_a_convolution():
 
 
 def test_a_network_without_a_classifier_is_refused():
-    with pytest.raises(ModelError, match="not the channels of one linear or convolutional layer"):
-        gate_sites(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Softmax(1)), images())
+    with pytest.raises(ModelError, match="not the channels of a linear or convolutional layer"):
+        gate_sites(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.LayerNorm([4, 6, 6]), nn.Flatten()), images())
 
 
 def test_a_network_without_nonlinearities_is_refused():

@@ -90,7 +90,7 @@ def test_worth_is_that_of_the_loss_of_a_refitted_head():
 def test_validation_is_judged_with_the_refitted_head_and_the_own_one_is_put_back():
     rounds, _ = rounds_of(network("simple_convnet"), torch.float)
     net = rounds.search.network
-    layer = net.model.get_submodule(net.head_layer)
+    layer = net.model.get_submodule(net.readout.layers[0])
     own = [tensor.clone() for tensor in (layer.weight, layer.bias)]
     head = rounds.judge.head(net.gates.values.detach(), rounds.judge.larger)
     with rounds.judge.applied():

@@ -23,14 +23,16 @@ def check_tuning(session: Session) -> None:
 
     Raises:
         ConfigError: images are to be changed at random, and there are none; the last layer has no additive bias, so
-            that there is no place for offsets; or the selection rule needs validation data, or bias labels on them,
-            that are not there.
+            that there is no place for offsets; the network returns probabilities, and is to be finetuned; or the
+            selection rule needs validation data, or bias labels on them, that are not there.
         ModelError: the network does not end in a linear layer.
     """
     if not session.config.unsupervised:
         _rule(session)
     if session.config.finetune is not None:
         augmentation(session.config.finetune.augment, session.splits.train.inputs)
+        if trace(session.dense, session.example).has_softmax:
+            raise ConfigError("finetuning needs logits, and the network returns probabilities: take its softmax out")
     if session.config.tune in ("none", ALL):
         return
     head = session.dense.get_submodule(head_name(session.dense, trace(session.dense, session.example)))

@@ -169,7 +169,7 @@ class _FrugalFunctions(CapturedInputs):
     """
 
     def __init__(self, network: MaskedNetwork, affine_norms: bool, skips_channels: bool) -> None:
-        super().__init__(network.model, network.head_layer)
+        super().__init__(network.model, *network.readout.layers)
         self.affine_norms, self.skips_channels = affine_norms, skips_channels
 
     def passed_on(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
