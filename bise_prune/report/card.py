@@ -46,7 +46,7 @@ def write_card(path: Path, record: Mapping[str, Any]) -> None:
         eval_results=results,
     )
     sentence = verdict_sentence(record)
-    rungs: dict[str, Any] = {}
+    rungs: dict[str, Any] = {"ladder": None, "delivered": None, "changed": ""}
     if record["ladder"]:
         (delivered,) = (row for row in record["ladder"]["rows"] if row["delivered"])
         rungs = {

@@ -29,6 +29,7 @@ def write_page(path: Path, record: Mapping[str, Any], images: Mapping[int, str])
         images: sample images by row, as :func:`pictures` returns them.
     """
     outcome: dict[str, Any] = {"verdict": verdict_of(record["fairness"]).value, "sentence": verdict_sentence(record)}
+    outcome["ladder"] = None
     if record["ladder"]:
         outcome |= {"ladder": ladder_rows(record["ladder"]), "ladder_words": ladder_sentence(record)}
     write_text(path, "report.html.jinja", r=record, images=images, plots=_plots(record), few=FEW_SAMPLES, **outcome)
