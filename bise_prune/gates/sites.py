@@ -146,23 +146,38 @@ def _linear_before(n: Nonlinearity, record: Trace) -> Call | None:
 
 
 def _layer_norm_behind(n: Nonlinearity, record: Trace) -> tuple[Call, Call] | None:
-    """Return the second linear layer of a post-norm feed-forward block and the layer norm behind its residual sum."""
-    readers = record.values[record.calls[n.call].outputs[0]].readers
-    calls = [record.calls[reader] for reader in readers]
-    if len(calls) != 1 or calls[0].function != "linear":
+    """Return the second linear layer of a post-norm feed-forward block and the layer norm behind its residual sum.
+
+    The block adds to what its first linear layer reads. In the last block of a pre-norm network, that layer reads a
+    normalised stream instead, and the norm at the end of the network reads the sum.
+    """
+    first = _linear_before(n, record)
+    second = _only_reader(record.calls[n.call].outputs[0], record)
+    if first is None or second is None or second.function != "linear":
         return None
-    second, seen = calls[0], {"add": 0}
-    call = second
-    while True:
-        readers = record.values[call.outputs[0]].readers if call.outputs else []
-        if len(readers) != 1:
-            return None
-        call = record.calls[readers[0]]
-        if call.function == "layer_norm":
-            return (second, call) if seen["add"] == 1 else None
-        if call.function not in ("dropout", "add"):
-            return None
-        seen["add"] += call.function == "add"
+    added = _only_reader(second.outputs[0], record)
+    if added is None or added.function != "add":
+        return None
+    norm = _only_reader(added.outputs[0], record)
+    stream = {_undropped(operand, record) for operand in added.operands if operand is not None}
+    is_post_norm = (
+        norm is not None and norm.function == "layer_norm" and _undropped(first.operands[0], record) in stream
+    )
+    return (second, norm) if norm is not None and is_post_norm else None
+
+
+def _only_reader(value: int, record: Trace) -> Call | None:
+    """Return the only call that reads a value, behind any dropout, which does nothing here; None if there are more."""
+    readers = record.values[value].readers
+    call = record.calls[readers[0]] if len(readers) == 1 else None
+    return _only_reader(call.outputs[0], record) if call is not None and call.function == "dropout" else call
+
+
+def _undropped(value: int | None, record: Trace) -> int | None:
+    """Return the value before any dropout."""
+    index = None if value is None else record.values[value].call
+    call = None if index is None else record.calls[index]
+    return _undropped(call.operands[0], record) if call is not None and call.function == "dropout" else value
 
 
 def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -> list[GateSite]:

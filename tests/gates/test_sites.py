@@ -5,7 +5,7 @@ import torch
 from cases import NETWORKS, images, network, torchvision_network
 from torch import nn
 
-from bise_prune import gate_sites
+from bise_prune import MaskSet, gate_sites, prune
 from bise_prune.errors import ConfigError, ModelError
 from bise_prune.models import build_model
 from bise_prune.tracing import trace
@@ -123,3 +123,42 @@ def test_gated_calls_are_calls_of_the_trace(name, placement):
         (output,) = found.outputs
         assert record.values[output].shape[call.dim] == site.num_channels
         assert record.values[output].layer == call.layer
+
+
+class Encoder(nn.Module):
+    """Two blocks of a transformer without attention, with layer norms behind or before what they add to."""
+
+    def __init__(self, norm_first, dropout):
+        super().__init__()
+        self.norm_first = norm_first
+        self.first, self.second = (nn.ModuleList([nn.Linear(6, 10), nn.Linear(10, 6)]) for _ in range(2))
+        self.norms, self.end = nn.ModuleList([nn.LayerNorm(6), nn.LayerNorm(6)]), nn.LayerNorm(6)
+        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(6, 3)
+
+    def forward(self, x):
+        for (first, second), norm in zip((self.first, self.second), self.norms, strict=True):
+            h = norm(x) if self.norm_first else x
+            h = self.dropout(second(self.dropout(nn.functional.relu(first(h)))))
+            x = x + h if self.norm_first else norm(x + h)
+        return self.head((self.end(x) if self.norm_first else x).mean(1))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_layer_norms_behind_sums_are_those_of_post_norm_blocks(norm_first):
+    """Also with a dropout between. The norm at the end of a pre-norm network would let closed channels through."""
+    torch.manual_seed(0)
+    model, x = Encoder(norm_first, 0.1).double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    sites = gate_sites(model, x, "paper")
+    normed = [site.name for site in sites if any(call.is_layer_norm for call in site.calls)]
+    assert normed == ([] if norm_first else ["first.1", "second.1"])
+    generator = torch.Generator().manual_seed(0)
+    masks = MaskSet({site.name: torch.rand(site.num_channels, generator=generator) - 0.5 for site in sites})
+    assert prune(model, masks, x).verification.max_abs_error < 1e-12
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_torchs_own_encoder_layer(norm_first):
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=norm_first)
+    model, x = nn.Sequential(layer, nn.LayerNorm(8), nn.Flatten(), nn.Linear(32, 3)).eval(), torch.randn(2, 4, 8)
+    normed = [s for s in gate_sites(model, x, "paper") if any(call.is_layer_norm for call in s.calls)]
+    assert len(normed) == (0 if norm_first else 1)
