@@ -313,14 +313,16 @@ def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
 
 def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], dead: bool) -> int:
     """Return the number of parameters that a layer loses (negative if it gains an additive bias)."""
-    own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))  # buffers are not counted
+    # Buffers are not counted, nor other parameters that the module reads itself.
+    parameters = [layer._parameters.get(name) for name in ("weight", "bias")]
+    own = sum(parameter.numel() for parameter in parameters if parameter is not None)
     rows = layout.present[call.outputs[0]]
     if dead:
         return own
     if not bool(rows.any()):
         return 0
     if call.kind != "mixing":
-        per_channel = [p for p in layer.parameters(recurse=False) if p.ndim and len(p) == len(rows)]
+        per_channel = [p for p in parameters if p is not None and p.ndim and len(p) == len(rows)]
         return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel)
     weights, kept = _size(call, layout, layer)
     weights = weights if layer._parameters.get("weight") is not None else 0

@@ -15,6 +15,18 @@ from torch import Tensor
 from .functions import SCALES
 from .reasons import Reason
 
+_VIEWS = (
+    "view",
+    "reshape",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "flatten",
+    "unflatten",
+    "expand",
+    "expand_as",
+)
 _SOFTMAXES = ("softmax", "log_softmax")
 # What a call does with channels. "mixing": each output channel is computed from all input channels of its convolution
 # group (convolution, linear layer). "channelwise": from the same channel of its operand (pooling, batch norm).
@@ -200,9 +212,18 @@ class Trace:
         found = set()
         for n in self.nonlinearities:
             (output,) = self.calls[n.call].outputs
-            readers = [self.calls[reader] for reader in self.values[output].readers]
+            readers = self._readers_behind_views(output)
             if n.function in SCALES and readers and all(_multiplies(reader) for reader in readers):
                 found.add(n.index)
+        return found
+
+    def _readers_behind_views(self, value: int) -> list[Call]:
+        """The calls that read a tensor, or read it in another shape."""
+        found = []
+        for reader in self.values[value].readers:
+            call = self.calls[reader]
+            is_view = call.function in _VIEWS and len(call.outputs) == 1
+            found += self._readers_behind_views(call.outputs[0]) if is_view else [call]
         return found
 
     @property
@@ -302,4 +323,4 @@ def _plain(value: Any) -> Any:
 
 def _multiplies(call: Call) -> bool:
     """Whether a call multiplies two different tensors."""
-    return call.function == "mul" and call.kind == "elementwise" and len(set(call.operands)) == 2
+    return call.function == "mul" and call.kind in ("elementwise", "opaque") and len(set(call.operands)) == 2

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -69,11 +70,19 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context manager that puts a model into eval mode and restores the mode of each module afterwards."""
+    """Context manager that puts a model into eval mode, and restores modes and buffers afterwards.
+
+    Observers of quantisation-aware training, for example, change their buffers in eval mode as well.
+    """
     training = [module for module in model.modules() if module.training]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     model.eval()
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ModelError
 from .functions import NONLINEARITIES, CallCounter, replace_tensors, tensors_in
 from .products import PRODUCTS, counted_product
 from .record import Call, Slot, Trace, Value
@@ -39,7 +40,16 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 
     Returns:
         The trace: a graph of calls and values.
+
+    Raises:
+        ModelError: part of the network is TorchScript, which runs outside of Python.
     """
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise ModelError(
+            f"'{scripted[0] or type(model).__name__}' is a TorchScript module, in which no function call can be seen: "
+            "use the Python module that it was made of"
+        )
     tracer = _Tracer(model)
     with evaluating(model), torch.no_grad():
         inputs = tracer.enter(example_inputs)
@@ -65,10 +75,10 @@ def _unused(model: nn.Module, used: Iterable[str]) -> list[str]:
 def _noting_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
     """While active, keep the names of the running modules in ``path``, the innermost last."""
     handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: _drop_last(path), always_call=True))
     try:
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+            handles.append(module.register_forward_hook(lambda *_: _drop_last(path), always_call=True))
         yield
     finally:
         for handle in handles:

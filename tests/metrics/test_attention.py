@@ -108,7 +108,7 @@ def test_every_way_to_write_attention_counts(name):
         assert planned == expected
         assert measure(network, inputs).flops == expected + norms(network, inputs)
     assert torch.backends.mha.get_fastpath_enabled()
-    cost = GateCost(trace(model, inputs), model, sites)
+    cost = GateCost(trace(model, inputs), model, sites, joins="intersection")
     share = cost([(site_mask >= 0).double() for site_mask in halved(sites).logits.values()])
     assert float(share) == pytest.approx(result.plan.macs[1] / result.plan.macs[0], abs=1e-12)
     assert (

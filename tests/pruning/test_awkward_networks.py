@@ -1,6 +1,7 @@
 """Networks with one awkward thing each are pruned exactly."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from awkward import AWKWARD, awkward, closing, conv, error_of, masks_for, pictur
 from cases import Net, randomise
 from torch import nn
 
-from bise_prune import MaskSet, apply_masks, gate_sites, prune
-from bise_prune.errors import PruningError
+from bise_prune import MaskSet, apply_masks, gate_sites, measure, prune
+from bise_prune.errors import ModelError, PruningError
 
 # -- networks with one awkward thing each ----------------------------------------------------------
 
@@ -277,3 +278,82 @@ def test_targets_on_chains_of_depthwise_layers():
         plan = prune(model, masks, pictures(), target).plan
         assert plan.sparsity == pytest.approx(target, abs=0.011)
         assert plan.target["asked"] == target and plan.target["reached"] == plan.sparsity
+
+
+class ChannelAttention(nn.Module):
+    """ECA: a sigmoid of what a convolution over the channels returns scales them, behind some views."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.over, self.b = nn.Conv2d(3, 12, 3), nn.Conv1d(1, 1, 3, padding=1), nn.Conv2d(12, 12, 1)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        scale = torch.sigmoid(self.over(y.mean((2, 3)).unsqueeze(1))).transpose(1, 2).unsqueeze(-1)
+        return self.head(F.relu(self.b(y * scale)).mean((2, 3)))
+
+
+class OwnWeights(nn.Module):
+    """A module that calls a function with its own weight, and reads another parameter beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.gain = nn.Parameter(torch.randn(12, 6)), nn.Parameter(torch.randn(12))
+        self.unused = nn.Parameter(torch.ones(5))
+
+    def forward(self, x):
+        return F.linear(x, self.weight) * self.gain
+
+
+def half_closed(model, x, placement="paper"):
+    return MaskSet({s.name: torch.arange(s.num_channels) % 2 - 0.5 for s in gate_sites(model, x, placement)})
+
+
+@pytest.mark.parametrize("joins", ["auto", "expand", "intersection"])
+def test_a_sigmoid_that_scales_behind_views_is_not_gated(joins):
+    model, x = ChannelAttention().double().eval(), pictures()
+    assert [site.name for site in gate_sites(model, x, "paper")] == ["b"]
+    result = prune(model, half_closed(model, x), x, joins=joins)
+    assert result.verification.max_abs_error < 1e-12
+    assert result.model.get_submodule("b").out_channels == 6
+
+
+def test_parameters_beside_the_weight_are_counted_once():
+    model, x = nn.Sequential(OwnWeights(), nn.ReLU(), nn.Linear(12, 3)).double().eval(), torch.randn(3, 6).double()
+    result = prune(model, half_closed(model, x), x)
+    assert result.plan.params == (128, sum(p.numel() for p in result.model.parameters()))
+    assert result.plan.params[1] == 6 * 6 + 6 + 5 + 6 * 3 + 3
+
+
+def test_a_part_in_torchscript_is_named_and_leaves_no_hooks():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        inner = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), inner, nn.Flatten(), nn.Linear(8 * 16, 3)).eval()
+    with pytest.raises(ModelError, match="'2' is a TorchScript module"):
+        gate_sites(model, torch.randn(2, 3, 8, 8))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in (model, model[0], model[1]))
+
+
+class Observed(nn.Module):
+    """Its buffer follows what it sees, in eval mode as well, as observers of quantisation-aware training do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        self.largest.copy_(torch.maximum(self.largest, x.detach().abs().max()))
+        return x
+
+
+def test_buffers_that_move_in_eval_mode_are_put_back():
+    observer = Observed()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), observer, nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(8 * 36, 3)).double().eval()  # fmt: skip
+    x = pictures()
+    result = prune(model, half_closed(model, x), x)
+    assert float(observer.largest) == 0 and result.verification.max_abs_error < 1e-12
+    measure(model, x, latency=True, runs=2)
+    assert float(observer.largest) == 0
