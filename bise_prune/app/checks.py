@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from ..gates.bottleneck import readout_of
 from ..gates.gated_model import GatedModel
 from ..gates.masks import MaskSet
 from ..gates.ranking import least_open
-from ..gates.sites import gate_sites, sites_of
+from ..gates.sites import gate_sites, sites_in, sites_of
 from ..metrics.subgroups import aligned_values, is_aligned
 from ..pruning.planner import Planner
 from ..report.loggers import check_loggers
@@ -219,11 +220,12 @@ def check_search(session: Session) -> None:
         ModelError: it does not.
     """
     if session.masks is None and session.config.criterion == "learned":
-        sites = gate_sites(session.dense, session.example, session.config.search.placement)
-        readout_of(session.dense, trace(session.dense, session.example))
-        gated = GatedModel(session.dense, sites, nn.Identity())
+        frozen, record = copy.deepcopy(session.dense).requires_grad_(False), trace(session.dense, session.example)
+        sites = sites_in(record, session.dense, session.config.search.placement)
+        readout_of(session.dense, record)
+        gated = GatedModel(frozen, sites, nn.Identity())
         with gated.gating([torch.ones(site.num_channels, requires_grad=True) for site in sites]):
-            logits = logits_of(run(session.dense, session.example))
+            logits = logits_of(run(frozen, session.example))
         if not logits.requires_grad:
             raise ModelError(
                 "the forward pass lets no gradient through (torch.no_grad, torch.inference_mode or detach), so no mask "
@@ -244,12 +246,12 @@ def check_masks_or_targets(session: Session) -> None:
         return
     targets = [Target("sparsity", share) for share in config.targets] + ([config.target] if config.target else [])
     sites = gate_sites(session.dense, session.example, config.search.placement)
-    # The largest possible removal leaves the layer floor at every site.
+    # The largest possible removal leaves the layer floor at every site, or else one channel.
+    floor = config.layer_floor if targets else 0.0
     logits = {
-        site.name: torch.arange(site.num_channels) - site.num_channels
-        + least_open(site.num_channels, config.layer_floor) + 0.5
+        site.name: torch.arange(site.num_channels) - site.num_channels + least_open(site.num_channels, floor) + 0.5
         for site in sites
-    }  # fmt: skip
+    }
     joins = lowering_of(config.joins)
     plan = Planner(session.dense, sites, session.example).propose(MaskSet(logits).keep, joins).plan
     if plan.params[1] == plan.params[0]:
@@ -263,7 +265,6 @@ def check_masks_or_targets(session: Session) -> None:
             continue  # whether it is reached shows once it is measured
         widest = plan.sparsity if target.kind == "sparsity" else 1 - plan.macs[1] / max(plan.macs[0], 1)
         if target.removed > widest + FARTHEST:
-            floor = config.layer_floor
             raise PruningError(
                 f"target {target.name} {target.removed:g} cannot be reached on this network with placement "
                 f"'{config.search.placement}': the most is {widest:.4f}"

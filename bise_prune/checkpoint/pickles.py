@@ -194,7 +194,7 @@ def _checked(content: Any, path: Path, real: dict[Any, type[nn.Module]]) -> Any:
         names = [name for kind in ("_modules", "_parameters", "_buffers") for name in values.get(kind) or ()]
         odd = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w+", name)]
         odd += [hooks for hooks in _HOOKS if values.get(hooks)]
-        odd += [n for n in values if not isinstance(n, str) or callable(getattr(type(module), n, None))]  # not a method
+        odd += [n for n in values if not isinstance(n, str) or callable(getattr(type(module), n, None))]  # a method
         if odd:
             raise refusal(path, [f"a module with {str(odd[0])[:40]!r}"])
         if wanted := _stand_ins_in(values):

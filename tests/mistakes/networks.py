@@ -40,6 +40,15 @@ CASES = {
         1,
         "lets no gradient through",
     ),
+    "network that cuts its gradients": (
+        own(
+            "own_g",
+            "class Net(Base):\n    def forward(self, x):\n        for block in self.blocks: x = block(x)\n"
+            "        return self.head(x.mean((2, 3)).detach())",
+        ),
+        1,
+        "lets no gradient through",
+    ),
     "network whose eval returns nothing": (
         own("own_h", "class Net(Base):\n    def eval(self): super().eval()"),
         1,
