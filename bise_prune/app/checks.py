@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +20,6 @@ from ..errors import ConfigError, DataError, ModelError, PruningError
 from ..export.triton import check_repository
 from ..files import is_unfinished
 from ..gates.bottleneck import readout_of
-from ..gates.gated_model import GatedModel
 from ..gates.masks import MaskSet
 from ..gates.ranking import least_open
 from ..gates.sites import gate_sites, sites_in, sites_of
@@ -29,6 +27,7 @@ from ..metrics.subgroups import aligned_values, is_aligned
 from ..pruning.planner import Planner
 from ..report.loggers import check_loggers
 from ..tracing import logits_of, run, trace
+from .gradient_check import check_gradients
 from .output_folder import check_writable
 from .session import Session
 
@@ -220,17 +219,10 @@ def check_search(session: Session) -> None:
         ModelError: it does not.
     """
     if session.masks is None and session.config.criterion == "learned":
-        frozen, record = copy.deepcopy(session.dense).requires_grad_(False), trace(session.dense, session.example)
+        record = trace(session.dense, session.example)
         sites = sites_in(record, session.dense, session.config.search.placement)
         readout_of(session.dense, record)
-        gated = GatedModel(frozen, sites, nn.Identity())
-        with gated.gating([torch.ones(site.num_channels, requires_grad=True) for site in sites]):
-            logits = logits_of(run(frozen, session.example))
-        if not logits.requires_grad:
-            raise ModelError(
-                "the forward pass lets no gradient through (torch.no_grad, torch.inference_mode or detach), so no mask "
-                "can be learned: take that out of it"
-            )
+        check_gradients(session.dense, sites, session.example)
 
 
 def check_masks_or_targets(session: Session) -> None:

@@ -38,7 +38,7 @@ CASES = {
     "network without gradients": (
         own("own_f", "class Net(Base):\n    @torch.no_grad()\n    def forward(self, x): return super().forward(x)"),
         1,
-        "lets no gradient through",
+        "no gradient reaches the gates",
     ),
     "network that cuts its gradients": (
         own(
@@ -47,8 +47,30 @@ CASES = {
             "        return self.head(x.mean((2, 3)).detach())",
         ),
         1,
-        "lets no gradient through",
+        "no gradient reaches the gates",
     ),
+    "network with a frozen encoder": (
+        own(
+            "own_p",
+            "class Net(Base):\n    def forward(self, x):\n        with torch.no_grad(): x = self.blocks(x)\n"
+            "        return self.head(x.mean((2, 3)))",
+        ),
+        1,
+        "no gradient reaches the gates of",
+    ),
+    **{
+        f"network that is computed twice, {reentrant}": (
+            own(
+                f"own_q{reentrant}",
+                "from torch.utils.checkpoint import checkpoint\nclass Net(Base):\n    def forward(self, x):\n"
+                f"        x = checkpoint(self.blocks[0], x.requires_grad_(), use_reentrant={reentrant})\n"
+                "        return self.head(self.blocks[1:](x).mean((2, 3)))",
+            ),
+            1,
+            "gradient checkpointing",
+        )
+        for reentrant in (False, True)
+    },
     "network whose eval returns nothing": (
         own("own_h", "class Net(Base):\n    def eval(self): super().eval()"),
         1,
