@@ -28,8 +28,12 @@ from ..pruning.planner import Planner
 from ..report.loggers import check_loggers
 from ..tracing import logits_of, run, trace
 from .gradient_check import check_gradients
-from .output_folder import check_writable
+from .output_folder import check_room, check_writable
 from .session import Session
+
+_FILES = (
+    6  # files of a run that hold weights, at most: slim.safetensors, .onnx, .pt2, in lower precision, and the state
+)
 
 
 def check_device(name: str) -> torch.device:
@@ -198,12 +202,14 @@ def model_name(checkpoint: Path) -> str:
 
 
 def check_exports(session: Session) -> None:
-    """Check that the files and loggers that were asked for can be written or opened.
+    """Check that there is room for the results, and that the files and loggers that were asked for can be had.
 
     Raises:
         ConfigError: they cannot.
     """
     config, inputs = session.config, session.splits.train.inputs
+    tensors = [*session.dense.parameters(), *session.dense.buffers()]
+    check_room(config.output, _FILES * sum(tensor.numel() * tensor.element_size() for tensor in tensors))
     check_loggers(config.log)
     if config.triton is not None:
         check_writable(config.triton, "--triton")

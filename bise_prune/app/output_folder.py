@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -106,6 +107,31 @@ def _check_folder(output: Path) -> None:
     check_writable(output, "--output")
 
 
+def check_room(output: Path, size: int) -> None:
+    """Check that there is room for the results of a run; only the first process checks.
+
+    Args:
+        output: folder of the results.
+        size: their size in bytes, at most.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    free = shutil.disk_usage(_nearest(output)).free
+    if not world()[0] and size > free:
+        raise ConfigError(
+            f"the results take up to {size / 1e6:,.0f} MB, but {output} is on a disk with {free / 1e6:,.0f} MB left; "
+            "choose another with --output"
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Check that a folder can be written to, or else made.
 
@@ -116,9 +142,7 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    probe = folder
-    while not probe.exists():
-        probe = probe.parent
+    probe = _nearest(folder)
     write_check = probe / f".write-check-{time.time_ns()}-{os.getpid()}"
     try:
         write_check.touch()

@@ -1,5 +1,8 @@
 """The folder of a run: one run at a time, and nothing of others is written over."""
 
+import shutil
+import tempfile
+
 from projects import FAST, fails
 
 from bise_prune.files import locked
@@ -47,3 +50,13 @@ def test_an_input_is_not_written_over(project, tmp_path, capsys):
     line = fails(capsys, *command, "--config", tmp_path / "config.toml", code=2)
     assert "config.toml is an input, and a result would overwrite it; choose another --output" in line
     assert (tmp_path / "config.toml").read_text() == "batch_size = 20\n"
+
+
+def test_room_for_the_results_is_needed_before_the_search(project, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5_000 if path != "/tmp" else usage.free))
+    line = fails(
+        capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path / "a" / "b", *FAST, code=2
+    )
+    assert "the results take up to 0 MB" in line and "choose another with --output" in line
+    assert not (tmp_path / "a").exists()
