@@ -31,9 +31,7 @@ from .gradient_check import check_gradients
 from .output_folder import check_room, check_writable
 from .session import Session
 
-_FILES = (
-    6  # files of a run that hold weights, at most: slim.safetensors, .onnx, .pt2, in lower precision, and the state
-)
+_FILES = 6  # that hold weights, at most: slim.safetensors, slim.onnx, slim.pt2, lower precisions, the search's state
 
 
 def check_device(name: str) -> torch.device:

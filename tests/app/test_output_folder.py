@@ -53,10 +53,10 @@ def test_an_input_is_not_written_over(project, tmp_path, capsys):
 
 
 def test_room_for_the_results_is_needed_before_the_search(project, tmp_path, capsys, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5_000 if path != "/tmp" else usage.free))
-    line = fails(
-        capsys, project / "net.pt", "--data", project / "data", "--output", tmp_path / "a" / "b", *FAST, code=2
-    )
+    usage, elsewhere = shutil.disk_usage(tmp_path), tempfile.gettempdir()  # where images are decoded to
+    full = usage._replace(free=5_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage if path == elsewhere else full)
+    output = tmp_path / "a" / "b"
+    line = fails(capsys, project / "net.pt", "--data", project / "data", "--output", output, *FAST, code=2)
     assert "the results take up to 0 MB" in line and "choose another with --output" in line
     assert not (tmp_path / "a").exists()
