@@ -94,10 +94,12 @@ def _wanted(layout: Layout, call: Call, position: int) -> Tensor | None:
     if call.kind == "opaque":
         channels = len(layout.present[operand])
         return torch.arange(channels) if layout.trace.values[operand].dim is not None else None
-    mapping = call.maps.get((position, 0))
+    mapping, output = call.maps.get((position, 0)), call.outputs[0]
     if mapping is None:
         return None
-    wanted = mapping[(mapping >= 0) & layout.present[call.outputs[0]]]
+    if layout.trace.values[output].dim is None and bool(layout.present[output].all() & layout.present[operand].all()):
+        return None  # channels along several dimensions, of which the operand may have one, stay as they are
+    wanted = mapping[(mapping >= 0) & layout.present[output]]
     broadcast = len(layout.present[operand]) == 1 < len(wanted)
     return torch.zeros(1, dtype=torch.int64) if broadcast else wanted
 

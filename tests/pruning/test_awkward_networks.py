@@ -357,3 +357,30 @@ def test_buffers_that_move_in_eval_mode_are_put_back():
     assert float(observer.largest) == 0 and result.verification.max_abs_error < 1e-12
     measure(model, x, latency=True, runs=2)
     assert float(observer.largest) == 0
+
+
+class HeadwiseNorm(nn.Module):
+    """Queries whose heads are normalised with one weight per place in a head, as the attention of Qwen3 does."""
+
+    def __init__(self, rotates):
+        super().__init__()
+        self.rotates, self.queries, self.scale = rotates, nn.Linear(6, 16), nn.Parameter(torch.rand(4) + 0.5)
+        self.first, self.second, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 3)
+        self.register_buffer("cosines", torch.rand(1, 1, 5, 4))
+
+    def forward(self, x):
+        q = self.queries(x).view(len(x), 5, 4, 4)
+        q = (self.scale * (q * torch.rsqrt(q.pow(2).mean(-1, keepdim=True) + 1e-6))).transpose(1, 2)
+        q = q * self.cosines if self.rotates else q
+        y = ((q @ q.transpose(-1, -2)).softmax(-1) @ q).transpose(1, 2).flatten(2)
+        return self.head((y + self.second(F.silu(self.first(y)))).mean(1))
+
+
+@pytest.mark.parametrize("joins", ["expand", "intersection"])
+@pytest.mark.parametrize("rotates", [False, True])
+def test_a_weight_over_several_heads_stays(rotates, joins):
+    torch.manual_seed(0)
+    model, x = HeadwiseNorm(rotates).double().eval(), torch.randn(2, 5, 6).double()
+    result = prune(model, half_closed(model, x), x, joins=joins)
+    assert result.verification.max_abs_error < 1e-12 and not result.plan.edits
+    assert result.model.get_submodule("first").out_features == 12
