@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import struct
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch import nn
 from bise_prune import load_model
 
 from .case import Gadget, all_of, flags, half, saved, write
+
+HAS_TRANSFORMERS = find_spec("transformers") is not None
 
 SAFETENSORS = struct.pack("<Q", 2**40) + b"{}"
 
@@ -179,9 +182,17 @@ CASES = {
             "an empty configuration": ("", "config.json"),
             "a configuration that is a list": ("[]", "config.json"),
             "a deep configuration": ("[" * 100_000, "config.json"),
-            "no kind of model": ("{}", "model_type", 2),
-            "an unknown kind of model": ('{"model_type": "nosuch"}', "nosuch", 2),
-            "a kind that is a number": ('{"model_type": 3}', "identifier: 3", 2),
+            "no kind of model": ("{}", "model_type" if HAS_TRANSFORMERS else "transformers", 2),
+            "an unknown kind of model": (
+                '{"model_type": "nosuch"}',
+                "nosuch" if HAS_TRANSFORMERS else "transformers",
+                2,
+            ),
+            "a kind that is a number": (
+                '{"model_type": 3}',
+                "identifier: 3" if HAS_TRANSFORMERS else "transformers",
+                2,
+            ),
             "a quadrillion labels": (
                 '{"model_type": "resnet", "num_labels": 1000000000000000}',
                 "1000000000000000 classes",
