@@ -22,6 +22,7 @@ from .estimate import estimated
 from .progress import Progress, StageClock
 from .reading import read_session
 from .session import Session
+from .stages.prune import pruned
 
 _MOST_CELLS = 30  # most subgroups that are shown one by one
 
@@ -38,6 +39,8 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
     """
     with tempfile.TemporaryDirectory() as scratch:
         session = read_session(config, StageClock(progress), Path(scratch))
+        if session.plan is not None:
+            pruned(session, session.plan, None)
     checkpoint, splits = session.checkpoint, session.splits
     sites = gate_sites(session.dense, session.example, config.search.placement)
     return {

@@ -48,3 +48,13 @@ def test_many_subgroups_are_shown_by_alignment_alone(project, tmp_path, capsys):
     assert cli.main([str(a) for a in command]) == 0
     shown = capsys.readouterr().out
     assert "conflicting" in shown and "b = 2" not in shown.split("aligned with")[1].split("\n")[0]
+
+
+def test_a_dry_run_carries_a_plan_out(done, tmp_path, capsys):
+    root, _ = done
+    command = [root / "net.pt", "--data", root / "data", "--output", tmp_path / "out", "--device", "cpu", "--dry-run"]
+    assert cli.main([str(part) for part in [*command, "--plan", root / "out" / "plan.json"]]) == 0
+    plan = json.loads((root / "out" / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"fingerprint": "0" * 64}))
+    capsys.readouterr()
+    assert "plan" in fails(capsys, *command, "--plan", tmp_path / "plan.json")
