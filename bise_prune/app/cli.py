@@ -77,9 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """Run the command ``bise-prune`` and end the process, which no signal changes any more once all is done."""
+    for number in _signals():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # for the moment before the next lines
     code = main()
     for number in _signals():
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)  # Python takes other handlers away before its end
     sys.exit(code)
 
 
@@ -132,12 +135,25 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     before = {number: signal.getsignal(number) for number in _signals()}
     try:
         for number, handler in before.items():
-            if handler in (signal.SIG_DFL, signal.default_int_handler):
+            if handler is not signal.SIG_IGN:
                 signal.signal(number, stop)
         yield stopped.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A context in which signals wait: libraries written in C do not survive one while they are imported."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -225,9 +241,9 @@ def _diagnose(argv: Sequence[str]) -> int:
     if arguments.demo or values["checkpoint"] is None:
         raise ConfigError("diagnose needs a checkpoint: bise-prune diagnose CHECKPOINT --data DATA")
     config = run_config({**values, "output": Path("unused")})
-    with _contained(), Display() as display:
+    with _undisturbed():
         from .diagnose import diagnose, diagnosis_tables
-
+    with _contained(), Display() as display:
         record = diagnose(config, display.progress)
     if arguments.json:
         print(json.dumps(record))
@@ -284,18 +300,13 @@ def _run(argv: Sequence[str]) -> int:
         raise BiseError(f"no checkpoint at {checkpoint}{reason}")
     output = values["output"] or _beside(checkpoint)
     config = run_config({**values, "output": output, "resume": arguments.resume})
-    from .output_folder import check_inputs  # it imports torch, which --help does not wait for
-
+    with _undisturbed():
+        from .dry_run import dry_run  # they import torch, which --help does not wait for
+        from .output_folder import check_inputs
+        from .pipeline import run
     check_inputs(config, arguments.config)
     with _contained(), Display() as display:
-        if arguments.dry_run:
-            from .dry_run import dry_run
-
-            record = dry_run(config, display.progress)
-        else:
-            from .pipeline import run
-
-            record = run(config, display.progress)
+        record = (dry_run if arguments.dry_run else run)(config, display.progress)
     if arguments.dry_run:
         _show_dry_run(record, arguments.json)
         if record["doubt"]:
@@ -318,9 +329,9 @@ def _run(argv: Sequence[str]) -> int:
 def _demo(values: dict[str, Any], as_json: bool) -> int:
     """Run the demo and print its result."""
     output = values["output"] or Path("bise-demo")
-    with _contained(), Display() as display:
+    with _undisturbed():
         from .demo import run_demo
-
+    with _contained(), Display() as display:
         device = "cpu" if values["device"] == "auto" else values["device"]
         record = run_demo(output, values["seed"], device, display.progress)
     _show(record, output / "slim", as_json)

@@ -11,10 +11,16 @@ from projects import FAST
 COMMAND = [sys.executable, "-m", "bise_prune"]
 
 
-def _started(project, output, *extra, **options):
+def _heard():
+    """A signal that is ignored where the tests run, as SIGINT is in the background, would be ignored in the command."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _started(project, output, *extra):
     arguments = [project / "net.pt", "--data", project / "data", "--output", output, *FAST, "--no-sweep", *extra]
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heard
     )
 
 
