@@ -298,8 +298,8 @@ network in float32, for networks of up to 60 million parameters. "Copies" is the
 after saving and loading, and under `torch.compile` (up to 30 million parameters). "Closed but kept" counts the closed
 channels that stay when 70 % are closed, with the commonest reason.
 
-**Attention.** The rows of swin_v2_b, swin_v2_s, vit_h_14, vit_l_16 and vit_l_32 are older than the count of attention, so that
-their FLOPs left are too low; the other rows count it.
+**Attention.** The rows of swin_v2_b, swin_v2_s, vit_h_14, vit_l_16 and vit_l_32 are older than the count of attention,
+so that their FLOPs left are too low; the other rows count it.
 
 **Batch-norm statistics.** They are random in these records, and {{count}} networks (EfficientNet, MNASNet, MobileNet,
 GoogLeNet) hardly depended on their input then. With statistics of their inputs these networks agree as well, with a

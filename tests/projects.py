@@ -99,6 +99,20 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
+def interrupted(search, after):
+    """A search that is interrupted as from the keyboard at the end of an epoch."""
+
+    def searched(*arguments, on_epoch, **options):
+        def stop(record, total):
+            on_epoch(record, total)
+            if record.epoch == after:
+                raise KeyboardInterrupt
+
+        return search(*arguments, on_epoch=stop, **options)
+
+    return searched
+
+
 def long_command(project, output, *extra):
     """A run that takes a while, to be stopped."""
     arguments = [project / "net.pt", "--data", project / "data", "--output", output, *FAST, "--anneal-every", "6"]

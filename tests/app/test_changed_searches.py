@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import slow
 from PIL import Image
-from projects import FAST
+from projects import FAST, interrupted
 
 from bise_prune.app import cli
 from bise_prune.app.stages import search as searching
@@ -42,19 +42,9 @@ def stopped(project, tmp_path_factory):
     root = shutil.copytree(project, tmp_path_factory.mktemp("stopped") / "project")
     torch.save(torch.load(root / "net.pt")["state_dict"], root / "net.pt")
     _write_factory(root)
-    search = searching.search
-
-    def interrupted(*arguments, on_epoch, **options):
-        def stop(record, total):
-            on_epoch(record, total)
-            if record.epoch == 4:
-                raise KeyboardInterrupt
-
-        return search(*arguments, on_epoch=stop, **options)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr(searching, "search", interrupted)
+        patch.setattr(searching, "search", interrupted(searching.search, after=4))
         assert cli.main(_command(root)) == 130
         sys.modules.pop("own", None)
     return root

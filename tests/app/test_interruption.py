@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 from forks import ended, forked, lasting
-from projects import FAST, fails, long_command, run
+from projects import FAST, fails, interrupted, long_command, run
 
 from bise_prune import MaskSet
 from bise_prune.app import cli, pipeline
@@ -25,17 +25,8 @@ from bise_prune.report.files import STATE_FILE
 
 def test_an_interrupted_run_is_resumed(project, tmp_path, capsys, monkeypatch):
     search = searching.search
-
-    def interrupted(*arguments, on_epoch, **options):
-        def stop(record, total):
-            on_epoch(record, total)
-            if record.epoch == 4:
-                raise KeyboardInterrupt
-
-        return search(*arguments, on_epoch=stop, **options)
-
     command = [str(a) for a in (project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST)]
-    monkeypatch.setattr(searching, "search", interrupted)
+    monkeypatch.setattr(searching, "search", interrupted(search, after=4))
     assert cli.main(command) == 130
     assert "takes the search up where it stopped" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == [STATE_FILE]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from projects import FAST, run
+from projects import FAST, interrupted, run
 
 from bise_prune import MaskSet
 from bise_prune.app import cli, pipeline
@@ -82,18 +82,8 @@ def test_a_line_comes_as_soon_as_its_epoch_is_over(project, tmp_path, capsys, mo
 def test_a_resumed_search_says_so(project, tmp_path, capsys, monkeypatch):
     command = [project / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *FAST]
     command = [str(argument) for argument in command]
-    search = searching.search
-
-    def stopped(*arguments, on_epoch, **options):
-        def stop(record, total):
-            on_epoch(record, total)
-            if record.epoch == 2:
-                raise KeyboardInterrupt
-
-        return search(*arguments, on_epoch=stop, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr(searching, "search", stopped)
+        patch.setattr(searching, "search", interrupted(searching.search, after=2))
         assert cli.main(command) == 130
     capsys.readouterr()
     assert cli.main(command) == 0

@@ -39,7 +39,7 @@ def _text(separator=",", rows=ROWS):
         ("metadata.csv", ("sep=;\r\n" + _text(";")).encode(), ""),
         ("metadata.csv", _text().encode("utf-16"), ""),
         ("metadata.csv", _text().encode("utf-8-sig"), ""),
-        ("metadata.csv.gz", gzip.compress(_text().encode()), ""),
+        ("metadata.csv.gz", gzip.compress(_text().encode(), mtime=0), ""),
         ("metadata.csv", _text(rows=[[*row[:1], {"a": "Möwe", "b": "Ente"}[row[1]], *row[2:]] for row in ROWS])
          .encode("cp1252"), "was read as Windows-1252"),
     ],

@@ -94,7 +94,7 @@ CASES = {
             "that is a page": ("<html><body>Not found</body></html>", "column"),
             "that is JSON": ('{"file": "0.png", "label": 0}', "column"),
             "that is a spreadsheet": (b"PK\x03\x04" + bytes(range(256)), "metadata.csv"),
-            "that is compressed": (gzip.compress(b"file,label\n"), "metadata.csv"),
+            "that is compressed": (gzip.compress(b"file,label\n", mtime=0), "metadata.csv"),
             "with a long row": ("file,label,bias,split\n0.png,0,0,train,7,8\n", "fields"),
             "of one class": ("file,label,bias,split\n0.png,0,0,train\n1.png,0,1,val\n", "class"),
             "of one row": ("file,label,bias,split\n0.png,0,0,train\n", "nothing to learn"),
