@@ -11,8 +11,7 @@ import json
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +21,7 @@ from ..version import __version__
 from .display import Display, show
 from .options import SETTINGS, add_options
 from .settings import merged, run_config
+from .signals import signals, stopping, undisturbed
 
 _EPILOG = """\
 exit codes:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is no reason to fail at the end of a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with _stopping() as is_stopped:
+    with stopping() as is_stopped:
         try:
             return _code_of(argv)
         except (KeyboardInterrupt, Exception) as error:  # a signal during an import can become another error
@@ -77,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """Run the command ``bise-prune`` and end the process, which no signal changes any more once all is done."""
-    for number in _signals():
+    for number in signals():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: None)  # for the moment before the next lines
     code = main()
-    for number in _signals():
+    for number in signals():
         signal.signal(number, signal.SIG_IGN)  # Python takes other handlers away before its end
     sys.exit(code)
 
@@ -109,51 +109,6 @@ def _code_of(argv: Sequence[str]) -> int:
 def _complain(text: str) -> None:
     """Print an error as one line."""
     print(f"bise-prune: error: {printable(text)}", file=sys.stderr)
-
-
-def _signals() -> list[int]:
-    """The signals that stop the command; on Windows there are fewer."""
-    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-@contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """A context in which the first signal raises KeyboardInterrupt, and no further one disturbs the end.
-
-    Its value tells whether there was one. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
-    """
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped.is_set
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        if not stopped.is_set():
-            stopped.set()
-            raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in _signals()}
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, stop)
-        yield stopped.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A context in which signals wait: libraries written in C do not survive one while they are imported."""
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -241,7 +196,7 @@ def _diagnose(argv: Sequence[str]) -> int:
     if arguments.demo or values["checkpoint"] is None:
         raise ConfigError("diagnose needs a checkpoint: bise-prune diagnose CHECKPOINT --data DATA")
     config = run_config({**values, "output": Path("unused")})
-    with _undisturbed():
+    with undisturbed():
         from .diagnose import diagnose, diagnosis_tables
     with _contained(), Display() as display:
         record = diagnose(config, display.progress)
@@ -300,7 +255,7 @@ def _run(argv: Sequence[str]) -> int:
         raise BiseError(f"no checkpoint at {checkpoint}{reason}")
     output = values["output"] or _beside(checkpoint)
     config = run_config({**values, "output": output, "resume": arguments.resume})
-    with _undisturbed():
+    with undisturbed():
         from .dry_run import dry_run  # they import torch, which --help does not wait for
         from .output_folder import check_inputs
         from .pipeline import run
@@ -329,7 +284,7 @@ def _run(argv: Sequence[str]) -> int:
 def _demo(values: dict[str, Any], as_json: bool) -> int:
     """Run the demo and print its result."""
     output = values["output"] or Path("bise-demo")
-    with _undisturbed():
+    with undisturbed():
         from .demo import run_demo
     with _contained(), Display() as display:
         device = "cpu" if values["device"] == "auto" else values["device"]

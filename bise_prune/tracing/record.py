@@ -143,11 +143,6 @@ class Call:
         return self._identities[key]
 
     @property
-    def is_mixing(self) -> bool:
-        """Whether it is a convolution or linear layer whose channels are understood."""
-        return self.kind == "mixing"
-
-    @property
     def key(self) -> tuple[str, int]:
         """Function name and count, by which another forward pass finds this call."""
         return self.function, self.count
@@ -279,7 +274,9 @@ class Trace:
     def has_softmax(self) -> bool:
         """Whether the logits are probabilities: a softmax stands between the heads and them."""
         value, functions = self.logits, set()
-        while value is not None and (index := self.values[value].call) is not None and not self.calls[index].is_mixing:
+        while (
+            value is not None and (index := self.values[value].call) is not None and self.calls[index].kind != "mixing"
+        ):
             functions.add(self.calls[index].function)
             value = next((operand for operand in self.calls[index].operands if operand is not None), None)
         return "softmax" in functions
@@ -289,7 +286,7 @@ class Trace:
         if value is None or (index := self.values[value].call) is None:
             return None
         call = self.calls[index]
-        if call.is_mixing:
+        if call.kind == "mixing":
             return [call]
         if call.function in _SOFTMAXES and call.operands:
             return self._heads_of(call.operands[0])

@@ -25,6 +25,7 @@ from ...report.files import STATE_FILE
 from ...report.record import epoch_record
 from ..progress import EpochFigures, StageClock
 from ..session import Session
+from ..signals import signals
 
 
 def searched(session: Session, clock: StageClock, start: MaskSet | None = None) -> SearchResult:
@@ -126,8 +127,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in signals()}
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def stop(number: int, frame: Any) -> None:
