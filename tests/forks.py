@@ -1,46 +1,70 @@
-"""The command in copies of this process, which need not import anything, and what of a report lasts."""
+"""The command in copies of a process that has imported it and run nothing, and what of a report lasts."""
 
 import json
-import os
+import multiprocessing
+import pkgutil
+import resource
 import signal
 import sys
-import time
 import traceback
 
 import torch
 
+import bise_prune
 from bise_prune.app import cli
 
+# A copy of a process that has run tests would inherit what they left: autograd's threads cannot be copied, for one.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_OWN = [module.name for module in pkgutil.walk_packages(bise_prune.__path__, "bise_prune.")]
+_OTHERS = [
+    "matplotlib.pyplot",
+    "onnxruntime",
+    "onnxscript",
+    "scipy.stats",
+    "torch.export",
+    "torch.onnx",
+    "tritonclient",
+]
+_PROCESSES.set_forkserver_preload([*(name for name in _OWN if "__main__" not in name), *_OTHERS])  # what is there
 
-def forked(arguments, log, before=lambda: None):
-    """Start the command in a copy of this process that first calls ``before``; its number."""
-    child = os.fork()
-    if child == 0:
-        code = 99
+
+def _command(arguments, log, before):
+    code = 99
+    torch.set_num_threads(1)
+    with log.open("w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
         try:
-            torch.set_num_threads(1)  # the threads of this process were not copied
-            with log.open("w", buffering=1) as file:
-                sys.stdout = sys.stderr = file
-                try:
-                    before()
-                    code = cli.main([str(argument) for argument in arguments])
-                except BaseException:
-                    traceback.print_exc(file=file)
-        finally:
-            os._exit(code)
+            before()
+            code = cli.main(arguments)
+        except BaseException:
+            traceback.print_exc(file=file)
+    sys.exit(code)
+
+
+def _nothing():
+    pass
+
+
+def forked(arguments, log, before=_nothing):
+    """Start the command in a process that first calls ``before``, a function that can be pickled; the process."""
+    child = _PROCESSES.Process(target=_command, args=([str(argument) for argument in arguments], log, before))
+    child.start()
     return child
 
 
+def limit_files(kilobytes):
+    """Let no file of this process grow beyond a limit, which fails as a full disk does."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, resource.RLIM_INFINITY))
+
+
 def ended(child, seconds):
-    """Wait for a process, and kill it after so many seconds; its exit code."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """Wait for a process, and kill it after so many seconds; its exit code, or the negative number of a signal."""
+    child.join(seconds)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    return child.exitcode
 
 
 def lasting(record):

@@ -2,16 +2,13 @@
 
 import csv
 import json
-import os
-import resource
 import shutil
-import signal
-import sys
-import traceback
+from functools import partial
 
 import pytest
 import torch
 from cases import biased_data
+from forks import ended, forked, limit_files
 from mistakes import CASES
 from mistakes.case import Case
 from PIL import Image
@@ -82,24 +79,10 @@ def test_there_are_enough_cases():
 def test_a_full_disk_leaves_no_half_file(assets, tmp_path, kilobytes):
     """No file may grow beyond a limit, which fails as a full disk does; what is there under a final name is whole."""
     shutil.copytree(assets, tmp_path, dirs_exist_ok=True)
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            torch.set_num_threads(1)  # the threads of this process were not copied
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            with (tmp_path / "errors.txt").open("w") as errors:
-                sys.stdout = sys.stderr = errors
-                resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, resource.RLIM_INFINITY))
-                try:
-                    code = cli.main([*Case(tmp_path).argv, "--head-epochs", "1"])
-                except BaseException as error:
-                    traceback.print_exception(error, limit=-3, file=errors)
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    text = (tmp_path / "errors.txt").read_text()
-    assert os.waitstatus_to_exitcode(status) == 1, text
+    errors = tmp_path / "errors.txt"
+    child = forked([*Case(tmp_path).argv, "--head-epochs", "1"], errors, partial(limit_files, kilobytes))
+    code, text = ended(child, 120.0), errors.read_text()
+    assert code == 1, text
     assert "Traceback" not in text and text.count("bise-prune: error: ") == 1
     out = tmp_path / "out"
     left = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
