@@ -31,7 +31,7 @@ from bise_prune import MaskSet, SearchConfig, search
 from bise_prune.app.session import Session
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
-from bise_prune.config import Budget
+from bise_prune.config import Budget, Placement
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.files import write_json
 from bise_prune.mask_search.gate_cost import GateCost
@@ -102,14 +102,21 @@ def _contend(cell: zoo.Cell, method: str, budgets: Sequence[float], work: Path, 
 
 
 class Arena:
-    """A cell of the zoo, and the means to judge masks of its network."""
+    """A cell of the zoo, and the means to judge masks of its network.
 
-    def __init__(self, cell: zoo.Cell, work: Path) -> None:
+    Args:
+        cell: the cell.
+        work: folder of the zoo.
+        placement: where its gates sit.
+    """
+
+    def __init__(self, cell: zoo.Cell, work: Path, placement: Placement = "tied") -> None:
+        self.settings = SearchConfig(placement=placement)
         self.session: Session = zoo.session_of(cell, work, work / cell.name / "unused")
         about = json.loads((work / cell.name / "about.json").read_text())
         self.epoch_seconds = about["cpu_seconds"] / about["epochs"]
         dense, example = self.session.dense, self.session.example
-        whole = MaskedNetwork(dense, example, SearchConfig(), None)
+        whole = MaskedNetwork(dense, example, self.settings, None)
         self.sites, self.sizes = whole.sites, whole.gates.sizes
         self.projection = Projection(GateCost(whole.trace, dense, whole.sites), self.sizes)
         splits = self.session.splits
@@ -146,19 +153,23 @@ class Arena:
 
     def masked(self, masks: MaskSet) -> MaskedNetwork:
         """The masked network."""
-        return MaskedNetwork(self.session.dense, self.session.example, SearchConfig(), masks)
+        return MaskedNetwork(self.session.dense, self.session.example, self.settings, masks)
 
     @torch.no_grad()
     def outputs(self, network: MaskedNetwork, data: BiasedDataset, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and bottleneck features (N, D) of samples."""
-        gates = network.gates.values.split(self.sizes)
+        gates = network.gates.values.split(network.gates.sizes)
         seen = [network.forward(gates, network.placed(data.batch(part))) for part in rows.split(250)]
         logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return logits, features
 
     def judged(self, masks: MaskSet) -> dict[str, float]:
         """Unbiased and worst-group accuracies of the masked network, as it is and after refits."""
-        model, figures = self.masked(masks), {}
+        return self.scored(self.masked(masks))
+
+    def scored(self, model: MaskedNetwork) -> dict[str, float]:
+        """The same of any network with gates."""
+        figures: dict[str, float] = {}
         for prefix in ("", "statistics, ") if model.norms else ("",):
             if prefix:
                 self.reestimate(model, self.train, self.drawn(self.train, 1_000))
@@ -217,7 +228,7 @@ def _searched(config: Mapping[str, Any]) -> Callable[[Arena, Sequence[float]], A
         for share in shares:
             start = time.process_time()
             budget = None if share == 1 else Budget(share=share)
-            settings = SearchConfig(**config, budget=budget)
+            settings = SearchConfig(**config, budget=budget, placement=arena.settings.placement)
             loaders = (session.search_loader(), session.val_loader())
             if not settings.is_gradual:
                 loaders = (session.train_loader(), BatchLoader(arena.val, 256))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Call, Slot, Trace, replace_tensors
+from ..tracing import Attention, Call, Slot, Trace, replace_tensors
 
 _PASSES = {"to", "float", "double", "half", "bfloat16", "type"}
 
@@ -52,6 +52,10 @@ def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Ana
     for value in trace.outputs:
         needed[value][:] = True
     for call in reversed(trace.calls):
+        if (attention := trace.attention_of.get(call.index)) is not None:
+            if call.index == attention.end:
+                _need_attended(attention, constant, needed)
+            continue
         live = [needed[o] & constant[o].isnan() for o in call.outputs]
         if call.outputs and not any(bool(mask.any()) for mask in live):
             continue
@@ -70,6 +74,39 @@ def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Ana
     return Analysis(constant, needed)
 
 
+def _need_attended(attention: Attention, constant: Sequence[Tensor], needed: Sequence[Tensor]) -> None:
+    """Mark what an attention reads for those of its results that must be computed."""
+    results, values = attention.results, attention.values
+    live = (needed[results.whole] & constant[results.whole].isnan())[results.channels]
+    if not bool(live.any()):
+        return
+    needed[values.whole][values.channels[live]] = True
+    if attention.queries is not None and attention.keys is not None:
+        pairs = pairs_that_count(attention, constant, live.any(1))
+        for side in (attention.queries, attention.keys):
+            needed[side.whole][side.channels[pairs]] = True
+    for value in attention.external:
+        needed[value][:] = True
+
+
+def pairs_that_count(attention: Attention, constant: Sequence[Tensor], heads: Tensor) -> Tensor:
+    """Return which products of a query channel with its key channel add anything to the scores.
+
+    Args:
+        attention: an attention whose queries and keys are followed.
+        constant: per value, the constants of its channels; NaN for live channels.
+        heads: which heads are used, bool of shape (heads,).
+
+    Returns:
+        bool of shape (heads, width).
+    """
+    assert attention.queries is not None and attention.keys is not None
+    pairs = heads[:, None].expand(attention.queries.channels.shape)
+    for side in (attention.queries, attention.keys):
+        pairs = pairs & (constant[side.whole][side.channels] != 0)  # NaN (live) differs from 0, too
+    return pairs
+
+
 def constants(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> list[Tensor]:
     """Return the constants of every value's channels under gates; NaN for live channels (see :func:`analyse`)."""
 
@@ -84,6 +121,7 @@ def physical_constants(
     model: nn.Module,
     logical: Sequence[Tensor],
     present: Sequence[Tensor],
+    closed: Mapping[int, Tensor],
     silent: Mapping[int, Tensor],
 ) -> list[Tensor]:
     """Return the constants of the slim network without its gates, once the weights of closed channels are zero.
@@ -93,12 +131,15 @@ def physical_constants(
         model: the dense network.
         logical: per value, the constants under gates, which layers have folded into their additive biases.
         present: per value, the channels that the slim network contains.
+        closed: index of a gated call -> bool over the channels of its output, True where a gate closes the channel.
         silent: index of a call -> output channels whose weights are zero.
     """
 
     def without_gates(call: Call, output: int, known: Tensor) -> Tensor:
         if call.kind == "mixing":
             known = logical[output]
+            if call.index in closed:  # by a gate, and not by the layer
+                known = torch.where(closed[call.index], float("nan"), known)
         if call.index in silent:
             known = torch.where(silent[call.index], 0.0, known)
         return torch.where(present[output], known, logical[output].nan_to_num(0.0))
@@ -118,6 +159,9 @@ def _propagate(trace: Trace, model: nn.Module, finish: Callable[[Call, int, Tens
         for o, output in enumerate(call.outputs):
             if call.kind == "mixing":
                 known[output] = _mixed(call, known, model)
+            elif (attention := trace.attention_of.get(call.index)) is not None:
+                if call.index == attention.end:
+                    known[output] = _attended(attention, known)
             elif call.kind != "opaque":
                 known[output] = _evaluate(call, o, known, model)
             known[output] = finish(call, output, known[output])
@@ -148,7 +192,7 @@ def _mixed(call: Call, known: list[Tensor], model: nn.Module) -> Tensor:
     if bool(settled.any()):
         layer = model.get_submodule(call.layer)
         result[settled] = offset(layer, call, torch.where(inputs.isnan(), 0.0, inputs))[settled]
-        if isinstance(bias := getattr(layer, "bias", None), Tensor):
+        if isinstance(bias := getattr(layer, call.bias, None), Tensor):
             result[settled] += bias.detach().double().cpu()[settled]
     return result
 
@@ -164,7 +208,7 @@ def offset(layer: nn.Module, call: Call, inputs: Tensor) -> Tensor:
     Returns:
         float64 of shape (output channels,).
     """
-    weight = layer.weight
+    weight = getattr(layer, call.weight)
     assert isinstance(weight, Tensor)
     active = inputs.nonzero().flatten()
     if call.transposed:
@@ -181,6 +225,14 @@ def offset(layer: nn.Module, call: Call, inputs: Tensor) -> Tensor:
         result[group * rows : (group + 1) * rows] = (
             taps.flatten(2).sum(2) @ inputs[inside] if taps.ndim > 2 else (taps @ inputs[inside])
         )
+    return result
+
+
+def _attended(attention: Attention, known: Sequence[Tensor]) -> Tensor:
+    """Return the constants of an attention's merged results: zero where the values are, as their weights are finite."""
+    results, values = attention.results, attention.values
+    result = torch.full((results.channels.numel(),), float("nan"), dtype=torch.float64)
+    result[results.channels[known[values.whole][values.channels] == 0]] = 0.0
     return result
 
 

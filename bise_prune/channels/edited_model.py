@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..tracing import CallCounter, replace_tensors, tensors_in
-from . import Edit, Regather
+from .edits import Edit, Merge, Regather, Split
 from .open_layer_norm import normalise_open
 
 _STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # class names in torchvision, timm and transformers
@@ -94,9 +94,7 @@ class _Rewiring(nn.Module):
         super().__init__()
         self.edit = edit
         self.operands = nn.ModuleDict({str(k): _Regathering(change) for k, change in edit.operands.items()})
-        self.results = nn.ModuleList(
-            nn.Identity() if change is None else _Regathering(change) for change in edit.results
-        )
+        self.results = nn.ModuleList(nn.Identity() if change is None else _module_of(change) for change in edit.results)
         for k, (shape, numbers) in edit.fixed.items():
             self.register_buffer(f"fixed{k}", torch.tensor(numbers, dtype=torch.float64).view(shape), persistent=False)
         if edit.statistics is not None:
@@ -113,7 +111,7 @@ class _Rewiring(nn.Module):
             return result.clone() if result is tensors[edit.operand] else result
         if edit.action == "skip":
             results = tuple(change(tensors[edit.operand]) for change in self.results)
-            return results if len(results) > 1 else results[0]
+            return results if len(results) > 1 else self._masked(results[0])
         for key, change in self.operands.items():
             tensors[int(key)] = change(tensors[int(key)])
         for k in edit.fixed:
@@ -126,15 +124,50 @@ class _Rewiring(nn.Module):
             return torch.cat(tensors, dim)
         given = iter(tensors)
         args, kwargs = replace_tensors((args, kwargs), lambda _: next(given))
+        if edit.scale is not None:
+            kwargs = {**kwargs, "scale": edit.scale}
         if edit.statistics is not None:
             output = normalise_open(self.statistics, *args, **kwargs)
         else:
             output = func(*args, **kwargs)
-        if edit.mask is not None:
-            shape = [1] * output.ndim
-            shape[edit.mask[0]] = -1
-            output = output * self.mask.view(shape).to(output.dtype)
-        return output
+        return self._masked(output)
+
+    def _masked(self, output: Any) -> Any:
+        """Multiply the channels of a result by zero that the edit says."""
+        if self.edit.mask is None:
+            return output
+        shape = [1] * output.ndim
+        shape[self.edit.mask[0]] = -1
+        return output * self.mask.view(shape).to(output.dtype)
+
+
+def _module_of(change: Regather | Split | Merge) -> nn.Module:
+    """Return the module that carries a rearrangement out."""
+    return _Regathering(change) if isinstance(change, Regather) else _Heads(change)
+
+
+class _Heads(nn.Module):
+    """Splits channels into heads, or puts heads side by side."""
+
+    index: Tensor | None
+
+    def __init__(self, change: Split | Merge) -> None:
+        super().__init__()
+        self.change = change
+        index = None if change.index is None else torch.tensor(change.index, dtype=torch.int64)
+        self.register_buffer("index", index, persistent=False)
+        self.back = sorted(range(len(change.order)), key=change.order.__getitem__)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` with its heads apart, or together."""
+        if isinstance(self.change, Split):
+            x = x.movedim(self.change.dim, -1)
+            x = x if self.index is None else x.index_select(-1, self.index)
+            apart: Tensor = x.unflatten(-1, (self.change.heads, -1))
+            return apart.permute(self.change.order)
+        x = x.permute(self.back).flatten(-2)
+        x = x if self.index is None else x.index_select(-1, self.index)
+        return x.movedim(-1, self.change.dim)
 
 
 class _Regathering(nn.Module):

@@ -27,6 +27,39 @@ class Regather:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How the channels of a tensor are split into the heads of attention.
+
+    Attributes:
+        dim: the channel dimension.
+        index: positions of the channels, head by head, among the present ones; None = all, as they are.
+        heads: number of heads.
+        order: the dimensions of the result, as positions among the other dimensions, then the heads, then the channels
+            of a head.
+    """
+
+    dim: int
+    index: tuple[int, ...] | None
+    heads: int
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How the heads of attention are put side by side again: the reverse of :class:`Split`.
+
+    Attributes:
+        dim: the channel dimension of the result.
+        index: for each channel of the result its position among the channels, head by head; None = as they are.
+        order: see :class:`Split`.
+    """
+
+    dim: int
+    index: tuple[int, ...] | None
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Edit:
     """How one function call changes in the slim network.
 
@@ -40,6 +73,7 @@ class Edit:
         operands: operand position -> how its channels are rearranged before the call.
         fixed: operand position -> shape and entries of the constants that replace it.
         results: for "skip" and "copy", how each result is rearranged from the operand; None = passed on unchanged.
+        scale: for fused attention, the factor of its scores, which otherwise follows from the width of a head.
         mask: channel dimension of the result, and for each channel whether it is kept (True) or multiplied by zero;
             None = all are kept.
         dropped: positions of the operands that "drop" leaves out.
@@ -52,10 +86,11 @@ class Edit:
     operand: int = 0
     operands: Mapping[int, Regather] = field(default_factory=dict)
     fixed: Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]] = field(default_factory=dict)
-    results: tuple[Regather | None, ...] = ()
+    results: tuple[Regather | Split | Merge | None, ...] = ()
     mask: tuple[int, tuple[bool, ...]] | None = None
     dropped: tuple[int, ...] = ()
     statistics: tuple[bool, ...] | None = None
+    scale: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the edit as JSON values."""
@@ -81,6 +116,18 @@ class Edit:
             index = tuple(whole(place, 0, present + len(constants)) for place in change["index"])
             return Regather(whole(change["dim"], 0, 16), index, constants, present)
 
+        def result(change: Mapping[str, Any]) -> Regather | Split | Merge:
+            if "order" not in change:
+                return regather(change)
+            order = tuple(whole(place, 0, 16) for place in change["order"])
+            if sorted(order) != list(range(len(order))):
+                raise ValueError(f"{order} is no order of dimensions")
+            index = None if change["index"] is None else tuple(whole(place) for place in change["index"])
+            dim = whole(change["dim"], 0, 16)
+            return (
+                Split(dim, index, whole(change["heads"], 1), order) if "heads" in change else Merge(dim, index, order)
+            )
+
         if about["action"] not in ("run", "skip", "copy", "drop"):
             raise ValueError(f"unknown action {about['action']!r}")
         fixed = {
@@ -97,8 +144,9 @@ class Edit:
             operand=whole(about["operand"]),
             operands={int(k): regather(change) for k, change in about["operands"].items()},
             fixed=fixed,
-            results=tuple(None if change is None else regather(change) for change in about["results"]),
+            results=tuple(None if change is None else result(change) for change in about["results"]),
             mask=None if mask is None else (whole(mask[0], 0, 16), tuple(bool(kept) for kept in mask[1])),
             dropped=tuple(whole(k) for k in about["dropped"]),
+            scale=None if about.get("scale") is None else float(about["scale"]),
             statistics=None if (open_ := about.get("statistics")) is None else tuple(bool(kept) for kept in open_),
         )

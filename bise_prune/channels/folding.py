@@ -37,5 +37,5 @@ def folded_inputs(call: Call, calls: Sequence[Call], analysis: Analysis, layer: 
         if len(theirs) != len(constant):
             return torch.zeros_like(folded)
         folded &= constant == theirs
-    can_have_bias = "bias" in layer._parameters
+    can_have_bias = call.bias in layer._parameters
     return folded & ((constant == 0) | (can_have_bias and not call.padded))

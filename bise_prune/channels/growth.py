@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Call, Reason, Trace, Value, Why
-from .analysis import Analysis
+from ..tracing import Attention, Call, Reason, Trace, Value, Why
+from .analysis import Analysis, pairs_that_count
 from .folding import folded_inputs
 from .movement import movements
 
@@ -70,6 +70,7 @@ class Growth:
         self.same_layer = trace.calls_by_layer
         self.carriers: dict[int, int] = {}
         self.movement = movements(trace, rigid)
+        self.rigid = rigid
 
     def grow(self) -> None:
         """Apply the rules, round the widths up, and apply the rules again to the channels that this added."""
@@ -133,6 +134,9 @@ class Growth:
 
     def _apply(self, call: Call) -> None:
         """Apply the rules for one call."""
+        if (attention := self.trace.attention_of.get(call.index)) is not None:
+            self._attention(attention)
+            return
         for o in call.outputs:
             if self.values[o].measured and not bool(self.present[o].any()):
                 self._grow(o, torch.arange(len(self.present[o])) == 0, Reason(Why.SIZE_ASKED))
@@ -175,6 +179,40 @@ class Growth:
         """Whether an operand of a call that needs all channels can get its missing ones back before the call."""
         dim = self.values[operand].dim
         return self.expand and dim is not None and call.function != "setitem" and bool(self.present[operand].any())
+
+    def _attention(self, attention: Attention) -> None:
+        """Keep as many channels in each head that is left, of values and results and of queries and keys."""
+        results, values = attention.results, attention.values
+        if self.values[results.whole].measured and not bool(self.present[results.whole].any()):
+            first = torch.arange(len(self.present[results.whole])) == 0
+            self._grow(results.whole, first, Reason(Why.SIZE_ASKED))
+        kept = self.present[results.whole][results.channels]
+        if not bool(kept.any()):
+            return
+        last = Reason(Why.EQUAL_HEADS, module=self.trace.calls[attention.products[0]].module)
+        heads = kept.any(1)
+        pairs = None
+        if attention.queries is not None and attention.keys is not None:
+            pairs = pairs_that_count(attention, self.analysis.constant, heads)
+            there = [self.present[side.whole][side.channels] for side in (attention.queries, attention.keys)]
+            pairs = _filled_evenly(pairs | (there[0] & there[1] & heads[:, None]), heads)
+        else:
+            heads = torch.ones_like(heads)
+        kept = _filled_evenly(kept, heads)
+        if self.rigid & attention.inner:
+            last = Reason(Why.FULL_WIDTH, function=self.trace.calls[attention.end].function)
+            kept, pairs = torch.ones_like(kept), None if pairs is None else torch.ones_like(pairs)
+        for side, cells in ((results, kept), (values, kept), (attention.queries, pairs), (attention.keys, pairs)):
+            if side is not None and cells is not None:
+                wanted = torch.zeros_like(self.present[side.whole])
+                wanted[side.channels[cells]] = True
+                self._grow(side.whole, wanted, last)
+        for value in attention.external:
+            self._grow(value, torch.ones_like(self.present[value]), last)
+        for index in attention.inner:
+            for o in self.trace.calls[index].outputs:
+                if o != results.whole:
+                    self.present[o][:] = True
 
     def _rigid(self, call: Call) -> None:
         """Add all channels around a movement call that needs the full width."""
@@ -312,16 +350,24 @@ class Growth:
     def _round(self) -> None:
         """Round the number of kept channels of each layer up."""
         assert self.rounding is not None
+        apart = {side.whole for attention in self.trace.attentions for side in attention.sources}
         for call in self.trace.calls:
             if call.kind not in ("mixing", "channelwise", "elementwise"):
                 continue
             for o in call.outputs:
                 mask = self.present[o]
+                if o in apart:
+                    continue
                 kept = int(mask.sum())
                 if kept and self.values[o].dim is not None and self.values[o].layer and o not in self.trace.outputs:
                     wanted = min(self.rounding(kept), len(mask))
                     filled = _filled(mask.view(1, -1), torch.ones(1, dtype=torch.bool), wanted).flatten()
                     self._grow(o, filled, Reason(Why.ROUNDED_UP))
+
+
+def _filled_evenly(table: Tensor, alive: Tensor) -> Tensor:
+    """Add the first missing channels in each row with ``alive`` until all these have as many, at least one."""
+    return _filled(table, alive, max(1, int(table.sum(1).max())))
 
 
 def _filled(table: Tensor, alive: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Trace
+from ..tracing import Attention, Trace
 from .analysis import Analysis, physical_constants
 from .folding import folded_inputs
 
@@ -37,6 +37,10 @@ def clean_channels(
     for index in trace.outputs:
         clean[index] |= ~constant[index].isnan()
     for call in reversed(trace.calls):
+        if (attention := trace.attention_of.get(call.index)) is not None:
+            if call.index == attention.end:
+                _clean_attended(attention, analysis, closed.get(call.index), present, clean)
+            continue
         outputs_there = not call.outputs or any(bool(present[o].any()) for o in call.outputs)
         for k, operand in enumerate(call.operands):
             if operand is None or not outputs_there:
@@ -63,6 +67,30 @@ def clean_channels(
                     wanted[sources] = True
                     clean[operand] |= settled & wanted
     return clean
+
+
+def _clean_attended(
+    attention: Attention, analysis: Analysis, closed: Tensor | None, present: list[Tensor], clean: list[Tensor]
+) -> None:
+    """Mark the constants that an attention reads for results that are present."""
+    constant, results, values = analysis.constant, attention.results, attention.values
+    right = present[results.whole] & (analysis.live(results.whole) | clean[results.whole])
+    if closed is not None:
+        right &= ~closed
+    used = right[results.channels]
+    wanted = [(values, used)]
+    if attention.queries is not None and attention.keys is not None:
+        pairs = used.any(1)[:, None]
+        for side in (attention.queries, attention.keys):  # a constant counts where both channels of a pair are there
+            pairs = pairs & present[side.whole][side.channels]
+        wanted += [(attention.queries, pairs), (attention.keys, pairs)]
+    for side, channels in wanted:
+        there = torch.zeros_like(clean[side.whole])
+        there[side.channels[channels]] = True
+        clean[side.whole] |= there & ~constant[side.whole].isnan() & present[side.whole]
+    if bool(present[results.whole].any()):
+        for value in attention.external:
+            clean[value] |= ~constant[value].isnan() & present[value]
 
 
 def zeroed_channels(
@@ -96,7 +124,7 @@ def zeroed_channels(
     if not wanted:
         return {}
     found: dict[int, Tensor] = {}
-    physical = physical_constants(trace, model, analysis.constant, present, silent)
+    physical = physical_constants(trace, model, analysis.constant, present, closed, silent)
     for index, mask in wanted.items():
         output = trace.calls[index].outputs[0]
         if bool((mask & (physical[output] != 0)).any()):  # NaN (live) differs from 0, too

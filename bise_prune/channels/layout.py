@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Call, Reason, Trace, Why
+from ..tracing import Attention, Call, Reason, Trace, Why
 from .analysis import Analysis, analyse
 from .growth import Growth, Joins, Rounding
 from .kept_constants import clean_channels, zeroed_channels
@@ -55,6 +55,22 @@ class Layout:
         """Return why a channel of a value is present that need not be computed."""
         code = int(self._cause[value][channel])
         return self._reasons[code] if code >= 0 else Reason(Why.READ_ELSEWHERE)
+
+    def attends(self, attention: Attention) -> bool:
+        """Whether anything of an attention is left."""
+        return bool(self.present[attention.results.whole].any())
+
+    def heads_kept(self, attention: Attention) -> tuple[Tensor, Tensor | None]:
+        """Return which channels of the heads of an attention are left.
+
+        Returns:
+            For values and results, bool of shape (heads, width); for queries and keys, None if they are not followed.
+        """
+        kept = self.present[attention.results.whole][attention.results.channels]
+        if attention.queries is None or attention.keys is None:
+            return kept, None
+        queries, keys = (self.present[side.whole][side.channels] for side in (attention.queries, attention.keys))
+        return kept, queries & keys & kept.any(1)[:, None]
 
     def silent(self, call: Call) -> Tensor:
         """Return the output channels of a layer that are present, but whose weights are set to zero."""

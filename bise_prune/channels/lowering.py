@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Call
-from .edits import Edit, Regather
+from ..tracing import Attention, Call, Side
+from .edits import Edit, Merge, Regather, Split
 from .layout import Layout
 
 
@@ -32,6 +32,7 @@ def lower(layout: Layout, model: nn.Module) -> Lowering:
     """Return the edits that the slim network with ``layout``, made from the dense network ``model``, needs."""
     edits = []
     gathered = _gathered(layout)
+    attended = _attended(layout)
     vanished: set[int] = set()  # calls of modules that an identity replaces are no longer counted
     for call in layout.trace.calls:
         if call.layer in layout.dead:
@@ -43,7 +44,12 @@ def lower(layout: Layout, model: nn.Module) -> Lowering:
         if call.index in vanished:
             gone[call.function] += 1
             continue
-        edit = gathered.get(call.index) or _edit(layout, call, layout.zeroed.get(call.index))
+        if (attention := layout.trace.attention_of.get(call.index)) is not None and layout.attends(attention):
+            edit = attended.get(call.index)
+            if (mask := layout.zeroed.get(call.index)) is not None:
+                edit = replace(edit or Edit(call.function, call.count), mask=_kept(layout, call, mask))
+        else:
+            edit = gathered.get(call.index) or _edit(layout, call, layout.zeroed.get(call.index))
         if (out := layout.normed.get(call.index)) is not None and bool(out.any()):
             edit = replace(edit or Edit(call.function, call.count), statistics=tuple((~out).tolist()))
         if edit is not None:
@@ -75,15 +81,18 @@ def _edit(layout: Layout, call: Call, mask: Tensor | None) -> Edit | None:
     survivor = _survivor(layout, call, fixed)
     if survivor is not None:
         return Edit(call.function, call.count, "copy", survivor, results=(operands.get(survivor),))
-    keep = None
-    if mask is not None:
-        (output,) = call.outputs
-        dim = layout.trace.values[output].dim
-        keep = (dim if dim is not None else 1, tuple((~mask)[present[output]].tolist()))
+    keep = None if mask is None else _kept(layout, call, mask)
     if not (operands or fixed or dropped or keep):
         return None
     action: Literal["run", "drop"] = "drop" if dropped else "run"
     return Edit(call.function, call.count, action, 0, operands, fixed, (), keep, tuple(dropped))
+
+
+def _kept(layout: Layout, call: Call, mask: Tensor) -> tuple[int, tuple[bool, ...]]:
+    """Return the channel dimension of a call's result, and which of its channels are not multiplied by zero."""
+    (output,) = call.outputs
+    dim = layout.trace.values[output].dim
+    return dim if dim is not None else 1, tuple((~mask)[layout.present[output]].tolist())
 
 
 def _wanted(layout: Layout, call: Call, position: int) -> Tensor | None:
@@ -147,6 +156,62 @@ def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
             place = len(kept) + slots[number]
         index.append(place)
     return Regather(dim if dim is not None else 1, tuple(index), tuple(extra), len(kept))
+
+
+def _attended(layout: Layout) -> dict[int, Edit]:
+    """Return the edits inside attentions that lost heads or channels of heads."""
+    edits: dict[int, Edit] = {}
+    for attention in layout.trace.attentions:
+        if not layout.attends(attention):
+            continue
+        kept, pairs = layout.heads_kept(attention)
+        if bool(kept.all()) and (pairs is None or bool(pairs.all())):
+            continue
+        results: dict[int, list[Split | Merge | None]] = {}
+        sides = [(attention.queries, pairs), (attention.keys, pairs), (attention.values, kept)]
+        for side, cells in [*sides, (attention.results, kept)]:
+            if side is None or cells is None:
+                continue
+            for index, _ in side.path:
+                if layout.trace.calls[index].kind == "movement":
+                    results.setdefault(index, [None] * len(layout.trace.calls[index].outputs))
+            index, o = side.last
+            results[index][o] = _heads(layout, side, cells, is_split=side is not attention.results)
+        for index, changes in results.items():
+            call = layout.trace.calls[index]
+            position = next(k for k, operand in enumerate(call.operands) if operand is not None)
+            edits[index] = Edit(call.function, call.count, "skip", position, results=tuple(changes))
+        edits |= _products(layout, attention, kept, pairs)
+    return edits
+
+
+def _heads(layout: Layout, side: Side, cells: Tensor, is_split: bool) -> Split | Merge:
+    """Return how the channels in some cells (heads, width) are split from their tensor, or merged into it."""
+    present = layout.present[side.whole]
+    dim = layout.trace.values[side.whole].dim
+    assert dim is not None
+    place = present.cumsum(0)[side.channels[cells]] - 1
+    wanted = place if is_split else place.argsort()
+    plain = torch.equal(wanted, torch.arange(int(present.sum())))
+    index = None if plain else tuple(wanted.tolist())
+    return Split(dim, index, int(cells.any(1).sum()), side.order) if is_split else Merge(dim, index, side.order)
+
+
+def _products(layout: Layout, attention: Attention, kept: Tensor, pairs: Tensor | None) -> dict[int, Edit]:
+    """Return the edits of the products of an attention, and of what has one entry a head beside them."""
+    edits: dict[int, Edit] = {}
+    heads = kept.any(1)
+    if not bool(heads.all()):
+        for (index, k), dim in attention.beside.items():
+            call = layout.trace.calls[index]
+            edit = edits.get(index) or Edit(call.function, call.count)
+            change = Regather(dim, tuple(heads.nonzero().flatten().tolist()), (), len(heads))
+            edits[index] = replace(edit, operands={**edit.operands, k: change})
+    first = layout.trace.calls[attention.products[0]]
+    if len(attention.products) == 1 and pairs is not None and first.kwargs.get("scale") is None:
+        edit = edits.get(first.index) or Edit(first.function, first.count)
+        edits[first.index] = replace(edit, scale=pairs.shape[1] ** -0.5)
+    return edits
 
 
 def _gathered(layout: Layout) -> dict[int, Edit]:

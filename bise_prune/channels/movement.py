@@ -31,7 +31,11 @@ class Movement:
 
 def movements(trace: Trace, rigid: set[int]) -> Movement:
     """Determine how each movement call deals with fewer channels; those in ``rigid`` need the full width."""
-    movement = {call.index: _plain_movement(trace, call, rigid) for call in trace.calls if call.kind == "movement"}
+    movement = {
+        call.index: _plain_movement(trace, call, rigid)
+        for call in trace.calls
+        if call.kind == "movement" and call.index not in trace.attention_of
+    }
     while True:
         origin: dict[int, tuple[int, Tensor]] = {}
         broken: set[int] = set()

@@ -94,17 +94,17 @@ class GatedModel(nn.Module):
         Args:
             values: one tensor per site, of shape (channels,), or (N, channels) for different values per sample.
         """
-        return _Gating({
-            call.key: (value, call)
-            for site, value in zip(self.sites, values, strict=True)
-            for call in site.calls
-        })  # fmt: skip
+        table: dict[tuple[str, int], list[tuple[Tensor, GateCall]]] = {}
+        for site, value in zip(self.sites, values, strict=True):
+            for call in site.calls:
+                table.setdefault(call.key, []).append((value, call))
+        return _Gating(table)
 
 
 class _Gating(CallCounter):
     """Mode that multiplies each gated output by the value of its gate."""
 
-    def __init__(self, gates: Mapping[tuple[str, int], tuple[Tensor, GateCall]]) -> None:
+    def __init__(self, gates: Mapping[tuple[str, int], Sequence[tuple[Tensor, GateCall]]]) -> None:
         super().__init__()
         self.gates = gates
 
@@ -118,12 +118,15 @@ class _Gating(CallCounter):
     ) -> Any:
         if not counted or key not in self.gates:
             return self.passed_on(func, args, kwargs)
-        gate, place = self.gates[key]
-        if place.is_layer_norm:
-            return normalise_open(gate, *args, **kwargs)
+        gates = self.gates[key]
+        if gates[0][1].is_layer_norm:
+            return normalise_open(gates[0][0], *args, **kwargs)
         output = self.passed_on(func, args, kwargs)
-        shape = [1] * output.ndim
-        shape[place.dim] = -1
-        if gate.ndim == 2:
-            shape[0] = len(gate)
-        return output * gate.reshape(shape)
+        for entries, place in gates:
+            gate = place.spread(entries, 1.0)
+            shape = [1] * output.ndim
+            shape[place.dim] = -1
+            if gate.ndim == 2:
+                shape[0] = len(gate)
+            output = output * gate.reshape(shape)
+        return output

@@ -25,17 +25,37 @@ class GateCall:
     """One gated output: which call of the forward pass it is, and where its channels lie.
 
     Attributes:
-        function: canonical name of the function: a nonlinearity, "linear", or "layer_norm". A gated layer norm computes
-            its statistics over open channels only and passes closed ones unchanged.
+        function: canonical name of the function: a nonlinearity, "linear", "layer_norm", or one that merges the heads
+            of attention. A gated layer norm computes its statistics over open channels only and passes closed ones
+            unchanged.
         count: number of counted calls of that name before this call in a forward pass.
         dim: the channel dimension of the output.
         layer: name of the layer that produces these channels; None if there are several (after a concatenation).
+        entries: for each channel of the output the entry of the mask that gates it, -1 = it is not gated; None = there
+            is one entry per channel, in order.
     """
 
     function: str
     count: int
     dim: int
     layer: str | None
+    entries: tuple[int, ...] | None = None
+
+    def spread(self, mask: Tensor, ungated: float) -> Tensor:
+        """Return one number per channel of the output.
+
+        Args:
+            mask: one number per entry of the mask, of shape (..., entries).
+            ungated: the number for channels that are not gated.
+
+        Returns:
+            Tensor of shape (..., channels).
+        """
+        if self.entries is None:
+            return mask
+        places = torch.tensor(self.entries, device=mask.device)
+        spread = mask[..., places.clamp(min=0)]
+        return torch.where(places >= 0, spread, torch.full_like(spread, ungated))
 
     @property
     def key(self) -> tuple[str, int]:

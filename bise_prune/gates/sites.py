@@ -12,6 +12,7 @@ from ..channels import lay_out
 from ..config import PLACEMENTS, Placement
 from ..errors import ConfigError, ModelError
 from ..tracing import Call, Inputs, Nonlinearity, Reason, Trace, UnionFind, Why, trace
+from .attention import attention_sites
 from .masks import GateCall, GateSite, MaskSet
 
 
@@ -23,11 +24,12 @@ def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = 
         example_inputs: its input(s), batch first.
         placement: which outputs share one mask. "tied" gives one mask to all outputs whose channels can only be removed
             together (a dependency group), including the stem, and gates only where a closed channel can be removed
-            without edits of function calls. "paper" gives every gated output its own mask; as in the paper's ResNet-18
-            (3,840 mask logits), the stem of a network with branches (its first nonlinearity, if it comes before the
-            first fork) has none. In a transformer with layer norms behind its residual sums (BERT), "paper" puts gates
-            in front of the nonlinearities, and on what feed-forward blocks add to the residual stream, whose layer norm
-            then leaves closed channels out (46,848 mask logits in BERT-base).
+            without edits of function calls. "attention" gates the same, and inside attention whole heads, the channels
+            of values, and pairs of a query with a key channel. "paper" gives every gated output its own mask; as in the
+            paper's ResNet-18 (3,840 mask logits), the stem of a network with branches (its first nonlinearity, if it
+            comes before the first fork) has none. In a transformer with layer norms behind its residual sums (BERT),
+            "paper" puts gates in front of the nonlinearities, and on what feed-forward blocks add to the residual
+            stream, whose layer norm then leaves closed channels out (46,848 mask logits in BERT-base).
 
     Returns:
         The sites in order of execution.
@@ -53,7 +55,10 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
     eligible = [n for n in record.nonlinearities if n.index not in record.scales and n.call < head.index]
     if not eligible:
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
-    return _paper_sites(eligible, record) if placement == "paper" else _tied_sites(eligible, model, record)
+    if placement == "paper":
+        return _paper_sites(eligible, record)
+    inside = attention_sites(record, model) if placement == "attention" else []
+    return [*_tied_sites(eligible, model, record, not inside), *inside]
 
 
 def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[GateSite]:
@@ -180,8 +185,8 @@ def _undropped(value: int | None, record: Trace) -> int | None:
     return _undropped(call.operands[0], record) if call is not None and call.function == "dropout" else value
 
 
-def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -> list[GateSite]:
-    """Return one site for all gated outputs whose channels can only be removed together."""
+def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace, needed: bool) -> list[GateSite]:
+    """Return one site for all gated outputs whose channels can only be removed together; none is an error if needed."""
     stream = _streams(record)
     tied: dict[int, list[Nonlinearity]] = {}
     for n in eligible:
@@ -194,7 +199,7 @@ def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace) -
         name = members[0].layer or ""
         name += f"+{len(members) - 1}" if len(members) > 1 else ""
         sites.append(GateSite(name, members[0].num_channels, tuple(_gate_on(n, record) for n in members)))
-    if not sites:
+    if not sites and needed:
         reason = "" if why is None else f": {why}"
         if why is None or why.why is not Why.NORMALISES_ALL:
             reason += "; placement 'paper' (--placement paper) gates outputs one by one, of which some may be removable"

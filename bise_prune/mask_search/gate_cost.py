@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ..channels import Joins
 from ..config import CostUnit
 from ..distributed import share_object
-from ..gates.masks import GateSite
+from ..gates.masks import GateCall, GateSite
 from ..metrics.cost import time_by_turns
-from ..tracing import Call, Trace, UnionFind
+from ..tracing import Attention, Call, Trace, UnionFind
 
 _WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of a layer's inputs and outputs at which it is timed
 _RUNS = 9
@@ -44,12 +44,11 @@ class GateCost:
         self, trace: Trace, model: nn.Module, sites: Sequence[GateSite], of: CostUnit = "flops", joins: Joins = "expand"
     ) -> None:
         self.trace, self.sites = trace, list(sites)
-        self.gate_of = {
-            trace.call_of[call.key].index: number
-            for number, site in enumerate(sites)
-            for call in site.calls
-            if not call.is_layer_norm
-        }
+        self.gates_on: dict[int, list[tuple[int, GateCall]]] = {}
+        for number, site in enumerate(sites):
+            for call in site.calls:
+                if not call.is_layer_norm:
+                    self.gates_on.setdefault(trace.call_of[call.key].index, []).append((number, call))
         self.joined = _joined(trace) if joins == "intersection" else {}
         self.terms = _latency_terms(trace, model) if of == "latency" else _terms(trace, model, of)
         ones = [torch.ones(site.num_channels, dtype=torch.float64) for site in sites]
@@ -72,10 +71,8 @@ class GateCost:
         for call in calls:
             for o, output in enumerate(call.outputs):
                 live[output] = self._forwards(call, o, live)
-            if call.index in self.gate_of:
-                gate = gates[self.gate_of[call.index]]
-                if len(gate) == len(live[call.outputs[0]]):
-                    live[call.outputs[0]] = live[call.outputs[0]] * gate
+            if call.index in self.gates_on:
+                live[call.outputs[0]] = self._gated(call, live[call.outputs[0]], gates)
         wanted: list[list[Tensor]] = [[] for _ in values]
         for output in self.trace.outputs:
             wanted[output].append(torch.ones(values[output].num_channels, dtype=torch.float64))
@@ -83,6 +80,10 @@ class GateCost:
         for call in reversed(calls):
             for output in call.outputs:
                 needed[output] = _either(wanted[output], values[output].num_channels)
+            if (attention := self.trace.attention_of.get(call.index)) is not None:
+                if call.index == attention.end:
+                    _want_attended(attention, live, self._gated(call, needed[call.outputs[0]], gates), wanted)
+                continue
             for k, operand in enumerate(call.operands):
                 if operand is not None:
                     wanted[operand].append(self._backwards(call, k, operand, live, needed, gates))
@@ -90,13 +91,28 @@ class GateCost:
             if value.call is None:
                 needed[index] = _either(wanted[index], value.num_channels)
         present = [a * b for a, b in zip(live, needed, strict=True)]
+        for attention in self.trace.attentions:
+            _fill_heads(attention, present)
         for index, members in self.joined.items():
             present[index] = _either([present[member] for member in members], len(present[index]))
         return present
 
+    def _gated(self, call: Call, channels: Tensor, gates: Sequence[Tensor]) -> Tensor:
+        """A number for each channel of a call's output, times its gates."""
+        for number, gate in self.gates_on.get(call.index, ()):
+            factor = gate.spread(gates[number].cpu().double(), 1.0)
+            channels = channels * factor if len(factor) == len(channels) else channels
+        return channels
+
     def _forwards(self, call: Call, o: int, live: list[Tensor]) -> Tensor:
         """Whether anything but zero reaches each channel of a call's output, in [0, 1]."""
         size = self.trace.values[call.outputs[o]].num_channels
+        if (attention := self.trace.attention_of.get(call.index)) is not None:
+            if call.index != attention.end:
+                return torch.ones(size, dtype=torch.float64)
+            values, results = attention.values, attention.results
+            place = results.channels.flatten().argsort()
+            return live[values.whole][values.channels.flatten()[place]]
         if call.kind == "mixing":
             operand = call.operands[0]
             if call.groups == 1 or operand is None or call.whole or len(live[operand]) % call.groups or o:
@@ -130,13 +146,43 @@ class GateCost:
             wanted = needed[output_index]
             if call.function == "mul":
                 wanted = wanted * live[output_index]
-            if call.index in self.gate_of:
-                gate = gates[self.gate_of[call.index]]
-                wanted = wanted * gate if len(gate) == len(wanted) else wanted
+            wanted = self._gated(call, wanted, gates)
             reads = mapping >= 0
             spread = torch.zeros(size, dtype=torch.float64)
             parts.append(spread.scatter_reduce(0, mapping[reads], wanted[reads], "amax"))
         return _either(parts, size) if parts else torch.ones(size, dtype=torch.float64)
+
+
+def _want_attended(
+    attention: Attention, live: Sequence[Tensor], results: Tensor, wanted: Sequence[list[Tensor]]
+) -> None:
+    """Note how far an attention wants each channel that it reads, when its merged results are wanted so far."""
+    cells = results[attention.results.channels]
+    values = torch.zeros_like(live[attention.values.whole])
+    wanted[attention.values.whole].append(values.index_put((attention.values.channels,), cells))
+    if attention.queries is not None and attention.keys is not None:
+        heads = cells.amax(1, keepdim=True)
+        for side, other in ((attention.queries, attention.keys), (attention.keys, attention.queries)):
+            pairs = heads * live[other.whole][other.channels]
+            wanted[side.whole].append(torch.zeros_like(live[side.whole]).index_put((side.channels,), pairs))
+    for value in attention.external:
+        wanted[value].append(torch.ones_like(live[value]))
+
+
+def _fill_heads(attention: Attention, present: list[Tensor]) -> None:
+    """Make all heads that are present as wide as the widest one, in values and results and in queries and keys."""
+    kept = present[attention.results.whole][attention.results.channels]
+    heads = kept.amax(1, keepdim=True)
+    filled = [(side, kept, heads) for side in (attention.values, attention.results)]
+    if attention.queries is not None and attention.keys is not None:
+        sides = (attention.queries, attention.keys)
+        pairs = torch.minimum(*(present[side.whole][side.channels] for side in sides))
+        filled += [(side, pairs, heads) for side in sides]
+    else:
+        filled = [(side, kept, torch.ones_like(heads)) for side, _, _ in filled]
+    for side, cells, alive in filled:
+        width = (alive * cells.mean(1).amax()).expand(cells.shape)
+        present[side.whole] = present[side.whole].index_put((side.channels,), width)
 
 
 Term = Callable[[list[Tensor]], Tensor]
@@ -186,16 +232,35 @@ def _terms(trace: Trace, model: nn.Module, of: CostUnit) -> list[Term]:
             elif of == "params" and number == 0:
                 for leaf, parameter in layer.named_parameters(recurse=False):
                     counted.add(id(parameter))
-                    if call.kind == "mixing" and leaf == "weight":
+                    if call.kind == "mixing" and leaf == call.weight:
                         terms.append(_scaled(_Layer(call).product, parameter.numel()))
                     else:
                         terms.append(_scaled(_mean_of(call.outputs[0]), parameter.numel()))
     if of == "flops":
-        terms.append(_fixed(sum(call.macs for call in trace.calls if call.layer is None)))
+        products = {index for attention in trace.attentions for index in attention.products}
+        terms += [_of_attention(attention, trace) for attention in trace.attentions]
+        terms.append(_fixed(sum(c.macs for c in trace.calls if c.layer is None and c.index not in products)))
     if of == "params":
         rest = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in counted)
         terms.append(_fixed(rest))
     return terms
+
+
+def _of_attention(attention: Attention, trace: Trace) -> Term:
+    """The multiply-accumulates of the products of an attention."""
+    results, queries, keys = attention.results, attention.queries, attention.keys
+    macs = [float(trace.calls[index].macs) for index in attention.products]
+    if len(macs) == 1:  # a fused one: its products are as wide as queries and values
+        width, height = attention.width, results.channels.shape[1]
+        macs = [macs[0] * width / (width + height), macs[0] * height / (width + height)]
+
+    def term(present: list[Tensor]) -> Tensor:
+        pairs = torch.ones((), dtype=torch.float64)
+        if queries is not None and keys is not None:
+            pairs = torch.minimum(present[queries.whole][queries.channels], present[keys.whole][keys.channels]).mean()
+        return pairs * macs[0] + present[results.whole][results.channels].mean() * macs[1]
+
+    return term
 
 
 def _fixed(size: float) -> Term:
@@ -224,7 +289,7 @@ def _latency_terms(trace: Trace, model: nn.Module) -> list[Term]:
             if call.kind != "mixing" or operand is None or call.layer is None:
                 continue
             layer = model.get_submodule(call.layer)
-            weight = layer.weight
+            weight = getattr(layer, call.weight)
             assert isinstance(weight, Tensor)
             geometry = getattr(layer, "stride", None), getattr(layer, "dilation", None), call.groups
             key = (call.function, tuple(weight.shape), trace.values[operand].shape, geometry)
@@ -239,11 +304,11 @@ def _measured(call: Call, layer: nn.Module, shape: tuple[int, ...], device: torc
 
     A grouped convolution is timed with as many groups as its input and output widths have as greatest common divisor.
     """
-    weight = layer.weight
+    weight = getattr(layer, call.weight)
     assert isinstance(weight, Tensor)
     outputs = weight.shape[1] * call.groups if call.transposed else weight.shape[0]
     inputs = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
-    is_linear = isinstance(layer, nn.Linear)
+    is_linear = call.function == "linear"
     runs: list[Callable[[], object]] = []
     for into in _WIDTHS:
         for out in _WIDTHS:

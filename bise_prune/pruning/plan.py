@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from ..channels import Edit, Regather
+from ..channels import Edit, Merge, Regather, Split
 from ..config import Target, TargetKind
 from ..digests import tensors_digest
 from ..errors import PruningError
@@ -230,8 +230,10 @@ def digest(edits: Sequence[Edit]) -> str:
     return hashlib.sha256(json.dumps(without_values, sort_keys=True).encode()).hexdigest()
 
 
-def _structure(change: Regather) -> list[Any]:
+def _structure(change: Regather | Split | Merge) -> list[Any]:
     """Return a rearrangement without the values of its constants."""
+    if not isinstance(change, Regather):
+        return [change.dim, change.index, change.order, getattr(change, "heads", 0)]
     return [change.dim, change.index, change.present, len(change.constants)]
 
 

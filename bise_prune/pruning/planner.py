@@ -16,7 +16,7 @@ from ..config import FARTHEST, Rounding, Target
 from ..errors import ChanceLevelError, ConfigError, PruningError, counted
 from ..gates.masks import GateSite, MaskSet
 from ..gates.ranking import least_open, tie_free
-from ..tracing import Call, Inputs, Reason, Trace, Why, tensors_in, trace
+from ..tracing import Attention, Call, Inputs, Reason, Trace, Why, tensors_in, trace
 from .plan import LayerPlan, PruningPlan, digest
 
 
@@ -96,7 +96,9 @@ class Planner:
         for site in self.sites:
             for gate in site.calls:
                 call = self.trace.call_of[gate.key]
-                (normed if gate.is_layer_norm else closed)[call.index] = ~keep[site.name].cpu()
+                places = normed if gate.is_layer_norm else closed
+                shut = gate.spread(~keep[site.name].cpu(), False)
+                places[call.index] = places.get(call.index, torch.zeros_like(shut)) | shut
         multiple = self.rounding.multiple
         layout = lay_out(
             self.trace, self.model, closed, joins,
@@ -225,7 +227,11 @@ class Planner:
 
     def _not_followed(self) -> tuple[Reason, ...]:
         """Return why function calls are not followed and which modules do not run."""
-        calls = [call.why for call in self.trace.calls if call.why is not None and not call.why.why.is_consequence]
+        calls = [
+            call.why
+            for call in self.trace.calls
+            if call.why is not None and not call.why.why.is_consequence and call.index not in self.trace.attention_of
+        ]
         idle = [Reason(Why.IDLE, layer=name) for name in self.trace.unused]
         return (*dict.fromkeys(calls), *idle)
 
@@ -242,12 +248,14 @@ class Planner:
                 places = [call.outputs[0]]
                 if gate.layer is not None and (producers := self.trace.calls_of(gate.layer)):
                     places.append(producers[0].outputs[0])
+                shut, entries = gate.spread(closed, False), gate.entries
                 for value in places:
-                    if len(layout.present[value]) == len(closed):
-                        for channel in (layout.present[value] & closed).nonzero().flatten().tolist():
+                    if len(layout.present[value]) == len(shut):
+                        for channel in (layout.present[value] & shut).nonzero().flatten().tolist():
+                            entry = channel if entries is None else entries[channel]
                             channels = causes.setdefault(layout.reason(value, channel), [])
-                            if channel not in channels:
-                                channels.append(channel)
+                            if entry not in channels:
+                                channels.append(entry)
             if causes:
                 reasons[site.name] = {why: tuple(sorted(channels)) for why, channels in causes.items()}
         return reasons
@@ -299,7 +307,7 @@ def _columns(call: Call, layout: Layout) -> Tensor | None:
 
 def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
     """Return the number of entries of a layer's weight in the slim network, and its number of output channels there."""
-    weight = layer.weight
+    weight = getattr(layer, call.weight)
     assert isinstance(weight, Tensor)
     inputs = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
     taps = math.prod(weight.shape[2:])
@@ -314,7 +322,7 @@ def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
 def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], dead: bool) -> int:
     """Return the number of parameters that a layer loses (negative if it gains an additive bias)."""
     # Buffers are not counted, nor other parameters that the module reads itself.
-    parameters = [layer._parameters.get(name) for name in ("weight", "bias")]
+    parameters = [layer._parameters.get(name) for name in (call.weight, call.bias)]
     own = sum(parameter.numel() for parameter in parameters if parameter is not None)
     rows = layout.present[call.outputs[0]]
     if dead:
@@ -325,10 +333,10 @@ def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], 
         per_channel = [p for p in parameters if p is not None and p.ndim and len(p) == len(rows)]
         return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel)
     weights, kept = _size(call, layout, layer)
-    weights = weights if layer._parameters.get("weight") is not None else 0
+    weights = weights if layer._parameters.get(call.weight) is not None else 0
     operand = call.operands[0]
     assert operand is not None
-    has_bias = layer._parameters.get("bias") is not None
+    has_bias = layer._parameters.get(call.bias) is not None
     if not has_bias and _columns(call, layout) is not None:
         folded = folded_inputs(call, calls, layout.analysis, layer)
         has_bias = bool((folded & (layout.analysis.constant[operand].nan_to_num(0.0) != 0)).any())
@@ -337,8 +345,20 @@ def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], 
 
 def _macs(model: nn.Module, call: Call, layout: Layout) -> int:
     """Return the multiply-accumulates of one call in the slim network, for the whole example batch."""
+    attention = layout.trace.attention_of.get(call.index)
+    if call.macs and attention is not None and call.index in attention.products:
+        return round(call.macs * _share_attended(layout, attention, attention.products.index(call.index)))
     if not call.macs or call.layer is None:
         return call.macs
-    weight = model.get_submodule(call.layer).weight
+    weight = getattr(model.get_submodule(call.layer), call.weight)
     assert isinstance(weight, Tensor)
     return call.macs // weight.numel() * _size(call, layout, model.get_submodule(call.layer))[0]
+
+
+def _share_attended(layout: Layout, attention: Attention, number: int) -> float:
+    """Return the share that is left of a product of an attention: its only one, or that of the scores or results."""
+    kept, pairs = layout.heads_kept(attention)
+    pairs = torch.ones(len(kept), attention.width).bool() if pairs is None else pairs
+    if len(attention.products) == 1:
+        return int(kept.sum() + pairs.sum()) / (kept.numel() + pairs.numel())
+    return float((kept if number else pairs).double().mean())

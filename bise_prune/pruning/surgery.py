@@ -86,8 +86,8 @@ def _cut_mixing(layer: nn.Module, layout: Layout, uses: list[Call], rows: Tensor
     call = uses[0]
     operand = call.operands[0]
     assert operand is not None
-    weight = layer.weight
-    bias: Tensor | None = layer._parameters.get("bias")
+    weight = getattr(layer, call.weight)
+    bias: Tensor | None = layer._parameters.get(call.bias)
     assert isinstance(weight, Tensor)
     columns = layout.present[operand]
     size = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
@@ -112,9 +112,9 @@ def _cut_mixing(layer: nn.Module, layout: Layout, uses: list[Call], rows: Tensor
         muted = muted | (loads != 0) & columns & (torch.arange(size) != carrier)
     changed = not bool(rows.all()) or not bool(columns.all()) or bool(muted.any()) or bool(silent.any())
     if changed or carried is not None:
-        result["weight"] = _cut_weight(weight.detach(), call, rows, columns, muted, silent, carried, layout)
-    if isinstance(bias, Tensor) and (changed or bias is not layer._parameters.get("bias")):
-        result["bias"] = _rows(bias, rows, silent)
+        result[call.weight] = _cut_weight(weight.detach(), call, rows, columns, muted, silent, carried, layout)
+    if isinstance(bias, Tensor) and (changed or bias is not layer._parameters.get(call.bias)):
+        result[call.bias] = _rows(bias, rows, silent)
     return result
 
 

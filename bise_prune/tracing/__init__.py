@@ -10,13 +10,13 @@ of its operands, and nothing is known about the channels of its result.
 
 from .functions import NONLINEARITIES, CallCounter, FunctionMode, function_name, replace_tensors, tensors_in
 from .reasons import Reason, Why
-from .record import Call, Nonlinearity, Slot, Trace, Value
+from .record import Attention, Call, Nonlinearity, Side, Slot, Trace, Value
 from .running import ByPosition, Inputs, evaluating, logits_of, output_tensors, run
 from .tracer import trace
 from .union_find import UnionFind
 
 __all__ = [
-    "NONLINEARITIES", "ByPosition", "Call", "CallCounter", "FunctionMode", "Inputs", "Nonlinearity", "Reason",
-    "Slot", "Trace", "UnionFind", "Value", "Why", "evaluating", "function_name", "logits_of", "output_tensors",
-    "replace_tensors", "run", "tensors_in", "trace",
+    "NONLINEARITIES", "Attention", "ByPosition", "Call", "CallCounter", "FunctionMode", "Inputs", "Nonlinearity",
+    "Reason", "Side", "Slot", "Trace", "UnionFind", "Value", "Why", "evaluating", "function_name", "logits_of",
+    "output_tensors", "replace_tensors", "run", "tensors_in", "trace",
 ]  # fmt: skip

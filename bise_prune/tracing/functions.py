@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .stepwise import in_steps
+
 # Functions whose output may be gated (Eq. 2 gates "the outputs of the nonlinearities").
 NONLINEARITIES = frozenset({
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "tanh",
@@ -100,6 +102,9 @@ class CallCounter(FunctionMode):
 
     def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Determine the key of a call, count it, and return the result of :meth:`called`."""
+        if (steps := in_steps(func, args, kwargs)) is not None:
+            with self:
+                return steps()
         name = function_name(func)
         if name == "iter":
             return iter(self.outcome(torch.unbind, args, kwargs))

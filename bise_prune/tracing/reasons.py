@@ -44,6 +44,7 @@ class Why(Enum):
     CARRIES_CONSTANT = "it carries a constant into '{layer}', whose padding forbids a bias"
     GROUPED = "'{layer}' is grouped"
     EQUAL_GROUPS = "'{layer}' needs groups of equal size"
+    EQUAL_HEADS = "all heads need as many channels"
     ROUNDED_UP = "widths are rounded up"
     COUPLED = "coupled outputs read these channels while they are open"
     # Read from a plan file that holds only the text.

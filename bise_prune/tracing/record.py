@@ -97,6 +97,7 @@ class Call:
         kwargs: keyword arguments, with a :class:`Slot` in place of each tensor.
         operands: indices of the values that the call reads, in the order of the tensors among its arguments; None = the
             weight of a layer, or another tensor that does not depend on the model's input.
+        shapes: shapes of all tensors among the arguments, in order.
         outputs: indices of the values that the call returns.
         maps: (operand position, output position) -> for each output channel the operand channel that it is made of,
             int64; -1 = none.
@@ -107,6 +108,7 @@ class Call:
             kernels make it differ from place to place, a sum multiplies it by the number of places.
         whole: whether a mixing call needs its operand at full width, because the operand's channels are not the inputs
             of the layer or because the weights must keep their shape.
+        weight: name of the weight in that module; its additive bias is named alike.
         module: name of the innermost module that was running.
         macs: multiply-accumulates of a convolution, a linear layer or a product of tensors, for the whole example
             batch.
@@ -121,6 +123,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     operands: tuple[int | None, ...]
+    shapes: tuple[tuple[int, ...], ...] = ()
     outputs: tuple[int, ...] = ()
     maps: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     layer: str | None = None
@@ -128,6 +131,7 @@ class Call:
     transposed: bool = False
     padded: bool = False
     whole: bool = False
+    weight: str = "weight"
     module: str = ""
     macs: int = 0
     why: Reason | None = None
@@ -141,6 +145,11 @@ class Call:
             same = mapping is not None and torch.equal(mapping, torch.arange(len(mapping)))
             self._identities[key] = same
         return self._identities[key]
+
+    @property
+    def bias(self) -> str:
+        """Name of the additive bias that belongs to the weight."""
+        return self.weight.replace("weight", "bias")
 
     @property
     def key(self) -> tuple[str, int]:
@@ -173,6 +182,71 @@ class Nonlinearity:
     call: int
 
 
+@dataclass(frozen=True)
+class Side:
+    """The queries, keys, values or results of attention, and the tensor of one channel dimension that holds them.
+
+    Attributes:
+        value: index of the tensor with its heads apart, as attention reads or returns it.
+        whole: index of the tensor with one channel dimension.
+        channels: channel of ``whole`` for each head and each channel of a head, int64 of shape (heads, width).
+        path: (index of a call, position of its output) between the two tensors, in order of execution.
+        last: the last entry of ``path`` that moves data; the calls behind it only scale.
+        order: the dimensions of ``value``, as positions among the dimensions of ``whole`` but its channels, then the
+            heads, then the channels of a head.
+    """
+
+    value: int
+    whole: int
+    channels: Tensor
+    path: tuple[tuple[int, int], ...]
+    last: tuple[int, int]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention in a trace.
+
+    Attributes:
+        products: indices of the products: one of fused attention, or that of the scores and that of the results.
+        inner: indices of all calls from the tensors with one channel dimension up to the merged results.
+        queries: where the queries come from; None if they are not followed, so that all heads stay.
+        keys: where the keys come from; None where ``queries`` is.
+        values: where the values come from.
+        results: where the results go to.
+        width: number of channels of a query in a head.
+        beside: (index of a call, position of a tensor) -> dimension of the heads, of tensors with one entry a head
+            that are no queries, keys or values, such as biases of positions.
+        external: indices of all other tensors that are read, such as masks.
+    """
+
+    products: tuple[int, ...]
+    inner: frozenset[int]
+    queries: Side | None
+    keys: Side | None
+    values: Side
+    results: Side
+    width: int
+    beside: dict[tuple[int, int], int]
+    external: frozenset[int]
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads."""
+        return len(self.results.channels)
+
+    @property
+    def sources(self) -> tuple[Side, ...]:
+        """The followed ones of queries, keys and values."""
+        return tuple(side for side in (self.queries, self.keys, self.values) if side is not None)
+
+    @property
+    def end(self) -> int:
+        """Index of the call that returns the merged results."""
+        return self.results.path[-1][0]
+
+
 @dataclass
 class Trace:
     """One forward pass, recorded as a graph of function calls.
@@ -189,6 +263,7 @@ class Trace:
             only); modules inside another unused module are left out.
         rigid: names of parameters and buffers whose shape must stay, because a function other than their layer's own
             reads them.
+        attentions: the attentions whose values and results are followed, in order of execution.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -200,6 +275,7 @@ class Trace:
     totals: dict[str, int] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     rigid: set[str] = field(default_factory=set)
+    attentions: list[Attention] = field(default_factory=list)
 
     @property
     def scales(self) -> set[int]:
@@ -246,6 +322,11 @@ class Trace:
         """Key -> the counted call with that key; read it only when the trace is complete."""
         # A call that is not counted has the key of the next counted call, which replaces it in this table.
         return {call.key: call for call in self.calls}
+
+    @cached_property
+    def attention_of(self) -> dict[int, Attention]:
+        """Index of each call inside an attention -> that attention; read it only when the trace is complete."""
+        return {index: attention for attention in self.attentions for index in attention.inner}
 
     def calls_of(self, layer: str) -> list[Call]:
         """Return the calls that use a module's own weights, in order of execution."""

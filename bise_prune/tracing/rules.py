@@ -33,6 +33,7 @@ _MOVEMENTS = {
 }  # fmt: skip
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+_PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
 _SAME_SHAPE_NORMS = {"layer_norm", "group_norm", "rms_norm", "local_response_norm"}
 
 
@@ -89,6 +90,8 @@ class ChannelRules:
             self._movement(call, tensors, shapes, outputs)
         elif name in _CHANNELWISE or name in _REDUCTIONS or name == "pad":
             self._channelwise(call, first, outputs[0])
+        elif name in _PRODUCTS:
+            self._product(call, outputs[0])
         else:
             same = name in _SAME_SHAPE_NORMS or name in ("setitem", "normalize", "softmax")
             keeps = same and first is not None and first.compact is not None
@@ -125,6 +128,8 @@ class ChannelRules:
             return
         output.compact = tuple(size if d == dim else 1 for d, size in enumerate(output.shape))
         layer = self._owned(call, tensors, ("weight", "bias"), (1, 2))
+        if layer is None and (layer := self._owned(call, tensors, ("in_proj_weight", "in_proj_bias"), (1, 2))):
+            call.weight = "in_proj_weight"
         if layer is None:
             _opaque(call, Why.FOREIGN_WEIGHTS)
             return
@@ -140,13 +145,32 @@ class ChannelRules:
             call.kind = "channelwise"
             call.maps[0, 0] = torch.arange(inputs.num_channels)
 
+    def _product(self, call: Call, output: Value) -> None:
+        """Rule for products of two tensors, as in attention: opaque on their own, but with known channels.
+
+        A product over the channels of both keeps their heads; the product of heads with channels keeps the channels.
+        """
+        _opaque(call, Why.NO_RULE)
+        left = self._read(call, 0)
+        right = self._read(call, 2 if call.function == "scaled_dot_product_attention" else 1)
+        ndim = len(output.shape)
+        if left is None or left.compact is None or right is None or right.compact is None or ndim < 3:
+            return
+        contracts = left.compact[-1] > 1
+        is_fused = call.function == "scaled_dot_product_attention"
+        if not len(left.compact) == len(right.compact) == ndim or left.compact[-2] > 1:
+            return
+        if right.compact[-2] == 1 if is_fused else (right.compact[-2] > 1) == contracts:
+            batch = tuple(max(sizes) for sizes in zip(left.compact[:-2], right.compact[:-2], strict=True))
+            output.compact = (*batch, 1, right.compact[-1])
+
     def _owned(
         self, call: Call, tensors: list[Tensor], names: tuple[str, ...], positions: tuple[int, ...]
     ) -> str | None:
         """Return the module whose own parameters, under the same names, a call computes with; None if there is none."""
         found = set()
         for name, position in zip(names, positions, strict=True):
-            slot = call.argument(position, name)
+            slot = call.argument(position, name.removeprefix("in_proj_"))
             if isinstance(slot, Slot):
                 owner = self.owner.get(id(tensors[slot.position]))
                 found.add(owner[0] if owner is not None and owner[1] == name else None)

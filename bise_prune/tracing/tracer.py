@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from .attention import attentions_in
 from .functions import NONLINEARITIES, CallCounter, replace_tensors, tensors_in
 from .products import PRODUCTS, counted_product
 from .record import Call, Slot, Trace, Value
@@ -138,6 +139,7 @@ class _Tracer(CallCounter):
                     self.trace.rigid.add(name)
         for call in self.trace.calls:
             call.whole |= call.kind == "mixing" and call.layer in self.trace.frozen
+        self.trace.attentions = attentions_in(self.trace)
 
     def called(
         self,
@@ -170,7 +172,9 @@ class _Tracer(CallCounter):
             return output
         positions = iter(range(len(tensors)))
         slots = replace_tensors((args, kwargs), lambda _: Slot(next(positions)))
-        call = Call(len(self.trace.calls), name, count, "opaque", func, slots[0], slots[1], operands, macs=macs)
+        call = Call(
+            len(self.trace.calls), name, count, "opaque", func, slots[0], slots[1], operands, tuple(shapes), macs=macs
+        )
         self.trace.calls.append(call)
         for operand in operands:
             if operand is not None:

@@ -1,0 +1,258 @@
+"""Attention in a trace: which channels of which layers its queries, keys and values are, head by head.
+
+Attention is found by its product, ``scaled_dot_product_attention`` or a softmax between two matrix products. From there
+the calls that only move data are followed back to the tensors of one channel dimension that were split into heads, and
+forwards to the tensor in which the heads lie side by side again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from .functions import replace_tensors, tensors_in
+from .record import Attention, Call, Side, Slot, Trace, Value
+
+# Functions between the first product of attention and its softmax, or behind that, which work on the scores of each
+# head alone; their other operands may be masks or biases of positions.
+_ON_SCORES = {"add", "sub", "mul", "div", "masked_fill", "where", "to", "float", "double", "half", "type", "type_as",
+              "dropout", "tanh", "clamp", "contiguous"}  # fmt: skip
+_SCALINGS = {"mul", "div", "dropout", "to", "float", "double", "half", "type"}
+
+
+def attentions_in(trace: Trace) -> list[Attention]:
+    """Find the attentions whose values and results can be followed, in order of execution."""
+    useful = _useful(trace)
+    found = [_attention(trace, *core, useful) for core in _cores(trace)]
+    return [attention for attention in found if attention is not None]
+
+
+def _useful(trace: Trace) -> set[int]:
+    """Indices of the calls that an output of the model depends on."""
+    wanted, useful = set(trace.outputs), set[int]()
+    for call in reversed(trace.calls):
+        if wanted & set(call.outputs):
+            useful.add(call.index)
+            wanted |= {operand for operand in call.operands if operand is not None}
+    return useful
+
+
+def _cores(trace: Trace) -> Iterator[tuple[tuple[Call, ...], list[Call], tuple[int, int, int]]]:
+    """Yield the products of each attention, the calls on scores between them, and queries, keys and values."""
+    for call in trace.calls:
+        if call.function == "scaled_dot_product_attention":
+            q, k, v = (*call.operands, None, None, None)[:3]
+            if q is not None and k is not None and v is not None:
+                yield (call,), [], (q, k, v)
+        elif call.function == "softmax":
+            before, first = _scores(trace, call)
+            after, second = _shares(trace, call)
+            if first is None or second is None or len(first.operands) != 2 or len(second.operands) != 2:
+                continue
+            (q, k), (_, v) = first.operands, second.operands
+            if q is not None and k is not None and v is not None:
+                yield (first, second), [*before, call, *after], (q, k, v)
+
+
+def _scores(trace: Trace, softmax: Call) -> tuple[list[Call], Call | None]:
+    """The calls between the product of queries and keys and a softmax, and that product."""
+    passed: list[Call] = []
+    call = softmax
+    while True:
+        shape = trace.values[call.outputs[0]].shape
+        same = [o for o in call.operands if o is not None and trace.values[o].shape == shape]
+        source = trace.values[same[0]].call if same else None
+        if source is None:
+            return passed, None
+        call = trace.calls[source]
+        if call.function in ("matmul", "bmm"):
+            return passed, call
+        if call.function not in _ON_SCORES or len(call.outputs) != 1:
+            return passed, None
+        passed.insert(0, call)
+
+
+def _shares(trace: Trace, softmax: Call) -> tuple[list[Call], Call | None]:
+    """The calls between a softmax and the product with the values, and that product."""
+    passed: list[Call] = []
+    call = softmax
+    while True:
+        readers = [trace.calls[reader] for reader in trace.values[call.outputs[0]].readers]
+        products = [reader for reader in readers if reader.function in ("matmul", "bmm")]
+        if products and products[0].operands[0] == call.outputs[0]:
+            return passed, products[0]
+        onward = [reader for reader in readers if reader.function in _ON_SCORES and len(reader.outputs) == 1]
+        if not onward:
+            return passed, None
+        call = onward[0]
+        passed.append(call)
+
+
+def _attention(
+    trace: Trace, products: tuple[Call, ...], on_scores: list[Call], parts: tuple[int, int, int], useful: set[int]
+) -> Attention | None:
+    """Return what is known of one attention; None if its values or results are not followed."""
+    queries, keys, values = (_split(trace, part) for part in parts)
+    results = _merged(trace, products[-1].outputs[0], useful)
+    if values is None or results is None or values.channels.shape != results.channels.shape:
+        return None
+    heads = len(values.channels)
+    if queries is None or keys is None or not queries.channels.shape == keys.channels.shape == (
+        heads, queries.channels.shape[1]
+    ):  # fmt: skip
+        queries = keys = None
+    sides = [side for side in (queries, keys, values, results) if side is not None]
+    if any(one.last in other.path for one in sides for other in sides if one is not other):
+        return None
+    inner = {call.index for call in (*products, *on_scores)} | {index for side in sides for index, _ in side.path}
+    ends = {side.whole for side in sides}
+    for index in inner:
+        for output in trace.calls[index].outputs:
+            outside = {reader for reader in trace.values[output].readers if reader in useful} - inner
+            if (outside or output in trace.outputs) and output not in ends:
+                return None
+    known = {output for index in inner for output in trace.calls[index].outputs} | ends
+    beside, external = {}, set[int]()
+    if queries is None:
+        external |= set(parts[:2])
+    dim = len(trace.values[products[-1].outputs[0]].shape) - 3  # that of the heads
+    for call in (*products, *on_scores):
+        ndim = len(trace.values[call.outputs[0]].shape)
+        for k, operand in enumerate(call.operands):
+            if operand in known or (operand in parts[:2] and queries is None):
+                continue
+            if operand is not None:
+                external.add(operand)
+            place = dim - ndim + len(call.shapes[k])
+            if place >= 0 and call.shapes[k][place] == heads > 1:
+                beside[call.index, k] = place
+    return Attention(
+        tuple(call.index for call in products), frozenset(inner), queries, keys, values, results,
+        trace.values[parts[0]].shape[-1], beside,
+        frozenset(external),
+    )  # fmt: skip
+
+
+def _split(trace: Trace, part: int) -> Side | None:
+    """Follow queries, keys or values back to the tensor that was split into heads."""
+    mapping, path, index = torch.arange(trace.values[part].num_channels), list[tuple[Call, int]](), part
+    while True:
+        value = trace.values[index]
+        call = None if value.call is None else trace.calls[value.call]
+        if call is None or not _passes(call, value, trace.values[part]):
+            break
+        (k,) = {k for k, o in call.maps if call.outputs[o] == index}
+        o = call.outputs.index(index)
+        mapping = call.maps[k, o][mapping]
+        path.insert(0, (call, o))
+        operand = call.operands[k]
+        if operand is None or bool((mapping < 0).any()):
+            return None
+        index = operand
+    if trace.values[index].dim is None or len(set(mapping.tolist())) != len(mapping):
+        return None
+    probe = torch.randn(trace.values[index].shape, dtype=torch.float64)
+    moved = _moved(probe, path, index, part, trace)
+    sides = _sides(trace, part, index, path, mapping)
+    return next((side for side in sides if _agree(moved, split(probe, side, trace))), None)
+
+
+def _merged(trace: Trace, part: int, useful: set[int]) -> Side | None:
+    """Follow the results of attention to the tensor in which the heads lie side by side."""
+    mapping, path, index = torch.arange(trace.values[part].num_channels), list[tuple[Call, int]](), part
+    grid = trace.values[part]
+    while trace.values[index].dim is None or len(trace.values[index].shape) == len(grid.shape):
+        readers = {reader for reader in trace.values[index].readers if reader in useful}
+        call = trace.calls[readers.pop()] if len(readers) == 1 else None
+        if call is None or len(call.outputs) != 1 or not _passes(call, trace.values[index], grid):
+            return None
+        (k,) = {k for k, _ in call.maps}
+        mapping = mapping[call.maps[k, 0]]
+        path.append((call, 0))
+        index = call.outputs[0]
+    if len(set(mapping.tolist())) != len(mapping) or len(mapping) != grid.num_channels:
+        return None
+    probe = torch.randn(grid.shape, dtype=torch.float64)
+    moved = _moved(probe, path, part, index, trace)
+    sides = _sides(trace, part, index, path, mapping.argsort())
+    return next((side for side in sides if _agree(moved, merge(probe, side, trace))), None)
+
+
+def _passes(call: Call, value: Value, apart: Value) -> bool:
+    """Whether a call only moves one tensor, or scales one whose heads lie apart as in the tensor ``apart``."""
+    if len({k for k, _ in call.maps}) != 1 or sum(o is not None for o in call.operands) != 1:
+        return False
+    is_apart = value.dim is None or len(value.shape) == len(apart.shape)
+    return call.kind == "movement" or (call.kind == "elementwise" and call.function in _SCALINGS and is_apart)
+
+
+def _sides(trace: Trace, part: int, whole: int, path: list[tuple[Call, int]], channels: Tensor) -> Iterator[Side]:
+    """Yield a side for each order in which the dimensions beside the channels may stand."""
+    apart, together = trace.values[part], trace.values[whole]
+    dims = [d for d, size in enumerate(apart.compact or ()) if size > 1]
+    if len(dims) == 1 and len(apart.shape) == 4 and apart.shape[1] == 1:
+        dims = [1, *dims]  # a single head
+    others = len(together.shape) - 1
+    if len(dims) != 2 or len(apart.shape) != others + 2:
+        return
+    shape = (apart.shape[dims[0]], apart.shape[dims[1]])
+    moving = [(call.index, o) for call, o in path if call.kind == "movement"]
+    if len(channels) != shape[0] * shape[1] or not moving:
+        return
+    indices = tuple((call.index, o) for call, o in path)
+    for beside in permutations(range(others)):
+        rest = iter(beside)
+        order = tuple(others + dims.index(d) if d in dims else next(rest) for d in range(others + 2))
+        yield Side(part, whole, channels.view(shape), indices, moving[-1], order)
+
+
+def split(whole: Tensor, side: Side, trace: Trace) -> Tensor:
+    """Split a tensor into heads, as the calls of a side do."""
+    chosen = whole.movedim(_dim(side, trace), -1)[..., side.channels.flatten()]
+    return chosen.view(*chosen.shape[:-1], *side.channels.shape).permute(side.order)
+
+
+def merge(apart: Tensor, side: Side, trace: Trace) -> Tensor:
+    """Put heads side by side, as the calls of a side do."""
+    back = torch.tensor(side.order).argsort().tolist()
+    flat = apart.permute(back).flatten(-2)
+    return flat[..., side.channels.flatten().argsort()].movedim(-1, _dim(side, trace))
+
+
+def _dim(side: Side, trace: Trace) -> int:
+    """The channel dimension of a side's whole tensor."""
+    dim = trace.values[side.whole].dim
+    assert dim is not None
+    return dim
+
+
+def _moved(probe: Tensor, path: Iterable[tuple[Call, int]], start: int, end: int, trace: Trace) -> Tensor | None:
+    """Run the calls that move a tensor, one on the result of the other; None if one does not run on it."""
+    tensors = {start: probe}
+    for call, _ in path:
+        (k,) = (k for k, operand in enumerate(call.operands) if operand is not None)
+        x = tensors.get(call.operands[k] or 0)
+        if x is None:
+            return None
+        try:
+            results = _run(call, k, x) if call.kind == "movement" else [x]
+        except (RuntimeError, TypeError):
+            return None
+        tensors |= dict(zip(call.outputs, results, strict=False))
+    return tensors.get(end)
+
+
+def _run(call: Call, position: int, x: Tensor) -> list[Tensor]:
+    """Run a call with a tensor at a position, and nothing in place of other tensors; its results."""
+    args, kwargs = replace_tensors(
+        (call.args, call.kwargs), lambda slot: x if slot.position == position else None, Slot
+    )
+    return list(tensors_in([call.run(*args, **kwargs)]))
+
+
+def _agree(one: Tensor | None, other: Tensor) -> bool:
+    """Whether two tensors are the same."""
+    return one is not None and one.shape == other.shape and torch.equal(one, other)

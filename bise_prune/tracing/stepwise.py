@@ -1,0 +1,89 @@
+"""nn.MultiheadAttention in steps that can be watched one by one: a projection, attention, another projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_SIGNATURE = signature(functional.multi_head_attention_forward)
+
+
+def in_steps(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """Return a function that computes a call of multi-head attention in steps; None for any other call.
+
+    Attention with extra keys, or with projections of different widths, is not taken apart, nor is an unbatched one.
+    """
+    if function is not functional.multi_head_attention_forward:
+        return None
+    given = _SIGNATURE.bind(*args, **kwargs)
+    given.apply_defaults()
+    about = given.arguments
+    unusual = ("bias_k", "bias_v", "add_zero_attn", "use_separate_proj_weight", "static_k", "static_v")
+    is_plain = all(about[name] is None or about[name] is False for name in unusual)
+    return partial(_steps, **about) if is_plain and about["query"].ndim == 3 else None
+
+
+def _steps(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor | None,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool,
+    key_padding_mask: Tensor | None,
+    need_weights: bool,
+    attn_mask: Tensor | None,
+    average_attn_weights: bool,
+    is_causal: bool,
+    embed_dim_to_check: int,
+    **unused: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Multi-head attention of inputs (length, N, width), as ``torch.nn.functional`` defines it."""
+    width = embed_dim_to_check // num_heads
+    if query is key and key is value:
+        packed = functional.linear(query, in_proj_weight, in_proj_bias)
+        q, k, v = packed.unflatten(-1, (3, num_heads, width)).permute(2, 1, 3, 0, 4).unbind(0)
+    else:
+        weights = in_proj_weight.chunk(3)
+        biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+        q, k, v = (
+            functional.linear(x, weight, bias).unflatten(-1, (num_heads, width)).permute(1, 2, 0, 3)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+    causal_only = is_causal and key_padding_mask is None and not need_weights
+    mask = None if causal_only else _merged(attn_mask, key_padding_mask, num_heads, query)
+    dropout_p = dropout_p if training else 0.0
+    shares = None
+    if need_weights:
+        scores = torch.matmul(q * width**-0.5, k.transpose(-2, -1))
+        shares = torch.softmax(scores if mask is None else scores + mask, -1)
+        shares = functional.dropout(shares, dropout_p) if dropout_p else shares
+        heads = torch.matmul(shares, v)
+    else:
+        heads = functional.scaled_dot_product_attention(q, k, v, mask, dropout_p, causal_only, scale=width**-0.5)
+    output = functional.linear(heads.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
+    return output, shares.mean(1) if shares is not None and average_attn_weights else shares
+
+
+def _merged(attn_mask: Tensor | None, padding: Tensor | None, num_heads: int, query: Tensor) -> Tensor | None:
+    """The sum of both masks as numbers that are added to scores (N, heads, length, length); None if there is none."""
+    parts = []
+    if attn_mask is not None:
+        parts.append(attn_mask.unflatten(0, (-1, num_heads)) if attn_mask.ndim == 3 else attn_mask)
+    if padding is not None:
+        parts.append(padding[:, None, None])
+    added = [
+        torch.zeros_like(part, dtype=query.dtype).masked_fill(part, -torch.inf) if part.dtype == torch.bool else part
+        for part in parts
+    ]
+    return None if not added else added[0] if len(added) == 1 else added[0] + added[1]

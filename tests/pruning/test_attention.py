@@ -1,0 +1,159 @@
+"""Exact removal inside attention: heads, channels of values, pairs of a query with a key channel."""
+
+import pytest
+import torch
+from awkward import masks_for
+from cases import slow
+from torch import nn
+from torch.nn import functional as F
+from transformers_at_random import RandomTransformer
+
+from bise_prune import MaskSet, PruningPlan, apply_masks, gate_sites, prune
+from bise_prune.mask_search.gate_cost import GateCost
+from bise_prune.tracing import trace
+
+
+def tokens(count, length, seed=0):
+    return torch.randn(count, length, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def network(seed):
+    return RandomTransformer(seed).eval().double()
+
+
+@pytest.mark.parametrize("seed", [*range(60), *slow(*range(60, 700))])
+def test_the_slim_network_is_the_masked_one(seed):
+    model, inputs = network(seed), tokens(2, 4)
+    masks = masks_for(model, inputs, "attention", seed, (0.3, 0.5, 0.7)[seed % 3])
+    result = prune(model, masks, inputs, tolerance=1e-10)
+    masked = apply_masks(model, masks, inputs)
+    for count, length in ((1, 4), (3, 6), (7, 2)):
+        batch = tokens(count, length, seed)
+        with torch.no_grad():
+            assert torch.allclose(result.model(batch), masked(batch), rtol=0, atol=1e-10)
+    assert sum(parameter.numel() for parameter in result.model.parameters()) == result.plan.params[1]
+
+
+def test_attention_is_followed_in_nearly_all_of_them():
+    found = [len(trace(network(seed), tokens(2, 4)).attentions) / len(network(seed).blocks) for seed in range(60)]
+    assert sum(share == 1 for share in found) >= 57
+
+
+class Plain(nn.Module):
+    """One attention, whose masked function the tests write out by hand."""
+
+    def __init__(self, width=12, heads=3):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.first, self.head = nn.Linear(width, 7), nn.Linear(7, 2)
+
+    def heads_of(self, x):
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x):
+        merged = F.scaled_dot_product_attention(
+            self.heads_of(self.q(x)), self.heads_of(self.k(x)), self.heads_of(self.v(x))
+        )
+        return self.head(torch.relu(self.first(self.out(merged.transpose(1, 2).flatten(2)))).mean(1))
+
+
+def plain(seed=0):
+    torch.manual_seed(seed)
+    return Plain().eval().double(), torch.randn(3, 5, 12, dtype=torch.float64)
+
+
+def by_hand(model, x, heads, values, pairs):
+    q, k, v = (model.heads_of(layer(x)) for layer in (model.q, model.k, model.v))
+    q = q * pairs.view(3, 1, 4)
+    shares = (q @ k.transpose(-2, -1) / 2).softmax(-1)  # a head is four channels wide: the root of four
+    merged = shares @ (v * values.view(3, 1, 4) * heads.view(3, 1, 1))
+    return model.head(torch.relu(model.first(model.out(merged.transpose(1, 2).flatten(2)))).mean(1))
+
+
+def test_closed_entries_are_what_their_names_say():
+    model, x = plain()
+    sites = {site.name: site.num_channels for site in gate_sites(model, x, "attention")}
+    assert sites == {"first": 7, "attention@heads": 3, "attention@values": 12, "attention@pairs": 12}
+    masks = masks_for(model, x, "attention", 3, 0.5)
+    masks.logits["first"][:] = 1
+    kept = [masks.keep[f"attention@{kind}"].double() for kind in ("heads", "values", "pairs")]
+    with torch.no_grad():
+        assert torch.allclose(apply_masks(model, masks, x)(x), by_hand(model, x, *kept), rtol=0, atol=1e-12)
+
+
+def even_masks(model, x, *, heads=(1, -1, 1)):
+    """Masks that leave as many channels in every head."""
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, x, "attention")}
+    masks["attention@heads"] = torch.tensor([float(head) for head in heads])
+    masks["attention@values"] = torch.tensor([1.0, -1, 1, 1] * 3)
+    masks["attention@pairs"] = torch.tensor([-1.0, -1, 1, -1] * 3)
+    return MaskSet(masks)
+
+
+def test_layers_become_as_narrow_as_the_masks_say():
+    model, x = plain()
+    result = prune(model, even_masks(model, x), x)
+    slim = result.model.model  # inside the edits of function calls
+    shapes = {name: tuple(getattr(slim, name).weight.shape) for name in ("q", "k", "v", "out")}
+    assert shapes == {"q": (2, 12), "k": (2, 12), "v": (6, 12), "out": (12, 6)}
+    assert not result.plan.closed_but_kept
+
+
+def test_uneven_heads_are_filled_up_and_the_plan_says_so():
+    model, x = plain()
+    masks = even_masks(model, x, heads=(1, 1, 1))
+    masks.logits["attention@values"] = torch.tensor([1.0, -1, -1, -1, 1, 1, 1, -1, 1, 1, -1, -1])
+    result = prune(model, masks, x)
+    assert result.model.model.v.out_features == 9
+    assert result.plan.closed_but_kept["attention@values"] == "all heads need as many channels"
+
+
+def test_a_dead_attention_is_a_constant():
+    model, x = plain()
+    result = prune(model, even_masks(model, x, heads=(-1, -1, 1)), x)
+    assert result.model.model.v.out_features == 3
+    model.norm = nn.Identity()
+    whole = Residual().eval().double()
+    masks = even_masks(whole, x, heads=(-1, -1, -1))
+    slim = prune(whole, masks, x)
+    kept = sum(parameter.numel() for parameter in slim.model.parameters())
+    assert kept == slim.plan.params[1] < sum(p.numel() for p in whole.first.parameters()) + 100
+
+
+class Residual(Plain):
+    """The same, beside a stream."""
+
+    def forward(self, x):
+        merged = F.scaled_dot_product_attention(
+            self.heads_of(self.q(x)), self.heads_of(self.k(x)), self.heads_of(self.v(x))
+        )
+        return self.head(torch.relu(self.first(x + self.out(merged.transpose(1, 2).flatten(2)))).mean(1))
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_costs_of_gates_are_those_of_the_plan(uneven):
+    model, x = plain()
+    masks = masks_for(model, x, "attention", 5, 0.5) if uneven else even_masks(model, x)
+    plan = prune(model, masks, x).plan
+    record, sites = trace(model, x), gate_sites(model, x, "attention")
+    gates = [masks.keep[site.name].double() for site in sites]
+    assert float(GateCost(record, model, sites)(gates)) == pytest.approx(plan.macs[1] / plan.macs[0], abs=1e-12)
+    params = GateCost(record, model, sites, "params")
+    assert float(params(gates)) == pytest.approx(plan.params[1] / plan.params[0], abs=1e-12)
+
+
+def test_a_saved_plan_is_carried_out_again(tmp_path):
+    model, x = plain()
+    first = prune(model, even_masks(model, x), x)
+    first.plan.save(tmp_path / "plan.json")
+    again = prune(model, PruningPlan.load(tmp_path / "plan.json"), x)
+    with torch.no_grad():
+        assert torch.equal(first.model(x), again.model(x))
+    assert again.plan.edits_digest == first.plan.edits_digest
+
+
+def test_networks_without_attention_have_the_same_sites(images=None):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(2, 4)
+    assert gate_sites(model, x, "attention") == gate_sites(model, x, "tied")

@@ -1,0 +1,157 @@
+"""Transformers drawn from a seed: attention as people write it, norms before or behind, masks, biases of positions."""
+
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Projections(nn.Module):
+    """Queries, keys and values (N, heads, tokens, width of a head), cut out of one layer or of three."""
+
+    def __init__(self, draw, width, heads, pair, value):
+        super().__init__()
+        self.heads, self.pair, self.value = heads, pair, value
+        has_bias = draw.random() < 0.7
+        self.layout = draw.choice(["three", "three", "stacked", "side by side", "head by head"])
+        if self.layout == "stacked" and pair != value:
+            self.layout = "side by side"
+        self.style = draw.choice(["view", "unflatten", "reshape"])
+        self.scaled = draw.choice(["no", "before", "behind"])
+        if self.layout == "three":
+            self.q, self.k, self.v = (nn.Linear(width, heads * w, bias=has_bias) for w in (pair, pair, value))
+        else:
+            self.qkv = nn.Linear(width, heads * (2 * pair + value), bias=has_bias)
+
+    def _apart(self, x, width):
+        if self.style == "unflatten":
+            return x.unflatten(-1, (self.heads, width)).transpose(1, 2)
+        shape = (x.shape[0], -1, self.heads, width)
+        return (x.view(shape) if self.style == "view" else x.reshape(shape)).permute(0, 2, 1, 3)
+
+    def forward(self, x):
+        sizes = [self.heads * self.pair, self.heads * self.pair, self.heads * self.value]
+        if self.layout == "three":
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            q = q * 0.7 if self.scaled == "before" else q
+            q, k, v = (self._apart(y, w) for y, w in ((q, self.pair), (k, self.pair), (v, self.value)))
+        elif self.layout == "stacked":
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, self.pair).permute(2, 0, 3, 1, 4)
+        elif self.layout == "side by side":
+            parts = self.qkv(x).split(sizes, -1)
+            q, k, v = (self._apart(y, w) for y, w in zip(parts, (self.pair, self.pair, self.value), strict=True))
+        else:
+            apart = self.qkv(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            q, k, v = apart.split([self.pair, self.pair, self.value], -1)
+        return (q * 0.7 if self.scaled == "behind" else q), k, v
+
+
+class Attention(nn.Module):
+    """Attention over tokens (N, tokens, width)."""
+
+    def __init__(self, draw, width, heads, length):
+        super().__init__()
+        pair, value = draw.choice([2, 4, 6]), draw.choice([2, 4, 6])
+        self.by = draw.choice(["fused", "fused", "written out", "written out", "with a softcap"])
+        self.mask = draw.choice(["none", "none", "causal", "tokens", "bias", "bias"])
+        self.project = Projections(draw, width, heads, pair, value)
+        self.out = nn.Linear(heads * value, width, bias=draw.random() < 0.7)
+        self.scale = draw.choice([None, 0.3])
+        self.merges = draw.choice(["reshape", "flatten", "contiguous"])
+        if self.mask == "bias":
+            self.bias = nn.Parameter(torch.randn(1 if draw.random() < 0.5 else heads, length, length))
+            self.is_moved = draw.random() < 0.5
+
+    def _mask(self, x):
+        tokens = x.shape[1]
+        if self.mask == "causal":
+            return torch.zeros(tokens, tokens, dtype=x.dtype).masked_fill(
+                ~torch.ones(tokens, tokens).tril().bool(), -torch.inf
+            )
+        if self.mask == "tokens":
+            return torch.where(x.mean(-1)[:, None, None] > 2, -5.0, 0.0).to(x.dtype)
+        if self.mask == "bias":
+            bias = self.bias.permute(0, 2, 1) if self.is_moved else self.bias
+            return bias[None, :, :tokens, :tokens]
+        return None
+
+    def forward(self, x):
+        q, k, v = self.project(x)
+        mask = self._mask(x)
+        if self.by == "fused":
+            options = {} if self.scale is None else {"scale": self.scale}
+            heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+        else:
+            scores = q @ k.transpose(-2, -1) * (self.scale or self.project.pair**-0.5)
+            scores = torch.tanh(scores) * 3 if self.by == "with a softcap" else scores
+            scores = scores if mask is None else scores + mask
+            heads = torch.matmul(F.dropout(scores.softmax(-1), 0.1, training=self.training), v)
+        merged = heads.transpose(1, 2)
+        if self.merges == "flatten":
+            merged = merged.flatten(2)
+        elif self.merges == "contiguous":
+            merged = merged.contiguous().view(x.shape[0], x.shape[1], -1)
+        else:
+            merged = merged.reshape(*x.shape[:2], self.project.heads * self.project.value)
+        return self.out(merged)
+
+
+class OfTorch(nn.Module):
+    """torch's own attention, on tokens first or behind."""
+
+    def __init__(self, draw, width, heads):
+        super().__init__()
+        self.batch_first, self.need_weights = draw.random() < 0.5, draw.random() < 0.5
+        self.inner = nn.MultiheadAttention(width, heads, bias=draw.random() < 0.7, batch_first=self.batch_first)
+
+    def forward(self, x):
+        x = x if self.batch_first else x.transpose(0, 1)
+        x, _ = self.inner(x, x, x, need_weights=self.need_weights)
+        return x if self.batch_first else x.transpose(0, 1)
+
+
+class Block(nn.Module):
+    """A block of a transformer."""
+
+    def __init__(self, draw, width, length):
+        super().__init__()
+        heads = draw.choice([1, 2, 3, 4])
+        while width % heads:
+            heads -= 1
+        self.attend = OfTorch(draw, width, heads) if draw.random() < 0.3 else Attention(draw, width, heads, length)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.first, self.second = nn.Linear(width, 10), nn.Linear(10, width)
+        self.act = draw.choice([F.gelu, torch.relu, F.silu])
+        self.is_post = draw.random() < 0.4
+
+    def forward(self, x):
+        if self.is_post:
+            x = self.norms[0](x + self.attend(x))
+            return self.norms[1](x + self.second(self.act(self.first(x))))
+        x = x + self.attend(self.norms[0](x))
+        return x + self.second(self.act(self.first(self.norms[1](x))))
+
+
+class RandomTransformer(nn.Module):
+    """A transformer drawn from a seed, on inputs (N, up to 6 tokens, 5)."""
+
+    def __init__(self, seed):
+        super().__init__()
+        draw = random.Random(seed)
+        torch.manual_seed(seed)
+        width = draw.choice([8, 12])
+        self.embed = nn.Linear(5, width)
+        self.blocks = nn.ModuleList(Block(draw, width, 6) for _ in range(draw.randint(1, 3)))
+        if draw.random() < 0.2:  # a block that runs twice
+            self.blocks.append(self.blocks[0])
+        self.head = nn.Linear(width, 3)
+        for parameter in self.parameters():
+            if parameter.ndim == 1:
+                nn.init.normal_(parameter, 0.3, 0.5)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
