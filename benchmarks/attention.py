@@ -5,7 +5,7 @@
 
 Protocol: the networks of benchmarks/zoo.py with attention, seed 0 (of search and refits), one thread. The gradual
 search, and Taylor scores that are re-estimated in steps, each with gates in the feed-forward blocks alone (placement
-`tied`) and with heads, values and query-key pairs as well (placement `attention`); the search also without a budget.
+`feed-forward`) and with heads, values and query-key pairs as well (placement `tied`); the search also without a budget.
 Torch-Pruning's recipe for vision transformers (group magnitude; embedding, feed-forward and head widths, one ratio for
 all) is cut to the same FLOPs and not finetuned, as nothing else is. Accuracy on the test set as it is, and with the
 last layer refitted on validation data; FLOPs are those of the slim network: convolutions, linear layers, attention.
@@ -37,7 +37,7 @@ from bise_prune.tracing import logits_of, trace
 
 CELLS = ("vit-patch", "vit-background", "text-mention")
 SHARES = (1.0, 0.5, 0.33)
-_PLACEMENTS: dict[str, Placement] = {"feed-forward": "tied", "attention too": "attention"}
+_PLACEMENTS: dict[str, Placement] = {"feed-forward": "feed-forward", "attention too": "tied"}
 _SEARCHES = {"search": "gradual", "Taylor": "taylor, statistics"}
 WAYS = [*(f"{search}, {gates}" for search in _SEARCHES for gates in _PLACEMENTS), "Torch-Pruning"]
 
@@ -156,7 +156,7 @@ def markdown(record: dict[str, Any]) -> str:
         "# Gates inside attention",
         "",
         "This page compares what a transformer is worth when whole heads, channels of values and pairs of a query with "
-        "a key channel can close as well (`--placement attention`), and when only its feed-forward blocks can.",
+        "a key channel can close as well, and when only its feed-forward blocks can (`--placement feed-forward`).",
         "",
         f"**How it was measured.** {record['protocol']} Command: `{record['command']}`, commit {record['commit']}, "
         f"[record]({_RECORD_URL}).",

@@ -145,7 +145,8 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "other half then selects; auto takes half of the validation split if it has enough bias-conflicting samples of "
         "each class, since a trained network says little about samples that it has memorised",
         "placement": "which outputs share one mask: tied lets outputs share one that can only be removed together, "
-        "attention gates heads, values and query-key pairs of transformers as well, paper gives every output its own, as in the paper",
+        "in transformers also heads, values and query-key pairs, feed-forward leaves these alone, "
+        "paper gives every output its own, as in the paper",
         "select": "which epoch's masks are used: best (highest unbiased validation accuracy) and worst-group need bias "
         "labels on the validation split, accuracy and worst-class do not, last needs no validation split; auto is "
         "the first of best, worst-class and last that the data allow",

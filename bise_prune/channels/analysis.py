@@ -102,6 +102,8 @@ def pairs_that_count(attention: Attention, constant: Sequence[Tensor], heads: Te
     """
     assert attention.queries is not None and attention.keys is not None
     pairs = heads[:, None].expand(attention.queries.channels.shape)
+    if not attention.cuts_pairs:
+        return pairs
     for side in (attention.queries, attention.keys):
         pairs = pairs & (constant[side.whole][side.channels] != 0)  # NaN (live) differs from 0, too
     return pairs

@@ -70,7 +70,7 @@ def _values(attention: Attention, record: Trace) -> GateCall:
 def _pairs(attention: Attention, record: Trace) -> GateCall | None:
     """The gate on query channels, which are nothing without their key channels; None if they are read elsewhere."""
     side = attention.queries
-    if side is None or record.values[side.whole].call is None:
+    if side is None or not attention.cuts_pairs or record.values[side.whole].call is None:
         return None
     call = record.calls[record.values[side.whole].call or 0]
     readers = set(record.values[side.whole].readers)

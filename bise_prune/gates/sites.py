@@ -23,9 +23,9 @@ def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = 
         model: any network that runs in Python and ends in a classifier head; never changed.
         example_inputs: its input(s), batch first.
         placement: which outputs share one mask. "tied" gives one mask to all outputs whose channels can only be removed
-            together (a dependency group), including the stem, and gates only where a closed channel can be removed
-            without edits of function calls. "attention" gates the same, and inside attention whole heads, the channels
-            of values, and pairs of a query with a key channel. "paper" gives every gated output its own mask; as in the
+            together (a dependency group), including the stem, and gates only where a closed channel can be removed;
+            inside attention it gates whole heads, the channels of values, and pairs of a query with a key channel.
+            "feed-forward" is the same without the gates inside attention. "paper" gives every gated output its own mask; as in the
             paper's ResNet-18 (3,840 mask logits), the stem of a network with branches (its first nonlinearity, if it
             comes before the first fork) has none. In a transformer with layer norms behind its residual sums (BERT),
             "paper" puts gates in front of the nonlinearities, and on what feed-forward blocks add to the residual
@@ -52,12 +52,12 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
             "classifier to leave alone; wrap it so that it ends in one"
         )
     head = record.heads[0]
-    eligible = [n for n in record.nonlinearities if n.index not in record.scales and n.call < head.index]
+    eligible = [n for n in record.nonlinearities if n.call not in record.scales and n.call < head.index]
     if not eligible:
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
     if placement == "paper":
         return _paper_sites(eligible, record)
-    inside = attention_sites(record, model) if placement == "attention" else []
+    inside = attention_sites(record, model) if placement == "tied" else []
     return [*_tied_sites(eligible, model, record, not inside), *inside]
 
 
@@ -144,8 +144,7 @@ def _transformer_sites(
 
 def _linear_before(n: Nonlinearity, record: Trace) -> Call | None:
     """Return the linear layer whose output a nonlinearity reads directly, if there is one."""
-    operand = record.calls[n.call].operands[0]
-    source = None if operand is None else record.values[operand].call
+    source = None if n.source is None else record.values[n.source].call
     call = None if source is None else record.calls[source]
     return call if call is not None and call.function == "linear" else None
 
@@ -191,12 +190,12 @@ def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace, n
     tied: dict[int, list[Nonlinearity]] = {}
     for n in eligible:
         (output,) = record.calls[n.call].outputs
-        if n.layer is not None and record.values[output].num_channels == n.num_channels:
+        if record.values[output].num_channels == n.num_channels:
             tied.setdefault(stream[output], []).append(n)
     sites = []
     removable, why = _removable(list(tied.values()), model, record)
     for members in removable:
-        name = members[0].layer or ""
+        name = members[0].layer or f"{record.calls[members[0].call].module}@unit.{members[0].index}"
         name += f"+{len(members) - 1}" if len(members) > 1 else ""
         sites.append(GateSite(name, members[0].num_channels, tuple(_gate_on(n, record) for n in members)))
     if not sites and needed:

@@ -30,7 +30,7 @@ from ..gates.gated_model import constant_gates, with_learned_state
 from ..gates.masks import GateSite, MaskSet
 from ..gates.sites import matching_sites
 from ..metrics.cost import measure, measure_latency
-from ..tracing import NONLINEARITIES, Inputs, Reason, Trace, Why, trace
+from ..tracing import Inputs, Reason, Trace, Why, trace
 from .plan import LayerPlan, PruningPlan, fingerprint
 from .planner import Planner, Proposal
 from .surgery import cut
@@ -212,7 +212,7 @@ def _by_groups(
     """Return the network and the plan of a removal by Torch-Pruning's own engine."""
     from ..torch_pruning.engine import remove_by_groups  # imported late, since torch-pruning takes seconds to import
 
-    if any(call.function not in NONLINEARITIES for site in sites for call in site.calls):
+    if any(call.function in ("linear", "layer_norm") or call.entries for site in sites for call in site.calls):
         raise PruningError("engine 'torch-pruning' changes neither layer norms nor attention; use engine 'exact'")
     found = remove_by_groups(model, masks.keep, sites, record, example_inputs)
     plan = PruningPlan(

@@ -8,6 +8,7 @@ forwards to the tensor in which the heads lie side by side again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import permutations
 
 import torch
@@ -20,6 +21,7 @@ from .record import Attention, Call, Side, Slot, Trace, Value
 # head alone; their other operands may be masks or biases of positions.
 _ON_SCORES = {"add", "sub", "mul", "div", "masked_fill", "where", "to", "float", "double", "half", "type", "type_as",
               "dropout", "tanh", "clamp", "contiguous"}  # fmt: skip
+_LONGEST = 24  # calls between split queries or keys and attention
 _SCALINGS = {"mul", "div", "dropout", "to", "float", "double", "half", "type"}
 
 
@@ -95,7 +97,10 @@ def _attention(
     trace: Trace, products: tuple[Call, ...], on_scores: list[Call], parts: tuple[int, int, int], useful: set[int]
 ) -> Attention | None:
     """Return what is known of one attention; None if its values or results are not followed."""
-    queries, keys, values = (_split(trace, part) for part in parts)
+    (queries, before_queries), (keys, before_keys) = (
+        _split_before(trace, part, trace.values[parts[0]].shape[-1]) for part in parts[:2]
+    )
+    values = _split(trace, parts[2])
     results = _merged(trace, products[-1].outputs[0], useful)
     if values is None or results is None or values.channels.shape != results.channels.shape:
         return None
@@ -104,10 +109,14 @@ def _attention(
         heads, queries.channels.shape[1]
     ):  # fmt: skip
         queries = keys = None
+        before_queries = before_keys = []
+    head_by_head = [*before_queries, *before_keys]
     sides = [side for side in (queries, keys, values, results) if side is not None]
     if any(one.last in other.path for one in sides for other in sides if one is not other):
         return None
-    inner = {call.index for call in (*products, *on_scores)} | {index for side in sides for index, _ in side.path}
+    inner = {call.index for call in (*products, *on_scores, *head_by_head)} | {
+        index for side in sides for index, _ in side.path
+    }
     ends = {side.whole for side in sides}
     for index in inner:
         for output in trace.calls[index].outputs:
@@ -129,10 +138,11 @@ def _attention(
             place = dim - ndim + len(call.shapes[k])
             if place >= 0 and call.shapes[k][place] == heads > 1:
                 beside[call.index, k] = place
+    for call in head_by_head:
+        external |= {operand for operand in call.operands if operand is not None} - known
     return Attention(
         tuple(call.index for call in products), frozenset(inner), queries, keys, values, results,
-        trace.values[parts[0]].shape[-1], beside,
-        frozenset(external),
+        trace.values[parts[0]].shape[-1], not head_by_head, beside, frozenset(external),
     )  # fmt: skip
 
 
@@ -158,6 +168,69 @@ def _split(trace: Trace, part: int) -> Side | None:
     moved = _moved(probe, path, index, part, trace)
     sides = _sides(trace, part, index, path, mapping)
     return next((side for side in sides if _agree(moved, split(probe, side, trace))), None)
+
+
+def _split_before(trace: Trace, part: int, width: int) -> tuple[Side | None, list[Call]]:
+    """Follow queries or keys back, also through calls that work on each head alone, such as norms and rotary positions.
+
+    Returns:
+        Where they were split into heads, and the calls behind that; None and no calls if they are not followed.
+    """
+    if (side := _split(trace, part)) is not None:
+        return side, []
+    region: dict[int, Call] = {}
+    start, waiting = None, [part]
+    while waiting:
+        value = trace.values[waiting.pop()]
+        if start is not None and value.index == start.value:
+            continue
+        side = _split(trace, value.index)
+        if side is not None and side.channels.shape[1] == width and side.path[-1] == side.last:
+            if start is not None:
+                return None, []
+            start = side
+            continue
+        if value.call is None or len(region) == _LONGEST:
+            return None, []
+        call = region[value.call] = trace.calls[value.call]
+        waiting += [o for o in call.operands if o is not None and trace.values[o].call is not None
+                    and trace.values[o].shape[-3:-2] != (1,)]  # fmt: skip
+    calls = sorted(region.values(), key=lambda call: call.index)
+    return (start, calls) if start is not None and _works_by_head(start, calls, part, trace) else (None, [])
+
+
+def _works_by_head(side: Side, calls: list[Call], part: int, trace: Trace) -> bool:
+    """Whether calls return the same for the other heads if one is left out, tried on random numbers."""
+    heads = len(side.channels)
+    dim, end = side.order.index(len(side.order) - 2), len(trace.values[part].shape) - 3
+    rest = torch.arange(1, heads)
+    probe, constants = torch.randn(trace.values[side.value].shape), dict[tuple[int, int], Tensor]()
+    try:
+        whole = _computed(calls, side.value, probe, part, constants)
+        fewer = _computed(calls, side.value, probe.index_select(dim, rest), part, constants)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    expected = whole.index_select(end, rest)
+    return fewer.shape == expected.shape and torch.allclose(fewer, expected, atol=1e-5)
+
+
+def _computed(calls: list[Call], start: int, x: Tensor, end: int, constants: dict[tuple[int, int], Tensor]) -> Tensor:
+    """Run calls one after the other, with random numbers, which are kept, in place of other tensors."""
+    tensors = {start: x}
+    for call in calls:
+        given = []
+        for k, shape in enumerate(call.shapes):
+            known = tensors.get(-1 if (operand := call.operands[k]) is None else operand)
+            given.append(constants.setdefault((call.index, k), torch.rand(shape)) if known is None else known.clone())
+        args, kwargs = replace_tensors((call.args, call.kwargs), partial(_filled, given), Slot)
+        results = tensors_in([call.run(*args, **kwargs)])
+        tensors |= dict(zip(call.outputs, results, strict=False))
+    return tensors[end]
+
+
+def _filled(given: list[Tensor], slot: Slot) -> Tensor:
+    """The tensor for a slot."""
+    return given[slot.position]
 
 
 def _merged(trace: Trace, part: int, useful: set[int]) -> Side | None:

@@ -163,7 +163,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Nonlinearity:
-    """A call of a nonlinearity in the traced forward pass.
+    """A call of a nonlinearity in the traced forward pass, or the last call of one that is written out.
 
     Attributes:
         index: number of calls of nonlinearities before it, including those on constants.
@@ -172,6 +172,7 @@ class Nonlinearity:
         num_channels: size of that dimension.
         layer: name of the layer that produces these channels, if it is a single one.
         call: position in :attr:`Trace.calls`.
+        source: index of the value that it is a function of; None if that is not known.
     """
 
     index: int
@@ -180,6 +181,7 @@ class Nonlinearity:
     num_channels: int
     layer: str | None
     call: int
+    source: int | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,8 @@ class Attention:
         values: where the values come from.
         results: where the results go to.
         width: number of channels of a query in a head.
+        cuts_pairs: whether channels of queries and keys can be left out; no, if norms or rotary positions read all of a
+            head.
         beside: (index of a call, position of a tensor) -> dimension of the heads, of tensors with one entry a head
             that are no queries, keys or values, such as biases of positions.
         external: indices of all other tensors that are read, such as masks.
@@ -228,6 +232,7 @@ class Attention:
     values: Side
     results: Side
     width: int
+    cuts_pairs: bool
     beside: dict[tuple[int, int], int]
     external: frozenset[int]
 
@@ -279,13 +284,13 @@ class Trace:
 
     @property
     def scales(self) -> set[int]:
-        """Indices of the sigmoids that only scale another tensor (squeeze-and-excite)."""
+        """Indices of the calls of sigmoids that only scale another tensor (squeeze-and-excite)."""
         found = set()
         for n in self.nonlinearities:
             (output,) = self.calls[n.call].outputs
             readers = self._readers_behind_views(output)
             if n.function in SCALES and readers and all(_multiplies(reader) for reader in readers):
-                found.add(n.index)
+                found.add(n.call)
         return found
 
     def _readers_behind_views(self, value: int) -> list[Call]:

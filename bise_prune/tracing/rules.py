@@ -14,7 +14,8 @@ from .reasons import Reason, Why
 from .record import Call, Nonlinearity, Slot, Trace, Value
 
 _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
-    "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow", "erf",
+    "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
+    "maximum", "minimum", "zeros_like", "ones_like",
     "sin", "cos", "clamp", "clamp_min", "clamp_max", "reciprocal", "threshold", "hardshrink", "softshrink",
     "to", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout",
     "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
@@ -68,7 +69,7 @@ class ChannelRules:
             read = [self.trace.values[operand].full for operand in call.operands if operand is not None]
             value.full = (any(read) and not pools) or name in ("interpolate", "upsample")
         self._apply_rule(call, tensors, shapes, outputs)
-        if name in NONLINEARITIES:
+        if name in NONLINEARITIES or _cuts_at_zero(call):
             self._at_nonlinearity(call, outputs[0])
 
     def _apply_rule(
@@ -374,12 +375,19 @@ class ChannelRules:
             dim = output.dim
         index, size = self.nonlinearities - 1, output.shape[dim]
         layer = output.layer if output.num_channels == size else None
-        self.trace.nonlinearities.append(Nonlinearity(index, call.function, dim, size, layer, call.index))
+        self.trace.nonlinearities.append(
+            Nonlinearity(index, call.function, dim, size, layer, call.index, call.operands[0])
+        )
 
 
 def _opaque(call: Call, why: Why) -> None:
     """Mark a call as opaque, for the given reason."""
     call.kind, call.why, call.layer, call.maps = "opaque", Reason(why, function=call.function), None, {}
+
+
+def _cuts_at_zero(call: Call) -> bool:
+    """Whether a call is a ReLU that is written as a clamp."""
+    return call.kind == "elementwise" and call.function in ("clamp", "clamp_min") and call.argument(1, "min") == 0
 
 
 def _pooled_to(call: Call) -> tuple[Any, ...]:

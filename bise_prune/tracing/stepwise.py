@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention in steps that can be watched one by one: a projection, attention, another projection."""
+"""Functions in steps that can be watched one by one: multi-head attention, gated linear units."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ _SIGNATURE = signature(functional.multi_head_attention_forward)
 
 
 def in_steps(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
-    """Return a function that computes a call of multi-head attention in steps; None for any other call.
+    """Return a function that computes multi-head attention or a gated linear unit in steps; None for any other call.
 
     Attention with extra keys, or with projections of different widths, is not taken apart, nor is an unbatched one.
     """
+    if function is functional.glu:
+        return partial(_gated_unit, *args, **kwargs)
     if function is not functional.multi_head_attention_forward:
         return None
     given = _SIGNATURE.bind(*args, **kwargs)
@@ -27,6 +29,12 @@ def in_steps(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     unusual = ("bias_k", "bias_v", "add_zero_attn", "use_separate_proj_weight", "static_k", "static_v")
     is_plain = all(about[name] is None or about[name] is False for name in unusual)
     return partial(_steps, **about) if is_plain and about["query"].ndim == 3 else None
+
+
+def _gated_unit(input: Tensor, dim: int = -1) -> Tensor:
+    """The first half of the channels, scaled by the sigmoid of the second."""
+    first, second = input.chunk(2, dim)
+    return first * torch.sigmoid(second)
 
 
 def _steps(

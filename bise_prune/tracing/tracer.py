@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from .activations import compose_activations
 from .attention import attentions_in
 from .functions import NONLINEARITIES, CallCounter, replace_tensors, tensors_in
 from .products import PRODUCTS, counted_product
@@ -139,6 +140,7 @@ class _Tracer(CallCounter):
                     self.trace.rigid.add(name)
         for call in self.trace.calls:
             call.whole |= call.kind == "mixing" and call.layer in self.trace.frozen
+        compose_activations(self.trace)
         self.trace.attentions = attentions_in(self.trace)
 
     def called(

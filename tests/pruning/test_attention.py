@@ -24,7 +24,7 @@ def network(seed):
 @pytest.mark.parametrize("seed", [*range(60), *slow(*range(60, 700))])
 def test_the_slim_network_is_the_masked_one(seed):
     model, inputs = network(seed), tokens(2, 4)
-    masks = masks_for(model, inputs, "attention", seed, (0.3, 0.5, 0.7)[seed % 3])
+    masks = masks_for(model, inputs, "tied", seed, (0.3, 0.5, 0.7)[seed % 3])
     result = prune(model, masks, inputs, tolerance=1e-10)
     masked = apply_masks(model, masks, inputs)
     for count, length in ((1, 4), (3, 6), (7, 2)):
@@ -73,9 +73,9 @@ def by_hand(model, x, heads, values, pairs):
 
 def test_closed_entries_are_what_their_names_say():
     model, x = plain()
-    sites = {site.name: site.num_channels for site in gate_sites(model, x, "attention")}
+    sites = {site.name: site.num_channels for site in gate_sites(model, x, "tied")}
     assert sites == {"first": 7, "attention@heads": 3, "attention@values": 12, "attention@pairs": 12}
-    masks = masks_for(model, x, "attention", 3, 0.5)
+    masks = masks_for(model, x, "tied", 3, 0.5)
     masks.logits["first"][:] = 1
     kept = [masks.keep[f"attention@{kind}"].double() for kind in ("heads", "values", "pairs")]
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_closed_entries_are_what_their_names_say():
 
 def even_masks(model, x, *, heads=(1, -1, 1)):
     """Masks that leave as many channels in every head."""
-    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, x, "attention")}
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, x, "tied")}
     masks["attention@heads"] = torch.tensor([float(head) for head in heads])
     masks["attention@values"] = torch.tensor([1.0, -1, 1, 1] * 3)
     masks["attention@pairs"] = torch.tensor([-1.0, -1, 1, -1] * 3)
@@ -134,9 +134,9 @@ class Residual(Plain):
 @pytest.mark.parametrize("uneven", [False, True])
 def test_costs_of_gates_are_those_of_the_plan(uneven):
     model, x = plain()
-    masks = masks_for(model, x, "attention", 5, 0.5) if uneven else even_masks(model, x)
+    masks = masks_for(model, x, "tied", 5, 0.5) if uneven else even_masks(model, x)
     plan = prune(model, masks, x).plan
-    record, sites = trace(model, x), gate_sites(model, x, "attention")
+    record, sites = trace(model, x), gate_sites(model, x, "tied")
     gates = [masks.keep[site.name].double() for site in sites]
     assert float(GateCost(record, model, sites)(gates)) == pytest.approx(plan.macs[1] / plan.macs[0], abs=1e-12)
     params = GateCost(record, model, sites, "params")
@@ -153,7 +153,7 @@ def test_a_saved_plan_is_carried_out_again(tmp_path):
     assert again.plan.edits_digest == first.plan.edits_digest
 
 
-def test_networks_without_attention_have_the_same_sites(images=None):
+def test_networks_without_attention_have_the_same_sites():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     x = torch.randn(2, 4)
-    assert gate_sites(model, x, "attention") == gate_sites(model, x, "tied")
+    assert gate_sites(model, x, "feed-forward") == gate_sites(model, x, "tied")
