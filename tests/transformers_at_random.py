@@ -19,6 +19,8 @@ class Projections(nn.Module):
             self.layout = "side by side"
         self.style = draw.choice(["view", "unflatten", "reshape"])
         self.scaled = draw.choice(["no", "before", "behind"])
+        self.turns = draw.choice(["no", "no", "no", "rotary", "norm", "direction"])
+        self.gain = nn.Parameter(torch.rand(pair)) if self.turns == "norm" else None
         if self.layout == "three":
             self.q, self.k, self.v = (nn.Linear(width, heads * w, bias=has_bias) for w in (pair, pair, value))
         else:
@@ -44,7 +46,17 @@ class Projections(nn.Module):
         else:
             apart = self.qkv(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
             q, k, v = apart.split([self.pair, self.pair, self.value], -1)
+        q, k = (self._turned(y) for y in (q, k))
         return (q * 0.7 if self.scaled == "behind" else q), k, v
+
+    def _turned(self, y):
+        if self.turns == "rotary":
+            angle = torch.arange(y.shape[2], dtype=y.dtype)[:, None] / 3 + torch.arange(self.pair, dtype=y.dtype)
+            first, second = y.chunk(2, -1)
+            return y * angle.cos() + torch.cat([-second, first], -1) * angle.sin()
+        if self.turns == "norm":
+            return F.layer_norm(y, (self.pair,), self.gain)
+        return F.normalize(y, dim=-1) if self.turns == "direction" else y
 
 
 class Attention(nn.Module):
@@ -62,6 +74,7 @@ class Attention(nn.Module):
         if self.mask == "bias":
             self.bias = nn.Parameter(torch.randn(1 if draw.random() < 0.5 else heads, length, length))
             self.is_moved = draw.random() < 0.5
+        self.temperature = nn.Parameter(torch.rand(heads, 1, 1)) if draw.random() < 0.2 else None
 
     def _mask(self, x):
         tokens = x.shape[1]
@@ -85,6 +98,7 @@ class Attention(nn.Module):
         else:
             scores = q @ k.transpose(-2, -1) * (self.scale or self.project.pair**-0.5)
             scores = torch.tanh(scores) * 3 if self.by == "with a softcap" else scores
+            scores = scores if self.temperature is None else scores * self.temperature.exp()
             scores = scores if mask is None else scores + mask
             heads = torch.matmul(F.dropout(scores.softmax(-1), 0.1, training=self.training), v)
         merged = heads.transpose(1, 2)

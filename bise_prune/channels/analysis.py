@@ -66,6 +66,8 @@ def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Ana
                 needed[operand][:] = True
             elif call.kind == "mixing":
                 needed[operand] |= spread(live[0], call.groups, len(needed[operand]))
+            elif call.kind == "movement" and not any((k, o) in call.maps for o in range(len(live))):
+                needed[operand][:] = True  # an index
             else:
                 for o, mask in enumerate(live):
                     if (mapping := call.maps.get((k, o))) is not None:

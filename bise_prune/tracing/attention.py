@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .functions import replace_tensors, tensors_in
-from .record import Attention, Call, Side, Slot, Trace, Value
+from .record import Attention, Call, Side, Slot, Trace, Value, slot_filled
 
 # Functions between the first product of attention and its softmax, or behind that, which work on the scores of each
 # head alone; their other operands may be masks or biases of positions.
@@ -179,7 +179,7 @@ def _split_before(trace: Trace, part: int, width: int) -> tuple[Side | None, lis
     if (side := _split(trace, part)) is not None:
         return side, []
     region: dict[int, Call] = {}
-    start, waiting = None, [part]
+    start, waiting, heads = None, [part], trace.values[part].shape[-3:-2]
     while waiting:
         value = trace.values[waiting.pop()]
         if start is not None and value.index == start.value:
@@ -193,8 +193,8 @@ def _split_before(trace: Trace, part: int, width: int) -> tuple[Side | None, lis
         if value.call is None or len(region) == _LONGEST:
             return None, []
         call = region[value.call] = trace.calls[value.call]
-        waiting += [o for o in call.operands if o is not None and trace.values[o].call is not None
-                    and trace.values[o].shape[-3:-2] != (1,)]  # fmt: skip
+        read = [trace.values[operand] for operand in call.operands if operand is not None]
+        waiting += [v.index for v in read if v.call is not None and (heads == (1,) or v.shape[-3:-2] != (1,))]
     calls = sorted(region.values(), key=lambda call: call.index)
     return (start, calls) if start is not None and _works_by_head(start, calls, part, trace) else (None, [])
 
@@ -202,6 +202,8 @@ def _split_before(trace: Trace, part: int, width: int) -> tuple[Side | None, lis
 def _works_by_head(side: Side, calls: list[Call], part: int, trace: Trace) -> bool:
     """Whether calls return the same for the other heads if one is left out, tried on random numbers."""
     heads = len(side.channels)
+    if heads == 1:
+        return True
     dim, end = side.order.index(len(side.order) - 2), len(trace.values[part].shape) - 3
     rest = torch.arange(1, heads)
     probe, constants = torch.randn(trace.values[side.value].shape), dict[tuple[int, int], Tensor]()
@@ -222,15 +224,10 @@ def _computed(calls: list[Call], start: int, x: Tensor, end: int, constants: dic
         for k, shape in enumerate(call.shapes):
             known = tensors.get(-1 if (operand := call.operands[k]) is None else operand)
             given.append(constants.setdefault((call.index, k), torch.rand(shape)) if known is None else known.clone())
-        args, kwargs = replace_tensors((call.args, call.kwargs), partial(_filled, given), Slot)
+        args, kwargs = replace_tensors((call.args, call.kwargs), partial(slot_filled, given), Slot)
         results = tensors_in([call.run(*args, **kwargs)])
         tensors |= dict(zip(call.outputs, results, strict=False))
     return tensors[end]
-
-
-def _filled(given: list[Tensor], slot: Slot) -> Tensor:
-    """The tensor for a slot."""
-    return given[slot.position]
 
 
 def _merged(trace: Trace, part: int, useful: set[int]) -> Side | None:

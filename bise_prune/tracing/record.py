@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -39,6 +39,11 @@ class Slot(NamedTuple):
     """Placeholder for the ``position``-th tensor among the arguments of a call."""
 
     position: int
+
+
+def slot_filled(given: Sequence[Tensor], slot: Slot) -> Tensor:
+    """Return the tensor that stands for a slot, of those for all slots of a call."""
+    return given[slot.position]
 
 
 @dataclass

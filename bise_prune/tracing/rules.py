@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .functions import NONLINEARITIES, replace_tensors, tensors_in
 from .reasons import Reason, Why
-from .record import Call, Nonlinearity, Slot, Trace, Value
+from .record import Call, Nonlinearity, Slot, Trace, Value, slot_filled
 
 _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
     "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
@@ -309,7 +310,7 @@ class ChannelRules:
         start = 0
         for k, tensor in enumerate(tensors):
             value = self._read(call, k)
-            if value is None and not tensor.is_floating_point():
+            if not tensor.is_floating_point() and (value is None or call.function == "getitem"):
                 sources.append(None)  # an index tensor
                 places.append(tensor)
                 continue
@@ -324,6 +325,15 @@ class ChannelRules:
             start += value.num_channels
         if call.function in ("cat", "stack") and not self._lies_along(call, sources, outputs[0]):
             return
+        if any(source is None and call.operands[k] is not None for k, source in enumerate(sources)):
+            # An index that depends on the input may pick a place, such as the last token, but no channel.
+            zeros = [place if sources[k] is not None else torch.zeros_like(place) for k, place in enumerate(places)]
+            found, picked = (
+                call.run(*replace_tensors(call.args, partial(slot_filled, given), Slot)) for given in (places, zeros)
+            )
+            if not torch.equal(found, picked):
+                _opaque(call, Why.MOVES_UNKNOWN)
+                return
         args, kwargs = replace_tensors((call.args, call.kwargs), lambda slot: places[slot.position], Slot)
         try:
             result = call.run(*args, **kwargs)

@@ -135,3 +135,38 @@ def test_the_number_of_classes_is_that_of_the_heads():
     for end in ("pooled 1x1", "two heads averaged"):
         network = MaskedNetwork(Net(end).eval(), torch.randn(2, 3, 8, 8), SearchConfig(), None)
         assert network.num_classes == CLASSES
+
+
+class Picking(Net):
+    """Reads the logits at the place where the input is largest, as decoders read those of the last token."""
+
+    def __init__(self, by):
+        super().__init__("linear")
+        self.by = by
+
+    def forward(self, x):
+        found, rows = self.head(tokens(self.features(x))), torch.arange(len(x))
+        place = x[..., :4, :4].flatten(2).mean(1).argmax(1)
+        return (
+            found[rows, place] if self.by == "place" else found.transpose(1, 2)[rows[:, None], :, place[:, None]][:, 0]
+        )
+
+
+@pytest.mark.parametrize("by", ["place", "place, behind the classes"])
+def test_a_token_may_depend_on_the_input(by):
+    model, x = Picking(by).double().eval(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    assert list(readout_of(model, trace(model, x)).layers) == ["head"]
+    sites = gate_sites(model, x, "tied")
+    assert [site.name for site in sites] == ["features.0", "features.2"]
+    masks = MaskSet({site.name: torch.arange(site.num_channels) % 2 - 0.5 for site in sites})
+    assert prune(model, masks, x).plan.layers["head"].inputs == (1, 3, 5, 7)
+
+
+def test_a_channel_that_depends_on_the_input_is_not_followed():
+    class Routed(Net):
+        def forward(self, x):
+            f = self.features(x).mean((2, 3))
+            return self.head(f[torch.arange(len(f))[:, None], f.argsort(1)])
+
+    model, x = Routed("linear").double().eval(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    assert [site.name for site in gate_sites(model, x, "tied")] == ["features.0"]

@@ -36,7 +36,7 @@ def test_the_slim_network_is_the_masked_one(seed):
 
 def test_attention_is_followed_in_nearly_all_of_them():
     found = [len(trace(network(seed), tokens(2, 4)).attentions) / len(network(seed).blocks) for seed in range(60)]
-    assert sum(share == 1 for share in found) >= 57
+    assert sum(share == 1 for share in found) >= 58
 
 
 class Plain(nn.Module):
