@@ -110,7 +110,7 @@ class Arena:
         placement: where its gates sit.
     """
 
-    def __init__(self, cell: zoo.Cell, work: Path, placement: Placement = "tied") -> None:
+    def __init__(self, cell: zoo.Cell, work: Path, placement: Placement = "feed-forward") -> None:
         self.settings = SearchConfig(placement=placement)
         self.session: Session = zoo.session_of(cell, work, work / cell.name / "unused")
         about = json.loads((work / cell.name / "about.json").read_text())

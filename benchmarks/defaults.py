@@ -8,7 +8,7 @@ Runs `bise-prune CHECKPOINT --data DATA` for each cell, with no other setting th
 and columns, on one thread. Measures accuracies of the dense and the slim network on the test split, FLOPs left, latency
 of both ONNX files in onnxruntime, the time of the search beside its estimate and beside the vanilla training, and the
 exit code. A cell that is there is not run again; ``--record`` writes benchmarks/records/defaults.json from what is
-there, and ``benchmarks/results.py`` the page of it.
+there, in place of what the record had of these cells, and ``benchmarks/results.py`` the page of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = arguments.work / "defaults"
     if arguments.record:
         found = {cell.name: folder / cell.name / "figures.json" for cell in zoo.CELLS}
-        rows = {name: json.loads(place.read_text()) for name, place in found.items() if place.exists()}
+        before = json.loads((RECORDS / "defaults.json").read_text())
+        rows = {name: {"commit": before["commit"], **row} for name, row in before["cells"].items()}
+        rows |= {name: json.loads(place.read_text()) for name, place in found.items() if place.exists()}
         protocol = " ".join((__doc__ or "").split("Runs ")[1].split(" A cell")[0].split())
         write_json(RECORDS / "defaults.json", {**base_record([0], f"Runs {protocol}", "cpu"), "cells": rows})
         return 0
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = folder / cell.name
         if (arguments.work / cell.name / "about.json").exists() and not place.exists():
             place.mkdir(parents=True)
-            figures = _figures(cell, arguments.work, place)
+            figures = {"commit": base_record([0], "", "cpu")["commit"], **_figures(cell, arguments.work, place)}
             write_json(place / "figures.json", figures)
             print(f"{cell.name}: {json.dumps(figures)}", flush=True)
     return 0
@@ -91,6 +93,15 @@ _RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/rec
 _HEADS = ["network", "dense", "worst", "slim", "worst", "verdict", "FLOPs left", "batch 1", "batch 16"]
 
 
+def _commits(cells: dict[str, Any]) -> str:
+    """At which commits which networks were run, the commonest last."""
+    names: dict[str, list[str]] = {}
+    for name, row in cells.items():
+        names.setdefault(row["commit"], []).append(name)
+    *few, (most, _) = sorted(names.items(), key=lambda pair: len(pair[1]))
+    return "; ".join([*(f"{', '.join(found)} at commit {commit}" for commit, found in few), f"commit {most}"])
+
+
 def markdown(record: dict[str, Any]) -> str:
     """The record as a page."""
     cells = record["cells"]
@@ -100,7 +111,7 @@ def markdown(record: dict[str, Any]) -> str:
         "This page says what the command without flags makes of small biased networks of the kinds that users bring.",
         "",
         f"**How it was measured.** {record['protocol']} Seed 0; networks: `benchmarks/zoo.py`. Command: "
-        f"`{record['command']}`, commit {record['commit']}, [record]({_RECORD_URL}).",
+        f"`{record['command']}`, {_commits(cells)}, [record]({_RECORD_URL}).",
         "",
         f"**What there is.** {len(cells)} of {len(zoo.CELLS)} networks.",
         "",

@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from ..config import Placement
 from ..errors import ModelError
-from ..gates.masks import MaskSet
-from ..gates.sites import gate_sites
-from ..tracing import Inputs
+from ..gates.masks import GateSite, MaskSet
+from ..gates.sites import sites_in
+from ..tracing import Inputs, Trace, trace
 
 
 def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> MaskSet:
     """Score each channel by the L2 norm of its filter; of several layers that share a mask, all filters count together.
+
+    Inside attention, a channel of values and a head count by the filters of the values, a pair by that of its query.
 
     Args:
         model: network; never changed.
@@ -27,7 +29,11 @@ def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placeme
         ModelError: a mask gates channels that no single layer produces.
     """
     scores = {}
-    for site in gate_sites(model, example_inputs, placement):
+    record = trace(model, example_inputs)
+    for site in sites_in(record, model, placement):
+        if site.calls[0].entries is not None:
+            scores[site.name] = _inside_attention(site, record, model)
+            continue
         squares = torch.zeros(site.num_channels, dtype=torch.float64)
         for layer in dict.fromkeys(call.layer for call in site.calls if not call.is_layer_norm):
             weight = None if layer is None else model.get_submodule(layer).weight
@@ -37,3 +43,22 @@ def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placeme
             squares += weight.detach().cpu().double().transpose(0, dim).flatten(1).square().sum(1)
         scores[site.name] = squares.sqrt().float()
     return MaskSet(scores, {"criterion": "magnitude"})
+
+
+def _inside_attention(site: GateSite, record: Trace, model: nn.Module) -> Tensor:
+    """The norms of the filters of a site inside attention."""
+    (gate,) = site.calls
+    call, entries = record.call_of[gate.key], torch.tensor(gate.entries)
+    channels = torch.arange(len(entries))
+    if (attention := record.attention_of.get(call.index)) is not None:  # its merged results, which values make
+        channels[attention.results.channels] = attention.values.channels
+        source = record.values[attention.values.whole].call
+        call = record.calls[source] if source is not None else call
+    weight = getattr(model.get_submodule(call.layer), call.weight, None) if call.layer is not None else None
+    if not isinstance(weight, Tensor) or call.function != "linear":
+        raise ModelError(f"the channels of '{site.name}' have no filters of their own to measure")
+    squares = weight.detach().cpu().double().square().sum(1)[channels]
+    gated = entries >= 0
+    return (
+        torch.zeros(site.num_channels, dtype=torch.float64).index_add(0, entries[gated], squares[gated]).sqrt().float()
+    )

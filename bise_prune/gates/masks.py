@@ -93,6 +93,16 @@ def site_layer(name: str) -> str:
     return name.partition("+")[0].partition("@")[0]
 
 
+def gates_a_layer(name: str) -> bool:
+    """Return whether a site gates the outputs of layers, and not heads, values or pairs inside attention or halves.
+
+    >>> gates_a_layer("conv1+2"), gates_a_layer("conv1@1"), gates_a_layer("blocks.0.attn@heads")
+    (True, True, False)
+    """
+    _, _, part = name.partition("+")[0].partition("@")
+    return not part or part.isdigit()
+
+
 @dataclass(frozen=True)
 class MaskSet:
     """Learned mask logits m of all gate sites; a channel is closed where m < 0 (Eq. 2: sigma(m / tau) < .5).

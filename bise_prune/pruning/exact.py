@@ -213,7 +213,10 @@ def _by_groups(
     from ..torch_pruning.engine import remove_by_groups  # imported late, since torch-pruning takes seconds to import
 
     if any(call.function in ("linear", "layer_norm") or call.entries for site in sites for call in site.calls):
-        raise PruningError("engine 'torch-pruning' changes neither layer norms nor attention; use engine 'exact'")
+        raise PruningError(
+            "engine 'torch-pruning' changes neither layer norms nor attention; use engine 'exact', or placement "
+            "'feed-forward' (--placement feed-forward)"
+        )
     found = remove_by_groups(model, masks.keep, sites, record, example_inputs)
     plan = PruningPlan(
         keep=dict(masks.keep),

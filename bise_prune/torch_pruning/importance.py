@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import Tensor
 
 from ..errors import ConfigError, ModelError
-from ..gates.masks import MaskSet, site_layer
+from ..gates.masks import MaskSet, gates_a_layer, site_layer
 from ..gates.ranking import tie_free
 
 Reduction = Literal["all", "any", "mean"]
@@ -22,8 +22,8 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
 
     It works in local and global pruning, with any ``pruning_ratio`` and ignored layers. Scores are not normalised per
     dependency group, since the sign of m has a meaning of its own, and no two scores are equal. For dependency groups
-    without masks it returns None, and pruners skip them. Prune in one step only: after a removal the masks no longer
-    match the layers.
+    without masks it returns None, and pruners skip them; masks inside attention are left out. Prune in one step only:
+    after a removal the masks no longer match the layers.
 
     Two properties of Torch-Pruning's own pruners cannot be changed from here: on frozen weights they find no dependency
     groups and remove nothing without any error, and ``round_to`` rounds the number of kept channels *down*, so that
@@ -48,6 +48,8 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
         parts = tie_free(list(masks.logits.values()))
         self.scores: dict[str, list[Tensor]] = {}
         for name, part in zip(masks.logits, parts, strict=True):
+            if not gates_a_layer(name):
+                continue  # what is inside attention is no output of a layer, which Torch-Pruning could remove
             self.scores.setdefault(site_layer(name), []).append(part)
         self.ceiling = max(float(part.max()) for part in parts) + 1.0
 

@@ -1,15 +1,23 @@
 """Exact removal inside attention: heads, channels of values, pairs of a query with a key channel."""
 
+import onnxruntime
 import pytest
 import torch
+import torch_pruning as tp
 from awkward import masks_for
 from cases import slow
 from torch import nn
 from torch.nn import functional as F
 from transformers_at_random import RandomTransformer
 
-from bise_prune import MaskSet, PruningPlan, apply_masks, gate_sites, prune
+from bise_prune import MaskSet, PruningPlan, apply_masks, export_onnx, gate_sites, load_slim, prune, save_slim
+from bise_prune.baselines.magnitude import magnitude_masks
+from bise_prune.baselines.random_scores import random_masks
+from bise_prune.baselines.taylor import taylor_masks
+from bise_prune.data import BatchLoader, BiasedDataset
+from bise_prune.errors import PruningError
 from bise_prune.mask_search.gate_cost import GateCost
+from bise_prune.torch_pruning.importance import BISEImportance
 from bise_prune.tracing import trace
 
 
@@ -157,3 +165,49 @@ def test_networks_without_attention_have_the_same_sites():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     x = torch.randn(2, 4)
     assert gate_sites(model, x, "feed-forward") == gate_sites(model, x, "tied")
+
+
+def test_norms_of_filters_inside_attention():
+    model, x = plain()
+    scores = magnitude_masks(model, x).logits
+    rows = model.v.weight.detach().square().sum(1)
+    assert torch.allclose(scores["attention@values"].double(), rows.sqrt(), atol=1e-6)
+    assert torch.allclose(scores["attention@heads"].double(), rows.view(3, 4).sum(1).sqrt(), atol=1e-6)
+    assert torch.allclose(scores["attention@pairs"].double(), model.q.weight.detach().norm(dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_criterion_ranks_what_is_inside_attention(seed):
+    model, x = network(seed), tokens(8, 4)
+    loader = BatchLoader(BiasedDataset(x, torch.arange(8) % 3, torch.arange(8)[:, None] % 2), 4)
+    for masks in (magnitude_masks(model, x), random_masks(model, x), taylor_masks(model, loader)):
+        result = prune(model, masks, x, target_flops=0.6)
+        assert result.plan.target["reached"] == pytest.approx(0.4, abs=0.06)
+
+
+def test_torch_prunings_pruners_leave_attention_alone():
+    model, x = plain()
+    model, x = model.float(), x.float()
+    importance = BISEImportance(magnitude_masks(model, x))
+    pruner = tp.pruner.BasePruner(model, x, importance, pruning_ratio=0.5, ignored_layers=[model.head])
+    pruner.step()
+    assert model.first.out_features == 3 and model.v.out_features == 12
+
+
+def test_torch_prunings_engine_says_which_placement_it_takes():
+    model, x = plain()
+    with pytest.raises(PruningError, match="--placement feed-forward"):
+        prune(model, even_masks(model, x), x, engine="torch-pruning")
+
+
+def test_what_was_removed_is_saved_and_exported(tmp_path):
+    model, x = plain()
+    slim = prune(model, even_masks(model, x), x).model.float()
+    x = x.float()
+    export_onnx(slim, tmp_path / "slim.onnx", x)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "slim.onnx").run(None, {"input": x[:1].numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(found), slim(x[:1]), atol=1e-5)
+        save_slim(tmp_path / "slim.safetensors", slim)
+        again = load_slim(tmp_path / "slim.safetensors", plain()[0].float())
+        assert torch.equal(again(x), slim(x))
