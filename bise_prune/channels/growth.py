@@ -33,7 +33,8 @@ class Growth:
         joins: lowering, i.e. what happens where tensors with different masks meet; see
             :func:`bise_prune.channels.lay_out`.
         rounding: function from the number of kept channels of a layer to the number to keep (at least as many).
-        rigid: indices of movement calls that only work on the full width.
+        rigid: indices of calls, of those that move data or read a tensor made during the pass, that only work on the
+            full width.
 
     Attributes:
         present: per value, bool over its channels: those that the slim network contains.
@@ -228,7 +229,7 @@ class Growth:
         if self.values[output].dim is None and self.values[output].num_channels > 1:
             self._rigid(call)
             return
-        soft = self._soft(call)
+        soft = call.index not in self.rigid and self._soft(call)
         for k, operand in enumerate(call.operands):
             mapping = call.maps.get((k, 0))
             if operand is None or mapping is None:
@@ -246,6 +247,8 @@ class Growth:
                 continue
             constant = call.kind == "elementwise" and len(call.maps) > 1 and self._dispensable(operand)
             constant &= self.values[operand].parameter is None and call.function not in ("cat", "stack")
+            if self.values[operand].foreign and call.index not in self.rigid:
+                continue  # what is read of it is picked when it is there
             if soft or constant or (call.keeps(k) and torch.equal(self.present[operand], self.present[output])):
                 continue
             sources = mapping.clamp(min=0)

@@ -101,7 +101,8 @@ def lay_out(
         joins: lowering: "intersection" keeps a shared channel while any of the outputs that meet has its gate open;
             "expand" lets every layer shrink and rearranges channels where tensors meet.
         rounding: function from the number of kept channels of a layer to the number to keep (at least as many).
-        rigid: indices of movement calls that only work on the full width.
+        rigid: indices of calls, of those that move data or read a tensor made during the pass, that only work on the
+            full width.
         normed: index of a layer norm call -> bool over its channels, True where its statistics leave the channel out.
     """
     analysis = analyse(trace, model, closed)

@@ -153,17 +153,18 @@ Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
 def _with_fallback(
     record: Trace, make_planner: Callable[..., Planner], attempt: Callable[[Planner], PruningResult]
 ) -> PruningResult:
-    """Run the attempt, and once more with the full width around reshapes if its network does not run or agree."""
-    reshapes = {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
+    """Run the attempt, and once more with the full width where the forward pass may ask for it, if that fails."""
+    wide = {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
+    wide |= {value.readers[0] for value in record.values if value.foreign}  # made to a width that a layer declares
     try:
         return attempt(make_planner())
     except (ConfigError, PruningError):
         raise
     except _FAILURES as error:
-        if not reshapes:
+        if not wide:
             raise _explained(error) from error
     try:
-        return attempt(make_planner(rigid=reshapes))  # one of them may contain a fixed number of channels
+        return attempt(make_planner(rigid=wide))  # one of them may contain a fixed number of channels
     except BiseError:
         raise
     except _FAILURES as error:

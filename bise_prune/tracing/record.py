@@ -57,6 +57,7 @@ class Value:
         layer: name of the layer that produces these channels, if it is a single one; for a parameter the module that
             owns it.
         parameter: full name, if this is a parameter or buffer that is read by a function other than its layer's own.
+        foreign: whether this is a constant with several channels that is made during the pass.
         full: whether the tensor has the spatial or sequence size of the data; False behind a global pooling and for
             parameters.
         measured: whether Python code asked for the size of the tensor.
@@ -69,6 +70,7 @@ class Value:
     compact: tuple[int, ...] | None = None
     layer: str | None = None
     parameter: str | None = None
+    foreign: bool = False
     full: bool = True
     measured: bool = False
     call: int | None = None

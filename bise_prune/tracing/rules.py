@@ -276,11 +276,13 @@ class ChannelRules:
             if value is None:  # a parameter, a buffer or a tensor created during the pass
                 part = tuple(size if compact[d] > 1 else 1 for d, size in enumerate(aligned))
                 own = part[ndim - len(shape) :]
-                if any(size > 1 for size in part) and self.owner.get(id(tensor)) is None:
+                is_foreign = any(size > 1 for size in part) and self.owner.get(id(tensor)) is None
+                if is_foreign and sum(size > 1 for size in part) > 1:
                     output.compact, output.layer = compact, structured[0].layer
                     _opaque(call, Why.READS_FOREIGN)
                     return
                 value = self._constant(tensor, call, k, own)
+                value.foreign = is_foreign
             elif value.compact is None:
                 if any(aligned[d] > 1 for d in range(ndim) if compact[d] > 1):
                     output.compact, output.layer = compact, structured[0].layer

@@ -383,3 +383,40 @@ def test_a_weight_over_several_heads_stays(rotates, joins):
     result = prune(model, half_closed(model, x), x, joins=joins)
     assert result.verification.max_abs_error < 1e-12 and not result.plan.edits
     assert result.model.get_submodule("first").out_features == 12
+
+
+def _frozen(s, x):
+    scale = s.weight.reshape(1, -1, 1, 1) * (s.variance.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+    return torch.relu(s.a(x) * scale + s.shift.reshape(1, -1, 1, 1))
+
+
+def _positions(s, x):
+    places = torch.arange(x.shape[-1], dtype=x.dtype)[:, None] * torch.linspace(0.1, 1, 8, dtype=x.dtype)
+    return torch.relu(s.a(x) + places.sin().T[:, None])
+
+
+def _declared(s, x):
+    return torch.relu(s.a(x) + torch.linspace(0.1, 1, s.a.out_channels, dtype=x.dtype)[:, None, None])
+
+
+@pytest.mark.parametrize("form", [_frozen, _positions, _declared])
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+@pytest.mark.parametrize("seed", range(3))
+def test_tables_made_during_the_pass_are_read_where_channels_are_left(form, joins, seed):
+    """Frozen batch norms and encodings of positions compute a number a channel from buffers or from nothing."""
+    torch.manual_seed(seed)
+    model = Net(
+        lambda s, x: s.head(pooled(torch.relu(s.b(form(s, x))))), a=conv(3, 8), b=conv(8, 6), head=nn.Linear(6, 3)
+    )
+    for name in ("weight", "variance", "shift"):
+        model.register_buffer(name, torch.rand(8))
+    model = model.eval().double()
+    x = pictures()
+    for placement in ("tied", "paper"):
+        masks = masks_for(model, x, placement, seed, 0.5)
+        masks.logits["a"][:2] = torch.tensor([-1.0, 1.0])
+        result = prune(model, masks, x, joins=joins)
+        for size in (8, 12):
+            assert error_of(result.model, result.masked, pictures(size)) < 1e-13
+        slim = getattr(result.model, "model", result.model)
+        assert slim.a.out_channels == (8 if form is _declared else int(masks.keep["a"].sum()))
