@@ -170,7 +170,10 @@ def _want_attended(
 
 
 def _fill_heads(attention: Attention, present: list[Tensor]) -> None:
-    """Make all heads that are present as wide as the widest one, in values and results and in queries and keys."""
+    """Make all heads that are present as wide as the widest one: of values and results, of queries and keys.
+
+    A head has at least one channel.
+    """
     kept = present[attention.results.whole][attention.results.channels]
     heads = kept.amax(1, keepdim=True)
     filled = [(side, kept, heads) for side in (attention.values, attention.results)]
@@ -181,7 +184,7 @@ def _fill_heads(attention: Attention, present: list[Tensor]) -> None:
     else:
         filled = [(side, kept, torch.ones_like(heads)) for side, _, _ in filled]
     for side, cells, alive in filled:
-        width = (alive * cells.mean(1).amax()).expand(cells.shape)
+        width = (alive * cells.mean(1).amax().clamp(min=1 / cells.shape[1])).expand(cells.shape)
         present[side.whole] = present[side.whole].index_put((side.channels,), width)
 
 
