@@ -49,7 +49,7 @@ def _cores(trace: Trace) -> Iterator[tuple[tuple[Call, ...], list[Call], tuple[i
             q, k, v = (*call.operands, None, None, None)[:3]
             if q is not None and k is not None and v is not None:
                 yield (call,), [], (q, k, v)
-        elif call.function == "softmax":
+        elif call.function == "softmax" and call.argument(1, "dim") in (-1, len(call.shapes[0]) - 1):
             before, first = _scores(trace, call)
             after, second = _shares(trace, call)
             if first is None or second is None or len(first.operands) != 2 or len(second.operands) != 2:
@@ -164,7 +164,7 @@ def _split(trace: Trace, part: int) -> Side | None:
         index = operand
     if trace.values[index].dim is None or len(set(mapping.tolist())) != len(mapping):
         return None
-    probe = torch.randn(trace.values[index].shape, dtype=torch.float64)
+    probe = _random(trace.values[index].shape)
     moved = _moved(probe, path, index, part, trace)
     sides = _sides(trace, part, index, path, mapping)
     return next((side for side in sides if _agree(moved, split(probe, side, trace))), None)
@@ -206,7 +206,7 @@ def _works_by_head(side: Side, calls: list[Call], part: int, trace: Trace) -> bo
         return True
     dim, end = side.order.index(len(side.order) - 2), len(trace.values[part].shape) - 3
     rest = torch.arange(1, heads)
-    probe, constants = torch.randn(trace.values[side.value].shape), dict[tuple[int, int], Tensor]()
+    probe, constants = _random(trace.values[side.value].shape).float(), dict[tuple[int, int], Tensor]()
     try:
         whole = _computed(calls, side.value, probe, part, constants)
         fewer = _computed(calls, side.value, probe.index_select(dim, rest), part, constants)
@@ -223,7 +223,8 @@ def _computed(calls: list[Call], start: int, x: Tensor, end: int, constants: dic
         given = []
         for k, shape in enumerate(call.shapes):
             known = tensors.get(-1 if (operand := call.operands[k]) is None else operand)
-            given.append(constants.setdefault((call.index, k), torch.rand(shape)) if known is None else known.clone())
+            constant = constants.setdefault((call.index, k), _random(shape, call.index + k).abs().float())
+            given.append(constant if known is None else known.clone())
         args, kwargs = replace_tensors((call.args, call.kwargs), partial(slot_filled, given), Slot)
         results = tensors_in([call.run(*args, **kwargs)])
         tensors |= dict(zip(call.outputs, results, strict=False))
@@ -245,7 +246,7 @@ def _merged(trace: Trace, part: int, useful: set[int]) -> Side | None:
         index = call.outputs[0]
     if len(set(mapping.tolist())) != len(mapping) or len(mapping) != grid.num_channels:
         return None
-    probe = torch.randn(grid.shape, dtype=torch.float64)
+    probe = _random(grid.shape)
     moved = _moved(probe, path, part, index, trace)
     sides = _sides(trace, part, index, path, mapping.argsort())
     return next((side for side in sides if _agree(moved, merge(probe, side, trace))), None)
@@ -321,6 +322,11 @@ def _run(call: Call, position: int, x: Tensor) -> list[Tensor]:
         (call.args, call.kwargs), lambda slot: x if slot.position == position else None, Slot
     )
     return list(tensors_in([call.run(*args, **kwargs)]))
+
+
+def _random(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Random numbers, float64, without a draw from torch's own generator."""
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _agree(one: Tensor | None, other: Tensor) -> bool:

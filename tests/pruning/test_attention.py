@@ -211,3 +211,25 @@ def test_what_was_removed_is_saved_and_exported(tmp_path):
         save_slim(tmp_path / "slim.safetensors", slim)
         again = load_slim(tmp_path / "slim.safetensors", plain()[0].float())
         assert torch.equal(again(x), slim(x))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_watching_draws_no_random_numbers(seed):
+    model, x = network(seed), tokens(2, 4)
+    before = torch.get_rng_state()
+    prune(model, masks_for(model, x, "tied", seed, 0.5), x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class OverHeads(Plain):
+    """Shares that add up to one over the heads, not over the tokens: no head can go without changing the others."""
+
+    def forward(self, x):
+        q, k, v = (self.heads_of(layer(x)) for layer in (self.q, self.k, self.v))
+        merged = (q @ k.transpose(-2, -1)).softmax(1) @ v
+        return self.head(torch.relu(self.first(self.out(merged.transpose(1, 2).flatten(2)))).mean(1))
+
+
+def test_attention_over_heads_is_not_followed():
+    model, x = OverHeads().eval().double(), plain()[1]
+    assert [site.name for site in gate_sites(model, x)] == ["first"]
