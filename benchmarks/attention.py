@@ -141,7 +141,7 @@ def _record(results: Path) -> dict[str, Any]:
             figures = {key: round(value, 4) for key, value in json.loads(place.read_text()).items()}
             cells.setdefault(cell, {}).setdefault(way, {})[share] = figures
     protocol = " ".join((__doc__ or "").split("Protocol: ")[1].split("What is in")[0].split())
-    return {**base_record([0], protocol, "cpu"), "cells": cells}
+    return {**base_record([0], protocol[0].upper() + protocol[1:], "cpu"), "cells": cells}
 
 
 # -- the page ------------------------------------------------------------------------------------

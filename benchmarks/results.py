@@ -2,9 +2,9 @@
 
     python benchmarks/results.py
 
-Written as a whole: the pages of tables/pages.py, and those of architectures.py, contest.py, defaults.py, ladder.py,
-removal.py, rungs.py and variants.py below docs/pages/evidence. Filled in between "<!-- NAME -->" and "<!-- end -->":
-README.md and whatever page has such marks.
+Written as a whole: the pages of tables/pages.py, and those of architectures.py, attention.py, contest.py, defaults.py,
+ladder.py, removal.py, rungs.py and variants.py below docs/pages/evidence. Filled in between "<!-- NAME -->" and
+"<!-- end -->": README.md and whatever page has such marks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import architectures
+import attention
 import contest
 import defaults
 import ladder
@@ -42,6 +43,7 @@ def pages() -> dict[Path, str]:
     written[architectures.PAGE] = architectures.markdown(json.loads((RECORDS / "architectures.json").read_text()))
     written[variants.PAGE] = variants.markdown(json.loads((RECORDS / "variants.json").read_text()))
     written[removal.PAGE] = removal.markdown()
+    written[attention.PAGE] = attention.markdown(json.loads((RECORDS / "attention.json").read_text()))
     written[contest.PAGE] = contest.markdown(json.loads((RECORDS / "contest.json").read_text()))
     written[ladder.PAGE] = ladder.markdown(json.loads((RECORDS / "ladder.json").read_text()))
     written[rungs.PAGE] = rungs.markdown(records)
