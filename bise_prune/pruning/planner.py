@@ -292,6 +292,8 @@ def _in_words(edit: Edit) -> str:
     parts += [f"operand {k + 1} left out" for k in edit.dropped]
     if edit.statistics is not None:
         parts.append(f"statistics over {edit.statistics.count(True)} of {len(edit.statistics)} channels")
+    if edit.scale is not None:
+        parts.append("scores scaled as for heads of full width")
     if edit.mask is not None:
         parts.append(f"{edit.mask[1].count(False)} of {len(edit.mask[1])} channels multiplied by zero")
     return ", ".join(parts)

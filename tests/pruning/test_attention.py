@@ -154,6 +154,7 @@ def test_costs_of_gates_are_those_of_the_plan(uneven):
 def test_a_saved_plan_is_carried_out_again(tmp_path):
     model, x = plain()
     first = prune(model, even_masks(model, x), x)
+    assert first.plan.edits[-3].endswith(": scores scaled as for heads of full width")
     first.plan.save(tmp_path / "plan.json")
     again = prune(model, PruningPlan.load(tmp_path / "plan.json"), x)
     with torch.no_grad():
