@@ -99,7 +99,10 @@ class Attention(nn.Module):
             scores = q @ k.transpose(-2, -1) * (self.scale or self.project.pair**-0.5)
             scores = torch.tanh(scores) * 3 if self.by == "with a softcap" else scores
             scores = scores if self.temperature is None else scores * self.temperature.exp()
-            scores = scores if mask is None else scores + mask
+            if self.mask == "causal" and self.temperature is None:
+                scores = scores.masked_fill(mask < 0, -torch.inf)
+            else:
+                scores = scores if mask is None else scores + mask
             heads = torch.matmul(F.dropout(scores.softmax(-1), 0.1, training=self.training), v)
         merged = heads.transpose(1, 2)
         if self.merges == "flatten":

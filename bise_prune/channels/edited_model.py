@@ -155,19 +155,23 @@ class _Heads(nn.Module):
         super().__init__()
         self.change = change
         index = None if change.index is None else torch.tensor(change.index, dtype=torch.int64)
+        self.is_slice = index is not None and torch.equal(index, index[0] + torch.arange(len(index)))
         self.register_buffer("index", index, persistent=False)
         self.back = sorted(range(len(change.order)), key=change.order.__getitem__)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` with its heads apart, or together."""
         if isinstance(self.change, Split):
-            x = x.movedim(self.change.dim, -1)
-            x = x if self.index is None else x.index_select(-1, self.index)
+            x = self._chosen(x.movedim(self.change.dim, -1))
             apart: Tensor = x.unflatten(-1, (self.change.heads, -1))
             return apart.permute(self.change.order)
-        x = x.permute(self.back).flatten(-2)
-        x = x if self.index is None else x.index_select(-1, self.index)
-        return x.movedim(-1, self.change.dim)
+        return self._chosen(x.permute(self.back).flatten(-2)).movedim(-1, self.change.dim)
+
+    def _chosen(self, x: Tensor) -> Tensor:
+        """The channels that are read, of the last dimension; without a copy if they lie side by side."""
+        if self.index is None or self.change.index is None:
+            return x
+        return x.narrow(-1, self.change.index[0], len(self.index)) if self.is_slice else x.index_select(-1, self.index)
 
 
 class _Regathering(nn.Module):

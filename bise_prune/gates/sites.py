@@ -53,11 +53,11 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
         )
     head = record.heads[0]
     eligible = [n for n in record.nonlinearities if n.call not in record.scales and n.call < head.index]
-    if not eligible:
+    inside = attention_sites(record, model) if placement == "tied" else []
+    if not eligible and not inside:
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
     if placement == "paper":
         return _paper_sites(eligible, record)
-    inside = attention_sites(record, model) if placement == "tied" else []
     return [*_tied_sites(eligible, model, record, not inside), *inside]
 
 

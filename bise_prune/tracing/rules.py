@@ -95,7 +95,7 @@ class ChannelRules:
         elif name in _PRODUCTS:
             self._product(call, outputs[0])
         else:
-            same = name in _SAME_SHAPE_NORMS or name in ("setitem", "normalize", "softmax")
+            same = name in _SAME_SHAPE_NORMS or name in ("setitem", "normalize", "softmax", "masked_fill")
             keeps = same and first is not None and first.compact is not None
             _opaque(call, Why.NORMALISES_ALL if keeps and name in _SAME_SHAPE_NORMS else Why.NO_RULE)
             if keeps and first is not None:
@@ -277,7 +277,8 @@ class ChannelRules:
                 part = tuple(size if compact[d] > 1 else 1 for d, size in enumerate(aligned))
                 own = part[ndim - len(shape) :]
                 is_foreign = any(size > 1 for size in part) and self.owner.get(id(tensor)) is None
-                if is_foreign and sum(size > 1 for size in part) > 1:
+                # A table may be as wide as the tensor beside it is asked to be.
+                if is_foreign and (sum(size > 1 for size in part) > 1 or any(v.measured for v in structured)):
                     output.compact, output.layer = compact, structured[0].layer
                     _opaque(call, Why.READS_FOREIGN)
                     return

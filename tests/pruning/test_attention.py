@@ -234,3 +234,27 @@ class OverHeads(Plain):
 def test_attention_over_heads_is_not_followed():
     model, x = OverHeads().eval().double(), plain()[1]
     assert [site.name for site in gate_sites(model, x)] == ["first"]
+
+
+class Alone(nn.Module):
+    """Nothing but attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.head = nn.MultiheadAttention(12, 3, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.head(self.mix(x, x, x)[0].mean(1))
+
+
+def test_attention_alone_is_gated():
+    model, x = Alone().eval().double(), plain()[1]
+    assert [site.name for site in gate_sites(model, x)] == ["mix@heads", "mix@values", "mix@pairs"]
+    assert prune(model, masks_for(model, x, "tied", 1, 0.5), x).plan.sparsity > 0.2
+
+
+def test_channels_side_by_side_are_read_without_a_copy():
+    fused, x = Alone().eval().double(), plain()[1]
+    slim = prune(fused, masks_for(fused, x, "tied", 1, 0.5), x).model
+    splits = [module for module in slim.modules() if getattr(module, "is_slice", None) is not None]
+    assert splits and all(module.is_slice for module in splits if module.index is not None)
