@@ -161,8 +161,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"**How it was measured.** {record['protocol']} Command: `{record['command']}`, commit {record['commit']}, "
         f"[record]({_RECORD_URL}).",
         "",
-        "Unbiased accuracy and that of the worst subgroup on test data, in %; FLOPs and parameters left, in %. A row that "
-        "is missing was not computed.",
+        "Unbiased accuracy and that of the worst subgroup on test data, in %; FLOPs and parameters left, in %. A row "
+        "that is missing was not computed.",
     ]
     for cell, ways in record["cells"].items():
         lines += ["", f"## {cell}", "", "| | asked | FLOPs | parameters | as it is | worst | head refitted | worst |"]
