@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch_pruning as tp
 from awkward import masks_for
-from cases import slow
+from cases import slow, torchvision_network
 from torch import nn
 from torch.nn import functional as F
 from transformers_at_random import RandomTransformer
@@ -16,7 +16,9 @@ from bise_prune.baselines.random_scores import random_masks
 from bise_prune.baselines.taylor import taylor_masks
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import PruningError
+from bise_prune.gates.sites import sites_in
 from bise_prune.mask_search.gate_cost import GateCost
+from bise_prune.pruning.planner import Planner
 from bise_prune.torch_pruning.importance import BISEImportance
 from bise_prune.tracing import trace
 
@@ -258,3 +260,15 @@ def test_channels_side_by_side_are_read_without_a_copy():
     slim = prune(fused, masks_for(fused, x, "tied", 1, 0.5), x).model
     splits = [module for module in slim.modules() if getattr(module, "is_slice", None) is not None]
     assert splits and all(module.is_slice for module in splits if module.index is not None)
+
+
+@pytest.mark.slow
+def test_half_of_a_large_vision_transformer():
+    """As a plan alone; with gates in feed-forward blocks, two thirds of the multiply-accumulates are left."""
+    model, x = torchvision_network("vit_b_16"), torch.randn(1, 3, 224, 224)
+    record = trace(model, x)
+    for placement, least, most in (("tied", 0.35, 0.5), ("feed-forward", 0.65, 0.7)):
+        sites, draw = sites_in(record, model, placement), torch.Generator().manual_seed(0)
+        keep = {s.name: torch.randperm(s.num_channels, generator=draw) < s.num_channels // 2 for s in sites}
+        macs = Planner(model, sites, x, record=record).propose(keep, "expand").plan.macs
+        assert least < macs[1] / macs[0] < most
