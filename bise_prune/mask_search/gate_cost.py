@@ -175,16 +175,15 @@ def _fill_heads(attention: Attention, present: list[Tensor]) -> None:
     A head has at least one channel.
     """
     kept = present[attention.results.whole][attention.results.channels]
-    heads = kept.amax(1, keepdim=True)
-    filled = [(side, kept, heads) for side in (attention.values, attention.results)]
+    heads = torch.ones_like(kept[:, :1])
+    filled = [(attention.values, kept), (attention.results, kept)]
     if attention.queries is not None and attention.keys is not None:
+        heads = kept.amax(1, keepdim=True)  # otherwise all of them stay
         sides = (attention.queries, attention.keys)
         pairs = torch.minimum(*(present[side.whole][side.channels] for side in sides))
-        filled += [(side, pairs, heads) for side in sides]
-    else:
-        filled = [(side, kept, torch.ones_like(heads)) for side, _, _ in filled]
-    for side, cells, alive in filled:
-        width = (alive * cells.mean(1).amax().clamp(min=1 / cells.shape[1])).expand(cells.shape)
+        filled += [(side, pairs) for side in sides]
+    for side, cells in filled:
+        width = (heads * cells.mean(1).amax().clamp(min=1 / cells.shape[1])).expand(cells.shape)
         present[side.whole] = present[side.whole].index_put((side.channels,), width)
 
 

@@ -69,7 +69,19 @@ def _gated_unit(n: Nonlinearity, trace: Trace) -> Call | None:
     operands = [operand for operand in product.operands if operand is not None]
     same = len(set(operands)) == 2 and all(product.keeps(k) for k in range(len(product.operands)))
     shapes = {trace.values[operand].shape for operand in operands}
-    return product if same and len(shapes) == 1 and trace.values[product.outputs[0]].num_channels > 1 else None
+    if not same or len(shapes) != 1 or trace.values[product.outputs[0]].num_channels == 1:
+        return None
+    (other,) = set(operands) - {call.outputs[0]}
+    return None if _is_made_of(call.outputs[0], other, trace) else product  # it scales what it is made of
+
+
+def _is_made_of(value: int, source: int, trace: Trace) -> bool:
+    """Whether a value is computed from another one."""
+    made = {source}
+    for call in trace.calls:
+        if made & set(call.operands):
+            made |= set(call.outputs)
+    return value in made
 
 
 def _replace(calls: list[Call], source: int | None, trace: Trace) -> None:

@@ -107,3 +107,22 @@ def test_a_square_in_a_norm_is_no_activation():
             return self.head(F.relu(h))
 
     assert [site.calls[0].function for site in gate_sites(Normed(), torch.randn(3, 5), "paper")] == ["relu"]
+
+
+class Excited(nn.Module):
+    """Squeeze-and-excite, whose scale has the shape of what it scales where that is a single place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.squeeze, self.excite = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = F.silu(self.a(x))
+        scale = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(h, 1)))))
+        return self.head((h * scale).mean((2, 3)))
+
+
+def test_a_scale_of_one_place_is_no_gated_unit():
+    places = [[site.name for site in gate_sites(Excited(), torch.randn(2, 3, side, side))] for side in (3, 9)]
+    assert places == [["a", "squeeze"]] * 2
