@@ -36,10 +36,10 @@ def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placeme
             continue
         squares = torch.zeros(site.num_channels, dtype=torch.float64)
         for layer in dict.fromkeys(call.layer for call in site.calls if not call.is_layer_norm):
-            weight = None if layer is None else model.get_submodule(layer).weight
-            if not isinstance(weight, Tensor):
+            calls = record.calls_of(layer or "")
+            if not calls or calls[0].weights is None:
                 raise ModelError(f"the channels of '{site.name}' have no filters of their own to measure")
-            dim = 1 if isinstance(model.get_submodule(layer or ""), nn.modules.conv._ConvTransposeNd) else 0
+            weight, dim = calls[0].weights.of(model), 1 if calls[0].transposed else 0
             squares += weight.detach().cpu().double().transpose(0, dim).flatten(1).square().sum(1)
         scores[site.name] = squares.sqrt().float()
     return MaskSet(scores, {"criterion": "magnitude"})
@@ -54,10 +54,10 @@ def _inside_attention(site: GateSite, record: Trace, model: nn.Module) -> Tensor
         channels[attention.results.channels] = attention.values.channels
         source = record.values[attention.values.whole].call
         call = record.calls[source] if source is not None else call
-    weight = getattr(model.get_submodule(call.layer), call.weight, None) if call.layer is not None else None
-    if not isinstance(weight, Tensor) or call.function != "linear":
+    if call.weights is None:
         raise ModelError(f"the channels of '{site.name}' have no filters of their own to measure")
-    squares = weight.detach().cpu().double().square().sum(1)[channels]
+    weight, dim = call.weights.of(model), 1 if call.transposed else 0
+    squares = weight.detach().cpu().double().transpose(0, dim).flatten(1).square().sum(1)[channels]
     gated = entries >= 0
     return (
         torch.zeros(site.num_channels, dtype=torch.float64).index_add(0, entries[gated], squares[gated]).sqrt().float()

@@ -189,34 +189,34 @@ def _mixed(call: Call, known: list[Tensor], model: nn.Module) -> Tensor:
     """Return the output constants of a convolution or linear layer; NaN where an input is live or padding counts."""
     (operand, output) = (call.operands[0], call.outputs[0])
     result = torch.full_like(known[output], float("nan"))
-    if operand is None or call.layer is None or call.whole:
+    if operand is None or call.weights is None or call.whole:
         return result
     inputs = known[operand]
     settled = ~spread(inputs.isnan() | ((inputs != 0) & call.padded), call.groups, len(result))
     if bool(settled.any()):
-        layer = model.get_submodule(call.layer)
-        result[settled] = offset(layer, call, torch.where(inputs.isnan(), 0.0, inputs))[settled]
-        if isinstance(bias := getattr(layer, call.bias, None), Tensor):
+        result[settled] = offset(model, call, torch.where(inputs.isnan(), 0.0, inputs))[settled]
+        if (bias := call.weights.bias_of(model)) is not None:
             result[settled] += bias.detach().double().cpu()[settled]
     return result
 
 
-def offset(layer: nn.Module, call: Call, inputs: Tensor) -> Tensor:
+def offset(model: nn.Module, call: Call, inputs: Tensor) -> Tensor:
     """Return what constant inputs add to each output channel of a convolution or linear layer, away from borders.
 
     Args:
-        layer: the module with the weights.
-        call: a call of it.
+        model: the dense network.
+        call: a call of the layer.
         inputs: value of each input channel, float64 of shape (input channels,); 0 for channels that are left out.
 
     Returns:
         float64 of shape (output channels,).
     """
-    weight = getattr(layer, call.weight)
-    assert isinstance(weight, Tensor)
+    assert call.weights is not None
+    weight = call.weights.of(model)
     active = inputs.nonzero().flatten()
     if call.transposed:
-        taps = weight.detach()[active].double().flatten(2).sum(2).cpu()  # (in, out / groups)
+        taps = weight.detach()[active].double().cpu()
+        taps = taps.flatten(2).sum(2) if taps.ndim > 2 else taps  # (in, out / groups)
         per_group = torch.zeros(call.groups, taps.shape[1], dtype=torch.float64)
         group = active // (len(inputs) // call.groups)
         return per_group.index_add(0, group, taps * inputs[active, None]).flatten()
@@ -260,8 +260,8 @@ def _evaluate(call: Call, output: int, known: list[Tensor], model: nn.Module) ->
     inputs = operands[0]
     if call.function in _TRANSFER and inputs is not None and call.layer is not None:
         return _TRANSFER[call.function](call, inputs, model.get_submodule(call.layer))
-    if call.function.startswith("conv") and inputs is not None and call.layer is not None:
-        return _depthwise(call, inputs, model.get_submodule(call.layer))
+    if call.weights is not None and inputs is not None:
+        return _depthwise(call, inputs, model)
     if call.kind == "channelwise":
         assert inputs is not None
         unstable = call.function in ("batch_norm", "instance_norm")
@@ -303,13 +303,13 @@ def _batch_norm(call: Call, inputs: Tensor, norm: nn.Module) -> Tensor:
     return moved
 
 
-def _depthwise(call: Call, inputs: Tensor, layer: nn.Module) -> Tensor:
+def _depthwise(call: Call, inputs: Tensor, model: nn.Module) -> Tensor:
     """Return the output constants of a depthwise convolution."""
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
+    assert call.weights is not None
+    weight, bias = call.weights.of(model), call.weights.bias_of(model)
     taps = weight.detach().double().flatten(1).sum(1).cpu()
     result = torch.where((inputs != 0) & call.padded, float("nan"), inputs * taps)
-    return result + bias.detach().double().cpu() if isinstance(bias, Tensor) else result
+    return result if bias is None else result + bias.detach().double().cpu()
 
 
 def _prelu(call: Call, inputs: Tensor, layer: nn.Module) -> Tensor:

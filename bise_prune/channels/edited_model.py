@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..errors import ModelError
 from ..tracing import CallCounter, replace_tensors, tensors_in
 from .edits import Edit, Merge, Regather, Split
 from .open_layer_norm import normalise_open
 
-_STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # class names in torchvision, timm and transformers
+# Class names of modules that call other functions in training: in torchvision, timm and transformers, and in torch.
+_EVALUATED = ("StochasticDepth", "DropPath", "_SpectralNorm")
 
 
 class RewiredModel(nn.Module):
@@ -57,10 +59,11 @@ class RewiredModel(nn.Module):
         return output
 
     def train(self, mode: bool = True) -> RewiredModel:
-        """Set training mode, except for stochastic depth, which would change the number of function calls."""
+        """Set training mode, except for stochastic depth and spectral norms, which would call other functions."""
         super().train(mode)
         for module in self.modules():
-            if type(module).__name__ in _STOCHASTIC_DEPTH:
+            about = [module, *module._forward_pre_hooks.values()]  # spectral norms may be hooks
+            if any(type(part).__name__ in _EVALUATED or isinstance(part, SpectralNorm) for part in about):
                 module.training = False
         return self
 
@@ -110,7 +113,10 @@ class _Rewiring(nn.Module):
             result = self.results[0](tensors[edit.operand])
             return result.clone() if result is tensors[edit.operand] else result
         if edit.action == "skip":
-            results = tuple(change(tensors[edit.operand]) for change in self.results)
+            operand = tensors[edit.operand]
+            if isinstance(operand, nn.Parameter):  # which becomes the module's own where it is set as an attribute
+                operand = operand.view_as(operand)
+            results = tuple(change(operand) for change in self.results)
             return results if len(results) > 1 else self._masked(results[0])
         for key, change in self.operands.items():
             tensors[int(key)] = change(tensors[int(key)])

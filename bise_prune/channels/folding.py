@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..tracing import Call
 from .analysis import Analysis
 
 
-def folded_inputs(call: Call, calls: Sequence[Call], analysis: Analysis, layer: nn.Module) -> Tensor:
+def folded_inputs(call: Call, calls: Sequence[Call], analysis: Analysis) -> Tensor:
     """Return which constant inputs of a convolution or linear layer its new weights and additive bias account for.
 
     A constant of zero needs no change. Another constant is folded into the additive bias, unless the call pads or
@@ -21,7 +21,6 @@ def folded_inputs(call: Call, calls: Sequence[Call], analysis: Analysis, layer: 
         call: a call of the layer.
         calls: all calls of the layer.
         analysis: constants under the decided gates.
-        layer: the module.
 
     Returns:
         bool of shape (input channels,).
@@ -37,5 +36,5 @@ def folded_inputs(call: Call, calls: Sequence[Call], analysis: Analysis, layer: 
         if len(theirs) != len(constant):
             return torch.zeros_like(folded)
         folded &= constant == theirs
-    can_have_bias = call.bias in layer._parameters
+    can_have_bias = call.weights is not None and call.weights.bias is not None
     return folded & ((constant == 0) | (can_have_bias and not call.padded))

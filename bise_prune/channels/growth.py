@@ -321,8 +321,7 @@ class Growth:
     def _fold(self, call: Call, operand: int, output: int) -> None:
         """Keep those constant inputs that cannot be folded into the additive bias, or one carrier channel for them."""
         constant = self.analysis.constant[operand]
-        layer = self.model.get_submodule(call.layer or "")
-        folded = folded_inputs(call, self.same_layer[call.layer or ""], self.analysis, layer)
+        folded = folded_inputs(call, self.same_layer[call.layer or ""], self.analysis)
         stays = ~constant.isnan() & ~folded & self.present[output].any()
         if call.layer is not None and len(self.same_layer[call.layer]) > 1:
             why = Why.SHARED_CONSTANTS

@@ -49,8 +49,7 @@ def clean_channels(
             if call.kind == "opaque" or call.whole:
                 clean[operand] |= settled
             elif call.kind == "mixing":
-                layer = call.layer or ""
-                folded = folded_inputs(call, trace.calls_by_layer[layer], analysis, model.get_submodule(layer))
+                folded = folded_inputs(call, trace.calls_by_layer[call.layer or ""], analysis)
                 stays = settled & ~folded
                 if call.index in carriers:
                     stays &= torch.arange(len(stays)) == carriers[call.index]

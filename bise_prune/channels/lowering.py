@@ -37,7 +37,7 @@ def lower(layout: Layout, model: nn.Module) -> Lowering:
     for call in layout.trace.calls:
         if call.layer in layout.dead:
             source = layout.trace.values[call.operands[0]].call if call.operands[0] is not None else None
-            padding = getattr(model.get_submodule(call.layer or ""), "padding_mode", "zeros")
+            padding = getattr(model.get_submodule(call.module), "padding_mode", "zeros")
             vanished |= {call.index} if padding == "zeros" or source is None else {call.index, source}
     gone: Counter[str] = Counter()
     for call in layout.trace.calls:
@@ -54,6 +54,10 @@ def lower(layout: Layout, model: nn.Module) -> Lowering:
             edit = replace(edit or Edit(call.function, call.count), statistics=tuple((~out).tolist()))
         if edit is not None:
             edits.append(replace(edit, count=edit.count - gone[call.function]))
+    for fold in layout.trace.folds.values():
+        for step, position in fold.skipped.values():
+            passed = (None,) * len(step.shapes)
+            edits.append(Edit(step.function, step.count or 0, "skip", position, results=passed))
     totals = {edit.function: layout.trace.totals[edit.function] - gone[edit.function] for edit in edits}
     return Lowering(tuple(edits), totals)
 

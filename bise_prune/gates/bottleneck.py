@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..tracing import FunctionMode, Trace
+from ..tracing import Call, FunctionMode, Trace
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS = {nn.functional.linear, torch.conv1d, torch.conv2d, torch.conv3d}
@@ -47,20 +47,23 @@ def readout_of(model: nn.Module, record: Trace) -> Readout:
         ModelError: the logits are not the channels of linear or convolutional layers that are called once.
     """
     heads = record.heads
-    layers = [call.layer for call in heads]
-    if not heads or not all(_is_called_once(layer, model, record) for layer in layers):
+    if not heads or not all(_is_own_layer(call, model, record) for call in heads):
         raise ModelError(
             "the network does not end in a linear or convolutional layer called once, so it has no bottleneck to read "
             "the bias from; wrap it so that its last operation is an nn.Linear"
         )
-    names = tuple(layer for layer in layers if layer is not None)
+    names = tuple(call.layer for call in heads if call.layer is not None)
     is_alone = len(names) == 1 and isinstance(model.get_submodule(names[0]), nn.Linear)
     return Readout(names, is_alone and heads[0].outputs[0] == record.logits, record.has_softmax)
 
 
-def _is_called_once(layer: str | None, model: nn.Module, record: Trace) -> bool:
-    """Whether a layer is of a known kind and is called once."""
-    return layer is not None and isinstance(model.get_submodule(layer), _LAYERS) and len(record.calls_of(layer)) == 1
+def _is_own_layer(call: Call, model: nn.Module, record: Trace) -> bool:
+    """Whether a call is the only one of a module of a known kind, with the module's own weight as it is."""
+    if call.layer is None or call.weights is None or call.weights.weight.steps:
+        return False
+    owner, _, leaf = call.weights.weight.name.rpartition(".")
+    is_own = (owner, leaf) == (call.layer, "weight") and isinstance(model.get_submodule(owner), _LAYERS)
+    return is_own and len(record.calls_of(call.layer)) == 1
 
 
 def head_name(model: nn.Module, record: Trace) -> str:

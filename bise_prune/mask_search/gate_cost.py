@@ -226,15 +226,14 @@ def _terms(trace: Trace, model: nn.Module, of: CostUnit) -> list[Term]:
     terms: list[Term] = []
     counted: set[int] = set()
     for name, calls in trace.calls_by_layer.items():
-        layer = model.get_submodule(name)
         for number, call in enumerate(calls):
             if of == "flops" and call.macs:
                 is_depthwise = call.kind == "channelwise"
                 terms.append(_scaled(_mean_of(call.outputs[0]) if is_depthwise else _Layer(call).product, call.macs))
             elif of == "params" and number == 0:
-                for leaf, parameter in layer.named_parameters(recurse=False):
+                for origin, parameter in _parameters_of(name, call, model):
                     counted.add(id(parameter))
-                    if call.kind == "mixing" and leaf == call.weight:
+                    if call.kind == "mixing" and call.weights is not None and origin == call.weights.weight.name:
                         terms.append(_scaled(_Layer(call).product, parameter.numel()))
                     else:
                         terms.append(_scaled(_mean_of(call.outputs[0]), parameter.numel()))
@@ -246,6 +245,18 @@ def _terms(trace: Trace, model: nn.Module, of: CostUnit) -> list[Term]:
         rest = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in counted)
         terms.append(_fixed(rest))
     return terms
+
+
+def _parameters_of(layer: str, call: Call, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a layer with their full names."""
+    if call.weights is None:
+        return [(f"{layer}.{leaf}", p) for leaf, p in model.get_submodule(layer).named_parameters(recurse=False)]
+    found = []
+    for origin in call.weights.origins:
+        owner, _, leaf = origin.name.rpartition(".")
+        if (parameter := model.get_submodule(owner)._parameters.get(leaf)) is not None:
+            found.append((origin.name, parameter))
+    return found
 
 
 def _of_attention(attention: Attention, trace: Trace) -> Term:
@@ -288,29 +299,27 @@ def _latency_terms(trace: Trace, model: nn.Module) -> list[Term]:
     for calls in trace.calls_by_layer.values():
         for call in calls:
             operand = call.operands[0]
-            if call.kind != "mixing" or operand is None or call.layer is None:
+            if call.kind != "mixing" or operand is None or call.weights is None:
                 continue
-            layer = model.get_submodule(call.layer)
-            weight = getattr(layer, call.weight)
-            assert isinstance(weight, Tensor)
+            layer, shape = model.get_submodule(call.module), tuple(call.weights.of(model).shape)
             geometry = getattr(layer, "stride", None), getattr(layer, "dilation", None), call.groups
-            key = (call.function, tuple(weight.shape), trace.values[operand].shape, geometry)
+            key = (call.function, shape, trace.values[operand].shape, geometry)
             if key not in tables:
-                tables[key] = _measured(call, layer, trace.values[operand].shape, device)
+                tables[key] = _measured(call, layer, shape, trace.values[operand].shape, device)
             terms.append(_interpolated(_Layer(call), tables[key]))
     return terms
 
 
-def _measured(call: Call, layer: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def _measured(
+    call: Call, layer: nn.Module, size: tuple[int, ...], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
     """Milliseconds of a layer, shape (widths, widths): rows by share of its inputs, columns by share of its outputs.
 
     A grouped convolution is timed with as many groups as its input and output widths have as greatest common divisor.
     """
-    weight = getattr(layer, call.weight)
-    assert isinstance(weight, Tensor)
-    outputs = weight.shape[1] * call.groups if call.transposed else weight.shape[0]
-    inputs = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
-    is_linear = call.function == "linear"
+    outputs = size[1] * call.groups if call.transposed else size[0]
+    inputs = size[0] if call.transposed else size[1] * call.groups
+    is_linear = len(size) == 2
     runs: list[Callable[[], object]] = []
     for into in _WIDTHS:
         for out in _WIDTHS:

@@ -12,13 +12,18 @@ def declare_widths(module: nn.Module, groups: int | None = None) -> None:
         module: any module; modules without widths are not changed.
         groups: new number of conv groups, if it has changed.
     """
+    weight = module._parameters.get("weight")  # a parametrised one is computed from others
     if isinstance(module, nn.modules.conv._ConvNd):
         module.groups = groups or module.groups
-        first, second = module.weight.shape[:2]
+        if weight is None:
+            return
+        first, second = weight.shape[:2]
         inputs, outputs = (first, second * module.groups) if module.transposed else (second * module.groups, first)
         module.in_channels, module.out_channels = inputs, outputs
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Linear) and weight is not None:
+        module.out_features, module.in_features = weight.shape
+    elif type(module).__name__ == "Conv1D" and weight is not None:  # the linear layers of GPT-2 in transformers
+        module.nx, module.nf = weight.shape  # type: ignore[assignment]
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         tensor = module.running_mean if module.running_mean is not None else module.weight
         module.num_features = len(tensor) if isinstance(tensor, Tensor) else module.num_features

@@ -56,6 +56,8 @@ def _foldable(record: Trace) -> Iterable[tuple[str, str, int]]:
         if source is None or source.layer is None or value.readers != [call.index] or operand in record.outputs:
             continue
         layer = source.layer
+        if source.weights is None or source.weights.weight.name != f"{layer}.weight" or source.weights.weight.steps:
+            continue
         own = {f"{name}.{leaf}" for name in (layer, call.layer) for leaf in ("weight", "bias", "running_mean")}
         if len(record.calls_of(layer)) == len(record.calls_of(call.layer)) == 1 and not own & record.rigid:
             yield layer, call.layer, call.count

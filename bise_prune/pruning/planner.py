@@ -196,8 +196,7 @@ class Planner:
             call = calls[0]
             rows = layout.present[call.outputs[0]]
             columns = _columns(call, layout)
-            change = _saved(self.model.get_submodule(name), call, layout, calls, name in layout.dead)
-            saved += change
+            saved += _saved(self.model, call, layout, calls, name in layout.dead)
             if not bool(rows.all()) or not (columns is None or bool(columns.all())):
                 layers[name] = LayerPlan(
                     tuple(rows.nonzero().flatten().tolist()),
@@ -307,10 +306,10 @@ def _columns(call: Call, layout: Layout) -> Tensor | None:
     return layout.present[operand]
 
 
-def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
+def _size(call: Call, layout: Layout, model: nn.Module) -> tuple[int, int]:
     """Return the number of entries of a layer's weight in the slim network, and its number of output channels there."""
-    weight = getattr(layer, call.weight)
-    assert isinstance(weight, Tensor)
+    assert call.weights is not None
+    weight = call.weights.of(model)
     inputs = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
     taps = math.prod(weight.shape[2:])
     rows = int(layout.present[call.outputs[0]].sum())
@@ -321,28 +320,40 @@ def _size(call: Call, layout: Layout, layer: nn.Module) -> tuple[int, int]:
     return rows * inputs // max(groups, 1) * taps, rows
 
 
-def _saved(layer: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], dead: bool) -> int:
+def _saved(model: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], dead: bool) -> int:
     """Return the number of parameters that a layer loses (negative if it gains an additive bias)."""
-    # Buffers are not counted, nor other parameters that the module reads itself.
-    parameters = [layer._parameters.get(name) for name in (call.weight, call.bias)]
-    own = sum(parameter.numel() for parameter in parameters if parameter is not None)
     rows = layout.present[call.outputs[0]]
+    if call.weights is None:  # e.g. a batch norm
+        layer = model.get_submodule(call.layer or "")
+        # Buffers are not counted, nor other parameters that the module reads itself.
+        own = [parameter for leaf in ("weight", "bias") if (parameter := layer._parameters.get(leaf)) is not None]
+        if dead:
+            return sum(parameter.numel() for parameter in own)
+        per_channel = [parameter for parameter in own if parameter.ndim and len(parameter) == len(rows)]
+        return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel) if bool(rows.any()) else 0
+    fold = layout.trace.folds.get(call.layer or "")
+    spent = sum(_parameters(model, name) for name in (fold.spent if fold is not None else ()))
+    weight, bias = (0 if o is None else _parameters(model, o.name) for o in (call.weights.weight, call.weights.bias))
     if dead:
-        return own
+        return weight + bias
     if not bool(rows.any()):
-        return 0
+        return spent
     if call.kind != "mixing":
-        per_channel = [p for p in parameters if p is not None and p.ndim and len(p) == len(rows)]
-        return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel)
-    weights, kept = _size(call, layout, layer)
-    weights = weights if layer._parameters.get(call.weight) is not None else 0
-    operand = call.operands[0]
-    assert operand is not None
-    has_bias = layer._parameters.get(call.bias) is not None
+        return spent + (weight + bias) // len(rows) * int((~rows).sum())
+    entries, kept = _size(call, layout, model)
+    has_bias = bias > 0
     if not has_bias and _columns(call, layout) is not None:
-        folded = folded_inputs(call, calls, layout.analysis, layer)
+        folded, operand = folded_inputs(call, calls, layout.analysis), call.operands[0]
+        assert operand is not None
         has_bias = bool((folded & (layout.analysis.constant[operand].nan_to_num(0.0) != 0)).any())
-    return own - weights - (kept if has_bias else 0)
+    return spent + weight + bias - (entries if weight else 0) - (kept if has_bias else 0)
+
+
+def _parameters(model: nn.Module, name: str) -> int:
+    """Return the number of entries of a parameter by its full name; 0 if it is a buffer, or not there."""
+    owner, _, leaf = name.rpartition(".")
+    parameter = model.get_submodule(owner)._parameters.get(leaf)
+    return 0 if parameter is None else parameter.numel()
 
 
 def _macs(model: nn.Module, call: Call, layout: Layout) -> int:
@@ -350,11 +361,9 @@ def _macs(model: nn.Module, call: Call, layout: Layout) -> int:
     attention = layout.trace.attention_of.get(call.index)
     if call.macs and attention is not None and call.index in attention.products:
         return round(call.macs * _share_attended(layout, attention, attention.products.index(call.index)))
-    if not call.macs or call.layer is None:
+    if not call.macs or call.weights is None:
         return call.macs
-    weight = getattr(model.get_submodule(call.layer), call.weight)
-    assert isinstance(weight, Tensor)
-    return call.macs // weight.numel() * _size(call, layout, model.get_submodule(call.layer))[0]
+    return call.macs // call.weights.of(model).numel() * _size(call, layout, model)[0]
 
 
 def _share_attended(layout: Layout, attention: Attention, number: int) -> float:

@@ -38,7 +38,10 @@ def cut(model: nn.Module, layout: Layout, lowering: Lowering) -> nn.Module:
         owner, _, leaf = name.rpartition(".")
         _put(slim.get_submodule(owner), model.get_submodule(owner), leaf, tensor)
     for name in {name.rpartition(".")[0] for name in changes}:
-        declare_widths(slim.get_submodule(name), _groups(layout, name) if layout.trace.calls_of(name) else None)
+        declare_widths(slim.get_submodule(name))
+    for calls in layout.trace.calls_by_layer.values():
+        if (groups := _groups(layout, calls[0])) is not None:
+            declare_widths(slim.get_submodule(calls[0].module), groups)
     return RewiredModel(slim, lowering.edits, lowering.totals) if lowering.edits else slim
 
 
@@ -48,14 +51,21 @@ def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     for name, uses in layout.trace.calls_by_layer.items():
         if name in layout.dead:
             continue
-        first, layer = uses[0], model.get_submodule(name)
+        first, fold = uses[0], layout.trace.folds.get(name)
         rows = layout.present[first.outputs[0]]
+        for spent in () if fold is None else fold.spent:
+            changes[spent] = torch.empty(0, dtype=torch.float64)
         if not bool(rows.any()):
             continue  # the calls of the layer are skipped
         silent = torch.stack([layout.silent(call) for call in uses]).all(0)
         if first.kind == "mixing":
-            changes.update({f"{name}.{leaf}": t for leaf, t in _cut_mixing(layer, layout, uses, rows, silent).items()})
+            changes.update(_cut_mixing(model, layout, uses, rows, silent))
+        elif first.weights is not None:
+            cuts = fold is not None or not bool(rows.all()) or bool(silent.any())
+            tensors = [(origin.name, origin.tensor(model)) for origin in first.weights.origins if cuts]
+            changes.update({leaf: _rows(tensor, rows, silent) for leaf, tensor in tensors if tensor is not None})
         elif not (bool(rows.all()) and not bool(silent.any())):
+            layer = model.get_submodule(name)
             for leaf, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
                 if tensor is not None and tensor.ndim and len(tensor) == len(rows):
                     changes[f"{name}.{leaf}"] = _rows(tensor, rows, silent if leaf in ("weight", "bias") else None)
@@ -81,14 +91,13 @@ def _rows(tensor: Tensor, rows: Tensor, silent: Tensor | None) -> Tensor:
     return result
 
 
-def _cut_mixing(layer: nn.Module, layout: Layout, uses: list[Call], rows: Tensor, silent: Tensor) -> dict[str, Tensor]:
+def _cut_mixing(model: nn.Module, layout: Layout, uses: list[Call], rows: Tensor, silent: Tensor) -> dict[str, Tensor]:
     """Return the new weight and additive bias of a convolution or linear layer, as far as they change."""
     call = uses[0]
     operand = call.operands[0]
-    assert operand is not None
-    weight = getattr(layer, call.weight)
-    bias: Tensor | None = layer._parameters.get(call.bias)
-    assert isinstance(weight, Tensor)
+    assert operand is not None and call.weights is not None
+    weight, own = call.weights.of(model), call.weights.bias_of(model)
+    bias = own
     columns = layout.present[operand]
     size = weight.shape[0] if call.transposed else weight.shape[1] * call.groups
     if call.whole:
@@ -96,11 +105,11 @@ def _cut_mixing(layer: nn.Module, layout: Layout, uses: list[Call], rows: Tensor
         constant, folded = torch.full((size,), float("nan")), torch.zeros(size, dtype=torch.bool)
     else:
         constant = layout.analysis.constant[operand]
-        folded = folded_inputs(call, uses, layout.analysis, layer)
+        folded = folded_inputs(call, uses, layout.analysis)
     result: dict[str, Tensor] = {}
     additive = torch.where(folded, constant, 0.0)
     if bool((additive != 0).any()):
-        shift = offset(layer, call, additive)
+        shift = offset(model, call, additive)
         bias = shift.to(weight.device) + (0.0 if bias is None else bias.detach().double())
     muted = folded & columns
     carried: Tensor | None = None
@@ -111,10 +120,12 @@ def _cut_mixing(layer: nn.Module, layout: Layout, uses: list[Call], rows: Tensor
         carried = torch.tensordot(taps.double(), loads.to(weight.device), dims=([1], [0])) / constant[carrier]
         muted = muted | (loads != 0) & columns & (torch.arange(size) != carrier)
     changed = not bool(rows.all()) or not bool(columns.all()) or bool(muted.any()) or bool(silent.any())
+    changed |= call.layer in layout.trace.folds
     if changed or carried is not None:
-        result[call.weight] = _cut_weight(weight.detach(), call, rows, columns, muted, silent, carried, layout)
-    if isinstance(bias, Tensor) and (changed or bias is not layer._parameters.get(call.bias)):
-        result[call.bias] = _rows(bias, rows, silent)
+        name = call.weights.weight.name
+        result[name] = _cut_weight(weight.detach(), call, rows, columns, muted, silent, carried, layout)
+    if bias is not None and call.weights.bias is not None and (changed or bias is not own):
+        result[call.weights.bias.name] = _rows(bias, rows, silent)
     return result
 
 
@@ -160,18 +171,17 @@ def _put(module: nn.Module, dense: nn.Module, leaf: str, tensor: Tensor) -> None
     old = dense._parameters.get(leaf)
     tensor = tensor.clone() if tensor.is_inference() or tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
     if leaf in dense._parameters:
-        reference = old if old is not None else dense._parameters["weight"]
+        reference = old if old is not None else dense._parameters.get("weight")
         trains = reference.requires_grad if reference is not None else True
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=trains)
     else:
         module._buffers[leaf] = tensor
 
 
-def _groups(layout: Layout, name: str) -> int | None:
-    """Return how many groups of a grouped convolution stay; None for other layers."""
-    call = layout.trace.calls_of(name)[0]
+def _groups(layout: Layout, call: Call) -> int | None:
+    """Return how many groups of a grouped convolution stay; None for other layers, or if nothing stays."""
     operand = call.operands[0]
-    if call.groups == 1 or operand is None or call.whole:
+    if call.groups == 1 or operand is None or call.whole or not bool(layout.present[call.outputs[0]].any()):
         return None
     if call.kind == "channelwise":
         return int(layout.present[call.outputs[0]].sum())

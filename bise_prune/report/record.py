@@ -343,9 +343,10 @@ def _formats(files: Sequence[ExportedFile], labels: dict[str, str]) -> list[dict
 
 def _layers(dense: nn.Module, pruned: PruningResult) -> list[dict[str, Any]]:
     """Number of channels before and after, for every convolution and linear layer that lost some."""
-    layers = []
+    layers, modules = [], dict(dense.named_modules())
+    others = (nn.modules.batchnorm._NormBase, nn.PReLU)
     for name, layer in pruned.plan.layers.items():
-        if name in pruned.plan.removed and isinstance(dense.get_submodule(name), (nn.modules.conv._ConvNd, nn.Linear)):
+        if name in pruned.plan.removed and not isinstance(modules.get(name), others):
             layers.append({"name": name, "dense": layer.num_outputs, "slim": len(layer.outputs)})
     return layers
 

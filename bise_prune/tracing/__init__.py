@@ -14,9 +14,10 @@ from .record import Attention, Call, Nonlinearity, Side, Slot, Trace, Value
 from .running import ByPosition, Inputs, evaluating, logits_of, output_tensors, run
 from .tracer import trace
 from .union_find import UnionFind
+from .weights import Fold, Origin, Weights
 
 __all__ = [
-    "NONLINEARITIES", "Attention", "ByPosition", "Call", "CallCounter", "FunctionMode", "Inputs", "Nonlinearity",
-    "Reason", "Side", "Slot", "Trace", "UnionFind", "Value", "Why", "evaluating", "function_name", "logits_of",
-    "output_tensors", "replace_tensors", "run", "tensors_in", "trace",
+    "NONLINEARITIES", "Attention", "ByPosition", "Call", "CallCounter", "Fold", "FunctionMode", "Inputs",
+    "Nonlinearity", "Origin", "Reason", "Side", "Slot", "Trace", "UnionFind", "Value", "Weights", "Why", "evaluating",
+    "function_name", "logits_of", "output_tensors", "replace_tensors", "run", "tensors_in", "trace",
 ]  # fmt: skip

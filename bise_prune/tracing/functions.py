@@ -26,10 +26,20 @@ _CANONICAL = {
 }  # fmt: skip
 
 
+_FLIPS = {vars(torch._C.TensorBase)["T"].__get__}  # properties that are functions
+_MATRIX_FLIPS = {vars(torch._C.TensorBase)["mT"].__get__}
+
+
 def function_name(function: Callable[..., Any]) -> str:
     """Return the canonical name of a torch function: "add" for ``torch.add``, ``Tensor.add_`` and ``+=`` alike."""
     name = getattr(function, "__name__", str(function)).strip("_")
     return _CANONICAL.get(name, name)
+
+
+def is_in_place(function: Callable[..., Any]) -> bool:
+    """Whether a torch function changes its first operand, such as ``Tensor.add_``."""
+    name = getattr(function, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -108,6 +118,10 @@ class CallCounter(FunctionMode):
         name = function_name(func)
         if name == "iter":
             return iter(self.outcome(torch.unbind, args, kwargs))
+        if func in _FLIPS:
+            return self.outcome(Tensor.permute, (args[0], tuple(reversed(range(args[0].ndim)))), {})
+        if func in _MATRIX_FLIPS:
+            return self.outcome(Tensor.transpose, (args[0], -2, -1), {})
         key = name, self.counts[name]
         # Batch norms in training mode count batches in an integer tensor, which is no part of the computation.
         counted = any(tensor.is_floating_point() and tensor.ndim for tensor in tensors_in([*args, *kwargs.values()]))

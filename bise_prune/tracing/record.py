@@ -7,13 +7,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .functions import SCALES
 from .reasons import Reason
+
+if TYPE_CHECKING:
+    from .weights import Fold, Weights
 
 _VIEWS = (
     "view",
@@ -108,14 +111,16 @@ class Call:
         outputs: indices of the values that the call returns.
         maps: (operand position, output position) -> for each output channel the operand channel that it is made of,
             int64; -1 = none.
-        layer: name of the module that owns the weights of the call, if it has any and no other module shares them.
+        layer: name of the layer whose weights the call computes with, if it has any and no other module shares them:
+            the module that owns the weight, or the weight's own full name where that module has several layers in it.
         groups: number of groups of a convolution (``Conv2d.groups``); 1 for other calls.
-        transposed: whether the call is a transposed convolution.
+        transposed: whether the weight has its input channels first: of a transposed convolution, or of a product with
+            a matrix (input channels, output channels).
         padded: whether a constant other than zero is treated as live behind the call: zero padding and overlapping
             kernels make it differ from place to place, a sum multiplies it by the number of places.
         whole: whether a mixing call needs its operand at full width, because the operand's channels are not the inputs
             of the layer or because the weights must keep their shape.
-        weight: name of the weight in that module; its additive bias is named alike.
+        weights: for a convolution or linear layer, where its weight and its additive bias come from.
         module: name of the innermost module that was running.
         macs: multiply-accumulates of a convolution, a linear layer or a product of tensors, for the whole example
             batch.
@@ -138,7 +143,7 @@ class Call:
     transposed: bool = False
     padded: bool = False
     whole: bool = False
-    weight: str = "weight"
+    weights: Weights | None = None
     module: str = ""
     macs: int = 0
     why: Reason | None = None
@@ -152,11 +157,6 @@ class Call:
             same = mapping is not None and torch.equal(mapping, torch.arange(len(mapping)))
             self._identities[key] = same
         return self._identities[key]
-
-    @property
-    def bias(self) -> str:
-        """Name of the additive bias that belongs to the weight."""
-        return self.weight.replace("weight", "bias")
 
     @property
     def key(self) -> tuple[str, int]:
@@ -276,6 +276,7 @@ class Trace:
         rigid: names of parameters and buffers whose shape must stay, because a function other than their layer's own
             reads them.
         attentions: the attentions whose values and results are followed, in order of execution.
+        folds: layer -> how the slim network reads its weights, for layers whose weights the pass makes of parameters.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -288,6 +289,7 @@ class Trace:
     unused: list[str] = field(default_factory=list)
     rigid: set[str] = field(default_factory=set)
     attentions: list[Attention] = field(default_factory=list)
+    folds: dict[str, Fold] = field(default_factory=dict)
 
     @property
     def scales(self) -> set[int]:
@@ -312,7 +314,12 @@ class Trace:
     @property
     def frozen(self) -> set[str]:
         """Names of layers whose weights must keep their shape, because another function reads them as well."""
-        return {name.rpartition(".")[0] for name in self.rigid}
+        return {name.rpartition(".")[0] for name in self.rigid} | {
+            layer
+            for layer, calls in self.calls_by_layer.items()
+            for call in calls
+            if call.weights is not None and any(origin.name in self.rigid for origin in call.weights.origins)
+        }
 
     @property
     def first_fork(self) -> int | None:

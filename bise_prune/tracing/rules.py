@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .functions import NONLINEARITIES, replace_tensors, tensors_in
 from .reasons import Reason, Why
 from .record import Call, Nonlinearity, Slot, Trace, Value, slot_filled
+from .weights import Origin, Steps, Weights
 
 _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
     "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
@@ -36,6 +38,7 @@ _MOVEMENTS = {
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
+_MATRIX_PRODUCTS = {"matmul", "mm"}
 _SAME_SHAPE_NORMS = {"layer_norm", "group_norm", "rms_norm", "local_response_norm"}
 
 
@@ -46,10 +49,16 @@ class ChannelRules:
         trace: the trace so far; the rules complete it.
         owner: id of a parameter or buffer -> name of the module that it belongs to and its name in that module; None
             for tensors that several modules share.
+        steps: what has been made of parameters so far.
+        model: the network.
     """
 
-    def __init__(self, trace: Trace, owner: Mapping[int, tuple[str, str] | None]) -> None:
-        self.trace, self.owner = trace, owner
+    def __init__(
+        self, trace: Trace, owner: Mapping[int, tuple[str, str] | None], steps: Steps, model: nn.Module
+    ) -> None:
+        self.trace, self.owner, self.steps, self.model = trace, owner, steps, model
+        self.layers: dict[str, str] = {}  # name of a layer -> full name of its weight
+        self.ways: dict[str, object] = {}  # full name of a weight -> what it goes through
         self.nonlinearities = 0  # number of calls of nonlinearities so far
 
     def apply(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]) -> None:
@@ -80,7 +89,7 @@ class ChannelRules:
         name, first = call.function, self._read(call, 0)
         if not any(tensor.is_floating_point() for tensor in tensors):
             _opaque(call, Why.INTEGERS)
-        elif name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear":
+        elif name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear" or _multiplies_by_matrix(call, shapes):
             self._mixing(call, tensors, shapes, outputs[0])
         elif name == "batch_norm" or name == "instance_norm":
             self._normalise(call, tensors, first, outputs[0])
@@ -111,7 +120,7 @@ class ChannelRules:
         owner = self.owner.get(id(tensor))
         value = Value(len(self.trace.values), tuple(tensor.shape), compact, full=False, readers=[call.index])
         if owner is not None:
-            value.layer, value.parameter = owner[0], f"{owner[0]}.{owner[1]}"
+            value.layer, value.parameter = owner[0], f"{owner[0]}.{owner[1]}".lstrip(".")
         self.trace.values.append(value)
         call.operands = tuple(value.index if k == position else o for k, o in enumerate(call.operands))
         return value
@@ -120,19 +129,25 @@ class ChannelRules:
         """Rule for convolutions and linear layers."""
         inputs, spatial = self._read(call, 0), _CONVOLUTIONS.get(call.function, _TRANSPOSED.get(call.function, 0))
         dim = 1 if spatial else len(shapes[0]) - 1
-        call.transposed = call.function in _TRANSPOSED
+        weights = self._weights(call, tensors)
+        call.transposed = call.function in _TRANSPOSED or call.function in _MATRIX_PRODUCTS
+        if weights is not None and weights.weight.flipped:
+            call.transposed = not call.transposed
         slot = call.argument(1, "weight")
         if isinstance(slot, Slot):
-            place = shapes[0] if call.transposed else output.shape
+            place = shapes[0] if call.function in _TRANSPOSED else output.shape
             call.macs = math.prod(place) // place[dim] * tensors[slot.position].numel()
         if spatial and len(shapes[0]) != spatial + 2:
             _opaque(call, Why.UNBATCHED)
             return
         output.compact = tuple(size if d == dim else 1 for d, size in enumerate(output.shape))
-        layer = self._owned(call, tensors, ("weight", "bias"), (1, 2))
-        if layer is None and (layer := self._owned(call, tensors, ("in_proj_weight", "in_proj_bias"), (1, 2))):
-            call.weight = "in_proj_weight"
-        if layer is None:
+        if weights is None:
+            _opaque(call, Why.FOREIGN_WEIGHTS)
+            return
+        call.weights, layer = weights, self._layer(weights.weight.name)
+        way = weights.weight.way, call.transposed
+        if way != self.ways.setdefault(weights.weight.name, way):
+            self.trace.rigid.add(weights.weight.name)  # another layer makes something else of it
             _opaque(call, Why.FOREIGN_WEIGHTS)
             return
         call.whole = inputs is None or inputs.compact != along(shapes[0], dim)
@@ -165,6 +180,37 @@ class ChannelRules:
         if right.compact[-2] == 1 if is_fused else (right.compact[-2] > 1) == contracts:
             batch = tuple(max(sizes) for sizes in zip(left.compact[:-2], right.compact[:-2], strict=True))
             output.compact = (*batch, 1, right.compact[-1])
+
+    def _weights(self, call: Call, tensors: list[Tensor]) -> Weights | None:
+        """Return where the weight and the additive bias of a call come from; None if they cannot be followed."""
+        slots = call.argument(1, "weight"), call.argument(2, "bias")
+        if not isinstance(slots[0], Slot) or (call.function in _MATRIX_PRODUCTS and slots[0].position != 1):
+            return None
+        weight = self.steps.origin(tensors[slots[0].position])
+        if weight is None:
+            return None
+        if isinstance(slots[1], Slot):
+            bias = self.steps.origin(tensors[slots[1].position])
+            return None if bias is None or bias.behind else Weights(weight, bias)
+        return Weights(weight, self._place_for_bias(call, weight))
+
+    def _place_for_bias(self, call: Call, weight: Origin) -> Origin | None:
+        """Return where an additive bias could be added that a call does not have; None if it takes none."""
+        owner, _, leaf = weight.name.rpartition(".")
+        is_own = not weight.steps and not weight.behind and leaf in ("weight", "in_proj_weight")
+        place = self.model.get_submodule(owner if is_own else call.module)
+        name = leaf.replace("weight", "bias") if is_own else "bias"
+        is_layer = is_own or isinstance(place, (nn.Linear, nn.modules.conv._ConvNd))
+        if call.function in _MATRIX_PRODUCTS or not is_layer or name not in place._parameters:
+            return None
+        return Origin(f"{owner if is_own else call.module}.{name}".lstrip("."))
+
+    def _layer(self, weight: str) -> str:
+        """Return the name of the layer with a weight: its module's, if no other layer has that name."""
+        module = re.sub(r"(^|\.)parametrizations\.\w+$", "", weight.rpartition(".")[0])
+        name = module if module and self.layers.get(module, weight) == weight else weight
+        self.layers[name] = weight
+        return name
 
     def _owned(
         self, call: Call, tensors: list[Tensor], names: tuple[str, ...], positions: tuple[int, ...]
@@ -395,7 +441,14 @@ class ChannelRules:
 
 def _opaque(call: Call, why: Why) -> None:
     """Mark a call as opaque, for the given reason."""
-    call.kind, call.why, call.layer, call.maps = "opaque", Reason(why, function=call.function), None, {}
+    call.kind, call.why, call.maps = "opaque", Reason(why, function=call.function), {}
+    call.layer = call.weights = None
+
+
+def _multiplies_by_matrix(call: Call, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether a call multiplies a tensor by a matrix that does not depend on the model's input."""
+    is_product = call.function in _MATRIX_PRODUCTS and len(call.operands) == 2
+    return is_product and call.operands[0] is not None and call.operands[1] is None and len(shapes[1]) == 2
 
 
 def _cuts_at_zero(call: Call) -> bool:

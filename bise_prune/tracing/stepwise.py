@@ -1,4 +1,4 @@
-"""Functions in steps that can be watched one by one: multi-head attention, gated linear units."""
+"""Functions in steps that can be watched one by one: multi-head attention, gated linear units, sums of products."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .einsum import product_in_steps
+
 _SIGNATURE = signature(functional.multi_head_attention_forward)
 
 
@@ -21,6 +23,10 @@ def in_steps(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     """
     if function is functional.glu:
         return partial(_gated_unit, *args, **kwargs)
+    if function in _SUMS_WITH_PRODUCTS:
+        return _sum_with_product(*args, **kwargs)
+    if function is torch.einsum:
+        return product_in_steps(*args, **kwargs)
     if function is not functional.multi_head_attention_forward:
         return None
     given = _SIGNATURE.bind(*args, **kwargs)
@@ -29,6 +35,17 @@ def in_steps(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     unusual = ("bias_k", "bias_v", "add_zero_attn", "use_separate_proj_weight", "static_k", "static_v")
     is_plain = all(about[name] is None or about[name] is False for name in unusual)
     return partial(_steps, **about) if is_plain and about["query"].ndim == 3 else None
+
+
+_SUMS_WITH_PRODUCTS = (torch.addmm, Tensor.addmm)
+
+
+def _sum_with_product(
+    input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1, out: Tensor | None = None
+) -> Callable[[], Any] | None:
+    """A linear layer whose weight has its inputs first, as in GPT-2; None for any other sum with a product."""
+    is_linear = beta == alpha == 1 and out is None and input.ndim == 1 and len(input) == mat2.shape[1]
+    return (lambda: functional.linear(mat1, mat2.t(), input)) if is_linear else None
 
 
 def _gated_unit(input: Tensor, dim: int = -1) -> Tensor:

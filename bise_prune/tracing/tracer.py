@@ -17,6 +17,7 @@ from .products import PRODUCTS, counted_product
 from .record import Call, Slot, Trace, Value
 from .rules import ChannelRules, along
 from .running import Inputs, evaluating, logits_of, output_tensors, run
+from .weights import Steps, folds
 
 # Functions that read the metadata of a tensor, but not its entries.
 _METADATA = {
@@ -58,7 +59,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         with tracer, _noting_modules(model, tracer.modules):
             output = run(model, inputs)
     tracer.leave(output)
-    tracer.trace.unused = _unused(model, tracer.users)
+    tracer.trace.unused = _unused(model, [name for name in tracer.steps.readers if isinstance(name, str)])
     return tracer.trace
 
 
@@ -100,13 +101,14 @@ class _Tracer(CallCounter):
         self.trace = Trace()
         self.token = object()  # tensors that the model keeps may still be marked by an earlier trace
         self.modules: list[str] = []
-        self.users: dict[str, set[int]] = {}  # parameter name -> calls that read it
         self.owner: dict[int, tuple[str, str] | None] = {}
         for name, module in model.named_modules():
             for leaf, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 # A tensor that several modules share has no owner, and calls that use it are not followed.
                 self.owner[id(tensor)] = None if id(tensor) in self.owner else (name, leaf)
-        self.rules = ChannelRules(self.trace, self.owner)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self.steps = Steps(self.owner, shapes)
+        self.rules = ChannelRules(self.trace, self.owner, self.steps, model)
 
     def enter(self, inputs: Inputs) -> Any:
         """Return copies of the model's inputs that are marked as values of the trace."""
@@ -127,21 +129,43 @@ class _Tracer(CallCounter):
         self.trace.outputs = [value for value in dict.fromkeys(marks) if value is not None]
         self.trace.logits = self._mark(logits_of(output))
         self.trace.totals = dict(self.counts)
-        own: dict[int, set[str]] = {}
-        for call in self.trace.calls:
-            if call.layer is not None:
-                own[call.index] = {call.layer}
-        for constant in self.trace.values:
-            if constant.parameter is not None:
-                own.setdefault(constant.readers[0], set()).add(constant.parameter)
-        for name, users in self.users.items():
-            for index in users:
-                if not {name, name.rpartition(".")[0]} & own.get(index, set()):
-                    self.trace.rigid.add(name)
+        self._find_rigid()
         for call in self.trace.calls:
             call.whole |= call.kind == "mixing" and call.layer in self.trace.frozen
         compose_activations(self.trace)
         self.trace.attentions = attentions_in(self.trace)
+
+    def _find_rigid(self) -> None:
+        """Complete the trace with the parameters whose shape must stay, and with folds of weights."""
+        own: dict[int, set[str]] = {}
+        for call in self.trace.calls:
+            if call.layer is not None:
+                own[call.index] = {call.layer}
+            if call.weights is not None:
+                own[call.index] |= {origin.name for origin in call.weights.origins}
+        for constant in self.trace.values:
+            if constant.parameter is not None:
+                own.setdefault(constant.readers[0], set()).add(constant.parameter)
+        self.trace.folds = folds(self.trace, self.steps)
+        for call in self.trace.calls:
+            for origin in () if call.weights is None else call.weights.origins:
+                for index in origin.behind:
+                    own.setdefault(-1 - index, set()).add(origin.name)
+        for layer, fold in self.trace.folds.items():
+            for call in self.trace.calls_by_layer[layer]:
+                assert call.weights is not None
+                for index, (step, _) in fold.skipped.items():
+                    own.setdefault(-1 - index, set()).update(
+                        source for source in step.sources if isinstance(source, str)
+                    )
+        for name, readers in self.steps.readers.items():
+            if not isinstance(name, str):
+                continue
+            for index in readers:
+                if not {name, name.rpartition(".")[0]} & own.get(index, set()):
+                    self.trace.rigid.add(name)
+        frozen = self.trace.frozen
+        self.trace.folds = {layer: fold for layer, fold in self.trace.folds.items() if layer not in frozen}
 
     def called(
         self,
@@ -156,6 +180,8 @@ class _Tracer(CallCounter):
         tensors = list(tensors_in([*args, *kwargs.values()]))
         operands = tuple(self._operand(tensor) for tensor in tensors)
         shapes = [tuple(tensor.shape) for tensor in tensors]
+        sources = tuple(self.steps.source(tensor) for tensor in tensors)
+        index = len(self.trace.calls)
         output, macs = counted_product(func, args, kwargs) if name in PRODUCTS else (func(*args, **kwargs), 0)
         results = list(tensors_in([output]))
         if name == "setitem" and tensors:  # it changes its first argument in place and returns nothing
@@ -167,24 +193,21 @@ class _Tracer(CallCounter):
                     if operand is not None:
                         self.trace.values[operand].measured = True
             return output
-        for tensor in tensors:
-            if (owner := self.owner.get(id(tensor))) is not None:
-                self.users.setdefault(f"{owner[0]}.{owner[1]}", set()).add(len(self.trace.calls) if traced else -1)
         if not traced:
+            self.steps.note(key, counted, func, (args, kwargs), sources, results)
             return output
+        self.steps.read((tensor for tensor, operand in zip(tensors, operands, strict=True) if operand is None), index)
         positions = iter(range(len(tensors)))
         slots = replace_tensors((args, kwargs), lambda _: Slot(next(positions)))
-        call = Call(
-            len(self.trace.calls), name, count, "opaque", func, slots[0], slots[1], operands, tuple(shapes), macs=macs
-        )
+        call = Call(index, name, count, "opaque", func, slots[0], slots[1], operands, tuple(shapes), macs=macs)
         self.trace.calls.append(call)
         for operand in operands:
             if operand is not None:
                 self.trace.values[operand].readers.append(call.index)
         values = [self._value(result, call) for result in results]
         call.outputs = tuple(value.index for value in values)
-        self.rules.apply(call, tensors, shapes, values)
         call.module = self.modules[-1] if self.modules else ""
+        self.rules.apply(call, tensors, shapes, values)
         if call.why is not None and call.module:
             call.why = call.why.inside(call.module)
         return output
