@@ -97,7 +97,7 @@ def matching_sites(record: Trace, model: nn.Module, masks: MaskSet) -> list[Gate
 
 def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:
     """Return one site per gated output, as in the paper."""
-    normalised = {n.index: place for n in eligible if (place := _layer_norm_behind(n, record)) is not None}
+    normalised = {n.call: place for n in eligible if (place := _layer_norm_behind(n, record)) is not None}
     if normalised:
         return _transformer_sites(eligible, normalised, record)
     fork = record.first_fork
@@ -130,8 +130,8 @@ def _transformer_sites(
         layer = _linear_before(n, record)
         gate = _gate_on(n, record) if layer is None else GateCall(*layer.key, n.dim, layer.layer)
         places.append((n.layer or f"{n.function}.{n.index}", n.num_channels, (gate,)))
-        if n.index in normalised:
-            second, norm = normalised[n.index]
+        if n.call in normalised:
+            second, norm = normalised[n.call]
             value = record.values[second.outputs[0]]
             dim = len(value.shape) - 1
             calls = (

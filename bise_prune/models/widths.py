@@ -12,7 +12,9 @@ def declare_widths(module: nn.Module, groups: int | None = None) -> None:
         module: any module; modules without widths are not changed.
         groups: new number of conv groups, if it has changed.
     """
-    weight = module._parameters.get("weight")  # a parametrised one is computed from others
+    weight = module._parameters.get("weight")  # there is none if it is computed from others
+    if weight is not None and not weight.numel():
+        return  # another layer holds what was made of it
     if isinstance(module, nn.modules.conv._ConvNd):
         module.groups = groups or module.groups
         if weight is None:

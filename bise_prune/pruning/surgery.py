@@ -12,7 +12,7 @@ from ..channels.analysis import offset
 from ..channels.edited_model import RewiredModel
 from ..channels.folding import folded_inputs
 from ..models.widths import declare_widths
-from ..tracing import Call
+from ..tracing import SPENT, Call
 
 
 def cut(model: nn.Module, layout: Layout, lowering: Lowering) -> nn.Module:
@@ -54,7 +54,7 @@ def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
         first, fold = uses[0], layout.trace.folds.get(name)
         rows = layout.present[first.outputs[0]]
         for spent in () if fold is None else fold.spent:
-            changes[spent] = torch.empty(0, dtype=torch.float64)
+            changes[spent] = torch.empty(SPENT, dtype=torch.float64)
         if not bool(rows.any()):
             continue  # the calls of the layer are skipped
         silent = torch.stack([layout.silent(call) for call in uses]).all(0)

@@ -12,12 +12,13 @@ from .functions import NONLINEARITIES, CallCounter, FunctionMode, function_name,
 from .reasons import Reason, Why
 from .record import Attention, Call, Nonlinearity, Side, Slot, Trace, Value
 from .running import ByPosition, Inputs, evaluating, logits_of, output_tensors, run
+from .stepwise import SPENT
 from .tracer import trace
 from .union_find import UnionFind
 from .weights import Fold, Origin, Weights
 
 __all__ = [
     "NONLINEARITIES", "Attention", "ByPosition", "Call", "CallCounter", "Fold", "FunctionMode", "Inputs",
-    "Nonlinearity", "Origin", "Reason", "Side", "Slot", "Trace", "UnionFind", "Value", "Weights", "Why", "evaluating",
+    "Nonlinearity", "Origin", "SPENT", "Reason", "Side", "Slot", "Trace", "UnionFind", "Value", "Weights", "Why", "evaluating",
     "function_name", "logits_of", "output_tensors", "replace_tensors", "run", "tensors_in", "trace",
 ]  # fmt: skip

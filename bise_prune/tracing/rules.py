@@ -478,6 +478,8 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 def _compressed(ids: Tensor) -> Tensor:
     """Cut every dimension along which all channel numbers are equal to size 1."""
+    if not ids.numel():
+        return ids
     for dim in range(ids.ndim):
         first = ids.narrow(dim, 0, 1)
         if ids.shape[dim] == 1 or ids.stride(dim) == 0 or bool((ids == first).all()):

@@ -13,22 +13,21 @@ from torch.nn import functional
 
 from .einsum import product_in_steps
 
+SPENT = (0, 0)  # shape of parameters that a slim network keeps by name only, since nothing reads them
 _SIGNATURE = signature(functional.multi_head_attention_forward)
 
 
 def in_steps(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
-    """Return a function that computes multi-head attention or a gated linear unit in steps; None for any other call.
+    """Return a function that computes the same as a call by functions that have a rule; None for most calls.
 
     Attention with extra keys, or with projections of different widths, is not taken apart, nor is an unbatched one.
     """
-    if function is functional.glu:
-        return partial(_gated_unit, *args, **kwargs)
-    if function in _SUMS_WITH_PRODUCTS:
-        return _sum_with_product(*args, **kwargs)
-    if function is torch.einsum:
-        return product_in_steps(*args, **kwargs)
-    if function is not functional.multi_head_attention_forward:
-        return None
+    make = _STEPS.get(function)
+    return None if make is None else make(*args, **kwargs)
+
+
+def _attended(*args: Any, **kwargs: Any) -> Callable[[], Any] | None:
+    """Multi-head attention in steps."""
     given = _SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
     about = given.arguments
@@ -37,7 +36,38 @@ def in_steps(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     return partial(_steps, **about) if is_plain and about["query"].ndim == 3 else None
 
 
-_SUMS_WITH_PRODUCTS = (torch.addmm, Tensor.addmm)
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool = False, **kwargs: Any
+) -> Callable[[], Tensor] | None:
+    """Fused attention whose keys and values have fewer heads than its queries, which share them."""
+    if not enable_gqa:
+        return None
+
+    def steps() -> Tensor:
+        k, v = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+        return functional.scaled_dot_product_attention(query, k, v, *args, **kwargs)
+
+    return steps
+
+
+def _joined(tensors: Any, dim: int = 0, **kwargs: Any) -> Callable[[], Tensor] | None:
+    """A concatenation without its empty tensors, such as a cache of keys that holds nothing yet."""
+    filled = [x for x in tensors if x.numel() or x.shape == SPENT]
+    if len(filled) in (0, len(tensors)) or kwargs:
+        return None
+    return filled[0].clone if len(filled) == 1 else lambda: torch.cat(filled, dim)
+
+
+def _added_products(
+    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1, out: Tensor | None = None
+) -> Callable[[], Tensor] | None:
+    """The sum of a tensor and products of matrices."""
+    return None if out is not None else lambda: input * beta + torch.matmul(batch1, batch2) * alpha
+
+
+def _like(function: Callable[..., Any]) -> Callable[[Tensor, Tensor], Callable[[], Tensor]]:
+    """What gives a tensor the shape of another one, with that shape written out."""
+    return lambda x, other: lambda: function(x, other.shape)
 
 
 def _sum_with_product(
@@ -48,10 +78,14 @@ def _sum_with_product(
     return (lambda: functional.linear(mat1, mat2.t(), input)) if is_linear else None
 
 
-def _gated_unit(input: Tensor, dim: int = -1) -> Tensor:
+def _gated_unit(input: Tensor, dim: int = -1) -> Callable[[], Tensor]:
     """The first half of the channels, scaled by the sigmoid of the second."""
-    first, second = input.chunk(2, dim)
-    return first * torch.sigmoid(second)
+
+    def steps() -> Tensor:
+        first, second = input.chunk(2, dim)
+        return first * torch.sigmoid(second)
+
+    return steps
 
 
 def _steps(
@@ -112,3 +146,18 @@ def _merged(attn_mask: Tensor | None, padding: Tensor | None, num_heads: int, qu
         for part in parts
     ]
     return None if not added else added[0] if len(added) == 1 else added[0] + added[1]
+
+
+_STEPS: dict[Callable[..., Any], Callable[..., Callable[[], Any] | None]] = {
+    functional.multi_head_attention_forward: _attended,
+    functional.scaled_dot_product_attention: _fused,
+    functional.glu: _gated_unit,
+    torch.einsum: product_in_steps,
+    **dict.fromkeys((torch.addmm, Tensor.addmm), _sum_with_product),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _added_products),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _joined),
+    Tensor.type_as: lambda x, other: lambda: x.to(other.dtype),
+    Tensor.view_as: _like(Tensor.view),
+    Tensor.reshape_as: _like(Tensor.reshape),
+    Tensor.expand_as: _like(Tensor.expand),
+}

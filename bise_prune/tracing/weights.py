@@ -87,7 +87,18 @@ class Origin:
     @property
     def way(self) -> object:
         """What the parameter goes through, in a form that can be compared with that of another call."""
-        return self.flipped, [(step.function, repr(step.args), repr(step.kwargs)) for step in self.steps.values()]
+        order = {index: place for place, index in enumerate(self.steps)}
+
+        def name(source: Source) -> object:
+            if isinstance(source, tuple):
+                return order[source[0]], source[1]
+            return id(source) if isinstance(source, Tensor) else source
+
+        steps = [
+            (step.function, repr(step.args), repr(step.kwargs), [name(source) for source in step.sources])
+            for step in self.steps.values()
+        ]
+        return self.flipped, name(self.result), steps
 
     def tensor(self, model: nn.Module) -> Tensor | None:
         """Return the tensor, as the parameter is or will be shaped; in float64 if it is the result of steps.
@@ -267,18 +278,21 @@ class Steps:
         return found
 
     def _path(self, source: Source, shape: tuple[int, ...]) -> tuple[str, dict[int, int]] | None:
-        """The parameter of the given shape that a result is made of, and how the steps lead to it."""
+        """A parameter that a result is made of, if possible of the given shape, and how the steps lead to it."""
         seen = set[int]()
         waiting: list[tuple[Source, dict[int, int]]] = [(source, {})]
+        found: tuple[str, dict[int, int]] | None = None
         while waiting:
             source, places = waiting.pop(0)
             if isinstance(source, str) and self.shapes.get(source) == shape:
                 return source, places
+            if isinstance(source, str) and source in self.shapes and found is None:
+                found = source, places
             if isinstance(source, tuple) and source[0] not in seen:
                 seen.add(source[0])
                 before = self.steps[source[0]].sources
                 waiting += [(operand, {**places, source[0]: k}) for k, operand in enumerate(before)]
-        return None
+        return found
 
 
 def folds(trace: Trace, steps: Steps) -> dict[str, Fold]:

@@ -255,19 +255,45 @@ def test_a_parameter_that_is_read_elsewhere_keeps_its_shape(decoder):
     assert state[next(name for name in state if name.endswith("w"))].shape == (10, 6)
 
 
-def test_a_weight_that_no_parameter_can_hold_is_left_whole():
-    class Hyper(nn.Module):
-        """A layer whose weight another layer makes of an embedding."""
+class Generated(nn.Module):
+    """A layer whose weight and bias are made by others."""
+
+    def __init__(self):
+        super().__init__()
+        self.code, self.make, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 60), nn.Linear(10, 3)
+        self.parts = nn.ParameterList(nn.Parameter(torch.randn(5)) for _ in range(2))
+
+    def forward(self, x):
+        bias = torch.cat(list(self.parts))
+        return self.head(torch.sigmoid(F.linear(x, self.make(self.code).view(10, 6), bias)))
+
+
+def test_a_weight_of_another_shape_is_stored_in_a_parameter_that_made_it(tmp_path):
+    torch.manual_seed(0)
+    network = Generated().eval()
+    result = prune(network, half_closed(network, TOKENS), TOKENS)
+    assert result.verification.max_abs_error < 1e-12
+    assert result.plan.params[1] == sum(p.numel() for p in result.model.parameters())
+    closed = sum(int((~mask).sum()) for mask in result.plan.keep.values())
+    assert result.plan.params[1] == (10 - closed) * (6 + 1 + 3) + 3
+    save_slim(tmp_path / "slim.safetensors", result.model)
+    again = load_slim(tmp_path / "slim.safetensors", Generated().eval())
+    assert torch.equal(again(TOKENS), result.model(TOKENS))
+
+
+def test_a_weight_that_depends_on_the_input_is_left_whole():
+    class Attentive(nn.Module):
+        """A layer whose weight is scaled by a number made of the input."""
 
         def __init__(self):
             super().__init__()
-            self.code, self.make, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 60), nn.Linear(10, 3)
+            self.w, self.head = nn.Parameter(torch.randn(10, 6)), nn.Linear(10, 3)
 
         def forward(self, x):
-            return self.head(torch.relu(F.linear(x, self.make(self.code).view(10, 6))))
+            return self.head(torch.relu(F.linear(x, self.w * x.mean())))
 
     torch.manual_seed(0)
-    network = Hyper().eval()
+    network = Attentive().eval()
     result = prune(network, half_closed(network, TOKENS), TOKENS)
     assert result.verification.max_abs_error < 1e-12
     assert any("no module's own parameters" in reason for reason in result.plan.not_followed)
