@@ -2,12 +2,14 @@
 
 from .analysis import Analysis, analyse
 from .edits import Edit, Merge, Regather, Split
-from .growth import Joins
-from .layout import Layout, lay_out
+from .growth import Demands, Joins
+from .layout import NO_DEMANDS, Layout, lay_out
 from .lowering import Lowering, lower
 
 __all__ = [
+    "NO_DEMANDS",
     "Analysis",
+    "Demands",
     "Edit",
     "Joins",
     "Layout",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,6 +24,22 @@ Joins = Literal["intersection", "expand"]
 Rounding = Callable[[int], int]
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What a forward pass turned out not to run without.
+
+    Attributes:
+        full_width: indices of calls, of those that move data or read a tensor made during the pass, that only work on
+            the full width.
+        square_heads: whether queries, keys and values are equally wide, where they are in the dense network.
+        sizes: whether tensors whose sizes are asked for keep them.
+    """
+
+    full_width: frozenset[int] = frozenset()
+    square_heads: bool = False
+    sizes: bool = False
+
+
 class Growth:
     """Applies the rules to the calls of a trace until no more channels are added.
 
@@ -33,8 +50,7 @@ class Growth:
         joins: lowering, i.e. what happens where tensors with different masks meet; see
             :func:`bise_prune.channels.lay_out`.
         rounding: function from the number of kept channels of a layer to the number to keep (at least as many).
-        rigid: indices of calls, of those that move data or read a tensor made during the pass, that only work on the
-            full width.
+        demands: what the forward pass does not run without.
 
     Attributes:
         present: per value, bool over its channels: those that the slim network contains.
@@ -52,7 +68,7 @@ class Growth:
         analysis: Analysis,
         joins: Joins,
         rounding: Rounding | None,
-        rigid: set[int],
+        demands: Demands,
     ) -> None:
         self.trace, self.model, self.analysis = trace, model, analysis
         self.expand, self.rounding = joins == "expand", rounding
@@ -63,6 +79,7 @@ class Growth:
             self.present.append(torch.ones(value.num_channels, dtype=torch.bool) if fixed else live.clone())
         for index in trace.outputs:
             self.present[index][:] = True
+        self.demands = demands
         self._freeze()
         self.cause = [torch.full(mask.shape, -1, dtype=torch.int64) for mask in self.present]
         self.reasons: list[Reason] = []
@@ -70,8 +87,11 @@ class Growth:
         self.waiting = dict.fromkeys(range(len(trace.calls) - 1, -1, -1))
         self.same_layer = trace.calls_by_layer
         self.carriers: dict[int, int] = {}
-        self.movement = movements(trace, rigid)
-        self.rigid = rigid
+        self.movement = movements(trace, demands.full_width)
+        if demands.sizes:
+            for value in trace.values:
+                if value.measured and bool(self.present[value.index].any()):
+                    self._grow(value.index, torch.ones_like(self.present[value.index]), Reason(Why.SIZE_ASKED))
 
     def grow(self) -> None:
         """Apply the rules, round the widths up, and apply the rules again to the channels that this added."""
@@ -200,7 +220,12 @@ class Growth:
         else:
             heads = torch.ones_like(heads)
         kept = _filled_evenly(kept, heads)
-        if self.rigid & attention.inner:
+        if self.demands.square_heads:
+            pairs_or_all = torch.ones_like(kept) if pairs is None else pairs
+            width = max(int(kept.sum(1).max()), int(pairs_or_all.sum(1).max()))
+            kept = _filled(kept, heads, min(width, kept.shape[1]))
+            pairs = None if pairs is None else _filled(pairs, heads, min(width, pairs.shape[1]))
+        if self.demands.full_width & attention.inner:
             last = Reason(Why.FULL_WIDTH, function=self.trace.calls[attention.end].function)
             kept, pairs = torch.ones_like(kept), None if pairs is None else torch.ones_like(pairs)
         for side, cells in ((results, kept), (values, kept), (attention.queries, pairs), (attention.keys, pairs)):
@@ -229,7 +254,7 @@ class Growth:
         if self.values[output].dim is None and self.values[output].num_channels > 1:
             self._rigid(call)
             return
-        soft = call.index not in self.rigid and self._soft(call)
+        soft = call.index not in self.demands.full_width and self._soft(call)
         for k, operand in enumerate(call.operands):
             mapping = call.maps.get((k, 0))
             if operand is None or mapping is None:
@@ -247,7 +272,7 @@ class Growth:
                 continue
             constant = call.kind == "elementwise" and len(call.maps) > 1 and self._dispensable(operand)
             constant &= self.values[operand].parameter is None and call.function not in ("cat", "stack")
-            if self.values[operand].foreign and call.index not in self.rigid:
+            if self.values[operand].foreign and call.index not in self.demands.full_width:
                 continue  # what is read of it is picked when it is there
             if soft or constant or (call.keeps(k) and torch.equal(self.present[operand], self.present[output])):
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..tracing import Attention, Call, Origin, Reason, Trace, Why
 from .analysis import Analysis, analyse
-from .growth import Growth, Joins, Rounding
+from .growth import Demands, Growth, Joins, Rounding
 from .kept_constants import clean_channels, zeroed_channels
 from .movement import Movement
 
+NO_DEMANDS = Demands()
 # Modules that only call one function, so that an identity can replace them.
 _REPLACEABLE = {
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear,
@@ -88,7 +89,7 @@ def lay_out(
     joins: Joins = "intersection",
     *,
     rounding: Rounding | None = None,
-    rigid: Iterable[int] = (),
+    demands: Demands = NO_DEMANDS,
     normed: Mapping[int, Tensor] | None = None,
 ) -> Layout:
     """Determine the smallest layout under decided gates.
@@ -101,12 +102,11 @@ def lay_out(
         joins: lowering: "intersection" keeps a shared channel while any of the outputs that meet has its gate open;
             "expand" lets every layer shrink and rearranges channels where tensors meet.
         rounding: function from the number of kept channels of a layer to the number to keep (at least as many).
-        rigid: indices of calls, of those that move data or read a tensor made during the pass, that only work on the
-            full width.
+        demands: what the forward pass does not run without.
         normed: index of a layer norm call -> bool over its channels, True where its statistics leave the channel out.
     """
     analysis = analyse(trace, model, closed)
-    growth = Growth(trace, model, analysis, joins, rounding, set(rigid))
+    growth = Growth(trace, model, analysis, joins, rounding, demands)
     growth.grow()
     clean = clean_channels(trace, model, analysis, closed, growth.present, growth.carriers)
     layout = Layout(

@@ -65,7 +65,8 @@ def lower(layout: Layout, model: nn.Module) -> Lowering:
 def _edit(layout: Layout, call: Call, mask: Tensor | None) -> Edit | None:
     """Return the edit of one call that is not gathered; None if the call runs unchanged."""
     present = layout.present
-    if call.outputs and not any(bool(present[o].any()) for o in call.outputs):
+    is_empty = any(0 in layout.trace.values[o].shape for o in call.outputs)  # code may ask for its size
+    if call.outputs and not is_empty and not any(bool(present[o].any()) for o in call.outputs):
         return Edit(call.function, call.count, "skip", results=(None,) * len(call.outputs))
     operands: dict[int, Regather] = {}
     fixed: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
@@ -176,7 +177,7 @@ def _attended(layout: Layout) -> dict[int, Edit]:
         for side, cells in [*sides, (attention.results, kept)]:
             if side is None or cells is None:
                 continue
-            for index, _ in side.path:
+            for index, _ in (*side.path, *side.repeats):
                 if layout.trace.calls[index].kind == "movement":
                     results.setdefault(index, [None] * len(layout.trace.calls[index].outputs))
             index, o = side.last

@@ -29,7 +29,7 @@ class Movement:
     origin: dict[int, tuple[int, Tensor]]
 
 
-def movements(trace: Trace, rigid: set[int]) -> Movement:
+def movements(trace: Trace, rigid: frozenset[int]) -> Movement:
     """Determine how each movement call deals with fewer channels; those in ``rigid`` need the full width."""
     movement = {
         call.index: _plain_movement(trace, call, rigid)
@@ -70,7 +70,7 @@ def _gatherable(trace: Trace, source: int, output: int, movement: Mapping[int, K
     return start.dim == end.dim and others[0] == others[1]
 
 
-def _plain_movement(trace: Trace, call: Call, rigid: set[int]) -> Kind:
+def _plain_movement(trace: Trace, call: Call, rigid: frozenset[int]) -> Kind:
     """Return how a movement call on its own deals with fewer channels."""
     if call.index in rigid:
         return "rigid"

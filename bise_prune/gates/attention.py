@@ -63,8 +63,8 @@ def _heads(attention: Attention, record: Trace) -> GateCall | None:
 
 
 def _values(attention: Attention, record: Trace) -> GateCall:
-    """The gate on the channels of values."""
-    return _gate(attention.results, _cells(attention.results), record)
+    """The gate on the channels of values, each in all heads that share it."""
+    return _gate(attention.results, attention.values.own, record)
 
 
 def _pairs(attention: Attention, record: Trace) -> GateCall | None:
@@ -76,12 +76,8 @@ def _pairs(attention: Attention, record: Trace) -> GateCall | None:
     readers = set(record.values[side.whole].readers)
     if call.kind != "mixing" or not readers <= attention.inner or len(side.channels[0]) == 1:
         return None
-    return _gate(side, _cells(side), record)
-
-
-def _cells(side: Side) -> Tensor:
-    """The number of each channel of each head, head by head."""
-    return torch.arange(side.channels.numel()).view(side.channels.shape)
+    assert attention.keys is not None
+    return _gate(side, attention.keys.own, record)
 
 
 def _gate(side: Side, entries: Tensor, record: Trace) -> GateCall:
@@ -102,7 +98,8 @@ def _removable(
     tried = {place: gate for place, gate in gates.items() if place[1] in kinds}
     for (number, kind), gate in tried.items():
         attention = record.attentions[number]
-        width = 1 if kind == "heads" else _num_entries(gate) // attention.num_heads
+        pairs = attention.results if attention.queries is None else attention.queries
+        width = {"heads": 1, "values": attention.results.channels.shape[1], "pairs": pairs.channels.shape[1]}[kind]
         if kind != "heads" and width == 1:
             continue
         entries = torch.arange(_num_entries(gate)) % (2 if kind == "heads" else width) % 2 == 1

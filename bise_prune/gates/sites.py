@@ -52,7 +52,8 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
             "classifier to leave alone; wrap it so that it ends in one"
         )
     head = record.heads[0]
-    eligible = [n for n in record.nonlinearities if n.call not in record.scales and n.call < head.index]
+    inner = record.scales | set(record.attention_of)  # what only scales, and what cuts scores of attention off
+    eligible = [n for n in record.nonlinearities if n.call not in inner and n.call < head.index]
     inside = attention_sites(record, model) if placement == "tied" else []
     if not eligible and not inside:
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")

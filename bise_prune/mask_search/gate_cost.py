@@ -22,7 +22,7 @@ from ..config import CostUnit
 from ..distributed import share_object
 from ..gates.masks import GateCall, GateSite
 from ..metrics.cost import time_by_turns
-from ..tracing import Attention, Call, Trace, UnionFind
+from ..tracing import Attention, Call, Side, Trace, UnionFind
 
 _WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of a layer's inputs and outputs at which it is timed
 _RUNS = 9
@@ -158,13 +158,12 @@ def _want_attended(
 ) -> None:
     """Note how far an attention wants each channel that it reads, when its merged results are wanted so far."""
     cells = results[attention.results.channels]
-    values = torch.zeros_like(live[attention.values.whole])
-    wanted[attention.values.whole].append(values.index_put((attention.values.channels,), cells))
+    wanted[attention.values.whole].append(_put(torch.zeros_like(live[attention.values.whole]), attention.values, cells))
     if attention.queries is not None and attention.keys is not None:
         heads = cells.amax(1, keepdim=True)
         for side, other in ((attention.queries, attention.keys), (attention.keys, attention.queries)):
             pairs = heads * live[other.whole][other.channels]
-            wanted[side.whole].append(torch.zeros_like(live[side.whole]).index_put((side.channels,), pairs))
+            wanted[side.whole].append(_put(torch.zeros_like(live[side.whole]), side, pairs))
     for value in attention.external:
         wanted[value].append(torch.ones_like(live[value]))
 
@@ -184,7 +183,12 @@ def _fill_heads(attention: Attention, present: list[Tensor]) -> None:
         filled += [(side, pairs) for side in sides]
     for side, cells in filled:
         width = (heads * cells.mean(1).amax().clamp(min=1 / cells.shape[1])).expand(cells.shape)
-        present[side.whole] = present[side.whole].index_put((side.channels,), width)
+        present[side.whole] = _put(present[side.whole], side, width)
+
+
+def _put(numbers: Tensor, side: Side, cells: Tensor) -> Tensor:
+    """Numbers of the channels of a tensor, with those of heads put in: the largest where several heads share one."""
+    return numbers.scatter_reduce(0, side.channels.flatten(), cells.flatten(), "amax", include_self=False)
 
 
 Term = Callable[[list[Tensor]], Tensor]

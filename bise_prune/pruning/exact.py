@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..channels import Joins
+from ..channels import Demands, Joins
 from ..channels.edited_model import RewiredModel
 from ..config import (
     ENGINES,
@@ -153,22 +153,24 @@ Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
 def _with_fallback(
     record: Trace, make_planner: Callable[..., Planner], attempt: Callable[[Planner], PruningResult]
 ) -> PruningResult:
-    """Run the attempt, and once more with the full width where the forward pass may ask for it, if that fails."""
+    """Run the attempt, and again with what the forward pass may demand, if that fails."""
     wide = {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
     wide |= {value.readers[0] for value in record.values if value.foreign}  # made to a width that a layer declares
-    try:
-        return attempt(make_planner())
-    except (ConfigError, PruningError):
-        raise
-    except _FAILURES as error:
-        if not wide:
-            raise _explained(error) from error
-    try:
-        return attempt(make_planner(rigid=wide))  # one of them may contain a fixed number of channels
-    except BiseError:
-        raise
-    except _FAILURES as error:
-        raise _explained(error) from error
+    tries = [Demands()]
+    if record.attentions:  # whether queries are as wide as values may decide how attention is computed
+        tries.append(Demands(square_heads=True))
+    if wide:  # one of them may contain a fixed number of channels
+        tries.append(Demands(frozenset(wide)))
+    if any(value.measured and value.num_channels > 1 for value in record.values):
+        tries.append(Demands(frozenset(wide), sizes=True))
+    for demands in tries:
+        try:
+            return attempt(make_planner(demands=demands))
+        except (ConfigError, PruningError):
+            raise
+        except _FAILURES as error:
+            failure = error
+    raise _explained(failure) from failure
 
 
 _FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ModelError, VerificationError)
@@ -306,7 +308,9 @@ def _given_back(planner: Planner, masks: MaskSet, plan: PruningPlan, target: Tar
     if rounding.multiple == 1:
         return {}
     keep = masks.keep if target is None else plan.keep
-    unrounded = Planner(planner.model, planner.sites, planner.example_inputs, record=planner.trace, rigid=planner.rigid)
+    unrounded = Planner(
+        planner.model, planner.sites, planner.example_inputs, record=planner.trace, demands=planner.demands
+    )
     bare = unrounded.propose(keep, lowering_of(plan.joins)).plan
     return {
         "multiple": rounding.multiple,

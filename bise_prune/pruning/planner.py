@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..channels import Edit, Joins, Layout, Lowering, lay_out, lower
+from ..channels import NO_DEMANDS, Demands, Edit, Joins, Layout, Lowering, lay_out, lower
 from ..channels.folding import folded_inputs
 from ..config import FARTHEST, Rounding, Target
 from ..errors import ChanceLevelError, ConfigError, PruningError, counted
@@ -48,7 +48,7 @@ class Planner:
         example_inputs: its input(s), batch first.
         record: its trace, if it has already been traced.
         rounding: how the numbers of kept channels are rounded up; None = not at all.
-        rigid: positions in the trace of the movement calls that keep their full width.
+        demands: what the forward pass does not run without.
 
     Attributes:
         trace: the trace of the network.
@@ -68,12 +68,12 @@ class Planner:
         *,
         record: Trace | None = None,
         rounding: Rounding | None = None,
-        rigid: Iterable[int] = (),
+        demands: Demands = NO_DEMANDS,
     ) -> None:
         self.model, self.sites, self.example_inputs = model, list(sites), example_inputs
         self.trace = record if record is not None else trace(model, example_inputs)
         self.rounding = rounding or Rounding()
-        self.rigid = frozenset(rigid)
+        self.demands = demands
         self.params = sum(parameter.numel() for parameter in model.parameters())
         first = next(tensors_in([example_inputs]), None)
         self.batch_size = len(first) if first is not None and first.ndim else 1
@@ -103,7 +103,7 @@ class Planner:
         layout = lay_out(
             self.trace, self.model, closed, joins,
             rounding=(lambda kept: math.ceil(kept / multiple) * multiple) if multiple > 1 else None,
-            rigid=self.rigid,
+            demands=self.demands,
             normed=normed,
         )  # fmt: skip
         if not any(bool(layout.analysis.live(value).any()) for value in self.trace.inputs):

@@ -7,7 +7,8 @@ forwards to the tensor in which the heads lie side by side again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import permutations
 
@@ -102,9 +103,10 @@ def _attention(
     )
     values = _split(trace, parts[2])
     results = _merged(trace, products[-1].outputs[0], useful)
+    heads = 1 if results is None else len(results.channels)
+    queries, keys, values = (_for_all(side, heads) for side in (queries, keys, values))
     if values is None or results is None or values.channels.shape != results.channels.shape:
         return None
-    heads = len(values.channels)
     if queries is None or keys is None or not queries.channels.shape == keys.channels.shape == (
         heads, queries.channels.shape[1]
     ):  # fmt: skip
@@ -115,7 +117,7 @@ def _attention(
     if any(one.last in other.path for one in sides for other in sides if one is not other):
         return None
     inner = {call.index for call in (*products, *on_scores, *head_by_head)} | {
-        index for side in sides for index, _ in side.path
+        index for side in sides for index, _ in (*side.path, *side.repeats)
     }
     ends = {side.whole for side in sides}
     for index in inner:
@@ -146,7 +148,22 @@ def _attention(
     )  # fmt: skip
 
 
+def _for_all(side: Side | None, heads: int) -> Side | None:
+    """The same side for several heads, if it has one that all of them share."""
+    if side is None or len(side.channels) != 1:
+        return side
+    return replace(side, channels=side.channels.expand(heads, -1))
+
+
 def _split(trace: Trace, part: int) -> Side | None:
+    """Follow queries, keys or values back to the tensor that was split into heads, which may be repeated then."""
+    before, repeats, shares = _unrepeated(trace, part)
+    if shares is None or (side := _split_once(trace, before)) is None:
+        return _split_once(trace, part)
+    return replace(side, channels=side.channels[shares], repeats=repeats)
+
+
+def _split_once(trace: Trace, part: int) -> Side | None:
     """Follow queries, keys or values back to the tensor that was split into heads."""
     mapping, path, index = torch.arange(trace.values[part].num_channels), list[tuple[Call, int]](), part
     while True:
@@ -162,7 +179,7 @@ def _split(trace: Trace, part: int) -> Side | None:
         if operand is None or bool((mapping < 0).any()):
             return None
         index = operand
-    if trace.values[index].dim is None or len(set(mapping.tolist())) != len(mapping):
+    if trace.values[index].dim is None:
         return None
     probe = _random(trace.values[index].shape)
     moved = _moved(probe, path, index, part, trace)
@@ -178,13 +195,14 @@ def _split_before(trace: Trace, part: int, width: int) -> tuple[Side | None, lis
     """
     if (side := _split(trace, part)) is not None:
         return side, []
+    part, repeats, shares = _unrepeated(trace, part)
     region: dict[int, Call] = {}
     start, waiting, heads = None, [part], trace.values[part].shape[-3:-2]
     while waiting:
         value = trace.values[waiting.pop()]
         if start is not None and value.index == start.value:
             continue
-        side = _split(trace, value.index)
+        side = _split_once(trace, value.index)
         if side is not None and side.channels.shape[1] == width and side.path[-1] == side.last:
             if start is not None:
                 return None, []
@@ -196,7 +214,34 @@ def _split_before(trace: Trace, part: int, width: int) -> tuple[Side | None, lis
         read = [trace.values[operand] for operand in call.operands if operand is not None]
         waiting += [v.index for v in read if v.call is not None and (heads == (1,) or v.shape[-3:-2] != (1,))]
     calls = sorted(region.values(), key=lambda call: call.index)
-    return (start, calls) if start is not None and _works_by_head(start, calls, part, trace) else (None, [])
+    if start is None or not _works_by_head(start, calls, part, trace):
+        return None, []
+    if shares is not None:
+        start = replace(start, channels=start.channels[shares], repeats=repeats)
+    return start, calls
+
+
+def _unrepeated(trace: Trace, part: int) -> tuple[int, tuple[tuple[int, int], ...], Tensor | None]:
+    """Follow queries or keys back to the tensor whose heads were repeated.
+
+    Returns:
+        That tensor, the calls that repeat, and for each head the one that it repeats; None if there is no such tensor.
+    """
+    apart, index = trace.values[part], part
+    mapping, path = torch.arange(apart.num_channels), list[tuple[int, int]]()
+    while (number := trace.values[index].call) is not None and len(apart.shape) > 2:
+        call = trace.calls[number]
+        if call.kind != "movement" or len(call.operands) != 1 or call.operands[0] is None or len(call.outputs) != 1:
+            break
+        mapping, index = call.maps[0, 0][mapping], call.operands[0]
+        path.insert(0, (number, 0))
+        value, width = trace.values[index], apart.shape[-1]
+        if len(value.shape) != len(apart.shape) or value.shape[-3] >= apart.shape[-3]:
+            continue
+        shares = mapping[::width] // width
+        if torch.equal(mapping, (shares[:, None] * width + torch.arange(width)).flatten()):
+            return index, tuple(path), shares.expand(apart.shape[-3])
+    return part, (), None
 
 
 def _works_by_head(side: Side, calls: list[Call], part: int, trace: Trace) -> bool:
@@ -207,17 +252,31 @@ def _works_by_head(side: Side, calls: list[Call], part: int, trace: Trace) -> bo
     dim, end = side.order.index(len(side.order) - 2), len(trace.values[part].shape) - 3
     rest = torch.arange(1, heads)
     probe, constants = _random(trace.values[side.value].shape).float(), dict[tuple[int, int], Tensor]()
-    try:
-        whole = _computed(calls, side.value, probe, part, constants)
-        fewer = _computed(calls, side.value, probe.index_select(dim, rest), part, constants)
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return False
-    expected = whole.index_select(end, rest)
-    return fewer.shape == expected.shape and torch.allclose(fewer, expected, atol=1e-5)
+    fewer = probe.index_select(dim, rest)
+    for written in (heads, heads - 1):  # a number of heads among the arguments may be read off a tensor
+        try:
+            whole = _computed(calls, side.value, probe, part, constants, {})
+            found = _computed(calls, side.value, fewer, part, constants, {heads: written})
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            continue
+        expected = whole.index_select(end, rest)
+        if found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5):
+            return True
+    return False
 
 
-def _computed(calls: list[Call], start: int, x: Tensor, end: int, constants: dict[tuple[int, int], Tensor]) -> Tensor:
-    """Run calls one after the other, with random numbers, which are kept, in place of other tensors."""
+def _computed(
+    calls: list[Call],
+    start: int,
+    x: Tensor,
+    end: int,
+    constants: dict[tuple[int, int], Tensor],
+    sizes: Mapping[int, int],
+) -> Tensor:
+    """Run calls one after the other, with random numbers, which are kept, in place of other tensors.
+
+    Sizes among the arguments of calls that reshape are replaced by others.
+    """
     tensors = {start: x}
     for call in calls:
         given = []
@@ -226,6 +285,9 @@ def _computed(calls: list[Call], start: int, x: Tensor, end: int, constants: dic
             constant = constants.setdefault((call.index, k), _random(shape, call.index + k).abs().float())
             given.append(constant if known is None else known.clone())
         args, kwargs = replace_tensors((call.args, call.kwargs), partial(slot_filled, given), Slot)
+        if call.function in ("view", "reshape", "expand"):
+            shape = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+            args = (args[0], [sizes.get(size, size) for size in shape])
         results = tensors_in([call.run(*args, **kwargs)])
         tensors |= dict(zip(call.outputs, results, strict=False))
     return tensors[end]
@@ -264,20 +326,34 @@ def _sides(trace: Trace, part: int, whole: int, path: list[tuple[Call, int]], ch
     """Yield a side for each order in which the dimensions beside the channels may stand."""
     apart, together = trace.values[part], trace.values[whole]
     dims = [d for d, size in enumerate(apart.compact or ()) if size > 1]
-    if len(dims) == 1 and len(apart.shape) == 4 and apart.shape[1] == 1:
-        dims = [1, *dims]  # a single head
     others = len(together.shape) - 1
+    if len(dims) == 1 and len(apart.shape) == 4:
+        dims = [1, *dims]  # a single head, or one that was repeated
+        channels = channels.expand(apart.shape[1], -1) if dims[1] > 1 else channels
     if len(dims) != 2 or len(apart.shape) != others + 2:
         return
     shape = (apart.shape[dims[0]], apart.shape[dims[1]])
-    moving = [(call.index, o) for call, o in path if call.kind == "movement"]
-    if len(channels) != shape[0] * shape[1] or not moving:
+    moving = [(call.index, o) for call, o in path if call.kind == "movement" and not _copies(call, o, trace)]
+    if channels.numel() != shape[0] * shape[1] or not moving or not _are_heads(channels.reshape(shape)):
         return
     indices = tuple((call.index, o) for call, o in path)
     for beside in permutations(range(others)):
         rest = iter(beside)
         order = tuple(others + dims.index(d) if d in dims else next(rest) for d in range(others + 2))
-        yield Side(part, whole, channels.view(shape), indices, moving[-1], order)
+        yield Side(part, whole, channels.reshape(shape), indices, moving[-1], order)
+
+
+def _copies(call: Call, output: int, trace: Trace) -> bool:
+    """Whether a call that moves data returns the tensor that it reads, or all of it."""
+    operands = [(k, operand) for k, operand in enumerate(call.operands) if operand is not None]
+    shape = trace.values[call.outputs[output]].shape
+    return len(operands) == 1 and trace.values[operands[0][1]].shape == shape and call.keeps(operands[0][0], output)
+
+
+def _are_heads(channels: Tensor) -> bool:
+    """Whether no channel is twice in a head, and any two heads have all their channels in common, or none."""
+    heads = {tuple(head) for head in channels.tolist()}
+    return len({channel for head in heads for channel in head}) == len(heads) * channels.shape[1]
 
 
 def split(whole: Tensor, side: Side, trace: Trace) -> Tensor:

@@ -109,12 +109,17 @@ class CallCounter(FunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.depth = 0  # number of calls in progress that are taken in steps
 
     def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Determine the key of a call, count it, and return the result of :meth:`called`."""
         if (steps := in_steps(func, args, kwargs)) is not None:
-            with self:
-                return steps()
+            self.depth += 1
+            try:
+                with self:
+                    return steps()
+            finally:
+                self.depth -= 1
         name = function_name(func)
         if name == "iter":
             return iter(self.outcome(torch.unbind, args, kwargs))

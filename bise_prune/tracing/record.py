@@ -198,11 +198,13 @@ class Side:
     Attributes:
         value: index of the tensor with its heads apart, as attention reads or returns it.
         whole: index of the tensor with one channel dimension.
-        channels: channel of ``whole`` for each head and each channel of a head, int64 of shape (heads, width).
+        channels: channel of ``whole`` for each head and each channel of a head, int64 of shape (heads, width). Heads
+            may share channels (grouped-query and multi-query attention).
         path: (index of a call, position of its output) between the two tensors, in order of execution.
         last: the last entry of ``path`` that moves data; the calls behind it only scale.
         order: the dimensions of ``value``, as positions among the dimensions of ``whole`` but its channels, then the
             heads, then the channels of a head.
+        repeats: (index of a call, position of its output) of what repeats heads further on.
     """
 
     value: int
@@ -211,6 +213,14 @@ class Side:
     path: tuple[tuple[int, int], ...]
     last: tuple[int, int]
     order: tuple[int, ...]
+    repeats: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def own(self) -> Tensor:
+        """The number of each channel, from 0, in the order of the heads that have it, int64 of shape (heads, width)."""
+        found: dict[int, int] = {}
+        numbers = [found.setdefault(channel, len(found)) for channel in self.channels.flatten().tolist()]
+        return torch.tensor(numbers).view(self.channels.shape)
 
 
 @dataclass(frozen=True)

@@ -171,11 +171,15 @@ class ChannelRules:
         left = self._read(call, 0)
         right = self._read(call, 2 if call.function == "scaled_dot_product_attention" else 1)
         ndim = len(output.shape)
-        if left is None or left.compact is None or right is None or right.compact is None or ndim < 3:
+        if right is None or right.compact is None or ndim < 3 or len(right.compact) != ndim:
+            return
+        if left is None or left.compact is None:  # columns are those of the right one, whatever the rows are
+            if right.compact[-2] == 1:
+                output.compact = (*right.compact[:-2], 1, right.compact[-1])
             return
         contracts = left.compact[-1] > 1
         is_fused = call.function == "scaled_dot_product_attention"
-        if not len(left.compact) == len(right.compact) == ndim or left.compact[-2] > 1:
+        if len(left.compact) != ndim or left.compact[-2] > 1:
             return
         if right.compact[-2] == 1 if is_fused else (right.compact[-2] > 1) == contracts:
             batch = tuple(max(sizes) for sizes in zip(left.compact[:-2], right.compact[:-2], strict=True))
@@ -413,6 +417,8 @@ class ChannelRules:
         others = [tuple(size for d, size in enumerate(compact) if d != dim) for compact in compacts]
         if all(size == 1 for other in others for size in other):
             return True
+        if len(set(others)) == 1 and all(compact[dim] > 1 for compact in compacts):
+            return True  # e.g. parts of each head
         if len(set(compacts)) == 1 and compacts[0][dim] == 1:  # e.g. a class token before the patches
             output.compact, output.layer, call.kind = compacts[0], None, "elementwise"
             for k, _, value in filter(None, sources):

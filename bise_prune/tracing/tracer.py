@@ -194,7 +194,7 @@ class _Tracer(CallCounter):
                         self.trace.values[operand].measured = True
             return output
         if not traced:
-            self.steps.note(key, counted, func, (args, kwargs), sources, results)
+            self.steps.note(key, counted, func, (args, kwargs), sources, results, self.depth > 0)
             return output
         self.steps.read((tensor for tensor, operand in zip(tensors, operands, strict=True) if operand is None), index)
         positions = iter(range(len(tensors)))

@@ -39,6 +39,7 @@ class Step:
         kwargs: keyword arguments, with a :class:`Slot` in place of each tensor.
         sources: what is in these places.
         shapes: shapes of the results.
+        is_part: whether the call is one of several that stand for one in the code, which may look at its operands.
     """
 
     function: str
@@ -48,6 +49,7 @@ class Step:
     kwargs: dict[str, Any]
     sources: tuple[Source, ...]
     shapes: tuple[tuple[int, ...], ...]
+    is_part: bool
 
     @property
     def transposes(self) -> bool | None:
@@ -230,6 +232,7 @@ class Steps:
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
         sources: tuple[Source, ...],
         results: list[Tensor],
+        is_part: bool,
     ) -> None:
         """Record a call that has just run, if it makes something of parameters."""
         if all(isinstance(source, Tensor) for source in sources):
@@ -248,7 +251,7 @@ class Steps:
         for place, result in enumerate(results):
             self._made[id(result)] = (len(self.steps), place)
             self._alive.append(result)
-        self.steps.append(Step(key[0], key[1] if counted else None, run, args, kwargs, sources, shapes))
+        self.steps.append(Step(key[0], key[1] if counted else None, run, args, kwargs, sources, shapes, is_part))
 
     def origin(self, tensor: Tensor) -> Origin | None:
         """Return where a layer's weight comes from; None if no parameter can hold it."""
@@ -286,7 +289,8 @@ class Steps:
             source, places = waiting.pop(0)
             if isinstance(source, str) and self.shapes.get(source) == shape:
                 return source, places
-            if isinstance(source, str) and source in self.shapes and found is None:
+            is_whole = not any(self.steps[index].is_part for index in places)
+            if isinstance(source, str) and source in self.shapes and found is None and is_whole:
                 found = source, places
             if isinstance(source, tuple) and source[0] not in seen:
                 seen.add(source[0])
