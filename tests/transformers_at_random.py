@@ -19,17 +19,33 @@ class Projections(nn.Module):
             self.layout = "side by side"
         self.style = draw.choice(["view", "unflatten", "reshape"])
         self.scaled = draw.choice(["no", "before", "behind"])
-        self.turns = draw.choice(["no", "no", "no", "rotary", "norm", "direction"])
+        self.turns = draw.choice(["no", "no", "no", "rotary", "rotary in part", "norm", "direction"])
         self.gain = nn.Parameter(torch.rand(pair)) if self.turns == "norm" else None
+        self.shared = 1  # heads of queries for one of keys and values
+        self.repeats = draw.choice(["interleave", "expand", "broadcast" if self.layout == "three" else "expand"])
         if self.layout == "three":
-            self.q, self.k, self.v = (nn.Linear(width, heads * w, bias=has_bias) for w in (pair, pair, value))
+            self.shared = draw.choice([1, 1, *[n for n in (2, 3, 4) if heads % n == 0]])
+            self.repeats = "interleave" if self.repeats == "broadcast" and self.shared < heads else self.repeats
+            few = heads // self.shared
+            sizes = (heads * pair, few * pair, few * value)
+            kind = draw.choice([nn.Linear, nn.Linear, InputsFirst])
+            self.q, self.k, self.v = (kind(width, size, bias=has_bias) for size in sizes)
         else:
             self.qkv = nn.Linear(width, heads * (2 * pair + value), bias=has_bias)
 
-    def _apart(self, x, width):
+    def _repeated(self, x):
+        if self.shared == 1 or self.repeats == "broadcast":
+            return x
+        if self.repeats == "interleave":
+            return x.repeat_interleave(self.shared, 1)
+        n, heads, tokens, width = x.shape
+        return x[:, :, None].expand(n, heads, self.shared, tokens, width).reshape(n, heads * self.shared, tokens, width)
+
+    def _apart(self, x, width, heads=None):
+        heads = heads or self.heads
         if self.style == "unflatten":
-            return x.unflatten(-1, (self.heads, width)).transpose(1, 2)
-        shape = (x.shape[0], -1, self.heads, width)
+            return x.unflatten(-1, (heads, width)).transpose(1, 2)
+        shape = (x.shape[0], -1, heads, width)
         return (x.view(shape) if self.style == "view" else x.reshape(shape)).permute(0, 2, 1, 3)
 
     def forward(self, x):
@@ -37,8 +53,13 @@ class Projections(nn.Module):
         if self.layout == "three":
             q, k, v = self.q(x), self.k(x), self.v(x)
             q = q * 0.7 if self.scaled == "before" else q
-            q, k, v = (self._apart(y, w) for y, w in ((q, self.pair), (k, self.pair), (v, self.value)))
-        elif self.layout == "stacked":
+            few = self.heads // self.shared
+            parts = ((q, self.pair, self.heads), (k, self.pair, few), (v, self.value, few))
+            q, k, v = (self._apart(y, w, n) for y, w, n in parts)
+            q, k = (self._turned(y) for y in (q, k))
+            k, v = (self._repeated(y) for y in (k, v))
+            return (q * 0.7 if self.scaled == "behind" else q), k, v
+        if self.layout == "stacked":
             q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, self.pair).permute(2, 0, 3, 1, 4)
         elif self.layout == "side by side":
             parts = self.qkv(x).split(sizes, -1)
@@ -54,9 +75,26 @@ class Projections(nn.Module):
             angle = torch.arange(y.shape[2], dtype=y.dtype)[:, None] / 3 + torch.arange(self.pair, dtype=y.dtype)
             first, second = y.chunk(2, -1)
             return y * angle.cos() + torch.cat([-second, first], -1) * angle.sin()
+        if self.turns == "rotary in part":
+            turned, rest = y[..., :2], y[..., 2:]
+            angle = torch.arange(y.shape[2], dtype=y.dtype)[:, None] / 3
+            first, second = turned.chunk(2, -1)
+            return torch.cat([turned * angle.cos() + torch.cat([-second, first], -1) * angle.sin(), rest], -1)
         if self.turns == "norm":
             return F.layer_norm(y, (self.pair,), self.gain)
         return F.normalize(y, dim=-1) if self.turns == "direction" else y
+
+
+class InputsFirst(nn.Module):
+    """A linear layer whose weight has its inputs first, as in GPT-2."""
+
+    def __init__(self, inputs, outputs, bias):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * inputs**-0.5)
+        self.bias = nn.Parameter(torch.randn(outputs)) if bias else None
+
+    def forward(self, x):
+        return x @ self.weight if self.bias is None else torch.matmul(x, self.weight) + self.bias
 
 
 class Attention(nn.Module):
@@ -65,7 +103,7 @@ class Attention(nn.Module):
     def __init__(self, draw, width, heads, length):
         super().__init__()
         pair, value = draw.choice([2, 4, 6]), draw.choice([2, 4, 6])
-        self.by = draw.choice(["fused", "fused", "written out", "written out", "with a softcap"])
+        self.by = draw.choice(["fused", "fused", "written out", "by sums", "with a softcap"])
         self.mask = draw.choice(["none", "none", "causal", "tokens", "bias", "bias"])
         self.project = Projections(draw, width, heads, pair, value)
         self.out = nn.Linear(heads * value, width, bias=draw.random() < 0.7)
@@ -96,14 +134,19 @@ class Attention(nn.Module):
             options = {} if self.scale is None else {"scale": self.scale}
             heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
         else:
-            scores = q @ k.transpose(-2, -1) * (self.scale or self.project.pair**-0.5)
+            scores = torch.einsum("bhid,bhjd->bhij", q, k.expand(q.shape)) if self.by == "by sums" else q @ k.mT
+            scores = scores * (self.scale or self.project.pair**-0.5)
             scores = torch.tanh(scores) * 3 if self.by == "with a softcap" else scores
             scores = scores if self.temperature is None else scores * self.temperature.exp()
             if self.mask == "causal" and self.temperature is None:
                 scores = scores.masked_fill(mask < 0, -torch.inf)
             else:
                 scores = scores if mask is None else scores + mask
-            heads = torch.matmul(F.dropout(scores.softmax(-1), 0.1, training=self.training), v)
+            shares = F.dropout(scores.softmax(-1), 0.1, training=self.training)
+            if self.by == "by sums":
+                heads = torch.einsum("bhij,bhjd->bhid", shares, v.expand(*shares.shape[:2], *v.shape[2:]))
+            else:
+                heads = torch.matmul(shares, v)
         merged = heads.transpose(1, 2)
         if self.merges == "flatten":
             merged = merged.flatten(2)

@@ -31,7 +31,8 @@ class Demands:
     Attributes:
         full_width: indices of calls, of those that move data or read a tensor made during the pass, that only work on
             the full width.
-        square_heads: whether queries, keys and values are equally wide, where they are in the dense network.
+        square_heads: whether queries, keys and values are equally wide, where they are in the dense network, and at
+            least one channel of each attention is left.
         sizes: whether tensors whose sizes are asked for keep them.
     """
 
@@ -204,7 +205,8 @@ class Growth:
     def _attention(self, attention: Attention) -> None:
         """Keep as many channels in each head that is left, of values and results and of queries and keys."""
         results, values = attention.results, attention.values
-        if self.values[results.whole].measured and not bool(self.present[results.whole].any()):
+        is_asked = self.values[results.whole].measured or self.demands.square_heads
+        if is_asked and not bool(self.present[results.whole].any()):
             first = torch.arange(len(self.present[results.whole])) == 0
             self._grow(results.whole, first, Reason(Why.SIZE_ASKED))
         kept = self.present[results.whole][results.channels]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Attention, Call, Origin, Reason, Trace, Why
+from ..tracing import Attention, Call, Fold, Origin, Reason, Trace, Why
 from .analysis import Analysis, analyse
 from .growth import Demands, Growth, Joins, Rounding
 from .kept_constants import clean_channels, zeroed_channels
@@ -72,6 +72,20 @@ class Layout:
             return kept, None
         queries, keys = (self.present[side.whole][side.channels] for side in (attention.queries, attention.keys))
         return kept, queries & keys & kept.any(1)[:, None]
+
+    def fold_of(self, layer: str) -> Fold | None:
+        """Return how a layer's weights are read from parameters without steps; None if they stay as they are made."""
+        fold = self.trace.folds.get(layer)
+        if fold is None:
+            return None
+        for call in self.trace.calls_by_layer[layer]:
+            operand, output = call.operands[0], call.outputs[0]
+            sides = [output] if operand is None or call.whole else [output, operand]
+            known = [self.analysis.constant[side] for side in sides[1:]]
+            narrower = not all(bool(self.present[side].all()) for side in sides)
+            if narrower or bool(self.silent(call).any()) or any(not bool(c.isnan().all()) for c in known):
+                return fold
+        return None
 
     def silent(self, call: Call) -> Tensor:
         """Return the output channels of a layer that are present, but whose weights are set to zero."""

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Attention, Call, Side
+from ..tracing import SIZE_FREE, Attention, Call, Side
 from .edits import Edit, Merge, Regather, Split
 from .layout import Layout
 
@@ -54,8 +54,9 @@ def lower(layout: Layout, model: nn.Module) -> Lowering:
             edit = replace(edit or Edit(call.function, call.count), statistics=tuple((~out).tolist()))
         if edit is not None:
             edits.append(replace(edit, count=edit.count - gone[call.function]))
-    for fold in layout.trace.folds.values():
-        for step, position in fold.skipped.values():
+    for layer in layout.trace.folds:
+        fold = layout.fold_of(layer)
+        for step, position in () if fold is None else fold.skipped.values():
             passed = (None,) * len(step.shapes)
             edits.append(Edit(step.function, step.count or 0, "skip", position, results=passed))
     totals = {edit.function: layout.trace.totals[edit.function] - gone[edit.function] for edit in edits}
@@ -177,10 +178,12 @@ def _attended(layout: Layout) -> dict[int, Edit]:
         for side, cells in [*sides, (attention.results, kept)]:
             if side is None or cells is None:
                 continue
-            for index, _ in (*side.path, *side.repeats):
-                if layout.trace.calls[index].kind == "movement":
-                    results.setdefault(index, [None] * len(layout.trace.calls[index].outputs))
             index, o = side.last
+            for passed, _ in (*side.path, *side.repeats):
+                call = layout.trace.calls[passed]
+                runs = passed > index and call.function in SIZE_FREE and side is not attention.results
+                if call.kind == "movement" and not runs:
+                    results.setdefault(passed, [None] * len(call.outputs))
             results[index][o] = _heads(layout, side, cells, is_split=side is not attention.results)
         for index, changes in results.items():
             call = layout.trace.calls[index]

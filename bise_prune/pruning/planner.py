@@ -331,7 +331,7 @@ def _saved(model: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], 
             return sum(parameter.numel() for parameter in own)
         per_channel = [parameter for parameter in own if parameter.ndim and len(parameter) == len(rows)]
         return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel) if bool(rows.any()) else 0
-    fold = layout.trace.folds.get(call.layer or "")
+    fold = layout.fold_of(call.layer or "")
     spent = sum(_parameters(model, name) for name in (fold.spent if fold is not None else ()))
     weight, bias = (0 if o is None else _parameters(model, o.name) for o in (call.weights.weight, call.weights.bias))
     if dead:

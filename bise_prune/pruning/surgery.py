@@ -51,7 +51,7 @@ def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     for name, uses in layout.trace.calls_by_layer.items():
         if name in layout.dead:
             continue
-        first, fold = uses[0], layout.trace.folds.get(name)
+        first, fold = uses[0], layout.fold_of(name)
         rows = layout.present[first.outputs[0]]
         for spent in () if fold is None else fold.spent:
             changes[spent] = torch.empty(SPENT, dtype=torch.float64)
@@ -120,7 +120,7 @@ def _cut_mixing(model: nn.Module, layout: Layout, uses: list[Call], rows: Tensor
         carried = torch.tensordot(taps.double(), loads.to(weight.device), dims=([1], [0])) / constant[carrier]
         muted = muted | (loads != 0) & columns & (torch.arange(size) != carrier)
     changed = not bool(rows.all()) or not bool(columns.all()) or bool(muted.any()) or bool(silent.any())
-    changed |= call.layer in layout.trace.folds
+    changed |= layout.fold_of(call.layer or "") is not None
     if changed or carried is not None:
         name = call.weights.weight.name
         result[name] = _cut_weight(weight.detach(), call, rows, columns, muted, silent, carried, layout)

@@ -8,6 +8,7 @@ shuffle, concatenation and similar functions. A function without a rule is *opaq
 of its operands, and nothing is known about the channels of its result.
 """
 
+from .attention import SIZE_FREE
 from .functions import NONLINEARITIES, CallCounter, FunctionMode, function_name, replace_tensors, tensors_in
 from .reasons import Reason, Why
 from .record import Attention, Call, Nonlinearity, Side, Slot, Trace, Value
@@ -19,6 +20,7 @@ from .weights import Fold, Origin, Weights
 
 __all__ = [
     "NONLINEARITIES",
+    "SIZE_FREE",
     "SPENT",
     "Attention",
     "ByPosition",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from .record import Attention, Call, Side, Slot, Trace, Value, slot_filled
 # head alone; their other operands may be masks or biases of positions.
 _ON_SCORES = {"add", "sub", "mul", "div", "masked_fill", "where", "to", "float", "double", "half", "type", "type_as",
               "dropout", "tanh", "clamp", "contiguous"}  # fmt: skip
+# Functions that move data whose arguments contain no sizes, so that they work on any number of heads and channels.
+SIZE_FREE = {"transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "contiguous", "clone", "detach"}
 _LONGEST = 24  # calls between split queries or keys and attention
 _SCALINGS = {"mul", "div", "dropout", "to", "float", "double", "half", "type"}
 
@@ -157,10 +160,19 @@ def _for_all(side: Side | None, heads: int) -> Side | None:
 
 def _split(trace: Trace, part: int) -> Side | None:
     """Follow queries, keys or values back to the tensor that was split into heads, which may be repeated then."""
-    before, repeats, shares = _unrepeated(trace, part)
+    start, tail = part, list[tuple[int, int]]()
+    while (number := trace.values[start].call) is not None and _is_free(call := trace.calls[number]):
+        tail.insert(0, (number, 0))
+        start = call.operands[0] or 0
+    before, repeats, shares = _unrepeated(trace, start)
     if shares is None or (side := _split_once(trace, before)) is None:
         return _split_once(trace, part)
-    return replace(side, channels=side.channels[shares], repeats=repeats)
+    return replace(side, channels=side.channels[shares], repeats=repeats, path=(*side.path, *tail))
+
+
+def _is_free(call: Call) -> bool:
+    """Whether a call moves a tensor in a way in which no size is written."""
+    return call.kind == "movement" and call.function in SIZE_FREE and len(call.operands) == len(call.outputs) == 1
 
 
 def _split_once(trace: Trace, part: int) -> Side | None:
@@ -181,10 +193,21 @@ def _split_once(trace: Trace, part: int) -> Side | None:
         index = operand
     if trace.values[index].dim is None:
         return None
-    probe = _random(trace.values[index].shape)
-    moved = _moved(probe, path, index, part, trace)
-    sides = _sides(trace, part, index, path, mapping)
-    return next((side for side in sides if _agree(moved, split(probe, side, trace))), None)
+    probe, channels = _random(trace.values[index].shape), torch.arange(trace.values[index].num_channels)
+    for place, (call, o) in enumerate(path):
+        (k,) = {k for k, output in call.maps if output == o}
+        channels, made = channels[call.maps[k, o]], call.outputs[o]
+        later = [(c, p) for c, p in path[place + 1 :] if c.kind == "movement"]
+        if call.kind != "movement" or not all(_is_free(c) or _copies(c, p, trace) for c, p in later):
+            continue
+        if later and 1 in trace.values[made].shape[1:3]:
+            continue  # with a single head, or a single token, which dimension is which is seen at the end only
+        moved = _moved(probe, path[: place + 1], index, made, trace)
+        sides = _sides(trace, made, index, path[: place + 1], channels)
+        found = next((side for side in sides if _agree(moved, split(probe, side, trace))), None)
+        if found is not None:
+            return replace(found, path=tuple((c.index, p) for c, p in path))
+    return None
 
 
 def _split_before(trace: Trace, part: int, width: int) -> tuple[Side | None, list[Call]]:
@@ -239,7 +262,9 @@ def _unrepeated(trace: Trace, part: int) -> tuple[int, tuple[tuple[int, int], ..
         if len(value.shape) != len(apart.shape) or value.shape[-3] >= apart.shape[-3]:
             continue
         shares = mapping[::width] // width
-        if torch.equal(mapping, (shares[:, None] * width + torch.arange(width)).flatten()):
+        if len(shares) in (1, apart.shape[-3]) and torch.equal(
+            mapping, (shares[:, None] * width + torch.arange(width)).flatten()
+        ):
             return index, tuple(path), shares.expand(apart.shape[-3])
     return part, (), None
 
@@ -286,8 +311,8 @@ def _computed(
             given.append(constant if known is None else known.clone())
         args, kwargs = replace_tensors((call.args, call.kwargs), partial(slot_filled, given), Slot)
         if call.function in ("view", "reshape", "expand"):
-            shape = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
-            args = (args[0], [sizes.get(size, size) for size in shape])
+            written: Any = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+            args = (args[0], [sizes.get(size, size) for size in written])
         results = tensors_in([call.run(*args, **kwargs)])
         tensors |= dict(zip(call.outputs, results, strict=False))
     return tensors[end]
@@ -345,9 +370,12 @@ def _sides(trace: Trace, part: int, whole: int, path: list[tuple[Call, int]], ch
 
 def _copies(call: Call, output: int, trace: Trace) -> bool:
     """Whether a call that moves data returns the tensor that it reads, or all of it."""
-    operands = [(k, operand) for k, operand in enumerate(call.operands) if operand is not None]
-    shape = trace.values[call.outputs[output]].shape
-    return len(operands) == 1 and trace.values[operands[0][1]].shape == shape and call.keeps(operands[0][0], output)
+    operands = [(k, trace.values[operand]) for k, operand in enumerate(call.operands) if operand is not None]
+    result = trace.values[call.outputs[output]]
+    return len(operands) == 1 and (
+        (operands[0][1].shape, operands[0][1].compact) == (result.shape, result.compact)
+        and call.keeps(operands[0][0], output)
+    )
 
 
 def _are_heads(channels: Tensor) -> bool:

@@ -45,33 +45,36 @@ def _terms(equation: str, ndims: list[int]) -> tuple[str, str, str] | None:
     result = result.replace("...", letters)
     usual = all(len(set(term)) == len(term) for term in (left, right, result)) and set(result) <= set(left + right)
     summed = (set(left) ^ set(right)) - set(result)
-    fits = [len(left), len(right)] == ndims
-    return (left, right, result) if usual and fits and not summed else None
+    return (left, right, result) if usual and not summed else None
 
 
 def _product(left: Tensor, right: Tensor, first: str, second: str, result: str) -> Tensor:
-    """The product by one matrix product, of matrices or of stacks of them."""
+    """The product by one matrix product, of matrices or of stacks of them.
+
+    Which functions are called depends on the letters alone: in a slim network they may be skipped, on any tensors.
+    """
     batch = [letter for letter in result if letter in first and letter in second]
     rows = [letter for letter in result if letter in first and letter not in second]
     columns = [letter for letter in result if letter in second and letter not in first]
     summed = [letter for letter in first if letter in second and letter not in result]
-    sizes = dict(zip(first + second, (*left.shape, *right.shape), strict=True))
     if not batch and len(columns) <= 1 and len(summed) == 1:  # a linear layer: the rest are rows, as they are
         left = _ordered(left, first, [*rows, *summed])
         product = torch.matmul(left, _ordered(right, second, [*summed, *columns]))
         return _ordered(product, "".join([*rows, *columns]), list(result))
+    shape = (*left.shape, *right.shape)
     left = _grouped(_ordered(left, first, [*batch, *rows, *summed]), len(batch), len(rows), len(summed))
     right = _grouped(_ordered(right, second, [*batch, *summed, *columns]), len(batch), len(summed), len(columns))
     product = torch.matmul(left, right)
     if len(rows) != 1 or len(columns) != 1:
-        product = product.reshape([sizes[letter] for letter in [*batch, *rows, *columns]])
+        sizes = dict(zip(first + second, shape, strict=False))
+        product = product.reshape([sizes.get(letter, 1) for letter in [*batch, *rows, *columns]])
     return _ordered(product, "".join([*batch, *rows, *columns]), list(result))
 
 
 def _ordered(x: Tensor, letters: str, wanted: list[str]) -> Tensor:
     """A tensor with its dimensions in another order."""
     order = [letters.index(letter) for letter in wanted]
-    if order == list(range(x.ndim)):
+    if order == list(range(len(letters))):
         return x
     return x.t() if order == [1, 0] else x.permute(order)
 

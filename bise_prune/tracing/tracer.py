@@ -152,12 +152,11 @@ class _Tracer(CallCounter):
                 for index in origin.behind:
                     own.setdefault(-1 - index, set()).add(origin.name)
         for layer, fold in self.trace.folds.items():
-            for call in self.trace.calls_by_layer[layer]:
-                assert call.weights is not None
-                for index, (step, _) in fold.skipped.items():
-                    own.setdefault(-1 - index, set()).update(
-                        source for source in step.sources if isinstance(source, str)
-                    )
+            weights = {
+                o.name for call in self.trace.calls_by_layer[layer] if call.weights for o in call.weights.origins
+            }
+            for index in fold.skipped:
+                own.setdefault(-1 - index, set()).update(weights | fold.spent)
         for name, readers in self.steps.readers.items():
             if not isinstance(name, str):
                 continue
