@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torchvision
 from records import RECORDS, base_record
+from removal import scramble
 from torch import nn
 
 from bise_prune import MaskSet, gate_sites, prune
@@ -56,7 +57,9 @@ def main() -> None:
 
 def _row(name: str, placement: str, multiple: int, arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=2).eval().to(arguments.device)
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=2).eval()
+    scramble(model)  # heads begin with zeros
+    model.to(arguments.device)
     images = torch.randn(1, 3, 256 if "v2" in name else 224, 256 if "v2" in name else 224, device=arguments.device)
     sites = gate_sites(model, images, placement)
     generator = torch.Generator().manual_seed(0)
