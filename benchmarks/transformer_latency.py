@@ -5,8 +5,9 @@
 
 Random weights, two classes, a random half of each mask closed; with placement "tied", which gates heads, values and
 pairs of queries and keys, and with "feed-forward", which does not; kept channels as they are, or rounded up to
-multiples of 8. Each slim network is compared with its masked one in float64. Times are medians of forward passes in
-torch, dense and slim by turns, in float32 (with TF32 off, torch's default) and bfloat16.
+multiples of 8, in each head as well. Each slim network is compared with its masked one in float64. Times are medians
+of forward passes in torch, dense and slim by turns, in float32 (with TF32 off, torch's default) and bfloat16.
+``--compile`` times networks compiled by torch.compile, in which edited function calls cost no time in Python.
 Writes benchmarks/records/transformer_latency.json.
 """
 
@@ -37,6 +38,9 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 16, 128])
     parser.add_argument("--types", nargs="+", choices=list(TYPES), default=list(TYPES))
     parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--placements", nargs="+", choices=("tied", "feed-forward"), default=["tied", "feed-forward"])
+    parser.add_argument("--multiples", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=RECORDS / "transformer_latency.json")
     arguments = parser.parse_args()
@@ -44,10 +48,11 @@ def main() -> None:
         "random weights, a random half of each mask closed, error = largest logit difference of slim and masked "
         f"network in float64; torch, median of {arguments.runs} forward passes, dense and slim by turns"
     )
+    protocol += ", compiled" if arguments.compile else ""
     record = base_record([0], protocol, arguments.device) | {"rows": []}
     for name in arguments.networks:
-        for placement in ("tied", "feed-forward"):
-            for multiple in (1, 8):
+        for placement in arguments.placements:
+            for multiple in arguments.multiples:
                 row = _row(name, placement, multiple, arguments)
                 record["rows"].append(row)
                 write_json(arguments.output, record)
@@ -78,6 +83,9 @@ def _row(name: str, placement: str, multiple: int, arguments: argparse.Namespace
     }
     for dtype in arguments.types:
         networks = [copy.deepcopy(network).to(TYPES[dtype]) for network in (model, result.model)]
+        if arguments.compile:
+            torch.compiler.reset()
+            networks = [torch.compile(network, dynamic=False) for network in networks]  # type: ignore[misc]
         for size in arguments.batch_sizes:
             batch = images.expand(size, -1, -1, -1).to(TYPES[dtype])
             dense, slim = (

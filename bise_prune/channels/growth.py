@@ -218,10 +218,10 @@ class Growth:
         if attention.queries is not None and attention.keys is not None:
             pairs = pairs_that_count(attention, self.analysis.constant, heads)
             there = [self.present[side.whole][side.channels] for side in (attention.queries, attention.keys)]
-            pairs = _filled_evenly(pairs | (there[0] & there[1] & heads[:, None]), heads)
+            pairs = self._evenly(pairs | (there[0] & there[1] & heads[:, None]), heads)
         else:
             heads = torch.ones_like(heads)
-        kept = _filled_evenly(kept, heads)
+        kept = self._evenly(kept, heads)
         if self.demands.square_heads:
             pairs_or_all = torch.ones_like(kept) if pairs is None else pairs
             width = max(int(kept.sum(1).max()), int(pairs_or_all.sum(1).max()))
@@ -241,6 +241,13 @@ class Growth:
             for o in self.trace.calls[index].outputs:
                 if o != results.whole:
                     self.present[o][:] = True
+
+    def _evenly(self, cells: Tensor, heads: Tensor) -> Tensor:
+        """Add the first missing channels of heads until all have as many, at least one, rounded up."""
+        width = max(1, int(cells.sum(1).max()))
+        if self.rounding is not None:
+            width = min(self.rounding(width), cells.shape[1])
+        return _filled(cells, heads, width)
 
     def _rigid(self, call: Call) -> None:
         """Add all channels around a movement call that needs the full width."""
@@ -392,11 +399,6 @@ class Growth:
                     wanted = min(self.rounding(kept), len(mask))
                     filled = _filled(mask.view(1, -1), torch.ones(1, dtype=torch.bool), wanted).flatten()
                     self._grow(o, filled, Reason(Why.ROUNDED_UP))
-
-
-def _filled_evenly(table: Tensor, alive: Tensor) -> Tensor:
-    """Add the first missing channels in each row with ``alive`` until all these have as many, at least one."""
-    return _filled(table, alive, max(1, int(table.sum(1).max())))
 
 
 def _filled(table: Tensor, alive: Tensor, width: int) -> Tensor:

@@ -272,3 +272,14 @@ def test_half_of_a_large_vision_transformer():
         keep = {s.name: torch.randperm(s.num_channels, generator=draw) < s.num_channels // 2 for s in sites}
         macs = Planner(model, sites, x, record=record).propose(keep, "expand").plan.macs
         assert least < macs[1] / macs[0] < most
+
+
+@pytest.mark.parametrize("seed", [2, 3, 5, 8])
+def test_rounding_reaches_the_widths_of_heads(seed):
+    model, x = network(seed), tokens(2, 4)
+    result = prune(model, masks_for(model, x, "tied", seed, 0.5), x, round_to=2, tolerance=1e-10)
+    attentions = trace(result.model, x).attentions
+    assert attentions
+    for attention in attentions:
+        sides = [side for side in (*attention.sources, attention.results) if side is not None]
+        assert all(side.channels.shape[1] % 2 == 0 for side in sides)
