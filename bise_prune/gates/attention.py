@@ -74,7 +74,7 @@ def _pairs(attention: Attention, record: Trace) -> GateCall | None:
         return None
     call = record.calls[record.values[side.whole].call or 0]
     readers = set(record.values[side.whole].readers)
-    if call.kind != "mixing" or not readers <= attention.inner or len(side.channels[0]) == 1:
+    if call.kind not in ("mixing", "movement") or not readers <= attention.inner or len(side.channels[0]) == 1:
         return None
     assert attention.keys is not None
     return _gate(side, attention.keys.own, record)

@@ -191,6 +191,9 @@ def _split_once(trace: Trace, part: int) -> Side | None:
         if operand is None or bool((mapping < 0).any()):
             return None
         index = operand
+    while path and len(trace.values[index].shape) != len(trace.values[part].shape) - 1:
+        (call, o), *path = path  # tokens of a batch may have been rows of a matrix, as in GPT-2
+        index = call.outputs[o]
     if trace.values[index].dim is None:
         return None
     probe, channels = _random(trace.values[index].shape), torch.arange(trace.values[index].num_channels)
