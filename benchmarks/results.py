@@ -3,8 +3,8 @@
     python benchmarks/results.py
 
 Written as a whole: the pages of tables/pages.py, and those of architectures.py, attention.py, contest.py, defaults.py,
-ladder.py, removal.py, rungs.py and variants.py below docs/pages/evidence. Filled in between "<!-- NAME -->" and
-"<!-- end -->": README.md and whatever page has such marks.
+ladder.py, other_networks.py, removal.py, rungs.py and variants.py below docs/pages/evidence. Filled in between
+"<!-- NAME -->" and "<!-- end -->": README.md and whatever page has such marks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import attention
 import contest
 import defaults
 import ladder
+import other_networks
 import removal
 import rungs
 import variants
@@ -43,6 +44,7 @@ def pages() -> dict[Path, str]:
     written[architectures.PAGE] = architectures.markdown(json.loads((RECORDS / "architectures.json").read_text()))
     written[variants.PAGE] = variants.markdown(json.loads((RECORDS / "variants.json").read_text()))
     written[removal.PAGE] = removal.markdown()
+    written[other_networks.PAGE] = other_networks.markdown()
     written[attention.PAGE] = attention.markdown(json.loads((RECORDS / "attention.json").read_text()))
     written[contest.PAGE] = contest.markdown(json.loads((RECORDS / "contest.json").read_text()))
     written[ladder.PAGE] = ladder.markdown(json.loads((RECORDS / "ladder.json").read_text()))

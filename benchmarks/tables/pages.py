@@ -24,7 +24,7 @@ from .methods import SPARSITIES
 from .paper import EXPLAINED, GROUPS, TABLES, Row, Table, table_of
 from .recorded import Recorded, Where, mean, seeds_of, spread, write_table
 from .settings import NAMES, SETTINGS, setting_of
-from .singles import demo, frontier, removal_cost, resnet18, search_speed, serving, speedup
+from .singles import demo, frontier, removal_cost, resnet18, search_speed, serving, speedup, transformers
 
 _NOT_RUN = {
     "biased_mnist": "not run; this size needs hours on a GPU (see [cost](cost.md))",
@@ -376,6 +376,7 @@ BLOCKS: dict[str, Callable[[Recorded], list[str]]] = {
     "frontier": frontier,
     "search speed": search_speed,
     "speedup": speedup,
+    "transformers": transformers,
     "serving": serving,
     "removal cost": removal_cost,
 }

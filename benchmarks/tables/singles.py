@@ -113,6 +113,24 @@ def search_speed(records: Recorded) -> list[str]:
     return lines + write_table(("mask step / vanilla training step", "time", "memory"), rows)
 
 
+def transformers(records: Recorded) -> list[str]:
+    """Times on a GPU of transformers with half of each mask closed, slim divided by dense."""
+    rows = _read(records, "transformer_latency")["rows"]
+    cases = ("float32, batch 1", "float32, batch 128", "bfloat16, batch 1", "bfloat16, batch 128")
+    cells = [
+        [
+            row["network"],
+            f"`{row['placement']}`",
+            "not rounded" if row["round_to"] == 1 else f"multiples of {row['round_to']}",
+            "yes" if row["compiled"] else "no",
+            f"{row['flops_left'] * 100:.1f}",
+            *(f"{row['times'][case]['ratio']:.2f}" for case in cases),
+        ]
+        for row in rows
+    ]
+    return write_table(("network", "placement", "widths", "compiled", "FLOPs left, %", *cases), cells)
+
+
 def speedup(records: Recorded) -> list[str]:
     """The share of the FLOPs saved that is saved in time."""
     rows = _read(records, "speedup")["rows"]
