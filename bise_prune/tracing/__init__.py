@@ -9,14 +9,14 @@ of its operands, and nothing is known about the channels of its result.
 """
 
 from .attention import SIZE_FREE
-from .functions import NONLINEARITIES, CallCounter, FunctionMode, function_name, replace_tensors, tensors_in
+from .functions import NONLINEARITIES, CallCounter, FunctionMode, Slot, function_name, replace_tensors, tensors_in
+from .origins import Fold, Origin, Weights
 from .reasons import Reason, Why
-from .record import Attention, Call, Nonlinearity, Side, Slot, Trace, Value
+from .record import Attention, Call, Nonlinearity, Side, Trace, Value
 from .running import ByPosition, Inputs, evaluating, logits_of, output_tensors, run
 from .stepwise import SPENT
 from .tracer import trace
 from .union_find import UnionFind
-from .weights import Fold, Origin, Weights
 
 __all__ = [
     "NONLINEARITIES",

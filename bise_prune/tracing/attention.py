@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .functions import replace_tensors, tensors_in
-from .record import Attention, Call, Side, Slot, Trace, Value, slot_filled
+from .functions import Slot, replace_tensors, slot_filled, tensors_in
+from .record import Attention, Call, Side, Trace, Value
 
 # Functions between the first product of attention and its softmax, or behind that, which work on the scores of each
 # head alone; their other operands may be masks or biases of positions.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,6 +71,17 @@ def replace_tensors(value: Any, replacement: Callable[[Any], Any], kind: type = 
     if isinstance(value, dict):
         return {key: replace_tensors(part, replacement, kind) for key, part in value.items()}
     return value
+
+
+class Slot(NamedTuple):
+    """Placeholder for the ``position``-th tensor among the arguments of a call."""
+
+    position: int
+
+
+def slot_filled(given: Sequence[Tensor], slot: Slot) -> Tensor:
+    """Return the tensor that stands for a slot, of those for all slots of a call."""
+    return given[slot.position]
 
 
 class FunctionMode(TorchFunctionMode):

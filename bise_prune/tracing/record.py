@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .functions import SCALES
+from .origins import Fold, Weights
 from .reasons import Reason
-
-if TYPE_CHECKING:
-    from .weights import Fold, Weights
 
 _VIEWS = (
     "view",
@@ -36,17 +34,6 @@ _SOFTMAXES = ("softmax", "log_softmax")
 # "elementwise": entry by entry, from the same channel of each operand. "movement": entries are only copied.
 # "opaque": not understood.
 Kind = Literal["mixing", "channelwise", "elementwise", "movement", "opaque"]
-
-
-class Slot(NamedTuple):
-    """Placeholder for the ``position``-th tensor among the arguments of a call."""
-
-    position: int
-
-
-def slot_filled(given: Sequence[Tensor], slot: Slot) -> Tensor:
-    """Return the tensor that stands for a slot, of those for all slots of a call."""
-    return given[slot.position]
 
 
 @dataclass

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functions import NONLINEARITIES, replace_tensors, tensors_in
+from .functions import NONLINEARITIES, Slot, replace_tensors, slot_filled, tensors_in
+from .origins import Origin, Weights
 from .reasons import Reason, Why
-from .record import Call, Nonlinearity, Slot, Trace, Value, slot_filled
-from .weights import Origin, Steps, Weights
+from .record import Call, Nonlinearity, Trace, Value
+from .weights import Steps
 
 _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
     "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",

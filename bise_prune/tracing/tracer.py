@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .activations import compose_activations
 from .attention import attentions_in
-from .functions import NONLINEARITIES, CallCounter, replace_tensors, tensors_in
+from .functions import NONLINEARITIES, CallCounter, Slot, replace_tensors, tensors_in
 from .products import PRODUCTS, counted_product
-from .record import Call, Slot, Trace, Value
+from .record import Call, Trace, Value
 from .rules import ChannelRules, along
 from .running import Inputs, evaluating, logits_of, output_tensors, run
 from .weights import Steps, folds
