@@ -37,7 +37,6 @@ RECORD = RECORDS / "other_networks.json"
 SHARES = (0.3, 0.5, 0.7)
 CLASSES = 7
 _ONE_EACH = {"depths": (1, 1, 1, 1)}
-_LAYERS = {"layers": (1, 1, 1, 1)}
 # Image size, and options that make the network smaller.
 TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "deit_tiny_patch16_224": (64, {"img_size": 64, "depth": 3}),
@@ -54,8 +53,8 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "fastvit_t8": (64, {}),
     "repvit_m0_9": (64, {}),
     "mobilenetv4_conv_small": (64, {}),
-    "resnetv2_50": (64, _LAYERS),
-    "resnetv2_50x1_bit": (64, _LAYERS),
+    "resnetv2_50": (64, {"layers": (1, 1, 1, 1)}),
+    "resnetv2_50x1_bit": (64, {}),
     "nf_resnet26": (64, {}),
     "eca_nfnet_l0": (64, {"channels": (256, 256, 256, 256), **_ONE_EACH}),
     "dm_nfnet_f0": (64, {"channels": (256, 256, 256, 256), **_ONE_EACH}),
