@@ -33,11 +33,13 @@ class Demands:
             the full width.
         square_heads: whether queries, keys and values are equally wide, where they are in the dense network, and at
             least one channel of each attention is left.
+        all_heads: whether no head of attention is left out, since code counts them.
         sizes: whether tensors whose sizes are asked for keep them.
     """
 
     full_width: frozenset[int] = frozenset()
     square_heads: bool = False
+    all_heads: bool = False
     sizes: bool = False
 
 
@@ -213,7 +215,7 @@ class Growth:
         if not bool(kept.any()):
             return
         last = Reason(Why.EQUAL_HEADS, module=self.trace.calls[attention.products[0]].module)
-        heads = kept.any(1)
+        heads = kept.any(1) | self.demands.all_heads
         pairs = None
         if attention.queries is not None and attention.keys is not None:
             pairs = pairs_that_count(attention, self.analysis.constant, heads)

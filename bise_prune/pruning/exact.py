@@ -159,6 +159,7 @@ def _with_fallback(
     tries = [Demands()]
     if record.attentions:  # whether queries are as wide as values may decide how attention is computed
         tries.append(Demands(square_heads=True))
+        tries.append(Demands(square_heads=True, all_heads=True))
     if wide:  # one of them may contain a fixed number of channels
         tries.append(Demands(frozenset(wide)))
     if any(value.measured and value.num_channels > 1 for value in record.values):
