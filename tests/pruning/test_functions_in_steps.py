@@ -122,14 +122,26 @@ class TakesSizes(nn.Module):
         return self.head((a + b).mean((2, 3)))
 
 
-@pytest.mark.parametrize("kind", [Cached, PostNorm, TakesSizes])
+class Recurrent(nn.Module):
+    """A recurrent layer, which checks the width of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.recurrent, self.head = nn.Linear(6, 12), nn.GRU(12, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.recurrent(torch.relu(self.first(x)))[0][:, -1]))
+
+
+@pytest.mark.parametrize("kind", [Cached, PostNorm, TakesSizes, Recurrent])
 @pytest.mark.parametrize("placement", ["tied", "paper"])
 @pytest.mark.parametrize("joins", ["intersection", "expand"])
 def test_networks_that_were_refused(kind, placement, joins):
     torch.manual_seed(0)
     network = kind().eval()
-    x = {Cached: torch.randn(2, 5, 8), PostNorm: torch.randn(2, 5, 6), TakesSizes: torch.randn(2, 3, 6, 6)}[kind]
-    if kind is TakesSizes and placement == "tied":
+    shapes = {Cached: (2, 5, 8), PostNorm: (2, 5, 6), TakesSizes: (2, 3, 6, 6), Recurrent: (2, 5, 6)}
+    x = torch.randn(shapes[kind])
+    if kind in (TakesSizes, Recurrent) and placement == "tied":
         with pytest.raises(ModelError, match="no closed channel"):
             gate_sites(network, x, placement)
         return
