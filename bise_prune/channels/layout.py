@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Attention, Call, Fold, Origin, Reason, Trace, Why
+from ..tracing import Attention, Call, Fold, Reason, Trace, Why
 from .analysis import Analysis, analyse
 from .growth import Demands, Growth, Joins, Rounding
 from .kept_constants import clean_channels, zeroed_channels
@@ -147,15 +147,10 @@ def lay_out(
     return layout
 
 
-def _origins(calls: Sequence[Call]) -> list[Origin]:
-    """Where weights and additive biases of a layer come from."""
-    return [origin for call in calls if call.weights is not None for origin in call.weights.origins]
-
-
 def _is_dead(layer: str, trace: Trace, model: nn.Module, present: Sequence[Tensor]) -> bool:
     """Whether the results of a layer are not used and an identity can replace its module."""
     calls = trace.calls_by_layer[layer]
-    if any(origin.name.rpartition(".")[0] != layer for origin in _origins(calls)):
+    if any(origin.name.rpartition(".")[0] != layer for origin in trace.origins_of(layer)):
         return False
     alone = all(call.module == layer for call in calls)  # the module runs itself; no other function reads its weights
     return (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .functions import SCALES
-from .origins import Fold, Weights
+from .origins import Fold, Origin, Weights
 from .reasons import Reason
 
 _VIEWS = (
@@ -343,6 +343,10 @@ class Trace:
     def attention_of(self) -> dict[int, Attention]:
         """Index of each call inside an attention -> that attention; read it only when the trace is complete."""
         return {index: attention for attention in self.attentions for index in attention.inner}
+
+    def origins_of(self, layer: str) -> list[Origin]:
+        """Return where weights and additive biases of a layer come from, call by call."""
+        return [o for call in self.calls_of(layer) if call.weights is not None for o in call.weights.origins]
 
     def calls_of(self, layer: str) -> list[Call]:
         """Return the calls that use a module's own weights, in order of execution."""

@@ -152,9 +152,7 @@ class _Tracer(CallCounter):
                 for index in origin.behind:
                     own.setdefault(-1 - index, set()).add(origin.name)
         for layer, fold in self.trace.folds.items():
-            weights = {
-                o.name for call in self.trace.calls_by_layer[layer] if call.weights for o in call.weights.origins
-            }
+            weights = {origin.name for origin in self.trace.origins_of(layer)}
             for index in fold.skipped:
                 own.setdefault(-1 - index, set()).update(weights | fold.spent)
         for name, readers in self.steps.readers.items():

@@ -137,7 +137,7 @@ def folds(trace: Trace, steps: Steps) -> dict[str, Fold]:
     """
     found = {}
     for layer, calls in trace.calls_by_layer.items():
-        origins = [o for call in calls if call.weights is not None for o in call.weights.origins]
+        origins = trace.origins_of(layer)
         inside = {-1 - index for o in origins for index in (*o.steps, *o.behind)} | {call.index for call in calls}
         made = {index: step for o in origins for index, step in o.steps.items()}
         path = {index: place for o in origins for index, place in o.path.items()}
