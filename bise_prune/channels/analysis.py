@@ -7,13 +7,14 @@ is live. Constants pass through elementwise functions by running the same functi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..tracing import Attention, Call, Slot, Trace, replace_tensors
+from ..tracing import WITHOUT_MEAN, Attention, Call, Slot, Trace, Value, parameters_of, replace_tensors
 
 _PASSES = {"to", "float", "double", "half", "bfloat16", "type"}
 
@@ -26,28 +27,43 @@ class Analysis:
         constant: per value, float64 of shape (channels,): the value of a constant channel, NaN for a live channel.
         needed: per value, bool of shape (channels,): whether the channel is an output of the model, or live channels
             that an output depends on are computed from it.
+        normed: index of a call of a layer norm -> bool over its channels, True where its statistics leave the channel
+            out and it passes unchanged.
     """
 
     constant: list[Tensor]
     needed: list[Tensor]
+    normed: Mapping[int, Tensor]
 
     def live(self, value: int) -> Tensor:
         """Return which channels of a value must be computed: those that are needed and not constant."""
         return self.needed[value] & self.constant[value].isnan()
 
+    def spared(self, call: Call) -> Tensor:
+        """Return which channels of its operand the statistics of a norm, or a mean over channels, do not need."""
+        inputs = self.constant[call.operands[0] or 0]
+        if call.index in self.normed:
+            return self.normed[call.index]
+        return inputs == 0 if call.kind == "reducing" or call.function in WITHOUT_MEAN else torch.zeros_like(inputs) > 0
 
-def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Analysis:
+
+def analyse(
+    trace: Trace, model: nn.Module, closed: Mapping[int, Tensor], normed: Mapping[int, Tensor] | None = None
+) -> Analysis:
     """Determine which channels of a network are constant and which are needed, under decided gates.
 
     Args:
         trace: trace of ``model``.
         model: the dense network.
         closed: index of a gated call -> bool over the channels of its output, True where a gate closes the channel.
+        normed: index of a call of a layer norm -> bool over its channels, True where its statistics leave the channel
+            out.
 
     Returns:
         The constants and the needed channels of every value.
     """
-    constant = constants(trace, model, closed)
+    constant = constants(trace, model, closed, normed or {})
+    analysis = Analysis(constant, [], normed or {})
     needed = [torch.zeros(len(c), dtype=torch.bool) for c in constant]
     for value in trace.outputs:
         needed[value][:] = True
@@ -62,10 +78,12 @@ def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Ana
         for k, operand in enumerate(call.operands):
             if operand is None:
                 continue
-            if call.kind == "opaque" or call.whole:
+            if call.kind in ("opaque", "reducing") or call.whole:
                 needed[operand][:] = True
             elif call.kind == "mixing":
                 needed[operand] |= spread(live[0], call.groups, len(needed[operand]))
+            elif call.kind == "normalising":
+                needed[operand] |= live[0] | (spread(live[0], call.groups, len(live[0])) & ~analysis.spared(call))
             elif call.kind == "movement" and not any((k, o) in call.maps for o in range(len(live))):
                 needed[operand][:] = True  # an index
             else:
@@ -73,7 +91,7 @@ def analyse(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> Ana
                     if (mapping := call.maps.get((k, o))) is not None:
                         sources = mapping[mask]
                         needed[operand][sources[sources >= 0]] = True
-    return Analysis(constant, needed)
+    return replace(analysis, needed=needed)
 
 
 def _need_attended(attention: Attention, constant: Sequence[Tensor], needed: Sequence[Tensor]) -> None:
@@ -111,19 +129,21 @@ def pairs_that_count(attention: Attention, constant: Sequence[Tensor], heads: Te
     return pairs
 
 
-def constants(trace: Trace, model: nn.Module, closed: Mapping[int, Tensor]) -> list[Tensor]:
+def constants(
+    trace: Trace, model: nn.Module, closed: Mapping[int, Tensor], normed: Mapping[int, Tensor]
+) -> list[Tensor]:
     """Return the constants of every value's channels under gates; NaN for live channels (see :func:`analyse`)."""
 
     def under_gates(call: Call, output: int, known: Tensor) -> Tensor:
         return torch.where(closed[call.index], 0.0, known) if call.index in closed else known
 
-    return _propagate(trace, model, under_gates)
+    return _propagate(trace, model, normed, under_gates)
 
 
 def physical_constants(
     trace: Trace,
     model: nn.Module,
-    logical: Sequence[Tensor],
+    analysis: Analysis,
     present: Sequence[Tensor],
     closed: Mapping[int, Tensor],
     silent: Mapping[int, Tensor],
@@ -133,11 +153,12 @@ def physical_constants(
     Args:
         trace: trace of ``model``.
         model: the dense network.
-        logical: per value, the constants under gates, which layers have folded into their additive biases.
+        analysis: the constants under gates, which layers have folded into their additive biases.
         present: per value, the channels that the slim network contains.
         closed: index of a gated call -> bool over the channels of its output, True where a gate closes the channel.
         silent: index of a call -> output channels whose weights are zero.
     """
+    logical = analysis.constant
 
     def without_gates(call: Call, output: int, known: Tensor) -> Tensor:
         if call.kind == "mixing":
@@ -148,17 +169,14 @@ def physical_constants(
             known = torch.where(silent[call.index], 0.0, known)
         return torch.where(present[output], known, logical[output].nan_to_num(0.0))
 
-    return _propagate(trace, model, without_gates)
+    return _propagate(trace, model, analysis.normed, without_gates)
 
 
-def _propagate(trace: Trace, model: nn.Module, finish: Callable[[Call, int, Tensor], Tensor]) -> list[Tensor]:
+def _propagate(
+    trace: Trace, model: nn.Module, normed: Mapping[int, Tensor], finish: Callable[[Call, int, Tensor], Tensor]
+) -> list[Tensor]:
     """Compute the constants of all values in order; ``finish`` adjusts the result of each call."""
-    known: list[Tensor] = []
-    for value in trace.values:
-        if value.call is None and value.parameter is not None:
-            known.append(_parameter(model, value.parameter, value.num_channels))
-        else:
-            known.append(torch.full((value.num_channels,), float("nan"), dtype=torch.float64))
+    known = [_given(model, value) for value in trace.values]
     for call in trace.calls:
         for o, output in enumerate(call.outputs):
             if call.kind == "mixing":
@@ -166,7 +184,9 @@ def _propagate(trace: Trace, model: nn.Module, finish: Callable[[Call, int, Tens
             elif (attention := trace.attention_of.get(call.index)) is not None:
                 if call.index == attention.end:
                     known[output] = _attended(attention, known)
-            elif call.kind != "opaque":
+            elif call.kind == "normalising":
+                known[output] = _normalised(call, known, model, trace.values[output], normed.get(call.index))
+            elif call.kind not in ("reducing", "opaque"):
                 known[output] = _evaluate(call, o, known, model)
             known[output] = finish(call, output, known[output])
     return known
@@ -177,12 +197,18 @@ def spread(channels: Tensor, groups: int, size: int) -> Tensor:
     return channels.view(groups, -1).any(1).repeat_interleave(size // groups)
 
 
-def _parameter(model: nn.Module, name: str, num_channels: int) -> Tensor:
-    """Return the entries of a parameter or buffer, one per channel; NaN if it has another number of entries."""
-    owner, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(owner), leaf)
-    values = tensor.detach().double().reshape(-1)
-    return values.cpu() if len(values) == num_channels else torch.full((num_channels,), float("nan")).double()
+def _given(model: nn.Module, value: Value) -> Tensor:
+    """Return the entries of a value that is a parameter or made of some, one per channel; else, or if more, NaN."""
+    tensor = None
+    if value.call is None and value.parameter is not None:
+        owner, _, leaf = value.parameter.rpartition(".")
+        tensor = getattr(model.get_submodule(owner), leaf)
+    elif value.call is None and value.origin is not None and math.prod(value.shape) == value.num_channels:
+        tensor = value.origin.tensor(model)
+    if tensor is None or tensor.numel() != value.num_channels:
+        return torch.full((value.num_channels,), float("nan"), dtype=torch.float64)
+    entries: Tensor = tensor.detach().double().reshape(-1).cpu()
+    return entries
 
 
 def _mixed(call: Call, known: list[Tensor], model: nn.Module) -> Tensor:
@@ -238,6 +264,27 @@ def _attended(attention: Attention, known: Sequence[Tensor]) -> Tensor:
     result = torch.full((results.channels.numel(),), float("nan"), dtype=torch.float64)
     result[results.channels[known[values.whole][values.channels] == 0]] = 0.0
     return result
+
+
+def _normalised(call: Call, known: list[Tensor], model: nn.Module, output: Value, left_out: Tensor | None) -> Tensor:
+    """Return the output constants of a norm: where a whole group is constant, or where zeros or all else passes."""
+    inputs = known[call.operands[0] or 0]
+    if left_out is not None:
+        return torch.where(left_out, inputs, float("nan"))
+    is_live = spread(inputs.isnan(), call.groups, len(inputs))
+    zeros = (inputs == 0) & (call.function in WITHOUT_MEAN)
+    if bool((is_live & ~zeros).all()):
+        return torch.full_like(inputs, float("nan"))
+    shape = (1, -1, 1) if call.function == "group_norm" else output.compact or ()
+    places = (1, len(inputs), 2) if call.function == "group_norm" else shape  # a group norm needs several entries
+    given = {0: inputs.nan_to_num(0.0).view(shape).expand(places)}
+    for name, slot in parameters_of(call).items():
+        parameter = getattr(model.get_submodule(call.layer or ""), name)
+        given[slot.position] = parameter.detach().double().cpu()
+    args, kwargs = replace_tensors((call.args, call.kwargs), lambda slot: given[slot.position], Slot)
+    result: Tensor = call.run(*args, **kwargs)
+    result = result[..., 0].flatten() if call.function == "group_norm" else result.flatten()
+    return torch.where(is_live & ~zeros, float("nan"), torch.where(zeros, 0.0, result))
 
 
 def _evaluate(call: Call, output: int, known: list[Tensor], model: nn.Module) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from ..errors import ModelError
 from ..tracing import CallCounter, replace_tensors, tensors_in
 from .edits import Edit, Merge, Regather, Split
-from .open_layer_norm import normalise_open
+from .norms import normalise_open, normalise_part
 
 # Class names of modules that call other functions in training: in torchvision, timm and transformers, and in torch.
 _EVALUATED = ("StochasticDepth", "DropPath", "_SpectralNorm")
@@ -29,6 +29,9 @@ class RewiredModel(nn.Module):
         model: the network.
         edits: the edits, at most one per call. Their constants are float64 until the model is cast.
         totals: name of an edited function -> number of its counted calls in a whole forward pass.
+
+    Attributes:
+        last_call: function name and count of the last call of the last forward pass, which it failed at if it failed.
     """
 
     def __init__(self, model: nn.Module, edits: Sequence[Edit], totals: Mapping[str, int]) -> None:
@@ -36,6 +39,7 @@ class RewiredModel(nn.Module):
         self.model = model
         self.edits = tuple(edits)
         self.totals = dict(totals)
+        self.last_call = ("", 0)
         self.rewirings = nn.ModuleList(_Rewiring(edit) for edit in edits)
         self.rewirings.to(next((p.device for p in model.parameters()), torch.device("cpu")))
         self.train(model.training)
@@ -48,8 +52,11 @@ class RewiredModel(nn.Module):
         """
         table = {(edit.function, edit.count): module for edit, module in zip(self.edits, self.rewirings, strict=True)}
         rewire = _Rewire(table)
-        with rewire:
-            output = self.model(*args, **kwargs)
+        try:
+            with rewire:
+                output = self.model(*args, **kwargs)
+        finally:
+            self.last_call = rewire.last
         for function, total in self.totals.items():
             if rewire.counts[function] != total:
                 raise ModelError(
@@ -74,6 +81,7 @@ class _Rewire(CallCounter):
     def __init__(self, table: Mapping[tuple[str, int], nn.Module]) -> None:
         super().__init__()
         self.table = table
+        self.last = ("", 0)
 
     def called(
         self,
@@ -83,6 +91,7 @@ class _Rewire(CallCounter):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        self.last = key
         rewiring = self.table.get(key) if counted else None
         return func(*args, **kwargs) if rewiring is None else rewiring(func, args, kwargs)
 
@@ -132,11 +141,20 @@ class _Rewiring(nn.Module):
         args, kwargs = replace_tensors((args, kwargs), lambda _: next(given))
         if edit.scale is not None:
             kwargs = {**kwargs, "scale": edit.scale}
+        return self._masked(self._run(func, args, kwargs))
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function whose arguments are there; norms and means may need to know which channels are gone."""
+        edit = self.edit
         if edit.statistics is not None:
-            output = normalise_open(self.statistics, *args, **kwargs)
-        else:
-            output = func(*args, **kwargs)
-        return self._masked(output)
+            return normalise_open(self.statistics, *args, **kwargs)
+        if edit.groups is not None:
+            given = {key: value for key, value in kwargs.items() if key != "num_groups"}
+            return func(args[0], edit.groups, *args[2:], **given)
+        if edit.share is not None and edit.function == "rms_norm":
+            return normalise_part(edit.share, *args, **kwargs)
+        output = func(*args, **kwargs)
+        return output if edit.share is None else output * edit.share
 
     def _masked(self, output: Any) -> Any:
         """Multiply the channels of a result by zero that the edit says."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tracing import Attention, Call, Reason, Trace, Value, Why
-from .analysis import Analysis, pairs_that_count
+from .analysis import Analysis, pairs_that_count, spread
 from .folding import folded_inputs
 from .movement import movements
 
@@ -169,6 +169,10 @@ class Growth:
             self._opaque(call)
         elif call.kind == "mixing":
             self._mixing(call)
+        elif call.kind == "normalising":
+            self._normalising(call)
+        elif call.kind == "reducing":
+            self._reducing(call)
         elif movement == "rigid":
             self._rigid(call)
         elif movement != "gather":
@@ -198,6 +202,31 @@ class Growth:
         for operand in call.operands:
             if operand is not None and not self._expandable(call, operand):
                 self._grow(operand, torch.ones_like(self.present[operand]), why)
+
+    def _normalising(self, call: Call) -> None:
+        """Add what the statistics of a norm are computed from, in each group of which anything is left."""
+        operand, output = call.operands[0], call.outputs[0]
+        assert operand is not None
+        why = Reason(Why.NORMALISES_ALL, function=call.function, module=call.module)
+        there = self.analysis.live(output) | self.present[output]
+        wanted = spread(there, call.groups, len(there)) & ~self.analysis.spared(call)
+        self._grow(output, wanted, why)
+        if not self._expandable(call, operand):
+            self._grow(operand, wanted, why)
+            self._grow(operand, self.present[output], self._codes_of(output, why))
+            self._grow(output, self.present[operand], self._codes_of(operand, why))
+
+    def _reducing(self, call: Call) -> None:
+        """Add the constants other than zero that a mean or sum over channels is computed from."""
+        operand, output = call.operands[0], call.outputs[0]
+        assert operand is not None
+        if not bool((self.analysis.needed[output] | self.present[output]).any()):
+            return
+        why = Reason(Why.RUNS_OVER_CHANNELS, function=call.function, module=call.module)
+        wanted = ~self.analysis.spared(call)
+        if not bool(self.present[operand].any() | wanted.any()):
+            wanted[0] = True
+        self._grow(operand, wanted, why)
 
     def _expandable(self, call: Call, operand: int) -> bool:
         """Whether an operand of a call that needs all channels can get its missing ones back before the call."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tracing import Attention, Trace
-from .analysis import Analysis, physical_constants
+from .analysis import Analysis, physical_constants, spread
 from .folding import folded_inputs
 
 
@@ -46,8 +46,14 @@ def clean_channels(
             if operand is None or not outputs_there:
                 continue
             settled = ~constant[operand].isnan() & present[operand]
-            if call.kind == "opaque" or call.whole:
+            if call.kind in ("opaque", "reducing") or call.whole:
                 clean[operand] |= settled
+            elif call.kind == "normalising":
+                there = present[call.outputs[0]]
+                statistics = spread(there, call.groups, len(there))
+                if call.index in analysis.normed:  # the others pass unchanged
+                    statistics &= ~analysis.normed[call.index] | clean[call.outputs[0]]
+                clean[operand] |= settled & statistics
             elif call.kind == "mixing":
                 folded = folded_inputs(call, trace.calls_by_layer[call.layer or ""], analysis)
                 stays = settled & ~folded
@@ -123,7 +129,7 @@ def zeroed_channels(
     if not wanted:
         return {}
     found: dict[int, Tensor] = {}
-    physical = physical_constants(trace, model, analysis.constant, present, closed, silent)
+    physical = physical_constants(trace, model, analysis, present, closed, silent)
     for index, mask in wanted.items():
         output = trace.calls[index].outputs[0]
         if bool((mask & (physical[output] != 0)).any()):  # NaN (live) differs from 0, too

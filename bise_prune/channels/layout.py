@@ -18,7 +18,7 @@ NO_DEMANDS = Demands()
 # Modules that only call one function, so that an identity can replace them.
 _REPLACEABLE = {
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear,
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
 }  # fmt: skip
 
 
@@ -30,7 +30,6 @@ class Layout:
         trace: trace of the dense network.
         analysis: constants and needed channels under the decided gates.
         closed: index of a gated call -> bool over its channels, True where a gate closes the channel.
-        normed: index of a layer norm call -> bool over its channels, True where its statistics leave the channel out.
         present: per value, bool over its channels: those that the slim network contains.
         clean: per value, the constant channels whose value in the slim network must be the constant.
         carriers: index of a padded convolution call -> its input channel that carries all constants (carrier channel).
@@ -42,7 +41,6 @@ class Layout:
     trace: Trace
     analysis: Analysis
     closed: Mapping[int, Tensor]
-    normed: Mapping[int, Tensor]
     present: list[Tensor]
     clean: list[Tensor]
     carriers: Mapping[int, int]
@@ -119,7 +117,7 @@ def lay_out(
         demands: what the forward pass does not run without.
         normed: index of a layer norm call -> bool over its channels, True where its statistics leave the channel out.
     """
-    analysis = analyse(trace, model, closed)
+    analysis = analyse(trace, model, closed, normed)
     growth = Growth(trace, model, analysis, joins, rounding, demands)
     growth.grow()
     clean = clean_channels(trace, model, analysis, closed, growth.present, growth.carriers)
@@ -127,7 +125,6 @@ def lay_out(
         trace=trace,
         analysis=analysis,
         closed=closed,
-        normed=normed or {},
         present=growth.present,
         clean=clean,
         carriers=growth.carriers,

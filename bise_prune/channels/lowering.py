@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,8 @@ def lower(layout: Layout, model: nn.Module) -> Lowering:
                 edit = replace(edit or Edit(call.function, call.count), mask=_kept(layout, call, mask))
         else:
             edit = gathered.get(call.index) or _edit(layout, call, layout.zeroed.get(call.index))
-        if (out := layout.normed.get(call.index)) is not None and bool(out.any()):
-            edit = replace(edit or Edit(call.function, call.count), statistics=tuple((~out).tolist()))
+        if (changes := _over_channels(layout, model, call)) and (edit is None or edit.action == "run"):
+            edit = replace(edit or Edit(call.function, call.count), **changes)
         if edit is not None:
             edits.append(replace(edit, count=edit.count - gone[call.function]))
     for layer in layout.trace.folds:
@@ -92,6 +92,30 @@ def _edit(layout: Layout, call: Call, mask: Tensor | None) -> Edit | None:
         return None
     action: Literal["run", "drop"] = "drop" if dropped else "run"
     return Edit(call.function, call.count, action, 0, operands, fixed, (), keep, tuple(dropped))
+
+
+def _over_channels(layout: Layout, model: nn.Module, call: Call) -> dict[str, Any]:
+    """Return what a norm or a mean over channels must be told about the channels that it has; {} if nothing."""
+    if not call.outputs or not bool(layout.present[call.outputs[0]].any()):
+        return {}
+    if call.kind == "reducing":
+        there = layout.present[call.operands[0] or 0]
+        return {"share": float(there.double().mean())} if call.function == "mean" and not bool(there.all()) else {}
+    there = layout.present[call.outputs[0]]
+    left_out, is_narrow = layout.analysis.normed.get(call.index, ~there)[there], not bool(there.all())
+    if call.function == "layer_norm" and (bool(left_out.any()) or (is_narrow and not _tells_width(model, call))):
+        return {"statistics": tuple((~left_out).tolist())}
+    if call.kind != "normalising" or not is_narrow:
+        return {}
+    if call.function == "rms_norm":
+        return {"share": float(there.double().mean())}
+    is_told = call.function != "group_norm" or _tells_width(model, call)
+    return {} if is_told else {"groups": int(there.view(call.groups, -1).any(1).sum())}
+
+
+def _tells_width(model: nn.Module, call: Call) -> bool:
+    """Whether a norm is run by a module of torch, or made from one, whose attributes say how wide it is."""
+    return call.layer == call.module and isinstance(model.get_submodule(call.module), (nn.LayerNorm, nn.GroupNorm))
 
 
 def _kept(layout: Layout, call: Call, mask: Tensor) -> tuple[int, tuple[bool, ...]]:

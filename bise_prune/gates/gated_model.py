@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..channels.open_layer_norm import normalise_open
+from ..channels.norms import normalise_open
 from ..errors import ModelError
 from ..tracing import CallCounter, FunctionMode, Inputs
 from .masks import GateCall, GateSite, MaskSet
@@ -120,7 +120,8 @@ class _Gating(CallCounter):
             return self.passed_on(func, args, kwargs)
         gates = self.gates[key]
         if gates[0][1].is_layer_norm:
-            return normalise_open(gates[0][0], *args, **kwargs)
+            entries, place = gates[0]
+            return normalise_open(place.spread(entries, 1.0), *args, **kwargs)
         output = self.passed_on(func, args, kwargs)
         for entries, place in gates:
             gate = place.spread(entries, 1.0)

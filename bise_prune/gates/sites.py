@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..channels import lay_out
 from ..config import PLACEMENTS, Placement
 from ..errors import ConfigError, ModelError
-from ..tracing import Call, Inputs, Nonlinearity, Reason, Trace, UnionFind, Why, trace
+from ..tracing import Call, Inputs, Nonlinearity, Reason, Trace, Why, trace
 from .attention import attention_sites
 from .masks import GateCall, GateSite, MaskSet
+from .streams import stream_sites, streams
 
 
 def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> list[GateSite]:
@@ -54,12 +56,18 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
     head = record.heads[0]
     inner = record.scales | set(record.attention_of)  # what only scales, and what cuts scores of attention off
     eligible = [n for n in record.nonlinearities if n.call not in inner and n.call < head.index]
-    inside = attention_sites(record, model) if placement == "tied" else []
-    if not eligible and not inside:
+    others = attention_sites(record, model) if placement in ("tied", "streams") else []
+    if not eligible and not others and placement != "streams":
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
     if placement == "paper":
         return _paper_sites(eligible, record)
-    return [*_tied_sites(eligible, model, record, not inside), *inside]
+    sites, why = _tied_sites(eligible, model, record, in_blocks=placement != "feed-forward")
+    if placement == "streams":
+        gated = {record.call_of[gate.key].index for site in (*sites, *others) for gate in site.calls}
+        others += stream_sites(record, model, gated)
+    if not sites and not others:
+        raise ModelError(f"no closed channel of this network could be removed{_advice(why)}")
+    return [*sites, *others]
 
 
 def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[GateSite]:
@@ -107,9 +115,10 @@ def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:
     return _named([(n.layer or f"{n.function}.{n.index}", n.num_channels, (_gate_on(n, record),)) for n in gated])
 
 
-def _gate_on(n: Nonlinearity, record: Trace) -> GateCall:
-    """Return the gate on the output of a nonlinearity."""
-    return GateCall(*record.calls[n.call].key, n.dim, n.layer)
+def _gate_on(n: Nonlinearity, record: Trace, block: int = 1) -> GateCall:
+    """Return the gate on the output of a nonlinearity, with an entry for each ``block`` of neighbouring channels."""
+    entries = None if block == 1 else tuple(channel // block for channel in range(n.num_channels))
+    return GateCall(*record.calls[n.call].key, n.dim, n.layer, entries)
 
 
 def _named(places: Sequence[tuple[str, int, tuple[GateCall, ...]]]) -> list[GateSite]:
@@ -185,71 +194,75 @@ def _undropped(value: int | None, record: Trace) -> int | None:
     return _undropped(call.operands[0], record) if call is not None and call.function == "dropout" else value
 
 
-def _tied_sites(eligible: list[Nonlinearity], model: nn.Module, record: Trace, needed: bool) -> list[GateSite]:
-    """Return one site for all gated outputs whose channels can only be removed together; none is an error if needed."""
-    stream = _streams(record)
+def _tied_sites(
+    eligible: list[Nonlinearity], model: nn.Module, record: Trace, *, in_blocks: bool
+) -> tuple[list[GateSite], Reason | None]:
+    """One site for all gated outputs whose channels can only be removed together, and why others stay.
+
+    Args:
+        eligible: the nonlinearities that may be gated.
+        model: the network.
+        record: its trace.
+        in_blocks: whether channels that a group norm normalises together share an entry.
+    """
+    stream = streams(record)
+    blocks = _blocks(record, stream) if in_blocks else {}
     tied: dict[int, list[Nonlinearity]] = {}
     for n in eligible:
         (output,) = record.calls[n.call].outputs
         if record.values[output].num_channels == n.num_channels:
             tied.setdefault(stream[output], []).append(n)
     sites = []
-    removable, why = _removable(list(tied.values()), model, record)
-    for members in removable:
+    for group, members in tied.items():
+        block = blocks.get(group, 1)
         name = members[0].layer or f"{record.calls[members[0].call].module}@unit.{members[0].index}"
+        name += "" if block == 1 else "@groups"
         name += f"+{len(members) - 1}" if len(members) > 1 else ""
-        sites.append(GateSite(name, members[0].num_channels, tuple(_gate_on(n, record) for n in members)))
-    if not sites and needed:
-        reason = "" if why is None else f": {why}"
-        if why is None or why.why is not Why.NORMALISES_ALL:
-            reason += "; placement 'paper' (--placement paper) gates outputs one by one, of which some may be removable"
-        raise ModelError(f"no closed channel of this network could be removed{reason}")
-    return sites
+        gates = tuple(_gate_on(n, record, block) for n in members)
+        sites.append(GateSite(name, members[0].num_channels // block, gates))
+    return _removable(sites, model, record)
 
 
-def _streams(record: Trace) -> list[int]:
-    """Return, per value, the first value that must have the same channels (linked one to one by calls)."""
-    streams = UnionFind(len(record.values))
-    by_layer: dict[str, Call] = {}
+def _advice(why: Reason | None) -> str:
+    """The reason why no channel can be removed, and what to try."""
+    reason = "" if why is None else f": {why}"
+    if why is not None and why.why is Why.NORMALISES_ALL:
+        return f"{reason}; placement 'streams' (--placement streams) closes channels in front of layer norms"
+    return f"{reason}; placement 'paper' (--placement paper) gates outputs one by one, of which some may be removable"
+
+
+def _blocks(record: Trace, stream: Sequence[int]) -> dict[int, int]:
+    """Return, per first value of a stream, how many neighbouring channels its group norms only lose together."""
+    blocks: dict[int, int] = {}
     for call in record.calls:
-        pairs = [
-            (operand, output)
-            for k, operand in enumerate(call.operands)
-            for o, output in enumerate(call.outputs)
-            if operand is not None
-            and call.keeps(k, o)
-            and record.values[operand].num_channels == record.values[output].num_channels
-        ]
-        if call.layer is not None:
-            other = by_layer.setdefault(call.layer, call)
-            pairs.append((other.outputs[0], call.outputs[0]))
-        for one, two in pairs:
-            streams.join(one, two)
-    return [streams.first(value) for value in range(len(record.values))]
+        if call.kind == "normalising" and call.groups > 1:
+            (output,) = call.outputs
+            width = record.values[output].num_channels // call.groups
+            blocks[stream[output]] = math.lcm(width, blocks.get(stream[output], 1))
+    return {first: block for first, block in blocks.items() if record.values[first].num_channels % block == 0}
 
 
-def _removable(
-    tied: list[list[Nonlinearity]], model: nn.Module, record: Trace
-) -> tuple[list[list[Nonlinearity]], Reason | None]:
-    """The sets of outputs whose shared closed channels can be removed, whatever other sets close.
+def _removable(sites: list[GateSite], model: nn.Module, record: Trace) -> tuple[list[GateSite], Reason | None]:
+    """The sites whose closed entries can be removed, whatever other sites close.
 
-    This is tested by closing a random half of the channels of each set.
+    This is tested by closing a random half of the entries of each site.
 
     Returns:
-        The sets, and the commonest reason why others stay; None if there is none.
+        The sites, and the commonest reason why others stay; None if there is none.
     """
     generator = torch.Generator().manual_seed(0)
-    masks = []
-    for members in tied:
-        size = members[0].num_channels
-        masks.append(torch.randperm(size, generator=generator) < max(1, size // 2))
-    closed = {n.call: mask for members, mask in zip(tied, masks, strict=True) for n in members}
-    layout = lay_out(record, model, closed, "intersection")
+    shut: dict[int, Tensor] = {}
+    for site in sites:
+        mask = torch.randperm(site.num_channels, generator=generator) < max(1, site.num_channels // 2)
+        shut |= {record.call_of[gate.key].index: gate.spread(mask, False) for gate in site.calls}
+    layout = lay_out(record, model, shut, "intersection")
     removable, reasons = [], Counter[Reason]()
-    for members, mask in zip(tied, masks, strict=True):
-        values = [record.calls[n.call].outputs[0] for n in members]
-        stays = {value: (layout.present[value] & mask).nonzero().flatten().tolist() for value in values}
-        reasons.update(layout.reason(value, channel) for value, channels in stays.items() for channel in channels)
-        if not any(stays.values()):
-            removable.append(members)
+    for site in sites:
+        calls = [record.call_of[gate.key] for gate in site.calls]
+        stays = {call.outputs[0]: layout.present[call.outputs[0]] & shut[call.index] for call in calls}
+        reasons.update(
+            layout.reason(v, channel) for v, mask in stays.items() for channel in mask.nonzero()[:, 0].tolist()
+        )
+        if not any(bool(mask.any()) for mask in stays.values()):
+            removable.append(site)
     return removable, next((reason for reason, _ in reasons.most_common(1)), None)

@@ -22,7 +22,7 @@ from ..config import CostUnit
 from ..distributed import share_object
 from ..gates.masks import GateCall, GateSite
 from ..metrics.cost import time_by_turns
-from ..tracing import Attention, Call, Side, Trace, UnionFind
+from ..tracing import WITHOUT_MEAN, Attention, Call, Side, Trace, UnionFind
 
 _WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of a layer's inputs and outputs at which it is timed
 _RUNS = 9
@@ -45,6 +45,7 @@ class GateCost:
     ) -> None:
         self.trace, self.sites = trace, list(sites)
         self.gates_on: dict[int, list[tuple[int, GateCall]]] = {}
+        self.normed = {trace.call_of[c.key].index for site in sites for c in site.calls if c.is_layer_norm}
         for number, site in enumerate(sites):
             for call in site.calls:
                 if not call.is_layer_norm:
@@ -118,10 +119,14 @@ class GateCost:
             if call.groups == 1 or operand is None or call.whole or len(live[operand]) % call.groups or o:
                 return torch.ones(size, dtype=torch.float64)
             return live[operand].view(call.groups, -1).amax(1).repeat_interleave(size // call.groups)
+        if call.kind == "normalising" and call.index not in self.normed and call.function not in WITHOUT_MEAN:
+            return live[call.operands[0] or 0].view(call.groups, -1).amax(1).repeat_interleave(size // call.groups)
         parts = []
         for k, operand in enumerate(call.operands):
             mapping = call.maps.get((k, o))
-            if operand is not None and mapping is not None and len(mapping) == size:
+            if operand is None or self.trace.values[operand].is_constant:
+                continue  # which is folded where nothing else reaches it
+            if mapping is not None and len(mapping) == size:
                 parts.append(torch.where(mapping >= 0, live[operand][mapping.clamp(min=0)], 0.0))
         if call.kind == "opaque" or not parts:
             return torch.ones(size, dtype=torch.float64)
@@ -136,8 +141,13 @@ class GateCost:
             output = needed[call.outputs[0]] * live[call.outputs[0]]
             if len(output) % call.groups == 0:
                 return output.view(call.groups, -1).amax(1).repeat_interleave(size // call.groups)
+        if call.kind == "normalising":
+            wanted = self._gated(call, needed[call.outputs[0]], gates)
+            return wanted.view(call.groups, -1).amax(1).repeat_interleave(size // call.groups)
         if call.kind in ("mixing", "opaque"):
             return torch.ones(size, dtype=torch.float64)
+        if call.kind == "reducing":
+            return needed[call.outputs[0]].amax().expand(size)
         parts = []
         for o, output_index in enumerate(call.outputs):
             mapping = call.maps.get((k, o))

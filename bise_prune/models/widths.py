@@ -10,7 +10,7 @@ def declare_widths(module: nn.Module, groups: int | None = None) -> None:
 
     Args:
         module: any module; modules without widths are not changed.
-        groups: new number of conv groups, if it has changed.
+        groups: new number of groups of a convolution or group norm, if it has changed.
     """
     weight = module._parameters.get("weight")  # there is none if it is computed from others
     if weight is not None and not weight.numel():
@@ -29,5 +29,10 @@ def declare_widths(module: nn.Module, groups: int | None = None) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         tensor = module.running_mean if module.running_mean is not None else module.weight
         module.num_features = len(tensor) if isinstance(tensor, Tensor) else module.num_features
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = groups or module.num_groups
+        module.num_channels = module.num_channels if weight is None else len(weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()

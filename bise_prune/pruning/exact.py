@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,15 +31,15 @@ from ..gates.gated_model import constant_gates, with_learned_state
 from ..gates.masks import GateSite, MaskSet
 from ..gates.sites import matching_sites
 from ..metrics.cost import measure, measure_latency
-from ..tracing import Inputs, Reason, Trace, Why, trace
+from ..tracing import Inputs, Reason, Trace, Why, evaluating, run, trace
 from .plan import LayerPlan, PruningPlan, fingerprint
 from .planner import Planner, Proposal
-from .surgery import cut
 from .verification import Verification, require, verify
 
 # Multiples of channels for which kernels are fast: 16 in onnxruntime's CPU convolutions, 8 on tensor cores.
 _AUTO_MULTIPLE = {"cpu": 16, "cuda": 8}
 _LATENCY_RUNS = 15
+_MOST_FIXED = 8  # calls with a fixed number of channels that are looked for one by one
 _AS_FAST = 1.05  # ratio by which two timings of the same network may differ
 
 
@@ -160,18 +161,50 @@ def _with_fallback(
     if record.attentions:  # whether queries are as wide as values may decide how attention is computed
         tries.append(Demands(square_heads=True))
         tries.append(Demands(square_heads=True, all_heads=True))
-    if wide:  # one of them may contain a fixed number of channels
+    if wide:  # several of them may contain a fixed number of channels
         tries.append(Demands(frozenset(wide)))
     if any(value.measured and value.num_channels > 1 for value in record.values):
         tries.append(Demands(frozenset(wide), sizes=True))
-    for demands in tries:
+    found: frozenset[int] = frozenset()
+    while tries:
+        planner = make_planner(demands=replace(tries[0], full_width=tries[0].full_width | found))
         try:
-            return attempt(make_planner(demands=demands))
+            return attempt(planner)
         except (ConfigError, PruningError):
             raise
         except _FAILURES as error:
             failure = error
+        culprit = _fixed_width(planner, wide - planner.demands.full_width) if len(found) < _MOST_FIXED else None
+        if culprit is None:
+            tries.pop(0)
+        else:
+            found |= {culprit}
     raise _explained(failure) from failure
+
+
+def _fixed_width(planner: Planner, suspects: AbstractSet[int]) -> int | None:
+    """Return the one of some calls that the forward pass of the network that was cut last fails at, or behind."""
+    record, slim = planner.trace, planner.latest
+    if slim is None:
+        return None
+    watched = slim if isinstance(slim, RewiredModel) else RewiredModel(slim, [], {})
+    try:
+        with evaluating(watched), torch.no_grad():
+            run(watched, planner.example_inputs)
+        return None
+    except Exception:  # it is explained if no try succeeds
+        failed = record.call_of.get(watched.last_call)
+    waiting = [] if failed is None else [failed.index]
+    seen = set(record.attention_of)  # which has demands of its own
+    while waiting:
+        index = waiting.pop(0)
+        if index not in seen and index in suspects:
+            return index
+        if index not in seen:
+            sources = {record.values[operand].call for operand in record.calls[index].operands if operand is not None}
+            waiting += sorted((source for source in sources if source is not None), reverse=True)
+        seen.add(index)
+    return None
 
 
 _FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ModelError, VerificationError)
@@ -202,7 +235,7 @@ def _replayed(
     def attempt(planner: Planner) -> PruningResult:
         proposal = planner.propose(plan.keep, lowering_of(plan.joins))
         again = replace(proposal.plan, costs_ms=plan.costs_ms, target=plan.target, rounding=plan.rounding)
-        result = finish(sites, cut(model, proposal.layout, proposal.lowering), again)
+        result = finish(sites, planner.cut(proposal), again)
         if again.layers != plan.layers or (plan.edits_digest and again.edits_digest != plan.edits_digest):
             raise VerificationError("the plan's widths do not follow from its masks: it was changed, or made elsewhere")
         return result
@@ -251,7 +284,7 @@ def _propose(planner: Planner, masks: MaskSet, joins: Joins, target: Target | No
 
     def removed(proposal: Proposal) -> float:
         def ratio() -> float:
-            return time_ratio(model, settled(cut(model, proposal.layout, proposal.lowering), model), inputs)
+            return time_ratio(model, settled(planner.cut(proposal), model), inputs)
 
         return removed_share(target, proposal.plan, total, ratio)
 
@@ -289,7 +322,7 @@ def _chosen(
     proposals = [_propose(planner, masks, "expand" if joins == "auto" else joins, target, floor)]
     if joins == "auto" and proposals[0].lowering.edits:
         proposals.append(_propose(planner, masks, "intersection", target, floor))
-    slims = [cut(model, proposal.layout, proposal.lowering) for proposal in proposals]
+    slims = [planner.cut(proposal) for proposal in proposals]
     best, costs = 0, {}
     if len(slims) > 1:
         candidates = [settled(_sharing_copy(slim), model) for slim in slims]

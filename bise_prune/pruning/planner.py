@@ -18,6 +18,7 @@ from ..gates.masks import GateSite, MaskSet
 from ..gates.ranking import least_open, tie_free
 from ..tracing import Attention, Call, Inputs, Reason, Trace, Why, tensors_in, trace
 from .plan import LayerPlan, PruningPlan, digest
+from .surgery import cut
 
 
 class DeadNetworkError(ChanceLevelError):
@@ -55,6 +56,7 @@ class Planner:
         params: number of parameters of the dense network.
         macs: its multiply-accumulates in convolutions, linear layers and attention, for one sample.
         batch_size: number of samples in ``example_inputs``.
+        latest: the network that was cut last; None if there is none.
 
     Raises:
         ConfigError: the example inputs hold no sample.
@@ -74,6 +76,7 @@ class Planner:
         self.trace = record if record is not None else trace(model, example_inputs)
         self.rounding = rounding or Rounding()
         self.demands = demands
+        self.latest: nn.Module | None = None
         self.params = sum(parameter.numel() for parameter in model.parameters())
         first = next(tensors_in([example_inputs]), None)
         self.batch_size = len(first) if first is not None and first.ndim else 1
@@ -187,6 +190,11 @@ class Planner:
             opened[name][ranked[:wanted]] = True
         return opened
 
+    def cut(self, proposal: Proposal) -> nn.Module:
+        """Return the slim network of a proposal; see :func:`bise_prune.pruning.surgery.cut`."""
+        self.latest = cut(self.model, proposal.layout, proposal.lowering)
+        return self.latest
+
     # -- describing the plan -------------------------------------------------------------------------
 
     def _plan(self, keep: Mapping[str, Tensor], layout: Layout, lowering: Lowering, joins: Joins) -> PruningPlan:
@@ -291,6 +299,10 @@ def _in_words(edit: Edit) -> str:
     parts += [f"operand {k + 1} left out" for k in edit.dropped]
     if edit.statistics is not None:
         parts.append(f"statistics over {edit.statistics.count(True)} of {len(edit.statistics)} channels")
+    if edit.groups is not None:
+        parts.append(f"{edit.groups} groups")
+    if edit.share is not None:
+        parts.append(f"mean taken over all channels, of which {edit.share:.0%} are left")
     if edit.scale is not None:
         parts.append("scores scaled as for heads of full width")
     if edit.mask is not None:
@@ -332,6 +344,8 @@ def _saved(model: nn.Module, call: Call, layout: Layout, calls: Sequence[Call], 
         per_channel = [parameter for parameter in own if parameter.ndim and len(parameter) == len(rows)]
         return sum(p.numel() // len(rows) * int((~rows).sum()) for p in per_channel) if bool(rows.any()) else 0
     fold = layout.fold_of(call.layer or "")
+    if fold is None and call.layer in layout.trace.folds:
+        return 0  # the weights stay as they are made
     spent = sum(_parameters(model, name) for name in (fold.spent if fold is not None else ()))
     weight, bias = (0 if o is None else _parameters(model, o.name) for o in (call.weights.weight, call.weights.bias))
     if dead:

@@ -179,8 +179,10 @@ def _put(module: nn.Module, dense: nn.Module, leaf: str, tensor: Tensor) -> None
 
 
 def _groups(layout: Layout, call: Call) -> int | None:
-    """Return how many groups of a grouped convolution stay; None for other layers, or if nothing stays."""
+    """Return how many groups of a grouped convolution or norm stay; None for other layers, or if nothing stays."""
     operand = call.operands[0]
+    if call.kind == "normalising" and bool((there := layout.present[call.outputs[0]]).any()):
+        return int(there.view(call.groups, -1).any(1).sum())
     if call.groups == 1 or operand is None or call.whole or not bool(layout.present[call.outputs[0]].any()):
         return None
     if call.kind == "channelwise":

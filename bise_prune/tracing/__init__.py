@@ -10,6 +10,7 @@ of its operands, and nothing is known about the channels of its result.
 
 from .attention import SIZE_FREE
 from .functions import NONLINEARITIES, CallCounter, FunctionMode, Slot, function_name, replace_tensors, tensors_in
+from .norms import WITHOUT_MEAN, parameters_of
 from .origins import Fold, Origin, Weights
 from .reasons import Reason, Why
 from .record import Attention, Call, Nonlinearity, Side, Trace, Value
@@ -22,6 +23,7 @@ __all__ = [
     "NONLINEARITIES",
     "SIZE_FREE",
     "SPENT",
+    "WITHOUT_MEAN",
     "Attention",
     "ByPosition",
     "Call",
@@ -43,6 +45,7 @@ __all__ = [
     "function_name",
     "logits_of",
     "output_tensors",
+    "parameters_of",
     "replace_tensors",
     "run",
     "tensors_in",

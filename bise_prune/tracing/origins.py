@@ -114,7 +114,7 @@ class Origin:
         key = tuple((id(tensor), tensor._version) for tensor in given.values())
         if key not in self._known:
             self._known.clear()
-            self._known[key] = self._evaluated({name: tensor.detach().double() for name, tensor in given.items()})
+            self._known[key] = self._evaluated({name: _in_double(tensor) for name, tensor in given.items()})
         return self._known[key]
 
     def _evaluated(self, given: Mapping[str, Tensor]) -> Tensor:
@@ -127,7 +127,7 @@ class Origin:
                 return given[source].clone()
             if isinstance(source, tuple):
                 return results[source[0]][source[1]]
-            return source.to(device, torch.float64) if source.is_floating_point() else source.to(device)
+            return _in_double(source.to(device))
 
         with torch.no_grad():
             for index, step in self.steps.items():
@@ -138,6 +138,11 @@ class Origin:
                 args, kwargs = replace_tensors((step.args, step.kwargs), partial(slot_filled, tensors), Slot)
                 results[index] = list(tensors_in([step.run(*args, **kwargs)]))
             return found(self.result)
+
+
+def _in_double(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, if it holds no whole numbers."""
+    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach()
 
 
 def _tensor_of(model: nn.Module, name: str) -> Tensor:

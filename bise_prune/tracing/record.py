@@ -32,8 +32,9 @@ _SOFTMAXES = ("softmax", "log_softmax")
 # What a call does with channels. "mixing": each output channel is computed from all input channels of its convolution
 # group (convolution, linear layer). "channelwise": from the same channel of its operand (pooling, batch norm).
 # "elementwise": entry by entry, from the same channel of each operand. "movement": entries are only copied.
-# "opaque": not understood.
-Kind = Literal["mixing", "channelwise", "elementwise", "movement", "opaque"]
+# "normalising": from the same channel, with statistics over all channels of its group (layer norm, group norm).
+# "reducing": one channel is computed from all of its operand (mean over channels). "opaque": not understood.
+Kind = Literal["mixing", "channelwise", "elementwise", "movement", "normalising", "reducing", "opaque"]
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Value:
         layer: name of the layer that produces these channels, if it is a single one; for a parameter the module that
             owns it.
         parameter: full name, if this is a parameter or buffer that is read by a function other than its layer's own.
+        origin: where this comes from, if it is made of parameters alone during the pass.
         foreign: whether this is a constant with several channels that is made during the pass.
         full: whether the tensor has the spatial or sequence size of the data; False behind a global pooling and for
             parameters.
@@ -60,11 +62,17 @@ class Value:
     compact: tuple[int, ...] | None = None
     layer: str | None = None
     parameter: str | None = None
+    origin: Origin | None = None
     foreign: bool = False
     full: bool = True
     measured: bool = False
     call: int | None = None
     readers: list[int] = field(default_factory=list)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether this is a parameter, or made of parameters alone."""
+        return self.call is None and (self.parameter is not None or self.origin is not None)
 
     @property
     def num_channels(self) -> int:
@@ -100,7 +108,7 @@ class Call:
             int64; -1 = none.
         layer: name of the layer whose weights the call computes with, if it has any and no other module shares them:
             the module that owns the weight, or the weight's own full name where that module has several layers in it.
-        groups: number of groups of a convolution (``Conv2d.groups``); 1 for other calls.
+        groups: number of groups of channels of a convolution (``Conv2d.groups``) or of a norm; 1 for other calls.
         transposed: whether the weight has its input channels first: of a transposed convolution, or of a product with
             a matrix (input channels, output channels).
         padded: whether a constant other than zero is treated as live behind the call: zero padding and overlapping
@@ -397,7 +405,7 @@ class Trace:
                 continue  # a constant
             if (k, 0) not in call.maps and call.kind == "movement":
                 continue  # an index
-            same = call.kind != "opaque" and call.keeps(k)
+            same = call.kind not in ("normalising", "opaque") and call.keeps(k)
             heads = self._heads_of(operand) if same and self._is_as_wide(operand, call, k) else None
             if heads is None:
                 return None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .functions import NONLINEARITIES, Slot, replace_tensors, slot_filled, tensors_in
+from .norms import NORMS, REDUCTIONS, groups_of, parameters_of, reduced_dims
 from .origins import Origin, Weights
 from .reasons import Reason, Why
 from .record import Call, Nonlinearity, Trace, Value
@@ -19,7 +20,7 @@ from .weights import Steps
 
 _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
     "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
-    "maximum", "minimum", "zeros_like", "ones_like",
+    "maximum", "minimum", "zeros_like", "ones_like", "addcmul", "addcdiv",
     "sin", "cos", "clamp", "clamp_min", "clamp_max", "reciprocal", "threshold", "hardshrink", "softshrink",
     "to", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout",
     "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
@@ -29,7 +30,6 @@ _CHANNELWISE = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "interpolate", "upsample",
 }  # fmt: skip
-_REDUCTIONS = {"mean", "sum", "amax", "amin"}
 _MOVEMENTS = {
     "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim",
     "moveaxis", "swapaxes", "swapdims", "chunk", "split", "tensor_split", "split_with_sizes", "unbind", "getitem",
@@ -40,7 +40,7 @@ _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
 _MATRIX_PRODUCTS = {"matmul", "mm"}
-_SAME_SHAPE_NORMS = {"layer_norm", "group_norm", "rms_norm", "local_response_norm"}
+_SAME_SHAPE = {"local_response_norm", "setitem", "softmax", "masked_fill"}
 
 
 class ChannelRules:
@@ -75,7 +75,7 @@ class ChannelRules:
         if not outputs:
             _opaque(call, Why.LEAVES_TORCH)
             return
-        pools = name in _REDUCTIONS or ("adaptive" in name and all(size in (1, None) for size in _pooled_to(call)))
+        pools = name in REDUCTIONS or ("adaptive" in name and all(size in (1, None) for size in _pooled_to(call)))
         for value in outputs:
             read = [self.trace.values[operand].full for operand in call.operands if operand is not None]
             value.full = (any(read) and not pools) or name in ("interpolate", "upsample")
@@ -100,15 +100,17 @@ class ChannelRules:
             self._elementwise(call, tensors, shapes, outputs[0])
         elif name in _MOVEMENTS:
             self._movement(call, tensors, shapes, outputs)
-        elif name in _CHANNELWISE or name in _REDUCTIONS or name == "pad":
+        elif name in NORMS:
+            self._normalise_all(call, tensors, first, outputs[0])
+        elif name in REDUCTIONS:
+            self._reduce(call, first, outputs[0])
+        elif name in _CHANNELWISE or name == "pad":
             self._channelwise(call, first, outputs[0])
         elif name in _PRODUCTS:
             self._product(call, outputs[0])
         else:
-            same = name in _SAME_SHAPE_NORMS or name in ("setitem", "normalize", "softmax", "masked_fill")
-            keeps = same and first is not None and first.compact is not None
-            _opaque(call, Why.NORMALISES_ALL if keeps and name in _SAME_SHAPE_NORMS else Why.NO_RULE)
-            if keeps and first is not None:
+            _opaque(call, Why.NO_RULE)
+            if name in _SAME_SHAPE and first is not None:
                 outputs[0].compact, outputs[0].layer = first.compact, first.layer
 
     def _read(self, call: Call, position: int) -> Value | None:
@@ -122,6 +124,8 @@ class ChannelRules:
         value = Value(len(self.trace.values), tuple(tensor.shape), compact, full=False, readers=[call.index])
         if owner is not None:
             value.layer, value.parameter = owner[0], f"{owner[0]}.{owner[1]}".lstrip(".")
+        else:
+            value.origin = self.steps.origin(tensor)
         self.trace.values.append(value)
         call.operands = tuple(value.index if k == position else o for k, o in enumerate(call.operands))
         return value
@@ -247,6 +251,46 @@ class ChannelRules:
             return
         self._same_channels(call, first, output)
 
+    def _normalise_all(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
+        """Rule for norms whose statistics run over channels."""
+        if first is None:
+            _opaque(call, Why.READS_UNKNOWN)
+            return
+        output.compact, output.layer = first.compact, first.layer
+        slots = parameters_of(call)
+        owners = {self.owner.get(id(tensors[slot.position])) for slot in slots.values()}
+        layers = {None if owner is None else owner[0] for owner in owners}
+        names = {None if owner is None else owner[1] for owner in owners}
+        groups = groups_of(call, first)
+        if groups is None or names != set(slots) or len(layers) > 1:
+            _opaque(call, Why.NORMALISES_ALL)
+            return
+        self._same_channels(call, first, output)
+        call.kind, call.groups, call.layer = "normalising", groups, next(iter(layers), None)
+
+    def _reduce(self, call: Call, first: Value | None, output: Value) -> None:
+        """Rule for means, sums, norms and extremes, over places or over channels."""
+        if first is None or first.compact is None:
+            _opaque(call, Why.READS_UNKNOWN)
+            return
+        dims = reduced_dims(call, len(first.shape))
+        channels = {dim for dim, size in enumerate(first.compact) if size > 1}
+        if dims is None or (channels & set(dims) and (not channels <= set(dims) or call.function in ("amax", "amin"))):
+            _opaque(call, Why.RUNS_OVER_CHANNELS)
+            return
+        if not channels and len(dims) == len(first.shape):
+            _opaque(call, Why.READS_UNKNOWN)
+            return
+        if channels & set(dims):
+            output.compact, call.kind = (1,) * len(output.shape), "reducing"
+            return
+        compact = list(first.compact)
+        if len(output.shape) < len(first.shape):
+            compact = [size for dim, size in enumerate(compact) if dim not in dims]
+        call.padded = call.function not in ("mean", "amax", "amin")  # the sum of a constant is a multiple of it
+        output.compact, output.layer, call.kind = tuple(compact), first.layer, "channelwise"
+        call.maps[0, 0] = torch.arange(first.num_channels)
+
     def _same_channels(self, call: Call, first: Value, output: Value) -> None:
         """Mark a call as channelwise, with the channels of its first operand as the channels of its output."""
         call.kind = "channelwise"
@@ -267,22 +311,13 @@ class ChannelRules:
         self._same_channels(call, first, output)
 
     def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:
-        """Rule for pooling, interpolation, reductions and padding beside the channels."""
+        """Rule for pooling, interpolation and padding beside the channels."""
         name = call.function
         if first is None or first.compact is None:
             _opaque(call, Why.READS_UNKNOWN)
             return
         compact = list(first.compact)
-        if name in _REDUCTIONS:
-            dims = call.argument(1, "dim")
-            given = [] if dims is None else [dim % len(compact) for dim in _as_tuple(dims)]
-            if not given or any(compact[dim] > 1 for dim in given):
-                _opaque(call, Why.RUNS_OVER_CHANNELS)
-                return
-            if len(output.shape) < len(first.shape):
-                compact = [size for dim, size in enumerate(compact) if dim not in given]
-            call.padded = name == "sum"  # the sum of a constant is a multiple of it
-        elif name == "pad":
+        if name == "pad":
             amounts, mode = call.argument(1, "pad"), call.argument(2, "mode", "constant")
             touched = [len(compact) - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
             if mode == "constant" and call.argument(3, "value"):
@@ -369,7 +404,8 @@ class ChannelRules:
                 places.append(tensor)
                 continue
             if value is None:
-                value = self._constant(tensor, call, k, tuple(shapes[k]))
+                value = self._constant(tensor, call, k, self._beside(call, shapes[k]))
+                value.foreign = value.parameter is None and value.num_channels > 1
             if value.compact is None:
                 _opaque(call, Why.MOVES_UNKNOWN)
                 return
@@ -406,6 +442,14 @@ class ChannelRules:
             whole = [value for _, _, value in filter(None, sources)]
             if len(whole) == 1 and output.num_channels == whole[0].num_channels:
                 output.layer = whole[0].layer
+
+    def _beside(self, call: Call, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Compact shape of a constant that a call moves: the channels of a class token are those of the patches."""
+        known = [self._read(call, k) for k in range(len(call.operands))]
+        compacts = [value.compact for value in known if value is not None and value.compact is not None]
+        if call.function != "cat" or not compacts:
+            return shape
+        return tuple(size if any(c[d] > 1 for c in compacts if d < len(c)) else 1 for d, size in enumerate(shape))
 
     def _lies_along(self, call: Call, sources: list[Any], output: Value) -> bool:
         """Whether a concatenation runs along the channels; along another dimension it is treated like a sum."""

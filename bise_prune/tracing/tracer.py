@@ -26,6 +26,7 @@ _METADATA = {
     "get_device", "type", "dense_dim", "sparse_dim", "requires_grad", "register_hook", "is_inference", "is_conj",
     "is_neg", "has_names", "reduce_ex", "deepcopy", "hash", "result_type", "can_cast",
 }  # fmt: skip
+_FRESH = {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}  # these read its dtype and device alone
 _PROPERTIES = {
     value.__get__
     for value in vars(torch._C.TensorBase).values()
@@ -190,7 +191,7 @@ class _Tracer(CallCounter):
                     if operand is not None:
                         self.trace.values[operand].measured = True
             return output
-        if not traced:
+        if not traced or name in _FRESH:
             self.steps.note(key, counted, func, (args, kwargs), sources, results, self.depth > 0)
             return output
         self.steps.read((tensor for tensor, operand in zip(tensors, operands, strict=True) if operand is None), index)
