@@ -24,6 +24,8 @@ def declare_widths(module: nn.Module, groups: int | None = None) -> None:
         module.in_channels, module.out_channels = inputs, outputs
     elif isinstance(module, nn.Linear) and weight is not None:
         module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Embedding) and weight is not None:
+        module.embedding_dim = weight.shape[1]
     elif type(module).__name__ == "Conv1D" and weight is not None:  # the linear layers of GPT-2 in transformers
         module.nx, module.nf = weight.shape  # type: ignore[assignment]
     elif isinstance(module, nn.modules.batchnorm._NormBase):

@@ -90,6 +90,8 @@ class ChannelRules:
         name, first = call.function, self._read(call, 0)
         if not any(tensor.is_floating_point() for tensor in tensors):
             _opaque(call, Why.INTEGERS)
+        elif name == "embedding":
+            self._embed(call, tensors, outputs[0])
         elif name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear" or _multiplies_by_matrix(call, shapes):
             self._mixing(call, tensors, shapes, outputs[0])
         elif name == "batch_norm" or name == "instance_norm":
@@ -166,6 +168,17 @@ class ChannelRules:
         if call.groups > 1 and call.groups == shapes[0][1] == output.shape[1] and inputs is not None and not call.whole:
             call.kind = "channelwise"
             call.maps[0, 0] = torch.arange(inputs.num_channels)
+
+    def _embed(self, call: Call, tensors: list[Tensor], output: Value) -> None:
+        """Rule for embeddings: a linear layer without an additive bias whose inputs, the words, all stay."""
+        weight = self.steps.origin(tensors[1]) if call.argument(3, "max_norm") is None else None
+        if weight is None or weight.steps or weight.behind or call.operands[0] is None:
+            _opaque(call, Why.NO_RULE)
+            return
+        output.compact = along(output.shape, len(output.shape) - 1)
+        call.kind, call.transposed, call.whole = "mixing", True, True
+        call.weights = Weights(weight, None)
+        call.layer = output.layer = self._layer(weight.name)
 
     def _product(self, call: Call, output: Value) -> None:
         """Rule for products of two tensors, as in attention: opaque on their own, but with known channels.
@@ -364,7 +377,8 @@ class ChannelRules:
                 own = part[ndim - len(shape) :]
                 is_foreign = any(size > 1 for size in part) and self.owner.get(id(tensor)) is None
                 # A table may be as wide as the tensor beside it is asked to be.
-                if is_foreign and (sum(size > 1 for size in part) > 1 or any(v.measured for v in structured)):
+                is_fitted = self.steps.origin(tensor) is None and any(v.measured for v in structured)
+                if is_foreign and (sum(size > 1 for size in part) > 1 or is_fitted):
                     output.compact, output.layer = compact, structured[0].layer
                     _opaque(call, Why.READS_FOREIGN)
                     return
