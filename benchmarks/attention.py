@@ -1,11 +1,12 @@
-"""Gates inside attention against gates in feed-forward blocks alone, on the transformers of the zoo.
+"""Gates inside attention and on residual streams against gates in feed-forward blocks alone, on the zoo's transformers.
 
     python benchmarks/attention.py --data-root data --work FOLDER
     python benchmarks/attention.py --data-root data --work FOLDER --record
 
-Protocol: the networks of benchmarks/zoo.py with attention, seed 0 (of search and refits), one thread. The gradual
-search, and Taylor scores that are re-estimated in steps, each with gates in the feed-forward blocks alone (placement
-`feed-forward`) and with heads, values and query-key pairs as well (placement `tied`); the search also without a budget.
+Protocol: the networks of benchmarks/zoo.py with attention or layer norms, seed 0 (of search and refits), one thread. The
+gradual search, and Taylor scores that are re-estimated in steps, each with gates in the feed-forward blocks alone
+(placement `feed-forward`), with heads, values and query-key pairs as well (`tied`), and with residual streams on top of
+these (`streams`), whose layer norms then run over open channels; the search also without a budget.
 Torch-Pruning's recipe for vision transformers (group magnitude; embedding, feed-forward and head widths, one ratio for
 all) is cut to the same FLOPs and not finetuned, as nothing else is. Accuracy on the test set as it is, and with the
 last layer refitted on validation data; FLOPs are those of the slim network: convolutions, linear layers, attention.
@@ -35,9 +36,13 @@ from bise_prune.files import write_json
 from bise_prune.mask_search.network import MaskedNetwork
 from bise_prune.tracing import logits_of, trace
 
-CELLS = ("vit-patch", "vit-background", "text-mention")
+CELLS = ("vit-patch", "vit-background", "text-mention", "convnext-tint")
 SHARES = (1.0, 0.5, 0.33)
-_PLACEMENTS: dict[str, Placement] = {"feed-forward": "feed-forward", "attention too": "tied"}
+_PLACEMENTS: dict[str, Placement] = {
+    "feed-forward": "feed-forward",
+    "attention too": "tied",
+    "streams too": "streams",
+}
 _SEARCHES = {"search": "gradual", "Taylor": "taylor, statistics"}
 WAYS = [*(f"{search}, {gates}" for search in _SEARCHES for gates in _PLACEMENTS), "Torch-Pruning"]
 
@@ -45,6 +50,8 @@ WAYS = [*(f"{search}, {gates}" for search in _SEARCHES for gates in _PLACEMENTS)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     zoo.add_arguments(parser)
+    parser.add_argument("--ways", nargs="+", choices=("dense", *WAYS), default=("dense", *WAYS), metavar="WAY",
+                        help=f"these alone: dense, {'; '.join(WAYS)}")  # fmt: skip
     parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for share in SHARES:
         for cell in zoo.chosen(arguments.cells or CELLS):
-            for way in ("dense", *WAYS):
+            for way in arguments.ways:
                 place = results / cell.name / f"{way}-{share:g}.json"
                 if not place.exists() and (way == "dense") <= (share == 1) <= (way == "dense" or "search" in way):
                     place.parent.mkdir(parents=True, exist_ok=True)
@@ -153,10 +160,11 @@ _RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/rec
 def markdown(record: dict[str, Any]) -> str:
     """The record as a page."""
     lines = [
-        "# Gates inside attention",
+        "# Gates inside attention and on streams",
         "",
-        "This page compares what a transformer is worth when whole heads, channels of values and pairs of a query with "
-        "a key channel can close as well, and when only its feed-forward blocks can (`--placement feed-forward`).",
+        "This page compares what a transformer is worth when only its feed-forward blocks can close channels "
+        "(`--placement feed-forward`), when whole heads, channels of values and pairs of a query with a key channel "
+        "can close as well (`tied`), and when residual streams can on top of that (`streams`).",
         "",
         f"**How it was measured.** {record['protocol']} Command: `{record['command']}`, commit {record['commit']}, "
         f"[record]({_RECORD_URL}).",

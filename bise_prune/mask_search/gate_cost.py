@@ -397,7 +397,9 @@ def _joined(trace: Trace) -> dict[int, list[int]]:
         if call.kind in ("mixing", "opaque") or not call.outputs:
             continue
         for k, operand in enumerate(call.operands):
-            if operand is not None and call.keeps(k) and len(call.maps[k, 0]) == trace.values[operand].num_channels:
+            if operand is None or trace.values[operand].is_constant:
+                continue
+            if call.keeps(k) and len(call.maps[k, 0]) == trace.values[operand].num_channels:
                 streams.join(operand, call.outputs[0])
     members: dict[int, list[int]] = {}
     for value in range(len(trace.values)):
