@@ -3,7 +3,7 @@
     python benchmarks/attention.py --data-root data --work FOLDER
     python benchmarks/attention.py --data-root data --work FOLDER --record
 
-Protocol: the networks of benchmarks/zoo.py with attention or layer norms, seed 0 (of search and refits), one thread. The
+Protocol: networks of benchmarks/zoo.py with attention or layer norms, seed 0 (of search and refits), one thread. The
 gradual search, and Taylor scores that are re-estimated in steps, each with gates in the feed-forward blocks alone
 (placement `feed-forward`), with heads, values and query-key pairs as well (`tied`), and with residual streams on top of
 these (`streams`), whose layer norms then run over open channels; the search also without a budget.
