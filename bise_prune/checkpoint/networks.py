@@ -183,9 +183,9 @@ def save_slim(
         edits, model = model.edits, model.model
     identities = [name for name, module in model.named_modules() if isinstance(module, nn.Identity)]
     groups = {
-        name: module.groups
+        name: module.groups if isinstance(module, nn.modules.conv._ConvNd) else module.num_groups
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+        if isinstance(module, nn.GroupNorm) or (isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1)
     }
     totals = saved.totals if isinstance(saved, RewiredModel) else {}
     changes = {

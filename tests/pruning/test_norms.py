@@ -1,13 +1,19 @@
 """Exact removal in front of norms over channels: whole groups, means over channels, residual streams."""
 
+import onnxruntime
 import pytest
 import torch
 from awkward import masks_for
 from cases import slow
 from normed_at_random import NormedNetwork
+from torch import nn
+from torch.nn import functional as F
+from transformers_at_random import RandomTransformer
 
-from bise_prune import apply_masks, prune
+from bise_prune import MaskSet, PruningPlan, apply_masks, export_onnx, gate_sites, load_slim, prune, save_slim
 from bise_prune.errors import ModelError, PruningError
+from bise_prune.mask_search.gate_cost import GateCost
+from bise_prune.tracing import trace
 
 
 def inputs_of(model, count, size, seed=0):
@@ -32,7 +38,13 @@ def outcome(seed, placement, joins):
         with torch.no_grad():
             assert torch.allclose(result.model(batch), masked(batch), rtol=0, atol=1e-10)
     assert sum(parameter.numel() for parameter in result.model.parameters()) == result.plan.params[1]
-    return result.plan.macs[1] / result.plan.macs[0]
+    left = result.plan.macs[1] / result.plan.macs[0]
+    if placement != "paper":
+        sites = gate_sites(model, inputs, placement)
+        cost = GateCost(trace(model, inputs), model, sites, joins=joins)
+        gates = [masks.keep[site.name].double() for site in sites]
+        assert float(cost(gates)) == pytest.approx(left, abs=0.06 if joins == "expand" else 1e-9)
+    return left
 
 
 @pytest.mark.parametrize("joins", ["intersection", "expand"])
@@ -41,3 +53,172 @@ def outcome(seed, placement, joins):
 def test_the_slim_network_is_the_masked_one(start, placement, joins):
     outcomes = [outcome(seed, placement, joins) for seed in range(start, start + 10)]
     assert outcomes.count("refused") <= 5, outcomes
+
+
+def tokens(count, length, width=5, seed=0):
+    return torch.randn(count, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", [*range(20), *slow(*range(20, 150))])
+def test_transformers_lose_channels_of_their_streams(seed):
+    model, inputs = RandomTransformer(seed).eval().double(), tokens(2, 4)
+    masks = masks_for(model, inputs, "streams", seed, (0.3, 0.5, 0.7)[seed % 3])
+    assert any(name.endswith("@stream") for name in masks.logits)
+    try:
+        result = prune(model, masks, inputs, tolerance=1e-10)
+    except PruningError as error:
+        assert "a dead network" in str(error)
+        return
+    masked = apply_masks(model, masks, inputs)
+    for count, length in ((1, 4), (3, 6)):
+        batch = tokens(count, length, seed=seed)
+        with torch.no_grad():
+            assert torch.allclose(result.model(batch), masked(batch), rtol=0, atol=1e-10)
+
+
+class Residual(nn.Module):
+    """A residual stream between layer norms, behind a class token and positions."""
+
+    def __init__(self, width=12):
+        super().__init__()
+        self.stem = nn.Linear(5, width)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 5, width))
+        self.first, self.last = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.up, self.down, self.head = nn.Linear(width, 16), nn.Linear(16, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.stem(x)], 1) + self.places
+        return self.head(self.last(x + self.down(F.gelu(self.up(self.first(x)))))[:, 0])
+
+
+def residual():
+    torch.manual_seed(3)
+    model = Residual()
+    for norm in (model.first, model.last):
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    return model.eval().double(), tokens(2, 4)
+
+
+def narrow(model, keep):
+    """The same network with fewer channels in its stream, cut by hand."""
+    slim = Residual(int(keep.sum())).eval().double()
+    with torch.no_grad():
+        for name, parameter in slim.named_parameters():
+            dense = model.get_parameter(name)
+            for dim, size in enumerate(dense.shape):
+                dense = dense[(slice(None),) * dim + (keep,)] if size == len(keep) else dense
+            parameter.copy_(dense)
+    return slim
+
+
+def test_a_closed_channel_of_a_stream_is_as_if_it_had_never_been():
+    model, x = residual()
+    (hidden, stream) = gate_sites(model, x, "streams")
+    assert (hidden.name, stream.name) == ("up", "stem@stream")
+    keep = torch.arange(12) % 3 != 1
+    masks = MaskSet({"up": torch.ones(16), "stem@stream": torch.where(keep, 1.0, -1.0)})
+    expected = narrow(model, keep)
+    with torch.no_grad():
+        assert torch.allclose(apply_masks(model, masks, x)(x), expected(x), rtol=0, atol=1e-12)
+    slim = prune(model, masks, x, joins="intersection").model
+    own = slim.model  # the class token is expanded before its channels can be left out
+    assert own.stem.out_features == own.down.out_features == own.up.in_features == own.head.in_features == 8
+    assert own.first.normalized_shape == own.last.normalized_shape == (8,)
+    assert own.places.shape == (1, 5, 8)
+
+
+def test_gates_on_streams_get_gradients_for_each_sample():
+    model, x = residual()
+    masks = MaskSet({"up": torch.ones(16), "stem@stream": torch.ones(12)})
+    gated = apply_masks(model, masks, x)
+    for closed in (None, 4):
+        gates = [torch.ones(2, 16).double(), torch.ones(2, 12).double()]
+        if closed is not None:
+            gates[1][1, closed] = 0.0  # in the second sample alone
+        with gated.gating(gates), torch.no_grad():
+            together = gated.model(x)
+        alone = []
+        for sample in range(2):
+            with gated.gating([gate[sample] for gate in gates]), torch.no_grad():
+                alone.append(gated.model(x[sample : sample + 1]))
+        assert torch.allclose(together, torch.cat(alone), rtol=0, atol=1e-12)
+
+
+class Literal(Residual):
+    """Code that knows how wide the stream is."""
+
+    def forward(self, x):
+        x = self.stem(x).transpose(1, 2).reshape(len(x), 12, -1).transpose(1, 2)
+        return self.head(self.last(x + self.down(F.gelu(self.up(self.first(x))))).mean(1))
+
+
+def test_only_what_asks_for_the_full_width_keeps_it():
+    torch.manual_seed(0)
+    model, x = Literal().eval().double(), tokens(2, 4)
+    masks = masks_for(model, x, "streams", 0, 0.5)
+    result = prune(model, masks, x, joins="expand", tolerance=1e-10)
+    own = result.model.model
+    assert own.stem.out_features == 12
+    assert own.down.out_features == own.head.in_features < 12 and own.up.out_features < 16
+
+
+class Groups(nn.Module):
+    """Convolutions with group norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+        self.n, self.m, self.head = nn.GroupNorm(6, 12), nn.GroupNorm(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.m(self.b(torch.relu(self.n(self.a(x)))))).mean((2, 3)))
+
+
+def test_group_norms_lose_whole_groups_and_the_rest_is_as_it_was():
+    torch.manual_seed(1)
+    model = Groups().eval().double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert [(site.name, site.num_channels) for site in gate_sites(model, x)] == [("a@groups", 6), ("b@groups", 4)]
+    masks = MaskSet({"a@groups": torch.tensor([1.0, -1, 1, 1, -1, -1]), "b@groups": torch.tensor([1.0, 1, -1, 1])})
+    result = prune(model, masks, x)
+    assert isinstance(result.model, Groups) and not result.plan.edits
+    assert (result.model.n.num_groups, result.model.n.num_channels, result.model.m.num_groups) == (3, 6, 3)
+    assert (result.model.a.out_channels, result.model.b.out_channels, result.model.head.in_features) == (6, 6, 6)
+    by_hand = torch.relu(model.n(model.a(x)))
+    by_hand[:, [2, 3, 8, 9, 10, 11]] = 0
+    by_hand = torch.relu(model.m(model.b(by_hand)))
+    by_hand[:, [4, 5]] = 0
+    with torch.no_grad():
+        assert torch.allclose(result.model(x), model.head(by_hand.mean((2, 3))), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [3, 8, 12, 21])
+def test_norms_are_saved_and_exported(seed, tmp_path):
+    model = NormedNetwork(seed).eval()
+    x = inputs_of(model, 2, 5)
+    x = x.float() if x.is_floating_point() else x
+    result = prune(model, masks_for(model, x, "streams", seed, 0.5), x)
+    result.plan.save(tmp_path / "plan.json")
+    again = prune(model, PruningPlan.load(tmp_path / "plan.json"), x)
+    assert again.plan.edits_digest == result.plan.edits_digest
+    export_onnx(result.model, tmp_path / "slim.onnx", x)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "slim.onnx").run(None, {"input": x[:1].numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(found), result.model(x[:1]), atol=1e-4)
+        save_slim(tmp_path / "slim.safetensors", result.model)
+        assert torch.equal(load_slim(tmp_path / "slim.safetensors", NormedNetwork(seed).eval())(x), result.model(x))
+
+
+def test_a_network_of_layer_norms_alone_is_told_which_placement_helps():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.head = nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.norm(self.a(x))).mean(1))
+
+    model = Normed().eval()
+    with pytest.raises(ModelError, match=r"layer_norm computes with all its channels at once.*--placement streams"):
+        gate_sites(model, tokens(2, 4).float())
+    assert [site.name for site in gate_sites(model, tokens(2, 4).float(), "streams")] == ["a@stream"]
