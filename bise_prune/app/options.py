@@ -145,7 +145,9 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "other half then selects; auto takes half of the validation split if it has enough bias-conflicting samples of "
         "each class, since a trained network says little about samples that it has memorised",
         "placement": "which outputs share one mask: tied lets outputs share one that can only be removed together, "
-        "in transformers also heads, values and query-key pairs, feed-forward leaves these alone, "
+        "in transformers also heads, values and query-key pairs, and whole groups under a group norm, feed-forward "
+        "leaves these alone, streams also closes channels of residual streams, whose layer norms then run over open "
+        "channels, "
         "paper gives every output its own, as in the paper",
         "select": "which epoch's masks are used: best (highest unbiased validation accuracy) and worst-group need bias "
         "labels on the validation split, accuracy and worst-class do not, last needs no validation split; auto is "

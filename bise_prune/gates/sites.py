@@ -26,8 +26,10 @@ def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = 
         example_inputs: its input(s), batch first.
         placement: which outputs share one mask. "tied" gives one mask to all outputs whose channels can only be removed
             together (a dependency group), including the stem, and gates only where a closed channel can be removed;
-            inside attention it gates whole heads, the channels of values, and pairs of a query with a key channel.
-            "feed-forward" is the same without the gates inside attention. "paper" gives every gated output its own
+            inside attention it gates whole heads, the channels of values, and pairs of a query with a key channel, and
+            behind a group norm the channels of a group together. "feed-forward" is the same without these two.
+            "streams" is "tied" with gates on residual streams, in all layers that write into them; layer norms that
+            read a stream then compute their statistics over open channels. "paper" gives every gated output its own
             mask; as in the paper's ResNet-18 (3,840 mask logits), the stem of a network with branches (its first
             nonlinearity, if it comes before the first fork) has none. In a transformer with layer norms behind its
             residual sums (BERT), "paper" puts gates in front of the nonlinearities, and on what feed-forward blocks add
