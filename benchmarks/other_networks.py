@@ -1,4 +1,4 @@
-"""What can be removed from networks of timm and Hugging Face, a row a model, with the default placement.
+"""What can be removed from networks of timm and Hugging Face, a row a model, by default and with streams.
 
     python benchmarks/other_networks.py                     all; rows of a record that is there are kept
     python benchmarks/other_networks.py --models gpt2 convnextv2_atto
@@ -28,6 +28,7 @@ from removal import scramble, settle
 from torch import Tensor, nn
 
 from bise_prune import MaskSet, export_onnx, gate_sites, prune, verify
+from bise_prune.config import Placement
 from bise_prune.errors import BiseError
 from bise_prune.files import write_json
 from bise_prune.tracing import Inputs, logits_of, run
@@ -175,36 +176,41 @@ def _row(name: str) -> dict[str, Any]:
         model, inputs, other = network(name)
         with torch.no_grad():
             logits = logits_of(run(model, inputs))
-        row: dict[str, Any] = {
+        return {
             "params": sum(p.numel() for p in model.parameters()),
             "spread": float((logits.max(0).values - logits.min(0).values).max() / logits.abs().max()),
-            "flops_left": {},
-            "sparsity": {},
-            "error": 0.0,
+            **_removed(model, inputs, other, "tied"),
+            "streams": _removed(model, inputs, other, "streams"),
         }
-        sites = gate_sites(model, inputs)
-        row["gates"] = sum(site.num_channels for site in sites)
-        row["inside_attention"] = sum("@heads" in s.name or "@values" in s.name or "@pairs" in s.name for s in sites)
-        for share in SHARES:
-            generator = torch.Generator().manual_seed(int(share * 100))
-            masks = {site.name: torch.rand(site.num_channels, generator=generator) - share for site in sites}
-            for scores in masks.values():
-                scores[0] = 1.0
-            result = prune(model, MaskSet(masks), inputs, joins="expand", batch_sizes=(1, 7))
-            checks = [result.verification]
-            if other is not None:
-                checks.append(verify(result.masked, result.model, other, batch_sizes=(2,), tolerance=1e-3))
-            row["error"] = max(row["error"], *(c.max_abs_error / max(c.max_abs_logit, 1e-30) for c in checks))
-            row["flops_left"][f"{share:g}"] = result.plan.macs[1] / result.plan.macs[0]
-            row["sparsity"][f"{share:g}"] = result.plan.sparsity
-            if share == 0.5:
-                causes: Counter[str] = Counter()
-                for reasons in result.plan.reasons.values():
-                    causes.update({str(why): len(channels) for why, channels in reasons.items()})
-                row["kept"] = dict(causes.most_common(3))
-                row |= _exported(result.model, inputs)
     except BiseError as error:
         return {"refused": str(error)}
+
+
+def _removed(model: nn.Module, inputs: Inputs, other: Inputs | None, placement: Placement) -> dict[str, Any]:
+    """What is left with a placement at each share, and the largest error."""
+    row: dict[str, Any] = {"flops_left": {}, "sparsity": {}, "error": 0.0}
+    sites = gate_sites(model, inputs, placement)
+    row["gates"] = sum(site.num_channels for site in sites)
+    row["inside_attention"] = sum("@heads" in s.name or "@values" in s.name or "@pairs" in s.name for s in sites)
+    row["on_streams"] = sum("@stream" in site.name for site in sites)
+    for share in SHARES:
+        generator = torch.Generator().manual_seed(int(share * 100))
+        masks = {site.name: torch.rand(site.num_channels, generator=generator) - share for site in sites}
+        for scores in masks.values():
+            scores[0] = 1.0
+        result = prune(model, MaskSet(masks), inputs, joins="expand", batch_sizes=(1, 7))
+        checks = [result.verification]
+        if other is not None:
+            checks.append(verify(result.masked, result.model, other, batch_sizes=(2,), tolerance=1e-3))
+        row["error"] = max(row["error"], *(c.max_abs_error / max(c.max_abs_logit, 1e-30) for c in checks))
+        row["flops_left"][f"{share:g}"] = result.plan.macs[1] / result.plan.macs[0]
+        row["sparsity"][f"{share:g}"] = result.plan.sparsity
+        if share == 0.5:
+            causes: Counter[str] = Counter()
+            for reasons in result.plan.reasons.values():
+                causes.update({str(why): len(channels) for why, channels in reasons.items()})
+            row["kept"] = dict(causes.most_common(3))
+            row |= _exported(result.model, inputs)
     return row
 
 
@@ -235,29 +241,38 @@ def markdown() -> str:
     lines = [
         "# Networks of timm and Hugging Face",
         "",
-        "This page answers how much of other libraries' networks can be removed by default, and how exactly. It is",
+        "This page answers how much of other libraries' networks can be removed, by default and with gates on residual",
+        "streams (`--placement streams`, where layer norms run over open channels), and how exactly. It is",
         f"written by `python benchmarks/other_networks.py --markdown` from a [record]({url}).",
         "",
         f"**How it was measured.** {record['protocol'][0].upper()}{record['protocol'][1:]}.",
-        f"Placement `tied`, every lowering `expand`, commit {record['commit']}, seed 0.",
+        f"Every lowering is `expand`, commit {record['commit']}, seed 0.",
         "",
         f"{len(done)} of {len(rows)} networks are pruned, with a largest error of "
-        f'{max(row["error"] for row in done):.0e}. "Inside" counts the sites inside attention.',
+        f'{max(max(row["error"], row["streams"]["error"]) for row in done):.0e}. "Inside" counts the sites inside '
+        "attention, a dash stands where there is no stream to gate.",
         "",
-        "| network | gates | inside | FLOPs left at 30 / 50 / 70 % closed, % | error | ONNX error | kept at half |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| network | gates | inside | FLOPs left at 30 / 50 / 70 % closed, % | with streams | error | ONNX error | "
+        "kept at half |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     return "\n".join([*lines, *(_line(name, rows[name]) for name in (*TIMM, *HUGGING_FACE) if name in rows)]) + "\n"
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
     if "error" not in row:
-        return f"| {name} | | | | | | refused: {row['refused']} |"
-    flops = " / ".join(f"{row['flops_left'][f'{share:g}'] * 100:.1f}" for share in SHARES)
-    onnx = f"{row['onnx_error']:.0e}" if "onnx_error" in row else "not exported"
+        return f"| {name} | | | | | | | refused: {row['refused']} |"
+    streams = row["streams"]
+    shares = [
+        " / ".join(f"{part['flops_left'][f'{share:g}'] * 100:.1f}" for share in SHARES) for part in (row, streams)
+    ]
+    with_streams = shares[1] if streams["on_streams"] else "–"
+    errors = [max(part[key] for part in (row, streams) if key in part) for key in ("error", "onnx_error") if key in row]
+    onnx = f"{errors[1]:.0e}" if len(errors) > 1 else "not exported"
     kept = row["kept"]
     why = f"{sum(kept.values())}: {next(iter(kept))}" if kept else "none"
-    return f"| {name} | {row['gates']} | {row['inside_attention']} | {flops} | {row['error']:.0e} | {onnx} | {why} |"
+    counts = f"{row['gates']} | {row['inside_attention']}"
+    return f"| {name} | {counts} | {shares[0]} | {with_streams} | {errors[0]:.0e} | {onnx} | {why} |"
 
 
 if __name__ == "__main__":
