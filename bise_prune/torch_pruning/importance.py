@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,12 +23,13 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
 
     It works in local and global pruning, with any ``pruning_ratio`` and ignored layers. Scores are not normalised per
     dependency group, since the sign of m has a meaning of its own, and no two scores are equal. For dependency groups
-    without masks it returns None, and pruners skip them; masks inside attention are left out. Prune in one step only:
-    after a removal the masks no longer match the layers.
+    without masks it returns None, and pruners skip them; masks inside attention are left out. It follows several steps:
+    from the first score on, it notes what each dependency group of that graph removes when it prunes.
 
-    Two properties of Torch-Pruning's own pruners cannot be changed from here: on frozen weights they find no dependency
-    groups and remove nothing without any error, and ``round_to`` rounds the number of kept channels *down*, so that
-    open channels are removed as well. :func:`bise_prune.prune` does neither.
+    Three properties of Torch-Pruning's own pruners cannot be changed from here: on frozen weights they find no
+    dependency groups and remove nothing without any error; ``round_to`` rounds the number of kept channels *down*, so
+    that open channels are removed as well; and ``GroupNormPruner.regularize`` takes square roots of scores, which those
+    of closed channels do not have. :func:`bise_prune.prune` does none of this.
 
     Args:
         masks: masks of the network that is pruned (layers are matched by name).
@@ -52,6 +54,8 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
                 continue  # what is inside attention is no output of a layer, which Torch-Pruning could remove
             self.scores.setdefault(site_layer(name), []).append(part)
         self.ceiling = max(float(part.max()) for part in parts) + 1.0
+        self.left: dict[str, Tensor] = {}  # layer -> which of its channels are left, by their number in the masks
+        self._watched = weakref.WeakSet[Any]()
 
     def __call__(self, group: Any) -> Tensor | None:
         """Return one score per root channel of a dependency group of Torch-Pruning; None if no mask gates it.
@@ -62,20 +66,18 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
         Raises:
             ModelError: the length of a mask is not the width of its layer.
         """
-        names = {module: name for name, module in group._DG.model.named_modules()}
+        self._watch(group._DG)
         rows = []
-        for item in group:
-            module = item.dep.target.module
-            name = names.get(module)
-            mapped = all(index is not None for index in item.root_idxs)
-            if name is None or not mapped or group._DG.is_in_channel_pruning_fn(item.dep.handler):
+        for item, name in self._outputs(group):
+            if not all(index is not None for index in item.root_idxs):
                 continue
-            for scores in self.scores.get(name, []):
-                width = group._DG.get_out_channels(module)
+            for scores in self.scores[name]:
+                width = group._DG.get_out_channels(item.dep.target.module)
+                scores = scores[self.left.get(name, torch.arange(len(scores)))]
                 if len(scores) != width:
                     raise ModelError(
-                        f"the mask of '{name}' has {len(scores)} channels, the layer has {width}: "
-                        "the masks belong to another network, or the network has been pruned since"
+                        f"the mask of '{name}' has {len(scores)} channels, the layer has {width}: the masks belong to "
+                        "another network, or the network was pruned before the first score was asked for"
                     )
                 row = torch.full((len(group[0].idxs),), float("nan"), dtype=torch.float64)
                 row[torch.tensor(item.root_idxs)] = scores[torch.tensor(item.idxs)]
@@ -90,3 +92,42 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
             column = table[:, i]
             result[i] = self.reduction(column[~column.isnan()])
         return tie_free([result])[0]
+
+    def _outputs(self, group: Any) -> list[tuple[Any, str]]:
+        """The items of a dependency group that are output channels of layers with masks, and the layers' names."""
+        names = {module: name for name, module in group._DG.model.named_modules()}
+        found = [(item, names.get(item.dep.target.module, "")) for item in group]
+        is_input = group._DG.is_in_channel_pruning_fn
+        return [(item, name) for item, name in found if name in self.scores and not is_input(item.dep.handler)]
+
+    def _watch(self, graph: Any) -> None:
+        """Note from now on which channels the dependency groups of a graph remove."""
+        if graph in self._watched:
+            return
+        self._watched.add(graph)
+        original = graph.get_pruning_group
+
+        def get_pruning_group(*args: Any, **kwargs: Any) -> Any:
+            group = original(*args, **kwargs)
+            prune = group.prune
+
+            def note_and_prune(idxs: Any = None, record_history: bool = True) -> None:
+                if idxs is None:  # otherwise a group with these indices is made, and prunes
+                    self._note(group)
+                prune(idxs, record_history)
+
+            group.prune = note_and_prune
+            return group
+
+        graph.get_pruning_group = get_pruning_group
+
+    def _note(self, group: Any) -> None:
+        """Note which channels a dependency group is about to remove."""
+        gone: dict[str, set[int]] = {}
+        for item, name in self._outputs(group):
+            gone.setdefault(name, set()).update(int(index) for index in item.idxs)
+        for name, indices in gone.items():
+            left = self.left.get(name, torch.arange(len(self.scores[name][0])))
+            stays = torch.ones(len(left), dtype=torch.bool)
+            stays[sorted(indices)] = False
+            self.left[name] = left[stays]

@@ -89,10 +89,38 @@ def test_masks_of_other_widths_are_refused():
     model = network("simple_convnet")
     masks = random_masks(model, images(), "paper")
     pruner(model, masks, global_pruning=True, pruning_ratio=0.5).step()
-    with pytest.raises(ModelError, match="has been pruned since"):
+    with pytest.raises(ModelError, match="was pruned before the first score"):
         pruner(model, masks, global_pruning=True, pruning_ratio=0.5).step()
 
 
 def test_unknown_reduction():
     with pytest.raises(ConfigError, match="choose one of all, any, mean"):
         BISEImportance(MaskSet({"a": torch.zeros(2)}), reduction="most")
+
+
+@pytest.mark.parametrize("name", ["simple_convnet", "resnet", "concatenating"])
+@pytest.mark.parametrize("way", [{"global_pruning": False}, {"global_pruning": True}, {"isomorphic": True}])
+def test_several_steps_remove_what_one_step_does(name, way):
+    masks = random_masks(network(name), images(), "paper")
+    found = []
+    for steps in (1, 4):
+        model = network(name)
+        made = pruner(model, masks, pruning_ratio=0.5, iterative_steps=steps, **{"global_pruning": True, **way})
+        for _ in range(steps):
+            made.step()
+        found.append([parameter.detach() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert sum(p.numel() for p in found[0]) < 0.8 * sum(p.numel() for p in network(name).parameters())
+
+
+def test_steps_taken_by_hand_are_followed():
+    model = network("simple_convnet")
+    masks = random_masks(model, images(), "paper")
+    graph, importance = build_graph(model, images()), BISEImportance(masks)
+    conv = model.blocks[0][0]
+    for count in (1, 2):
+        whole = graph.get_pruning_group(conv, tp.prune_conv_out_channels, list(range(conv.out_channels)))
+        lowest = importance(whole).argsort()[:count].tolist()
+        graph.get_pruning_group(conv, tp.prune_conv_out_channels, lowest).prune()
+    best = masks.logits["blocks.0.0"].topk(len(masks.logits["blocks.0.0"]) - 3).indices.sort().values
+    assert torch.equal(importance.left["blocks.0.0"], best)
