@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .functions import NONLINEARITIES, Slot, replace_tensors, slot_filled, tensors_in
-from .norms import NORMS, REDUCTIONS, groups_of, parameters_of, reduced_dims
-from .origins import Origin, Weights
-from .reasons import Reason, Why
+from .layers import CONVOLUTIONS, TRANSPOSED, LayerRules, along, as_tuple, leave, multiplies_by_matrix
+from .norms import NORMS, REDUCTIONS, reduced_dims
+from .reasons import Why
 from .record import Call, Nonlinearity, Trace, Value
 from .weights import Steps
 
@@ -36,14 +34,11 @@ _MOVEMENTS = {
     "narrow", "select", "expand", "expand_as", "repeat", "roll", "flip", "cat", "stack", "channel_shuffle",
     "repeat_interleave", "contiguous", "clone", "detach",
 }  # fmt: skip
-_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
-_TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
-_MATRIX_PRODUCTS = {"matmul", "mm"}
 _SAME_SHAPE = {"local_response_norm", "setitem", "softmax", "masked_fill"}
 
 
-class ChannelRules:
+class ChannelRules(LayerRules):
     """Determines what each call does with channels, and completes the trace with it.
 
     Args:
@@ -57,9 +52,7 @@ class ChannelRules:
     def __init__(
         self, trace: Trace, owner: Mapping[int, tuple[str, str] | None], steps: Steps, model: nn.Module
     ) -> None:
-        self.trace, self.owner, self.steps, self.model = trace, owner, steps, model
-        self.layers: dict[str, str] = {}  # name of a layer -> full name of its weight
-        self.ways: dict[str, object] = {}  # full name of a weight -> what it goes through
+        super().__init__(trace, owner, steps, model)
         self.nonlinearities = 0  # number of calls of nonlinearities so far
 
     def apply(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]) -> None:
@@ -73,7 +66,7 @@ class ChannelRules:
         """
         name = call.function
         if not outputs:
-            _opaque(call, Why.LEAVES_TORCH)
+            leave(call, Why.LEAVES_TORCH)
             return
         pools = name in REDUCTIONS or ("adaptive" in name and all(size in (1, None) for size in _pooled_to(call)))
         for value in outputs:
@@ -87,23 +80,23 @@ class ChannelRules:
         self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]
     ) -> None:
         """Apply the rule for the function of a call; a call without a rule becomes opaque."""
-        name, first = call.function, self._read(call, 0)
+        name, first = call.function, self.read(call, 0)
         if not any(tensor.is_floating_point() for tensor in tensors):
-            _opaque(call, Why.INTEGERS)
+            leave(call, Why.INTEGERS)
         elif name == "embedding":
-            self._embed(call, tensors, outputs[0])
-        elif name in _CONVOLUTIONS or name in _TRANSPOSED or name == "linear" or _multiplies_by_matrix(call, shapes):
-            self._mixing(call, tensors, shapes, outputs[0])
+            self.embed(call, tensors, outputs[0])
+        elif name in CONVOLUTIONS or name in TRANSPOSED or name == "linear" or multiplies_by_matrix(call, shapes):
+            self.multiply(call, tensors, shapes, outputs[0])
         elif name == "batch_norm" or name == "instance_norm":
-            self._normalise(call, tensors, first, outputs[0])
+            self.normalise(call, tensors, first, outputs[0])
         elif name == "prelu":
-            self._prelu(call, tensors, first, outputs[0])
+            self.prelu(call, tensors, first, outputs[0])
         elif name in _ELEMENTWISE:
             self._elementwise(call, tensors, shapes, outputs[0])
         elif name in _MOVEMENTS:
             self._movement(call, tensors, shapes, outputs)
         elif name in NORMS:
-            self._normalise_all(call, tensors, first, outputs[0])
+            self.normalise_all(call, tensors, first, outputs[0])
         elif name in REDUCTIONS:
             self._reduce(call, first, outputs[0])
         elif name in _CHANNELWISE or name == "pad":
@@ -111,14 +104,9 @@ class ChannelRules:
         elif name in _PRODUCTS:
             self._product(call, outputs[0])
         else:
-            _opaque(call, Why.NO_RULE)
+            leave(call, Why.NO_RULE)
             if name in _SAME_SHAPE and first is not None:
                 outputs[0].compact, outputs[0].layer = first.compact, first.layer
-
-    def _read(self, call: Call, position: int) -> Value | None:
-        """Return the value that a call reads at a position; None for weights."""
-        operand = call.operands[position] if len(call.operands) > position else None
-        return self.trace.values[operand] if operand is not None else None
 
     def _constant(self, tensor: Tensor, call: Call, position: int, compact: tuple[int, ...] | None) -> Value:
         """Add a value for a parameter, a buffer or another constant tensor that a call computes with."""
@@ -132,62 +120,14 @@ class ChannelRules:
         call.operands = tuple(value.index if k == position else o for k, o in enumerate(call.operands))
         return value
 
-    def _mixing(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
-        """Rule for convolutions and linear layers."""
-        inputs, spatial = self._read(call, 0), _CONVOLUTIONS.get(call.function, _TRANSPOSED.get(call.function, 0))
-        dim = 1 if spatial else len(shapes[0]) - 1
-        weights = self._weights(call, tensors)
-        call.transposed = call.function in _TRANSPOSED or call.function in _MATRIX_PRODUCTS
-        if weights is not None and weights.weight.flipped:
-            call.transposed = not call.transposed
-        slot = call.argument(1, "weight")
-        if isinstance(slot, Slot):
-            place = shapes[0] if call.function in _TRANSPOSED else output.shape
-            call.macs = math.prod(place) // place[dim] * tensors[slot.position].numel()
-        if spatial and len(shapes[0]) != spatial + 2:
-            _opaque(call, Why.UNBATCHED)
-            return
-        output.compact = tuple(size if d == dim else 1 for d, size in enumerate(output.shape))
-        if weights is None:
-            _opaque(call, Why.FOREIGN_WEIGHTS)
-            return
-        call.weights, layer = weights, self._layer(weights.weight.name)
-        way = weights.weight.way, call.transposed
-        if way != self.ways.setdefault(weights.weight.name, way):
-            self.trace.rigid.add(weights.weight.name)  # another layer makes something else of it
-            _opaque(call, Why.FOREIGN_WEIGHTS)
-            return
-        call.whole = inputs is None or inputs.compact != along(shapes[0], dim)
-        call.layer, output.layer, call.kind = layer, layer, "mixing"
-        if spatial:
-            call.groups = call.argument(6, "groups", 1)
-            padding = call.argument(4, "padding", 0)
-            call.padded = bool(padding == "same" or (padding != "valid" and any(_as_tuple(padding))))
-            if call.transposed:
-                call.padded = True  # kernels overlap, so that the sum of the weights differs from place to place
-        if call.groups > 1 and call.groups == shapes[0][1] == output.shape[1] and inputs is not None and not call.whole:
-            call.kind = "channelwise"
-            call.maps[0, 0] = torch.arange(inputs.num_channels)
-
-    def _embed(self, call: Call, tensors: list[Tensor], output: Value) -> None:
-        """Rule for embeddings: a linear layer without an additive bias whose inputs, the words, all stay."""
-        weight = self.steps.origin(tensors[1]) if call.argument(3, "max_norm") is None else None
-        if weight is None or weight.steps or weight.behind or call.operands[0] is None:
-            _opaque(call, Why.NO_RULE)
-            return
-        output.compact = along(output.shape, len(output.shape) - 1)
-        call.kind, call.transposed, call.whole = "mixing", True, True
-        call.weights = Weights(weight, None)
-        call.layer = output.layer = self._layer(weight.name)
-
     def _product(self, call: Call, output: Value) -> None:
         """Rule for products of two tensors, as in attention: opaque on their own, but with known channels.
 
         A product over the channels of both keeps their heads; the product of heads with channels keeps the channels.
         """
-        _opaque(call, Why.NO_RULE)
-        left = self._read(call, 0)
-        right = self._read(call, 2 if call.function == "scaled_dot_product_attention" else 1)
+        leave(call, Why.NO_RULE)
+        left = self.read(call, 0)
+        right = self.read(call, 2 if call.function == "scaled_dot_product_attention" else 1)
         ndim = len(output.shape)
         if right is None or right.compact is None or ndim < 3 or len(right.compact) != ndim:
             return
@@ -203,96 +143,18 @@ class ChannelRules:
             batch = tuple(max(sizes) for sizes in zip(left.compact[:-2], right.compact[:-2], strict=True))
             output.compact = (*batch, 1, right.compact[-1])
 
-    def _weights(self, call: Call, tensors: list[Tensor]) -> Weights | None:
-        """Return where the weight and the additive bias of a call come from; None if they cannot be followed."""
-        slots = call.argument(1, "weight"), call.argument(2, "bias")
-        if not isinstance(slots[0], Slot) or (call.function in _MATRIX_PRODUCTS and slots[0].position != 1):
-            return None
-        weight = self.steps.origin(tensors[slots[0].position])
-        if weight is None:
-            return None
-        if isinstance(slots[1], Slot):
-            bias = self.steps.origin(tensors[slots[1].position])
-            return None if bias is None or bias.behind else Weights(weight, bias)
-        return Weights(weight, self._place_for_bias(call, weight))
-
-    def _place_for_bias(self, call: Call, weight: Origin) -> Origin | None:
-        """Return where an additive bias could be added that a call does not have; None if it takes none."""
-        owner, _, leaf = weight.name.rpartition(".")
-        is_own = not weight.steps and not weight.behind and leaf in ("weight", "in_proj_weight")
-        place = self.model.get_submodule(owner if is_own else call.module)
-        name = leaf.replace("weight", "bias") if is_own else "bias"
-        is_layer = is_own or isinstance(place, (nn.Linear, nn.modules.conv._ConvNd))
-        if call.function in _MATRIX_PRODUCTS or not is_layer or name not in place._parameters:
-            return None
-        return Origin(f"{owner if is_own else call.module}.{name}".lstrip("."))
-
-    def _layer(self, weight: str) -> str:
-        """Return the name of the layer with a weight: its module's, if no other layer has that name."""
-        module = re.sub(r"(^|\.)parametrizations\.\w+$", "", weight.rpartition(".")[0])
-        name = module if module and self.layers.get(module, weight) == weight else weight
-        self.layers[name] = weight
-        return name
-
-    def _owned(
-        self, call: Call, tensors: list[Tensor], names: tuple[str, ...], positions: tuple[int, ...]
-    ) -> str | None:
-        """Return the module whose own parameters, under the same names, a call computes with; None if there is none."""
-        found = set()
-        for name, position in zip(names, positions, strict=True):
-            slot = call.argument(position, name.removeprefix("in_proj_"))
-            if isinstance(slot, Slot):
-                owner = self.owner.get(id(tensors[slot.position]))
-                found.add(owner[0] if owner is not None and owner[1] == name else None)
-        (layer,) = found if len(found) == 1 else (None,)
-        return layer
-
-    def _normalise(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
-        """Rule for batch norm and instance norm."""
-        names = ("running_mean", "running_var", "weight", "bias")
-        if not any(isinstance(call.argument(p, n), Slot) for p, n in enumerate(names, 1)):
-            call.layer = None
-        else:
-            call.layer = self._owned(call, tensors, names, (1, 2, 3, 4))
-            if call.layer is None:
-                _opaque(call, Why.FOREIGN_NORM)
-                return
-        if first is None or first.compact is None or first.compact != along(first.shape, 1):
-            if first is not None:
-                output.compact, output.layer = first.compact, first.layer
-            _opaque(call, Why.NORM_DIMENSION)
-            return
-        self._same_channels(call, first, output)
-
-    def _normalise_all(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
-        """Rule for norms whose statistics run over channels."""
-        if first is None:
-            _opaque(call, Why.READS_UNKNOWN)
-            return
-        output.compact, output.layer = first.compact, first.layer
-        slots = parameters_of(call)
-        owners = {self.owner.get(id(tensors[slot.position])) for slot in slots.values()}
-        layers = {None if owner is None else owner[0] for owner in owners}
-        names = {None if owner is None else owner[1] for owner in owners}
-        groups = groups_of(call, first)
-        if groups is None or names != set(slots) or len(layers) > 1:
-            _opaque(call, Why.NORMALISES_ALL)
-            return
-        self._same_channels(call, first, output)
-        call.kind, call.groups, call.layer = "normalising", groups, next(iter(layers), None)
-
     def _reduce(self, call: Call, first: Value | None, output: Value) -> None:
         """Rule for means, sums, norms and extremes, over places or over channels."""
         if first is None or first.compact is None:
-            _opaque(call, Why.READS_UNKNOWN)
+            leave(call, Why.READS_UNKNOWN)
             return
         dims = reduced_dims(call, len(first.shape))
         channels = {dim for dim, size in enumerate(first.compact) if size > 1}
         if dims is None or (channels & set(dims) and (not channels <= set(dims) or call.function in ("amax", "amin"))):
-            _opaque(call, Why.RUNS_OVER_CHANNELS)
+            leave(call, Why.RUNS_OVER_CHANNELS)
             return
         if not channels and len(dims) == len(first.shape):
-            _opaque(call, Why.READS_UNKNOWN)
+            leave(call, Why.READS_UNKNOWN)
             return
         if channels & set(dims):
             output.compact, call.kind = (1,) * len(output.shape), "reducing"
@@ -304,47 +166,28 @@ class ChannelRules:
         output.compact, output.layer, call.kind = tuple(compact), first.layer, "channelwise"
         call.maps[0, 0] = torch.arange(first.num_channels)
 
-    def _same_channels(self, call: Call, first: Value, output: Value) -> None:
-        """Mark a call as channelwise, with the channels of its first operand as the channels of its output."""
-        call.kind = "channelwise"
-        output.compact, output.layer = first.compact, first.layer
-        call.maps[0, 0] = torch.arange(first.num_channels)
-
-    def _prelu(self, call: Call, tensors: list[Tensor], first: Value | None, output: Value) -> None:
-        """Rule for PReLU."""
-        slot = call.argument(1, "weight")
-        owner = self.owner.get(id(tensors[slot.position])) if isinstance(slot, Slot) else None
-        if first is None or first.compact is None or owner is None:
-            _opaque(call, Why.FOREIGN_SLOPES)
-            return
-        if tensors[slot.position].numel() > 1 and first.compact != along(first.shape, 1):
-            _opaque(call, Why.SLOPES_DIMENSION)
-            return
-        call.layer = owner[0]
-        self._same_channels(call, first, output)
-
     def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:
         """Rule for pooling, interpolation and padding beside the channels."""
         name = call.function
         if first is None or first.compact is None:
-            _opaque(call, Why.READS_UNKNOWN)
+            leave(call, Why.READS_UNKNOWN)
             return
         compact = list(first.compact)
         if name == "pad":
             amounts, mode = call.argument(1, "pad"), call.argument(2, "mode", "constant")
             touched = [len(compact) - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
             if mode == "constant" and call.argument(3, "value"):
-                _opaque(call, Why.PADS_A_VALUE)
+                leave(call, Why.PADS_A_VALUE)
                 return
             if any(compact[dim] > 1 for dim in touched):
                 self._pad_channels(call, first, output)
                 return
             call.padded = mode == "constant"
         elif any(size > 1 for size in compact[2:]) or len(compact) != len(output.shape):
-            _opaque(call, Why.RUNS_OVER_CHANNELS)
+            leave(call, Why.RUNS_OVER_CHANNELS)
             return
         elif "avg_pool" in name and "adaptive" not in name:
-            call.padded = any(_as_tuple(call.argument(3, "padding", 0))) or bool(call.argument(6, "divisor_override"))
+            call.padded = any(as_tuple(call.argument(3, "padding", 0))) or bool(call.argument(6, "divisor_override"))
         output.compact, output.layer, call.kind = tuple(compact), first.layer, "channelwise"
         call.maps[0, 0] = torch.arange(first.num_channels)
 
@@ -352,7 +195,7 @@ class ChannelRules:
         """Rule for padding that adds channels of zeros, as in the shortcuts of ResNets for CIFAR."""
         beside = [[size for d, size in enumerate(value.shape) if d != first.dim] for value in (first, output)]
         if first.dim is None or call.argument(2, "mode", "constant") != "constant" or beside[0] != beside[1]:
-            _opaque(call, Why.PADS_CHANNELS)
+            leave(call, Why.PADS_CHANNELS)
             return
         numbers = torch.arange(1, first.num_channels + 1).view(first.compact or ()).expand(first.shape)
         ids = _compressed(nn.functional.pad(numbers, call.argument(1, "pad")))
@@ -361,17 +204,17 @@ class ChannelRules:
 
     def _elementwise(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], output: Value) -> None:
         """Rule for functions that compute entry by entry, with broadcasting."""
-        known = [(k, value) for k in range(len(tensors)) if (value := self._read(call, k)) is not None]
+        known = [(k, value) for k in range(len(tensors)) if (value := self.read(call, k)) is not None]
         structured = [value for _, value in known if value.compact is not None]
         ndim = len(output.shape)
         if not structured or any(len(shape) > ndim for shape in shapes):
-            _opaque(call, Why.READS_UNKNOWN)
+            leave(call, Why.READS_UNKNOWN)
             return
         compacts = [_aligned(value.compact or (), ndim) for value in structured]
         compact = tuple(max(sizes) for sizes in zip(*compacts, strict=True))
         numbers = {}
         for k, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
-            value, aligned = self._read(call, k), _aligned(shape, ndim)
+            value, aligned = self.read(call, k), _aligned(shape, ndim)
             if value is None:  # a parameter, a buffer or a tensor created during the pass
                 part = tuple(size if compact[d] > 1 else 1 for d, size in enumerate(aligned))
                 own = part[ndim - len(shape) :]
@@ -380,14 +223,14 @@ class ChannelRules:
                 is_fitted = self.steps.origin(tensor) is None and any(v.measured for v in structured)
                 if is_foreign and (sum(size > 1 for size in part) > 1 or is_fitted):
                     output.compact, output.layer = compact, structured[0].layer
-                    _opaque(call, Why.READS_FOREIGN)
+                    leave(call, Why.READS_FOREIGN)
                     return
                 value = self._constant(tensor, call, k, own)
                 value.foreign = is_foreign
             elif value.compact is None:
                 if any(aligned[d] > 1 for d in range(ndim) if compact[d] > 1):
                     output.compact, output.layer = compact, structured[0].layer
-                    _opaque(call, Why.READS_UNKNOWN)
+                    leave(call, Why.READS_UNKNOWN)
                     return
                 value.compact = (1,) * len(shape)
             numbers[k] = torch.arange(value.num_channels).view(_aligned(value.compact or (), ndim))
@@ -398,7 +241,7 @@ class ChannelRules:
                 for d, (size, mine) in enumerate(zip(theirs, compact, strict=True))
             ):
                 output.compact, output.layer = compact, structured[0].layer
-                _opaque(call, Why.DIMENSIONS_DIFFER)
+                leave(call, Why.DIMENSIONS_DIFFER)
                 return
         output.compact, call.kind = compact, "elementwise"
         layers = [value.layer for value in structured if value.num_channels == output.num_channels]
@@ -412,7 +255,7 @@ class ChannelRules:
         sources: list[tuple[int, int, Value] | None] = []
         start = 0
         for k, tensor in enumerate(tensors):
-            value = self._read(call, k)
+            value = self.read(call, k)
             if not tensor.is_floating_point() and (value is None or call.function == "getitem"):
                 sources.append(None)  # an index tensor
                 places.append(tensor)
@@ -421,7 +264,7 @@ class ChannelRules:
                 value = self._constant(tensor, call, k, self._beside(call, shapes[k]))
                 value.foreign = value.parameter is None and value.num_channels > 1
             if value.compact is None:
-                _opaque(call, Why.MOVES_UNKNOWN)
+                leave(call, Why.MOVES_UNKNOWN)
                 return
             ids = torch.arange(value.num_channels).view(value.compact) + start
             places.append(ids.expand(shapes[k]))
@@ -436,7 +279,7 @@ class ChannelRules:
                 call.run(*replace_tensors(call.args, partial(slot_filled, given), Slot)) for given in (places, zeros)
             )
             if not torch.equal(found, picked):
-                _opaque(call, Why.MOVES_UNKNOWN)
+                leave(call, Why.MOVES_UNKNOWN)
                 return
         args, kwargs = replace_tensors((call.args, call.kwargs), lambda slot: places[slot.position], Slot)
         try:
@@ -459,7 +302,7 @@ class ChannelRules:
 
     def _beside(self, call: Call, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Compact shape of a constant that a call moves: the channels of a class token are those of the patches."""
-        known = [self._read(call, k) for k in range(len(call.operands))]
+        known = [self.read(call, k) for k in range(len(call.operands))]
         compacts = [value.compact for value in known if value is not None and value.compact is not None]
         if call.function != "cat" or not compacts:
             return shape
@@ -483,7 +326,7 @@ class ChannelRules:
             for k, _, value in filter(None, sources):
                 call.maps[k, 0] = torch.arange(value.num_channels)
             return False
-        _opaque(call, Why.DIMENSIONS_DIFFER)
+        leave(call, Why.DIMENSIONS_DIFFER)
         return False
 
     def _at_nonlinearity(self, call: Call, output: Value) -> None:
@@ -493,7 +336,7 @@ class ChannelRules:
             ndim = len(output.shape)
             dim = ndim - 1 if ndim == 3 else min(1, ndim - 1)
             if output.compact is None or output.num_channels > 1:
-                _opaque(call, Why.READS_UNKNOWN)
+                leave(call, Why.READS_UNKNOWN)
                 output.compact = along(output.shape, dim)
         else:
             dim = output.dim
@@ -504,18 +347,6 @@ class ChannelRules:
         )
 
 
-def _opaque(call: Call, why: Why) -> None:
-    """Mark a call as opaque, for the given reason."""
-    call.kind, call.why, call.maps = "opaque", Reason(why, function=call.function), {}
-    call.layer = call.weights = None
-
-
-def _multiplies_by_matrix(call: Call, shapes: list[tuple[int, ...]]) -> bool:
-    """Whether a call multiplies a tensor by a matrix that does not depend on the model's input."""
-    is_product = call.function in _MATRIX_PRODUCTS and len(call.operands) == 2
-    return is_product and call.operands[0] is not None and call.operands[1] is None and len(shapes[1]) == 2
-
-
 def _cuts_at_zero(call: Call) -> bool:
     """Whether a call is a ReLU that is written as a clamp."""
     return call.kind == "elementwise" and call.function in ("clamp", "clamp_min") and call.argument(1, "min") == 0
@@ -523,22 +354,12 @@ def _cuts_at_zero(call: Call) -> bool:
 
 def _pooled_to(call: Call) -> tuple[Any, ...]:
     """Return the output size of an adaptive pooling."""
-    return _as_tuple(call.argument(1, "output_size"))
-
-
-def along(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
-    """Return the compact shape of a tensor whose channels lie along dimension ``dim``."""
-    return tuple(size if d == dim else 1 for d, size in enumerate(shape))
+    return as_tuple(call.argument(1, "output_size"))
 
 
 def _aligned(sizes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """Return a shape with leading dimensions of size 1, so that it has ``ndim`` dimensions (as in broadcasting)."""
     return (1,) * (ndim - len(sizes)) + tuple(sizes)
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """Return a list or tuple as a tuple, and any other value as a tuple of one element."""
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def _compressed(ids: Tensor) -> Tensor:

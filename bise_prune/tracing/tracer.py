@@ -13,9 +13,10 @@ from ..errors import ModelError
 from .activations import compose_activations
 from .attention import attentions_in
 from .functions import NONLINEARITIES, CallCounter, Slot, replace_tensors, tensors_in
+from .layers import along
 from .products import PRODUCTS, counted_product
 from .record import Call, Trace, Value
-from .rules import ChannelRules, along
+from .rules import ChannelRules
 from .running import Inputs, evaluating, logits_of, output_tensors, run
 from .weights import Steps, folds
 
