@@ -1,4 +1,4 @@
-"""Rules for the functions that layers with parameters call: what they do with channels, and whose parameters they are."""
+"""Rules for the functions that layers call: what they do with channels, and whose parameters they compute with."""
 
 from __future__ import annotations
 
