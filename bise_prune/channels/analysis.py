@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..tracing import WITHOUT_MEAN, Attention, Call, Slot, Trace, Value, parameters_of, replace_tensors
+from ..tracing import COMPARISONS, WITHOUT_MEAN, Attention, Call, Slot, Trace, Value, parameters_of, replace_tensors
 
 _PASSES = {"to", "float", "double", "half", "bfloat16", "type"}
 
@@ -322,6 +322,8 @@ def _evaluate(call: Call, output: int, known: list[Tensor], model: nn.Module) ->
 def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
     """Return the constants of an elementwise call by running its function on the constants of its operands."""
     present = [v for v in operands if v is not None]
+    if call.function == "where" and operands[0] is not None:
+        operands = [operands[0] != 0, *operands[1:]]
     args, kwargs = replace_tensors(
         (call.args, call.kwargs), lambda slot: _copy(operands[slot.position], present[0]), Slot
     )
@@ -329,6 +331,8 @@ def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
     result: Tensor = call.run(*args, **kwargs)
     if call.function == "mul":
         return torch.where(torch.stack([v == 0 for v in present]).any(0), 0.0, result)
+    if call.function in COMPARISONS:  # which say something of NaN
+        return torch.where(torch.stack([v.isnan() for v in present]).any(0), float("nan"), result.double())
     return result
 
 

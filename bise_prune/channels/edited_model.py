@@ -130,7 +130,7 @@ class _Rewiring(nn.Module):
         for key, change in self.operands.items():
             tensors[int(key)] = change(tensors[int(key)])
         for k in edit.fixed:
-            tensors[k] = getattr(self, f"fixed{k}").to(tensors[1 - k if len(tensors) == 2 else 0].dtype)
+            tensors[k] = getattr(self, f"fixed{k}").to(tensors[1 - k if len(tensors) == 2 else k].dtype)
             if k == 0 and len(tensors) > 1:  # functions that write into their first operand need it in full shape
                 tensors[0] = tensors[0] + torch.zeros_like(tensors[1])
         if edit.action == "drop":

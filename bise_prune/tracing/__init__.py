@@ -9,7 +9,16 @@ of its operands, and nothing is known about the channels of its result.
 """
 
 from .attention import SIZE_FREE
-from .functions import NONLINEARITIES, CallCounter, FunctionMode, Slot, function_name, replace_tensors, tensors_in
+from .functions import (
+    COMPARISONS,
+    NONLINEARITIES,
+    CallCounter,
+    FunctionMode,
+    Slot,
+    function_name,
+    replace_tensors,
+    tensors_in,
+)
 from .norms import WITHOUT_MEAN, parameters_of
 from .origins import Fold, Origin, Weights
 from .reasons import Reason, Why
@@ -20,6 +29,7 @@ from .tracer import trace
 from .union_find import UnionFind
 
 __all__ = [
+    "COMPARISONS",
     "NONLINEARITIES",
     "SIZE_FREE",
     "SPENT",

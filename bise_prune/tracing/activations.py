@@ -6,11 +6,12 @@ the activation, so the last of them is taken as the nonlinearity, in place of th
 
 from __future__ import annotations
 
-from .functions import NONLINEARITIES, SCALES
+from .functions import COMPARISONS, NONLINEARITIES, SCALES
 from .record import Call, Nonlinearity, Trace
 
-_JOINS = {"mul", "maximum", "minimum"}  # what an activation that reads its input several times ends in
-_CURVED = NONLINEARITIES | {"erf", "pow", "square", "exp", "abs", "sin", "cos", "maximum", "minimum"}
+# What an activation ends in that reads its input several times.
+_JOINS = {"mul", "div", "maximum", "minimum", "max", "min", "where"}
+_CURVED = NONLINEARITIES | COMPARISONS | {"erf", "pow", "square", "exp", "abs", "sin", "cos"} | _JOINS - {"mul", "div"}
 _LONGEST = 16  # calls in one activation
 
 

@@ -17,6 +17,8 @@ NONLINEARITIES = frozenset({
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "tanh",
     "softsign", "hardtanh", "softplus", "sigmoid", "hardsigmoid", "logsigmoid",
 })  # fmt: skip
+# Functions that look at the sign or order of entries, or round them.
+COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne", "where", "sign", "floor", "ceil", "round", "trunc"})
 SCALES = frozenset({"sigmoid", "hardsigmoid"})  # not gated where they only scale another tensor (squeeze-and-excite)
 
 _CANONICAL = {

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functions import NONLINEARITIES, Slot, replace_tensors, slot_filled, tensors_in
+from .functions import COMPARISONS, NONLINEARITIES, Slot, replace_tensors, slot_filled, tensors_in
 from .layers import CONVOLUTIONS, TRANSPOSED, LayerRules, along, as_tuple, leave, multiplies_by_matrix
 from .norms import NORMS, REDUCTIONS, reduced_dims
 from .reasons import Why
 from .record import Call, Nonlinearity, Trace, Value
 from .weights import Steps
 
-_ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | {
+_ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | COMPARISONS | {
     "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
     "maximum", "minimum", "zeros_like", "ones_like", "addcmul", "addcdiv",
     "sin", "cos", "clamp", "clamp_min", "clamp_max", "reciprocal", "threshold", "hardshrink", "softshrink",
@@ -91,7 +91,7 @@ class ChannelRules(LayerRules):
             self.normalise(call, tensors, first, outputs[0])
         elif name == "prelu":
             self.prelu(call, tensors, first, outputs[0])
-        elif name in _ELEMENTWISE:
+        elif (name in _ELEMENTWISE or (name in ("max", "min") and len(tensors) == 2)) and len(outputs) == 1:
             self._elementwise(call, tensors, shapes, outputs[0])
         elif name in _MOVEMENTS:
             self._movement(call, tensors, shapes, outputs)

@@ -22,6 +22,12 @@ WRITTEN = {
     "ReLU by maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
     "ReLU by clamp": lambda x: x.clamp(min=0),
     "ReLU6 by clamp": lambda x: torch.clamp(x, 0, 6),
+    "leaky ReLU by where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "leaky ReLU by max": lambda x: torch.max(x, 0.2 * x),
+    "ELU by where": lambda x: torch.where(x >= 0, x, torch.exp(x) - 1),
+    "softsign": lambda x: x / (1 + x.abs()),
+    "SiLU by division": lambda x: x / (1 + torch.exp(-x)),
+    "hard step": lambda x: x * (x > 0),
     "squared ReLU": lambda x: F.relu(x) ** 2,
 }
 
