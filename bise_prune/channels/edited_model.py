@@ -148,6 +148,8 @@ class _Rewiring(nn.Module):
         edit = self.edit
         if edit.statistics is not None:
             return normalise_open(self.statistics, *args, **kwargs)
+        if edit.number is not None:
+            args = tuple(edit.number if isinstance(value, (int, float)) else value for value in args)
         if edit.groups is not None:
             given = {key: value for key, value in kwargs.items() if key != "num_groups"}
             return func(args[0], edit.groups, *args[2:], **given)

@@ -78,6 +78,7 @@ class Edit:
             None = all are kept.
         dropped: positions of the operands that "drop" leaves out.
         statistics: for a layer norm, for each channel whether it enters mean and variance (True) or passes unchanged.
+        number: for a product or quotient with a number, the number of the dense network.
         groups: for a group norm, the number of its groups, if that has changed.
         share: for a mean or a root mean square over channels, the share of the channels that are still there, since the
             others were zero.
@@ -94,6 +95,7 @@ class Edit:
     dropped: tuple[int, ...] = ()
     statistics: tuple[bool, ...] | None = None
     scale: float | None = None
+    number: float | None = None
     groups: int | None = None
     share: float | None = None
 
@@ -153,6 +155,7 @@ class Edit:
             mask=None if mask is None else (whole(mask[0], 0, 16), tuple(bool(kept) for kept in mask[1])),
             dropped=tuple(whole(k) for k in about["dropped"]),
             scale=None if about.get("scale") is None else float(about["scale"]),
+            number=None if about.get("number") is None else float(about["number"]),
             groups=None if about.get("groups") is None else whole(about["groups"], 1),
             share=None if about.get("share") is None else float(about["share"]),
             statistics=None if (open_ := about.get("statistics")) is None else tuple(bool(kept) for kept in open_),

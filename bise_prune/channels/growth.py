@@ -35,12 +35,14 @@ class Demands:
             least one channel of each attention is left.
         all_heads: whether no head of attention is left out, since code counts them.
         sizes: whether tensors whose sizes are asked for keep them.
+        numbers: whether attention multiplies with the numbers of the dense network, which code takes from a width.
     """
 
     full_width: frozenset[int] = frozenset()
     square_heads: bool = False
     all_heads: bool = False
     sizes: bool = False
+    numbers: bool = False
 
 
 class Growth:
@@ -244,7 +246,7 @@ class Growth:
         if not bool(kept.any()):
             return
         last = Reason(Why.EQUAL_HEADS, module=self.trace.calls[attention.products[0]].module)
-        heads = kept.any(1) | self.demands.all_heads
+        heads = kept.any(1) | self.demands.all_heads | attention.counts_heads
         pairs = None
         if attention.queries is not None and attention.keys is not None:
             pairs = pairs_that_count(attention, self.analysis.constant, heads)

@@ -36,6 +36,7 @@ class Layout:
         dead: names of layers whose results are not used, so that an identity replaces them.
         movement: how calls that only move data deal with fewer channels.
         zeroed: index of a gated call -> channels of its result that must be multiplied by zero.
+        demands: what the forward pass does not run without.
     """
 
     trace: Trace
@@ -47,6 +48,7 @@ class Layout:
     dead: list[str]
     movement: Movement
     zeroed: dict[int, Tensor]
+    demands: Demands
     _cause: list[Tensor]
     _reasons: list[Reason]
 
@@ -131,6 +133,7 @@ def lay_out(
         dead=[layer for layer in trace.calls_by_layer if _is_dead(layer, trace, model, growth.present)],
         movement=growth.movement,
         zeroed={},
+        demands=demands,
         _cause=growth.cause,
         _reasons=growth.reasons,
     )

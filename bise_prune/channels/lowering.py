@@ -189,13 +189,15 @@ def _regather(layout: Layout, value: int, wanted: Tensor) -> Regather | None:
 
 
 def _attended(layout: Layout) -> dict[int, Edit]:
-    """Return the edits inside attentions that lost heads or channels of heads."""
+    """Return the edits inside attentions that lost heads or channels of heads, or may read their width elsewhere."""
     edits: dict[int, Edit] = {}
+    # Code that asks how wide a stream is may take that for the width of attention.
+    is_narrower = any(value.measured and not bool(layout.present[value.index].all()) for value in layout.trace.values)
     for attention in layout.trace.attentions:
         if not layout.attends(attention):
             continue
         kept, pairs = layout.heads_kept(attention)
-        if bool(kept.all()) and (pairs is None or bool(pairs.all())):
+        if bool(kept.all()) and (pairs is None or bool(pairs.all())) and not is_narrower:
             continue
         results: dict[int, list[Split | Merge | None]] = {}
         sides = [(attention.queries, pairs), (attention.keys, pairs), (attention.values, kept)]
@@ -214,6 +216,12 @@ def _attended(layout: Layout) -> dict[int, Edit]:
             position = next(k for k, operand in enumerate(call.operands) if operand is not None)
             edits[index] = Edit(call.function, call.count, "skip", position, results=tuple(changes))
         edits |= _products(layout, attention, kept, pairs)
+        for index in attention.inner if layout.demands.numbers else ():
+            call = layout.trace.calls[index]
+            numbers = [value for value in call.args[1:] if isinstance(value, (int, float))]
+            if call.function in ("mul", "div") and len(numbers) == 1:
+                edit = edits.get(index) or Edit(call.function, call.count)
+                edits[index] = replace(edit, number=float(numbers[0]))
     return edits
 
 

@@ -56,7 +56,7 @@ def _num_entries(gate: GateCall) -> int:
 
 def _heads(attention: Attention, record: Trace) -> GateCall | None:
     """The gate on whole heads; None if they cannot be removed."""
-    if attention.queries is None or attention.num_heads == 1:
+    if attention.queries is None or attention.num_heads == 1 or attention.counts_heads:
         return None
     heads = torch.arange(attention.num_heads)[:, None].expand(attention.results.channels.shape)
     return _gate(attention.results, heads, record)

@@ -187,7 +187,7 @@ def _fill_heads(attention: Attention, present: list[Tensor]) -> None:
     heads = torch.ones_like(kept[:, :1])
     filled = [(attention.values, kept), (attention.results, kept)]
     if attention.queries is not None and attention.keys is not None:
-        heads = kept.amax(1, keepdim=True)  # otherwise all of them stay
+        heads = heads if attention.counts_heads else kept.amax(1, keepdim=True)  # otherwise all of them stay
         sides = (attention.queries, attention.keys)
         pairs = torch.minimum(*(present[side.whole][side.channels] for side in sides))
         filled += [(side, pairs) for side in sides]

@@ -158,6 +158,8 @@ def _with_fallback(
     wide = {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
     wide |= {value.readers[0] for value in record.values if value.foreign}  # made to a width that a layer declares
     tries = [Demands()]
+    if record.attentions and any(value.measured for value in record.values):
+        tries.append(Demands(numbers=True))
     if record.attentions:  # whether queries are as wide as values may decide how attention is computed
         tries.append(Demands(square_heads=True))
         tries.append(Demands(square_heads=True, all_heads=True))
@@ -183,18 +185,17 @@ def _with_fallback(
 
 
 def _fixed_width(planner: Planner, suspects: AbstractSet[int]) -> int | None:
-    """Return the one of some calls that the forward pass of the network that was cut last fails at, or behind."""
-    record, slim = planner.trace, planner.latest
-    if slim is None:
-        return None
-    watched = slim if isinstance(slim, RewiredModel) else RewiredModel(slim, [], {})
-    try:
-        with evaluating(watched), torch.no_grad():
-            run(watched, planner.example_inputs)
-        return None
-    except Exception:  # it is explained if no try succeeds
-        failed = record.call_of.get(watched.last_call)
-    waiting = [] if failed is None else [failed.index]
+    """Return the one of some calls that the forward pass of a network that was cut fails at, or behind."""
+    record = planner.trace
+    waiting: list[int] = []
+    for slim in planner.cuts:
+        watched = slim if isinstance(slim, RewiredModel) else RewiredModel(slim, [], {})
+        try:
+            with evaluating(watched), torch.no_grad():
+                run(watched, planner.example_inputs)
+        except Exception:  # it is explained if no try succeeds
+            failed = record.call_of.get(watched.last_call)
+            waiting = waiting or ([] if failed is None else [failed.index])
     seen = set(record.attention_of)  # which has demands of its own
     while waiting:
         index = waiting.pop(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,7 +57,7 @@ class Planner:
         params: number of parameters of the dense network.
         macs: its multiply-accumulates in convolutions, linear layers and attention, for one sample.
         batch_size: number of samples in ``example_inputs``.
-        latest: the network that was cut last; None if there is none.
+        cuts: the networks that were cut last, at most two.
 
     Raises:
         ConfigError: the example inputs hold no sample.
@@ -76,7 +77,7 @@ class Planner:
         self.trace = record if record is not None else trace(model, example_inputs)
         self.rounding = rounding or Rounding()
         self.demands = demands
-        self.latest: nn.Module | None = None
+        self.cuts = deque[nn.Module](maxlen=2)
         self.params = sum(parameter.numel() for parameter in model.parameters())
         first = next(tensors_in([example_inputs]), None)
         self.batch_size = len(first) if first is not None and first.ndim else 1
@@ -192,8 +193,9 @@ class Planner:
 
     def cut(self, proposal: Proposal) -> nn.Module:
         """Return the slim network of a proposal; see :func:`bise_prune.pruning.surgery.cut`."""
-        self.latest = cut(self.model, proposal.layout, proposal.lowering)
-        return self.latest
+        slim = cut(self.model, proposal.layout, proposal.lowering)
+        self.cuts.append(slim)
+        return slim
 
     # -- describing the plan -------------------------------------------------------------------------
 
@@ -299,6 +301,8 @@ def _in_words(edit: Edit) -> str:
     parts += [f"operand {k + 1} left out" for k in edit.dropped]
     if edit.statistics is not None:
         parts.append(f"statistics over {edit.statistics.count(True)} of {len(edit.statistics)} channels")
+    if edit.number is not None:
+        parts.append(f"with {edit.number:g}")
     if edit.groups is not None:
         parts.append(f"{edit.groups} groups")
     if edit.share is not None:

@@ -69,6 +69,8 @@ def _scores(trace: Trace, softmax: Call) -> tuple[list[Call], Call | None]:
     call = softmax
     while True:
         shape = trace.values[call.outputs[0]].shape
+        if _regroups(call, trace):
+            shape = trace.values[call.operands[0] or 0].shape
         same = [o for o in call.operands if o is not None and trace.values[o].shape == shape]
         source = trace.values[same[0]].call if same else None
         if source is None:
@@ -76,7 +78,7 @@ def _scores(trace: Trace, softmax: Call) -> tuple[list[Call], Call | None]:
         call = trace.calls[source]
         if call.function in ("matmul", "bmm"):
             return passed, call
-        if call.function not in _ON_SCORES or len(call.outputs) != 1:
+        if not _works_on_scores(call, trace):
             return passed, None
         passed.insert(0, call)
 
@@ -90,11 +92,24 @@ def _shares(trace: Trace, softmax: Call) -> tuple[list[Call], Call | None]:
         products = [reader for reader in readers if reader.function in ("matmul", "bmm")]
         if products and products[0].operands[0] == call.outputs[0]:
             return passed, products[0]
-        onward = [reader for reader in readers if reader.function in _ON_SCORES and len(reader.outputs) == 1]
+        onward = [reader for reader in readers if _works_on_scores(reader, trace)]
         if not onward:
             return passed, None
         call = onward[0]
         passed.append(call)
+
+
+def _works_on_scores(call: Call, trace: Trace) -> bool:
+    """Whether a call works on the scores of each head alone."""
+    return (call.function in _ON_SCORES and len(call.outputs) == 1) or _regroups(call, trace)
+
+
+def _regroups(call: Call, trace: Trace) -> bool:
+    """Whether a call sees samples as windows of images or the reverse, beside heads and scores; it names all heads."""
+    if call.function not in ("view", "reshape", "unflatten", "flatten") or call.operands[:1] in ((), (None,)):
+        return False
+    before, after = (trace.values[value].shape for value in (call.operands[0] or 0, call.outputs[0]))
+    return len(before) != len(after) and min(len(before), len(after)) > 3 and before[-3:] == after[-3:]
 
 
 def _attention(
@@ -148,6 +163,7 @@ def _attention(
     return Attention(
         tuple(call.index for call in products), frozenset(inner), queries, keys, values, results,
         trace.values[parts[0]].shape[-1], not head_by_head, beside, frozenset(external),
+        any(_regroups(call, trace) for call in on_scores),
     )  # fmt: skip
 
 

@@ -235,6 +235,7 @@ class Attention:
         beside: (index of a call, position of a tensor) -> dimension of the heads, of tensors with one entry a head
             that are no queries, keys or values, such as biases of positions.
         external: indices of all other tensors that are read, such as masks.
+        counts_heads: whether code names the number of heads between the products, so that all of them stay.
     """
 
     products: tuple[int, ...]
@@ -247,6 +248,7 @@ class Attention:
     cuts_pairs: bool
     beside: dict[tuple[int, int], int]
     external: frozenset[int]
+    counts_heads: bool = False
 
     @property
     def num_heads(self) -> int:

@@ -35,6 +35,7 @@ class Steps:
         self.readers: dict[Source, set[int]] = {}
         self._made: dict[int, tuple[int, int]] = {}
         self._alive: list[Tensor] = []  # as long as a tensor lives, no other one has its id
+        self._changes: dict[int, list[int]] = {}  # step -> steps that change its result through a view of it
 
     def source(self, tensor: Tensor) -> Source:
         """Return where a tensor comes from that does not depend on the model's input."""
@@ -74,10 +75,19 @@ class Steps:
         for source in sources:
             if not isinstance(source, Tensor):
                 self.readers.setdefault(source, set()).add(-1 - len(self.steps))
+        if changes_in_place:
+            self._note_changes(results[0])
         for place, result in enumerate(results):
             self._made[id(result)] = (len(self.steps), place)
             self._alive.append(result)
         self.steps.append(Step(key[0], key[1] if counted else None, run, args, kwargs, sources, shapes, is_part))
+
+    def _note_changes(self, changed: Tensor) -> None:
+        """Note that the step to come changes the results of earlier ones that share their memory with a tensor."""
+        memory = changed.untyped_storage().data_ptr()
+        for tensor in self._alive:
+            if tensor is not changed and tensor.untyped_storage().data_ptr() == memory:
+                self._changes.setdefault(self._made[id(tensor)][0], []).append(len(self.steps))
 
     def origin(self, tensor: Tensor) -> Origin | None:
         """Return where a layer's weight comes from; None if no parameter can hold it."""
@@ -103,7 +113,7 @@ class Steps:
             source = waiting.pop()
             if isinstance(source, tuple) and source[0] not in found:
                 found.add(source[0])
-                waiting += self.steps[source[0]].sources
+                waiting += [*self.steps[source[0]].sources, *((step, 0) for step in self._changes.get(source[0], ()))]
         return found
 
     def _path(self, source: Source, shape: tuple[int, ...]) -> tuple[str, dict[int, int]] | None:

@@ -8,6 +8,7 @@ from awkward import masks_for
 from cases import slow, torchvision_network
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import swin_transformer as swin
 from transformers_at_random import RandomTransformer
 
 from bise_prune import MaskSet, PruningPlan, apply_masks, export_onnx, gate_sites, load_slim, prune, save_slim
@@ -283,3 +284,34 @@ def test_rounding_reaches_the_widths_of_heads(seed):
     for attention in attentions:
         sides = [side for side in (*attention.sources, attention.results) if side is not None]
         assert all(side.channels.shape[1] % 2 == 0 for side in sides)
+
+
+def windows(version):
+    """A small network of torchvision with attention in windows, shifted ones among them."""
+    block, merging = (
+        (swin.SwinTransformerBlock, swin.PatchMerging) if version == 1 else
+        (swin.SwinTransformerBlockV2, swin.PatchMergingV2)
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return swin.SwinTransformer(
+        [4, 4], 12, [2, 2], [2, 4], [4, 4], num_classes=3, block=block, downsample_layer=merging
+    ).eval().double()  # fmt: skip
+
+
+@pytest.mark.parametrize("placement", ["tied", "streams"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_shifted_windows_are_followed(version, placement):
+    model, x = windows(version), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    sites = [site.name for site in gate_sites(model, x, placement)]
+    inside = [f"features.{stage}.{block}.attn" for stage in (1, 3) for block in (0, 1)]
+    assert all(f"{name}@values" in sites for name in inside)
+    shifted = [name for name in sites if name.endswith("@heads") and ".1.attn" in name]
+    assert not shifted  # their code counts the heads between the scores and the shares
+    masks = masks_for(model, x, placement, 0, 0.5)
+    for logits in masks.logits.values():
+        logits[0] = 1.0  # no attention is closed altogether
+    result = prune(model, masks, x, tolerance=1e-10)
+    assert result.plan.macs[1] / result.plan.macs[0] < {"tied": 0.65, "streams": 0.45}[placement]
+    other = torch.randn(1, 3, 96, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(result.model(other), result.masked(other), rtol=0, atol=1e-10)

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from awkward import masks_for
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
@@ -297,3 +298,29 @@ def test_a_weight_that_depends_on_the_input_is_left_whole():
     result = prune(network, half_closed(network, TOKENS), TOKENS)
     assert result.verification.max_abs_error < 1e-12
     assert any("no module's own parameters" in reason for reason in result.plan.not_followed)
+
+
+class WithoutKeyBias(nn.Module):
+    """Two layers in one, the bias of the second of which is set to zero through a view, as in Swin V2."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.down, self.head = nn.Linear(5, 16), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        bias = self.both.bias.clone()
+        bias[8:].zero_()
+        first, second = F.linear(x, self.both.weight, bias).chunk(2, -1)
+        return self.head(torch.relu(self.down(torch.relu(first) * torch.sigmoid(second))))
+
+
+def test_biases_that_are_changed_through_a_view_are_folded():
+    torch.manual_seed(0)
+    model, x = WithoutKeyBias().eval().double(), torch.randn(4, 5, dtype=torch.float64)
+    before = model.both.bias.detach().clone()
+    masks = masks_for(model, x, "tied", 0, 0.5)
+    result = prune(model, masks, x, tolerance=1e-12)
+    assert torch.equal(model.both.bias, before)
+    slim = result.model.model
+    kept = int(masks.keep[next(iter(masks.keep))].sum())
+    assert slim.both.bias.shape == (2 * kept,) and not slim.both.bias[kept:].any() and slim.both.bias[:kept].all()
