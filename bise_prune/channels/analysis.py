@@ -14,7 +14,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..tracing import COMPARISONS, WITHOUT_MEAN, Attention, Call, Slot, Trace, Value, parameters_of, replace_tensors
+from ..tracing import (
+    COMPARISONS,
+    LOGICAL,
+    WITHOUT_MEAN,
+    Attention,
+    Call,
+    Slot,
+    Trace,
+    Value,
+    parameters_of,
+    replace_tensors,
+)
 
 _PASSES = {"to", "float", "double", "half", "bfloat16", "type"}
 
@@ -322,8 +333,11 @@ def _evaluate(call: Call, output: int, known: list[Tensor], model: nn.Module) ->
 def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
     """Return the constants of an elementwise call by running its function on the constants of its operands."""
     present = [v for v in operands if v is not None]
-    if call.function == "where" and operands[0] is not None:
-        operands = [operands[0] != 0, *operands[1:]]
+    if call.function in LOGICAL:
+        return torch.full_like(present[0], float("nan"))
+    condition = _condition(call)
+    if condition is not None and (choice := operands[condition]) is not None:
+        operands = [choice != 0 if k == condition else v for k, v in enumerate(operands)]
     args, kwargs = replace_tensors(
         (call.args, call.kwargs), lambda slot: _copy(operands[slot.position], present[0]), Slot
     )
@@ -331,9 +345,26 @@ def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
     result: Tensor = call.run(*args, **kwargs)
     if call.function == "mul":
         return torch.where(torch.stack([v == 0 for v in present]).any(0), 0.0, result)
+    if call.function == "div" and len(operands) == 2 and operands[0] is not None:
+        divisor = _copy(operands[1], operands[0])
+        return torch.where((operands[0] == 0) & divisor.isnan(), 0.0, result)
+    unknown = torch.stack([v.isnan() for v in present]).any(0)
+    if condition is not None:
+        choices = [v for k, v in enumerate(operands) if k != condition and v is not None]
+        agree = choices[0] == choices[-1] if len(choices) == 2 else torch.zeros_like(unknown)
+        return torch.where(unknown, torch.where(agree, choices[0], float("nan")), result.double())
     if call.function in COMPARISONS:  # which say something of NaN
-        return torch.where(torch.stack([v.isnan() for v in present]).any(0), float("nan"), result.double())
+        return torch.where(unknown, float("nan"), result.double())
     return result
+
+
+def _condition(call: Call) -> int | None:
+    """Position of the condition among the operands of a choice; None for other calls."""
+    if call.function != "where":
+        return None
+    first = call.args[1 if call.run is Tensor.where else 0] if call.args else None
+    slot = call.kwargs.get("condition", first)
+    return slot.position if isinstance(slot, Slot) else None
 
 
 def _copy(values: Tensor | None, like: Tensor) -> Tensor:

@@ -151,8 +151,10 @@ class _Rewiring(nn.Module):
         if edit.number is not None:
             args = tuple(edit.number if isinstance(value, (int, float)) else value for value in args)
         if edit.groups is not None:
-            given = {key: value for key, value in kwargs.items() if key != "num_groups"}
-            return func(args[0], edit.groups, *args[2:], **given)
+            if len(args) > 1:
+                args = (args[0], edit.groups, *args[2:])
+            else:
+                kwargs = {**kwargs, "num_groups": edit.groups}
         if edit.share is not None and edit.function == "rms_norm":
             return normalise_part(edit.share, *args, **kwargs)
         output = func(*args, **kwargs)

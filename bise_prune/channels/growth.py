@@ -233,7 +233,8 @@ class Growth:
     def _expandable(self, call: Call, operand: int) -> bool:
         """Whether an operand of a call that needs all channels can get its missing ones back before the call."""
         dim = self.values[operand].dim
-        return self.expand and dim is not None and call.function != "setitem" and bool(self.present[operand].any())
+        can_edit = self.expand and call.counted and call.function != "setitem"
+        return can_edit and dim is not None and bool(self.present[operand].any())
 
     def _attention(self, attention: Attention) -> None:
         """Keep as many channels in each head that is left, of values and results and of queries and keys."""
@@ -358,7 +359,7 @@ class Growth:
 
     def _soft(self, call: Call) -> bool:
         """Whether the operands of a call are rearranged for it, instead of sharing its channels."""
-        if not self.expand or call.kind == "movement" or call.function in ("cat", "stack"):
+        if not (self.expand and call.counted) or call.kind == "movement" or call.function in ("cat", "stack"):
             return False
         tensors = [o for o in call.operands if o is not None and len(self.present[o]) > 1]
         if len(tensors) > 1:

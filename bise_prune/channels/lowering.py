@@ -14,6 +14,8 @@ from ..tracing import SIZE_FREE, Attention, Call, Side
 from .edits import Edit, Merge, Regather, Split
 from .layout import Layout
 
+_LIBRARIES = ("torchvision", "timm", "transformers")  # whose norms read their attributes
+
 
 @dataclass(frozen=True)
 class Lowering:
@@ -114,8 +116,11 @@ def _over_channels(layout: Layout, model: nn.Module, call: Call) -> dict[str, An
 
 
 def _tells_width(model: nn.Module, call: Call) -> bool:
-    """Whether a norm is run by a module of torch, or made from one, whose attributes say how wide it is."""
-    return call.layer == call.module and isinstance(model.get_submodule(call.module), (nn.LayerNorm, nn.GroupNorm))
+    """Whether a norm is run by a module whose attributes say how wide it is; other subclasses may not read them."""
+    module = model.get_submodule(call.module)
+    is_norm = call.layer == call.module and isinstance(module, (nn.LayerNorm, nn.GroupNorm))
+    is_own = type(module).forward in (nn.LayerNorm.forward, nn.GroupNorm.forward)
+    return is_norm and (is_own or type(module).__module__.partition(".")[0] in _LIBRARIES)
 
 
 def _kept(layout: Layout, call: Call, mask: Tensor) -> tuple[int, tuple[bool, ...]]:

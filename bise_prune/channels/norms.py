@@ -15,6 +15,7 @@ def normalise_open(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Tensor:
     """Layer norm with mean and variance over the open channels of the last dimension; closed channels pass unchanged.
 
@@ -26,10 +27,12 @@ def normalise_open(
         weight: factor of each normalised channel, shape (channels,).
         bias: additive bias of each normalised channel, shape (channels,).
         eps: number added to the variance.
+        cudnn_enable: not used, either.
 
     Returns:
-        Tensor of the shape and dtype of ``input``.
+        Tensor of the shape and dtype of ``input``; float16 and bfloat16 are computed in float32.
     """
+    given, input = input, _accurate(input)
     gate = gate.to(input.dtype)
     gate = gate if gate.ndim == 1 else gate.view(len(gate), *[1] * (input.ndim - 2), -1)
     count = gate.sum(-1, keepdim=True).clamp(min=1)
@@ -38,7 +41,7 @@ def normalise_open(
     output = centred * (variance + eps).rsqrt()
     output = output if weight is None else output * weight
     output = output if bias is None else output + bias
-    return torch.lerp(input, output, gate.expand_as(input))
+    return torch.lerp(input, output.to(input.dtype), gate.expand_as(input)).to(given.dtype)
 
 
 def normalise_part(
@@ -56,11 +59,17 @@ def normalise_part(
         normalized_shape: not used; it is there since the function takes the arguments of
             ``torch.nn.functional.rms_norm``.
         weight: factor of each channel, shape (channels that are there,).
-        eps: number added to the mean square; None = the smallest step of the dtype.
+        eps: number added to the mean square; None = the smallest step of the dtype that is computed in.
 
     Returns:
-        Tensor of the shape and dtype of ``input``.
+        Tensor of the shape and dtype of ``input``; float16 and bfloat16 are computed in float32.
     """
-    smallest = torch.finfo(input.dtype).eps if eps is None else eps
-    output = input * (input.square().mean(-1, keepdim=True) * share + smallest).rsqrt()
-    return output if weight is None else output * weight
+    x = _accurate(input)
+    smallest = torch.finfo(x.dtype).eps if eps is None else eps
+    output = x * (x.square().mean(-1, keepdim=True) * share + smallest).rsqrt()
+    return (output if weight is None else output * weight).to(input.dtype)
+
+
+def _accurate(x: Tensor) -> Tensor:
+    """A tensor in float32 or float64, so that squares do not overflow."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -34,7 +34,7 @@ HOMES = {
     "loggers": ("report.loggers",),
     "mask_search.cost": ("mask_search.gate_cost",),
     "measurement": ("metrics.cost",),
-    "normalisation": ("channels.open_layer_norm",),
+    "normalisation": ("channels.norms",),
     "pages": ("report.page", "report.card", "report.comparison"),
     "pages.comparison": ("report.comparison",),
     "pages.page": ("report.page", "report.card"),

@@ -228,7 +228,7 @@ def _tied_sites(
 def _advice(why: Reason | None) -> str:
     """The reason why no channel can be removed, and what to try."""
     reason = "" if why is None else f": {why}"
-    if why is not None and why.why is Why.NORMALISES_ALL:
+    if why is not None and why.why is Why.NORMALISES_ALL and why.function == "layer_norm":
         return f"{reason}; placement 'streams' (--placement streams) closes channels in front of layer norms"
     return f"{reason}; placement 'paper' (--placement paper) gates outputs one by one, of which some may be removable"
 

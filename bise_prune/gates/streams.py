@@ -73,6 +73,7 @@ def stream_sites(record: Trace, model: nn.Module, gated: set[int]) -> list[GateS
         is_moved = source is not None and record.calls[source].kind == "movement"  # gated where it comes from
         if first not in fixed and pools and not is_moved and record.values[first].num_channels > 1:
             found.append(_gates(set(values), record, model))
+    found = [(gates, size) for gates, size in found if gates]
     sites = []
     names: set[str] = set()
     for gates, size in found:
@@ -85,7 +86,7 @@ def stream_sites(record: Trace, model: nn.Module, gated: set[int]) -> list[GateS
 
 
 def _gates(values: set[int], record: Trace, model: nn.Module) -> tuple[tuple[GateCall, ...], int]:
-    """The gates that make closed channels of a stream zero all along, and how many channels it has."""
+    """The gates that make closed channels of a stream zero all along, () if none do, and how many channels it has."""
     size = record.values[min(values)].num_channels
     entries = {value: torch.arange(size) for value in values}
     norms: dict[int, Tensor] = {}
@@ -108,6 +109,8 @@ def _gates(values: set[int], record: Trace, model: nn.Module) -> tuple[tuple[Gat
             operands = {operand for _, operand, _ in _kept_by(call, record)}
             reads = [v for v in operands if v in values and record.values[v].call is not None]
             is_open = any(bool((known[output] != 0).any()) for output in inside)
+            if is_open and len(call.outputs) > 1:
+                return (), size  # a part of a layer, such as a scale of adaptive norms
             if is_open and call.index not in writers and all(bool((known[operand] == 0).all()) for operand in reads):
                 writers[call.index] = shut
                 fresh = True

@@ -208,7 +208,11 @@ def _fixed_width(planner: Planner, suspects: AbstractSet[int]) -> int | None:
     return None
 
 
-_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ModelError, VerificationError)
+# What a forward pass may raise that meets other widths, and what is raised if it computes something else.
+_FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+    ModelError, VerificationError,
+)  # fmt: skip
 
 
 def _explained(error: Exception) -> BiseError:
@@ -367,7 +371,8 @@ def _finished(
 ) -> PruningResult:
     """Verify a slim network against the masked one and return the result."""
     masked = constant_gates(_sharing_copy(model).eval(), sites, plan.keep)
-    assert _num_parameters(slim) == plan.params[1]
+    if _num_parameters(slim) != plan.params[1]:
+        raise PruningError(f"the plan counts {plan.params[1]} parameters, the slim network has {_num_parameters(slim)}")
     verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
     require(verification, "the pruned model does not compute the masked function")
     return PruningResult(settled(slim, model), replace(plan, fingerprint=fingerprint(model)), verification, masked)

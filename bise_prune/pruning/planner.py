@@ -183,9 +183,11 @@ class Planner:
         if self.rounding.multiple == 1 or self.rounding.fill != "best":
             return dict(keep)
         opened = {}
+        widths = {site.name: (site.calls[0].entries or (0,)).count(0) for site in self.sites}  # channels for an entry
         for name, mask in keep.items():
-            kept = int(mask.sum())
-            wanted = min(math.ceil(kept / self.rounding.multiple) * self.rounding.multiple, len(mask))
+            kept = int(mask.sum()) * max(1, widths[name])
+            wanted = math.ceil(kept / self.rounding.multiple) * self.rounding.multiple
+            wanted = min(math.ceil(wanted / max(1, widths[name])), len(mask))
             ranked = torch.where(mask, float("inf"), masks.logits[name].cpu().double()).argsort(descending=True)
             opened[name] = mask.clone()
             opened[name][ranked[:wanted]] = True

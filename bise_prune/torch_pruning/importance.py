@@ -23,8 +23,9 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
 
     It works in local and global pruning, with any ``pruning_ratio`` and ignored layers. Scores are not normalised per
     dependency group, since the sign of m has a meaning of its own, and no two scores are equal. For dependency groups
-    without masks it returns None, and pruners skip them; masks inside attention are left out. It follows several steps:
-    from the first score on, it notes what each dependency group of that graph removes when it prunes.
+    without masks it returns None, and pruners skip them; masks of heads, values and pairs, of groups under a group norm
+    and of streams are left out. It follows several steps: from the first score on, it notes what each dependency group
+    of that graph removes when it prunes.
 
     Three properties of Torch-Pruning's own pruners cannot be changed from here: on frozen weights they find no
     dependency groups and remove nothing without any error; ``round_to`` rounds the number of kept channels *down*, so
@@ -38,7 +39,7 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
 
     Raises:
         ConfigError: the reduction is unknown.
-        ModelError: the mask set is empty.
+        ModelError: the mask set is empty, or none of its masks is left.
     """
 
     def __init__(self, masks: MaskSet, reduction: Reduction = "all") -> None:
@@ -54,8 +55,10 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
                 continue  # what is inside attention is no output of a layer, which Torch-Pruning could remove
             self.scores.setdefault(site_layer(name), []).append(part)
         self.ceiling = max(float(part.max()) for part in parts) + 1.0
-        self.left: dict[str, Tensor] = {}  # layer -> which of its channels are left, by their number in the masks
-        self._watched = weakref.WeakSet[Any]()
+        if not self.scores:
+            raise ModelError("no mask of the set is one of channels of layers, one by one, which Torch-Pruning removes")
+        # Graph -> layer -> which of its channels are left, by their number in the masks.
+        self._left = weakref.WeakKeyDictionary[Any, dict[str, Tensor]]()
 
     def __call__(self, group: Any) -> Tensor | None:
         """Return one score per root channel of a dependency group of Torch-Pruning; None if no mask gates it.
@@ -73,7 +76,7 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
                 continue
             for scores in self.scores[name]:
                 width = group._DG.get_out_channels(item.dep.target.module)
-                scores = scores[self.left.get(name, torch.arange(len(scores)))]
+                scores = scores[self._left[group._DG].get(name, torch.arange(len(scores)))]
                 if len(scores) != width:
                     raise ModelError(
                         f"the mask of '{name}' has {len(scores)} channels, the layer has {width}: the masks belong to "
@@ -102,9 +105,9 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
 
     def _watch(self, graph: Any) -> None:
         """Note from now on which channels the dependency groups of a graph remove."""
-        if graph in self._watched:
+        if graph in self._left:
             return
-        self._watched.add(graph)
+        self._left[graph] = {}
         original = graph.get_pruning_group
 
         def get_pruning_group(*args: Any, **kwargs: Any) -> Any:
@@ -126,8 +129,9 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
         gone: dict[str, set[int]] = {}
         for item, name in self._outputs(group):
             gone.setdefault(name, set()).update(int(index) for index in item.idxs)
+        known = self._left[group._DG]
         for name, indices in gone.items():
-            left = self.left.get(name, torch.arange(len(self.scores[name][0])))
+            left = known.get(name, torch.arange(len(self.scores[name][0])))
             stays = torch.ones(len(left), dtype=torch.bool)
             stays[sorted(indices)] = False
-            self.left[name] = left[stays]
+            known[name] = left[stays]

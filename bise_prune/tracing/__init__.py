@@ -11,6 +11,7 @@ of its operands, and nothing is known about the channels of its result.
 from .attention import SIZE_FREE
 from .functions import (
     COMPARISONS,
+    LOGICAL,
     NONLINEARITIES,
     CallCounter,
     FunctionMode,
@@ -30,6 +31,7 @@ from .union_find import UnionFind
 
 __all__ = [
     "COMPARISONS",
+    "LOGICAL",
     "NONLINEARITIES",
     "SIZE_FREE",
     "SPENT",

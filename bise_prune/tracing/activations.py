@@ -11,7 +11,9 @@ from .record import Call, Nonlinearity, Trace
 
 # What an activation ends in that reads its input several times.
 _JOINS = {"mul", "div", "maximum", "minimum", "max", "min", "where"}
-_CURVED = NONLINEARITIES | COMPARISONS | {"erf", "pow", "square", "exp", "abs", "sin", "cos"} | _JOINS - {"mul", "div"}
+_CURVED = (NONLINEARITIES | COMPARISONS | _JOINS | {"erf", "pow", "square", "exp", "expm1", "abs", "sin", "cos"}) - {
+    "mul", "div",
+}  # fmt: skip
 _LONGEST = 16  # calls in one activation
 
 

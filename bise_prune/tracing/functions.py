@@ -17,6 +17,8 @@ NONLINEARITIES = frozenset({
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "tanh",
     "softsign", "hardtanh", "softplus", "sigmoid", "hardsigmoid", "logsigmoid",
 })  # fmt: skip
+# Functions of truth values.
+LOGICAL = frozenset({"invert", "and", "or", "xor", "logical_not", "logical_and", "logical_or", "logical_xor"})
 # Functions that look at the sign or order of entries, or round them.
 COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne", "where", "sign", "floor", "ceil", "round", "trunc"})
 SCALES = frozenset({"sigmoid", "hardsigmoid"})  # not gated where they only scale another tensor (squeeze-and-excite)
@@ -24,7 +26,7 @@ SCALES = frozenset({"sigmoid", "hardsigmoid"})  # not gated where they only scal
 _CANONICAL = {
     "iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "multiply": "mul", "isub": "sub", "subtract": "sub",
     "itruediv": "div", "truediv": "div", "true_divide": "div", "divide": "div", "concat": "cat", "concatenate": "cat",
-    "view_as": "view", "reshape_as": "reshape", "native_channel_shuffle": "channel_shuffle",
+    "clip": "clamp", "view_as": "view", "reshape_as": "reshape", "native_channel_shuffle": "channel_shuffle",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .functions import Slot
-from .norms import groups_of, parameters_of
+from .norms import groups_of, normalised_dims, parameters_of
 from .origins import Origin, Weights
 from .reasons import Reason, Why
 from .record import Call, Trace, Value
@@ -160,6 +160,11 @@ class LayerRules:
             leave(call, Why.READS_UNKNOWN)
             return
         output.compact, output.layer = first.compact, first.layer
+        if call.function == "normalize" and first.compact is not None:
+            if all(first.compact[dim] == 1 for dim in normalised_dims(call, len(first.shape))):
+                self.same_channels(call, first, output)
+                call.padded = True  # a constant is divided by a multiple of itself
+                return
         slots = parameters_of(call)
         owners = {self.owner.get(id(tensors[slot.position])) for slot in slots.values()}
         layers = {None if owner is None else owner[0] for owner in owners}

@@ -31,9 +31,14 @@ def groups_of(call: Call, first: Value) -> int | None:
         groups = call.argument(1, "num_groups")
         return groups if dim == 1 and first.shape[1] % groups == 0 else None
     if call.function == "normalize":
-        over = call.argument(2, "dim", 1)
-        return 1 if over in (dim, dim - len(first.shape)) and call.argument(1, "p", 2.0) > 0 else None
+        return 1 if normalised_dims(call, len(first.shape)) == [dim] and call.argument(1, "p", 2.0) > 0 else None
     return 1 if dim == len(first.shape) - 1 and len(call.argument(1, "normalized_shape")) == 1 else None
+
+
+def normalised_dims(call: Call, ndim: int) -> list[int]:
+    """Return the dimensions that a call of ``normalize`` runs over."""
+    dims = call.argument(2, "dim", 1)
+    return [dim % ndim for dim in (dims if isinstance(dims, (tuple, list)) else (dims,))]
 
 
 def parameters_of(call: Call) -> dict[str, Slot]:

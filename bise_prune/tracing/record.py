@@ -117,6 +117,7 @@ class Call:
             of the layer or because the weights must keep their shape.
         weights: for a convolution or linear layer, where its weight and its additive bias come from.
         module: name of the innermost module that was running.
+        counted: whether another forward pass can find the call by its key, so that it can be edited.
         macs: multiply-accumulates of a convolution, a linear layer or a product of tensors, for the whole example
             batch.
         why: for an opaque call, the reason why it is not followed.
@@ -140,6 +141,7 @@ class Call:
     whole: bool = False
     weights: Weights | None = None
     module: str = ""
+    counted: bool = True
     macs: int = 0
     why: Reason | None = None
     _identities: dict[tuple[int, int], bool] = field(default_factory=dict)

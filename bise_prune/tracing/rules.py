@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functions import COMPARISONS, NONLINEARITIES, Slot, replace_tensors, slot_filled, tensors_in
+from .functions import COMPARISONS, LOGICAL, NONLINEARITIES, Slot, replace_tensors, slot_filled, tensors_in
 from .layers import CONVOLUTIONS, TRANSPOSED, LayerRules, along, as_tuple, leave, multiplies_by_matrix
 from .norms import NORMS, REDUCTIONS, reduced_dims
 from .reasons import Why
 from .record import Call, Nonlinearity, Trace, Value
 from .weights import Steps
 
-_ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | COMPARISONS | {
+_CASTS = {"to", "float", "double", "half", "bfloat16", "type"}
+_ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | COMPARISONS | LOGICAL | _CASTS | {
     "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
     "maximum", "minimum", "zeros_like", "ones_like", "addcmul", "addcdiv",
     "sin", "cos", "clamp", "clamp_min", "clamp_max", "reciprocal", "threshold", "hardshrink", "softshrink",
-    "to", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout",
+    "expm1", "dropout", "alpha_dropout",
     "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
 }  # fmt: skip
 _CHANNELWISE = {
@@ -81,7 +82,9 @@ class ChannelRules(LayerRules):
     ) -> None:
         """Apply the rule for the function of a call; a call without a rule becomes opaque."""
         name, first = call.function, self.read(call, 0)
-        if not any(tensor.is_floating_point() for tensor in tensors):
+        is_float = any(tensor.is_floating_point() for tensor in tensors)
+        is_logical = (name in LOGICAL or name in _CASTS) and all(tensor.dtype == torch.bool for tensor in tensors)
+        if not is_float and not is_logical:
             leave(call, Why.INTEGERS)
         elif name == "embedding":
             self.embed(call, tensors, outputs[0])

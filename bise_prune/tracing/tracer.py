@@ -206,6 +206,7 @@ class _Tracer(CallCounter):
         values = [self._value(result, call) for result in results]
         call.outputs = tuple(value.index for value in values)
         call.module = self.modules[-1] if self.modules else ""
+        call.counted = counted
         self.rules.apply(call, tensors, shapes, values)
         if call.why is not None and call.module:
             call.why = call.why.inside(call.module)

@@ -27,6 +27,11 @@ WRITTEN = {
     "ELU by where": lambda x: torch.where(x >= 0, x, torch.exp(x) - 1),
     "softsign": lambda x: x / (1 + x.abs()),
     "SiLU by division": lambda x: x / (1 + torch.exp(-x)),
+    "leaky ReLU by the method": lambda x: x.where(x > 0, 0.1 * x),
+    "leaky ReLU by a negated condition": lambda x: torch.where(~(x > 0), 0.1 * x, x),
+    "ReLU by a mask": lambda x: (x > 0).to(x.dtype) * x,
+    "ReLU6 by clip": lambda x: torch.clip(x, 0, 6),
+    "ELU by expm1": lambda x: torch.where(x > 0, x, torch.expm1(x)),
     "hard step": lambda x: x * (x > 0),
     "squared ReLU": lambda x: F.relu(x) ** 2,
 }

@@ -216,9 +216,9 @@ def test_a_target_out_of_reach_names_the_nearest():
 
 
 def test_a_model_that_differs_is_stopped(monkeypatch):
-    from bise_prune.pruning import exact
+    from bise_prune.pruning import planner
 
-    cut = exact.cut
+    cut = planner.cut
 
     def spoil(*arguments):
         slim = cut(*arguments)
@@ -226,7 +226,7 @@ def test_a_model_that_differs_is_stopped(monkeypatch):
             slim.head.bias += 1
         return slim
 
-    monkeypatch.setattr(exact, "cut", spoil)
+    monkeypatch.setattr(planner, "cut", spoil)
     model, inputs = network("mlp"), images()
     with pytest.raises(VerificationError, match="does not compute the masked function: logits differ by 1"):
         prune(model, random_masks(model, inputs, "tied"), inputs)
@@ -258,12 +258,12 @@ def test_arguments_that_have_no_use_together():
 
 
 def test_a_forward_pass_that_cannot_be_narrower_is_explained(monkeypatch):
-    from bise_prune.pruning import exact
+    from bise_prune.pruning import planner
 
     def failing(*arguments):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nmore")
 
-    monkeypatch.setattr(exact, "cut", failing)
+    monkeypatch.setattr(planner, "cut", failing)
     model, inputs = network("mlp"), images()
     expected = r"does not run with fewer channels \(RuntimeError: mat1 and mat2 shapes cannot be multiplied\)"
     with pytest.raises(PruningError, match=expected):

@@ -222,3 +222,193 @@ def test_a_network_of_layer_norms_alone_is_told_which_placement_helps():
     with pytest.raises(ModelError, match=r"layer_norm computes with all its channels at once.*--placement streams"):
         gate_sites(model, tokens(2, 4).float())
     assert [site.name for site in gate_sites(model, tokens(2, 4).float(), "streams")] == ["a@stream"]
+
+
+class OwnLayerNorm(nn.LayerNorm):
+    """A subclass that keeps its width under a name of its own."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.width = width
+
+    def forward(self, x):
+        return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+
+
+class OwnGroupNorm(nn.GroupNorm):
+    def __init__(self, groups, width):
+        super().__init__(groups, width)
+        self.count = groups
+
+    def forward(self, x):
+        return F.group_norm(x, num_groups=self.count, weight=self.weight, bias=self.bias)
+
+
+class TwoNorms(nn.Module):
+    """A residual stream behind an embedding, with a norm of some kind before each reader."""
+
+    def __init__(self, norm, width=16):
+        super().__init__()
+        self.words, self.first, self.last = nn.Embedding(50, width), norm(width), norm(width)
+        self.up, self.down, self.head = nn.Linear(width, 12), nn.Linear(12, width), nn.Linear(width, 3)
+
+    def width_of(self, x):
+        return x
+
+    def forward(self, x):
+        x = self.width_of(self.words(x))
+        x = x + self.down(F.gelu(self.up(self.first(x))))
+        return self.head(self.last(x)).mean(1)
+
+
+WORDS = torch.arange(8).view(2, 4) % 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.02, 400.0])
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm, OwnLayerNorm])
+def test_norms_of_half_precision_are_as_accurate_as_torchs(norm, size, dtype):
+    torch.manual_seed(0)
+    model = TwoNorms(norm).eval()
+    model.words.weight.data.mul_(size)
+    model = model.to(dtype)
+    result = prune(model, masks_for(model, WORDS, "streams", 0, 0.5), WORDS, joins="intersection")
+    with torch.no_grad():
+        slim, masked = (network(WORDS).double() for network in (result.model, result.masked))
+        expected = result.model.double()(WORDS)
+    assert torch.allclose(slim, expected, atol=0.02) and torch.allclose(masked, expected, atol=0.02)
+
+
+class Asserting(TwoNorms):
+    def width_of(self, x):
+        assert x.shape[-1] == 16
+        return x
+
+
+class Scaling(TwoNorms):
+    def width_of(self, x):
+        return x * (x.shape[-1] // 16) ** -0.5
+
+
+@pytest.mark.parametrize("kind", [Asserting, Scaling])
+def test_code_that_knows_the_width_keeps_it(kind):
+    torch.manual_seed(0)
+    model = kind(nn.LayerNorm).eval().double()
+    result = prune(model, masks_for(model, WORDS, "streams", 0, 0.5), WORDS, joins="expand", tolerance=1e-10)
+    assert result.plan.sparsity > 0.2
+
+
+def test_subclasses_that_keep_their_widths_themselves():
+    torch.manual_seed(0)
+    model = TwoNorms(OwnLayerNorm).eval().double()
+    result = prune(model, masks_for(model, WORDS, "streams", 0, 0.5), WORDS, tolerance=1e-10)
+    assert any("statistics over" in edit for edit in result.plan.edits)
+    model = Groups().eval().double()
+    model.n, model.m = OwnGroupNorm(6, 12).double(), OwnGroupNorm(4, 8).double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    masks = MaskSet({"a@groups": torch.tensor([1.0, 1, 1, -1, -1, -1]), "b@groups": torch.ones(4)})
+    assert any(edit.endswith(": 3 groups") for edit in prune(model, masks, x, tolerance=1e-10).plan.edits)
+
+
+class Direct(TwoNorms):
+    def forward(self, x):
+        x = self.words(x)
+        normed = torch.layer_norm(x, (16,), self.first.weight, self.first.bias, 1e-5, torch.backends.cudnn.enabled)
+        x = x + self.down(F.gelu(self.up(normed)))
+        return self.head(torch.layer_norm(x, [16], cudnn_enable=False)).mean(1)
+
+
+def test_torchs_own_layer_norm_function():
+    torch.manual_seed(0)
+    model = Direct(nn.LayerNorm).eval().double()
+    masks = masks_for(model, WORDS, "streams", 0, 0.5)
+    assert "words@stream" in masks.logits
+    prune(model, masks, WORDS, tolerance=1e-10)
+
+
+class Adaptive(nn.Module):
+    """Norms whose scale and shift are parts of a layer's result, as in diffusion transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.change, self.norm = nn.Linear(5, 8), nn.Linear(5, 16), nn.LayerNorm(8, elementwise_affine=False)
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        shift, scale = self.change(x).chunk(2, -1)
+        y = self.stem(x)
+        y = y + self.down(F.gelu(self.up(self.norm(y) * (1 + scale) + shift)))
+        return self.head(self.norm(y)).mean(1)
+
+
+def test_streams_with_parts_of_a_layer_are_left_alone():
+    torch.manual_seed(0)
+    model, x = Adaptive().eval().double(), tokens(2, 4)
+    assert [site.name for site in gate_sites(model, x, "streams")] == ["up"]
+    prune(model, masks_for(model, x, "streams", 0, 0.5), x, tolerance=1e-10)
+
+
+DIVISIONS = {
+    "root mean square": lambda x: x / torch.sqrt(x.pow(2).mean(1, keepdim=True) + 0.1),
+    "norm and one": lambda x: x / (x.norm(dim=1, keepdim=True) + 1),
+    "direction": lambda x: F.normalize(x, dim=(1,)),
+    "over places": lambda x: F.normalize(x, dim=(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_zeros_stay_zeros_whatever_they_are_divided_by(name):
+    class Divided(Groups):
+        def forward(self, x):
+            return self.head(torch.relu(self.b(DIVISIONS[name](torch.relu(self.a(x))))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Divided().eval().double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    masks = masks_for(model, x, "tied", 0, 0.5)
+    slim = prune(model, masks, x, joins="intersection", tolerance=1e-10).model
+    own = getattr(slim, "model", slim)
+    assert own.a.out_channels == int(masks.keep["a"].sum()) < 12
+
+
+def test_rounding_with_open_groups_counts_channels():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.n, self.head = nn.Conv2d(3, 32, 3), nn.GroupNorm(8, 32), nn.Linear(32, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.n(self.a(x))).mean((2, 3)))
+
+    model, x = Wide().eval().double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    masks = MaskSet({"a@groups": torch.tensor([1.0, 1, -1, -2, -3, -4, -5, -6])})
+    for fill in ("zero", "best"):
+        assert prune(model, masks, x, round_to=8, round_fill=fill).model.a.out_channels == 8
+
+
+class Heads(nn.Module):
+    """Attention that takes its width from the stream in front of it."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        return self.out(((q @ k.mT * 8**-0.5).softmax(-1) @ v).transpose(1, 2).reshape(n, tokens, width))
+
+
+def test_a_stream_shrinks_in_front_of_whole_heads():
+    class Attending(TwoNorms):
+        def width_of(self, x):
+            return x + self.attend(self.before(x))
+
+    torch.manual_seed(0)
+    model = Attending(nn.LayerNorm)
+    model.attend, model.before = Heads(), nn.LayerNorm(16)
+    model = model.eval().double()
+    sites = gate_sites(model, WORDS, "streams")
+    masks = {site.name: torch.ones(site.num_channels) for site in sites}
+    masks["words@stream"] = 1.0 - 2 * (torch.arange(16) % 2)
+    result = prune(model, MaskSet(masks), WORDS, tolerance=1e-10)
+    assert not result.plan.reasons and result.model.model.attend.qkv.weight.shape == (48, 8)

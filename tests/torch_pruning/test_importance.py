@@ -123,4 +123,21 @@ def test_steps_taken_by_hand_are_followed():
         lowest = importance(whole).argsort()[:count].tolist()
         graph.get_pruning_group(conv, tp.prune_conv_out_channels, lowest).prune()
     best = masks.logits["blocks.0.0"].topk(len(masks.logits["blocks.0.0"]) - 3).indices.sort().values
-    assert torch.equal(importance.left["blocks.0.0"], best)
+    assert torch.equal(importance._left[graph]["blocks.0.0"], best)
+
+
+def test_one_importance_serves_several_copies():
+    masks = random_masks(network("simple_convnet"), images(), "paper")
+    importance, found = BISEImportance(masks), []
+    for _ in range(2):
+        model = network("simple_convnet")
+        made = tp.pruner.BasePruner(model, images(), importance=importance, ignored_layers=[model.head],
+                                    pruning_ratio=0.5, iterative_steps=2)  # fmt: skip
+        made.step(), made.step()
+        found.append(widths(model))
+    assert found[0] == found[1] == [2, 3, 4, 3]
+
+
+def test_masks_that_no_layer_has_are_refused():
+    with pytest.raises(ModelError, match="no mask of the set is one of channels of layers"):
+        BISEImportance(MaskSet({"conv@groups": torch.zeros(2)}))
