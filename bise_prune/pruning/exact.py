@@ -27,7 +27,7 @@ from ..config import (
     lowering_of,
 )
 from ..errors import BiseError, ConfigError, ModelError, PruningError, VerificationError
-from ..gates.gated_model import constant_gates, with_learned_state
+from ..gates.gated_model import GatedModel, constant_gates, with_learned_state
 from ..gates.masks import GateSite, MaskSet
 from ..gates.sites import matching_sites
 from ..metrics.cost import measure, measure_latency
@@ -60,6 +60,13 @@ class PruningResult:
     plan: PruningPlan
     verification: Verification
     masked: nn.Module
+
+    @property
+    def open_norms(self) -> int:
+        """Number of layer norms that compute their statistics over open channels, in both networks."""
+        keep = self.plan.keep
+        sites = self.masked.sites if isinstance(self.masked, GatedModel) else ()
+        return sum(gate.is_layer_norm for site in sites if not bool(keep[site.name].all()) for gate in site.calls)
 
 
 def prune(

@@ -60,6 +60,7 @@ def report_of(results: RunResults) -> dict[str, Any]:
             "slim_against_masked": _check(results.pruned.verification),
             **{name: _check(check) for name, check in results.checks.items()},
         },
+        "open_norms": results.pruned.open_norms,
         "formats": _formats(results.files, labels),
         "layers": _layers(subject.dense, results.pruned),
         "closed_but_kept": dict(plan.closed_but_kept),

@@ -125,6 +125,9 @@ def test_a_closed_channel_of_a_stream_is_as_if_it_had_never_been():
     assert own.stem.out_features == own.down.out_features == own.up.in_features == own.head.in_features == 8
     assert own.first.normalized_shape == own.last.normalized_shape == (8,)
     assert own.places.shape == (1, 5, 8)
+    assert (
+        prune(model, masks, x).open_norms == 2 and prune(model, masks_for(model, x, "tied", 0, 0.5), x).open_norms == 0
+    )
 
 
 def test_gates_on_streams_get_gradients_for_each_sample():
