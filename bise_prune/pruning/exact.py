@@ -31,10 +31,10 @@ from ..gates.gated_model import GatedModel, constant_gates, with_learned_state
 from ..gates.masks import GateSite, MaskSet
 from ..gates.sites import matching_sites
 from ..metrics.cost import measure, measure_latency
-from ..tracing import Inputs, Reason, Trace, Why, evaluating, run, trace
+from ..tracing import Inputs, Reason, Trace, Why, evaluating, replace_tensors, run, trace
 from .plan import LayerPlan, PruningPlan, fingerprint
 from .planner import Planner, Proposal
-from .verification import Verification, require, verify
+from .verification import InDouble, Verification, require, verify
 
 # Multiples of channels for which kernels are fast: 16 in onnxruntime's CPU convolutions, 8 on tensor cores.
 _AUTO_MULTIPLE = {"cpu": 16, "cuda": 8}
@@ -195,11 +195,13 @@ def _fixed_width(planner: Planner, suspects: AbstractSet[int]) -> int | None:
     """Return the one of some calls that the forward pass of a network that was cut fails at, or behind."""
     record = planner.trace
     waiting: list[int] = []
+    device = next((parameter.device for parameter in planner.model.parameters()), torch.device("cpu"))
+    inputs = replace_tensors(planner.example_inputs, lambda tensor: tensor.to(device))
     for slim in planner.cuts:
         watched = slim if isinstance(slim, RewiredModel) else RewiredModel(slim, [], {})
         try:
-            with evaluating(watched), torch.no_grad():
-                run(watched, planner.example_inputs)
+            with evaluating(watched), torch.no_grad(), InDouble():
+                run(watched, inputs)
         except Exception:  # it is explained if no try succeeds
             failed = record.call_of.get(watched.last_call)
             waiting = waiting or ([] if failed is None else [failed.index])

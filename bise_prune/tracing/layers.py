@@ -84,8 +84,10 @@ class LayerRules:
 
     def embed(self, call: Call, tensors: list[Tensor], output: Value) -> None:
         """Rule for embeddings: a linear layer without an additive bias whose inputs, the words, all stay."""
-        weight = self.steps.origin(tensors[1]) if call.argument(3, "max_norm") is None else None
-        if weight is None or weight.steps or weight.behind or call.operands[0] is None:
+        slot = call.argument(1, "weight")
+        weight = self.steps.origin(tensors[slot.position]) if isinstance(slot, Slot) else None
+        is_scaled = call.argument(3, "max_norm") is not None  # in place
+        if weight is None or weight.steps or weight.behind or call.operands[0] is None or is_scaled:
             leave(call, Why.NO_RULE)
             return
         output.compact = along(output.shape, len(output.shape) - 1)
