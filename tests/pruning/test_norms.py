@@ -415,21 +415,3 @@ def test_a_stream_shrinks_in_front_of_whole_heads():
     masks["words@stream"] = 1.0 - 2 * (torch.arange(16) % 2)
     result = prune(model, MaskSet(masks), WORDS, tolerance=1e-10)
     assert not result.plan.reasons and result.model.model.attend.qkv.weight.shape == (48, 8)
-
-
-def test_the_literal_width_is_found_in_a_network_of_single_precision():
-    class Folding(Literal):
-        """Constants that are folded into a bias make some of the weights float64 until the end."""
-
-        def __init__(self):
-            super().__init__()
-            self.before, self.behind = nn.Linear(5, 5), nn.Linear(8, 5)
-
-        def forward(self, x):
-            return super().forward(self.behind(torch.sigmoid(nn.functional.pad(torch.relu(self.before(x)), (0, 3)))))
-
-    torch.manual_seed(0)
-    model, x = Folding().eval(), tokens(2, 4).float()
-    result = prune(model, masks_for(model, x, "streams", 0, 0.5), x, joins="expand")
-    own = result.model.model
-    assert own.stem.out_features == 12 and own.down.out_features < 12
