@@ -65,9 +65,9 @@ def stream_sites(record: Trace, model: nn.Module, gated: set[int]) -> list[GateS
         members.setdefault(first, []).append(value)
     fixed = {stream[value] for value in (*record.inputs, *record.outputs)}
     fixed |= {stream[output] for index in gated for output in record.calls[index].outputs}
-    found = []
+    found, useful = [], record.useful
     for first, values in members.items():
-        readers = {reader for value in values for reader in record.values[value].readers}
+        readers = {reader for value in values for reader in record.values[value].readers} & useful
         pools = any(record.calls[reader].kind in ("normalising", "reducing") for reader in readers)
         source = record.values[min(values)].call
         is_moved = source is not None and record.calls[source].kind == "movement"  # gated where it comes from

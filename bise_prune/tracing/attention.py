@@ -31,19 +31,9 @@ _SCALINGS = {"mul", "div", "dropout", "to", "float", "double", "half", "type"}
 
 def attentions_in(trace: Trace) -> list[Attention]:
     """Find the attentions whose values and results can be followed, in order of execution."""
-    useful = _useful(trace)
+    useful = trace.useful
     found = [_attention(trace, *core, useful) for core in _cores(trace)]
     return [attention for attention in found if attention is not None]
-
-
-def _useful(trace: Trace) -> set[int]:
-    """Indices of the calls that an output of the model depends on."""
-    wanted, useful = set(trace.outputs), set[int]()
-    for call in reversed(trace.calls):
-        if wanted & set(call.outputs):
-            useful.add(call.index)
-            wanted |= {operand for operand in call.operands if operand is not None}
-    return useful
 
 
 def _cores(trace: Trace) -> Iterator[tuple[tuple[Call, ...], list[Call], tuple[int, int, int]]]:

@@ -321,6 +321,16 @@ class Trace:
         return found
 
     @property
+    def useful(self) -> set[int]:
+        """Indices of the calls that an output of the model depends on."""
+        wanted, useful = set(self.outputs), set[int]()
+        for call in reversed(self.calls):
+            if wanted & set(call.outputs):
+                useful.add(call.index)
+                wanted |= {operand for operand in call.operands if operand is not None}
+        return useful
+
+    @property
     def frozen(self) -> set[str]:
         """Names of layers whose weights must keep their shape, because another function reads them as well."""
         return {name.rpartition(".")[0] for name in self.rigid} | {
