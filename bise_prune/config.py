@@ -277,7 +277,7 @@ class SearchConfig:
     method: SearchMethod = "auto"
     steps: int | None = None
     refit: Refit = "none"
-    placement: Placement = "streams"
+    placement: Placement = "tied"
     anneal_every: int = 10
     anneal_factor: float = 0.5
     min_temperature: float = 1e-3
