@@ -83,6 +83,11 @@ class GateSite:
     num_channels: int
     calls: tuple[GateCall, ...]
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether this gates a residual stream, whose layer norms run over open channels."""
+        return "@stream" in self.name
+
 
 def site_layer(name: str) -> str:
     """Return the first layer whose channels the site ``name`` gates.

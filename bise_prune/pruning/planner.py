@@ -179,18 +179,21 @@ class Planner:
         return replace(nearest, plan=replace(nearest.plan, target=outcome))
 
     def rounded_up(self, keep: Mapping[str, Tensor], masks: MaskSet) -> dict[str, Tensor]:
-        """Return the masks with the best closed channels opened again, if rounding is set to fill up with these."""
-        if self.rounding.multiple == 1 or self.rounding.fill != "best":
-            return dict(keep)
-        opened = {}
-        widths = {site.name: (site.calls[0].entries or (0,)).count(0) for site in self.sites}  # channels for an entry
-        for name, mask in keep.items():
-            kept = int(mask.sum()) * max(1, widths[name])
-            wanted = math.ceil(kept / self.rounding.multiple) * self.rounding.multiple
-            wanted = min(math.ceil(wanted / max(1, widths[name])), len(mask))
-            ranked = torch.where(mask, float("inf"), masks.logits[name].cpu().double()).argsort(descending=True)
-            opened[name] = mask.clone()
-            opened[name][ranked[:wanted]] = True
+        """Return the masks with the best closed channels opened again, where rounding fills up with these.
+
+        So it does if it is set to, and in any case for streams: a channel of zeros would have to be left out of each
+        layer norm, which takes longer than the norm itself.
+        """
+        opened = dict(keep)
+        for site in self.sites if self.rounding.multiple > 1 else ():
+            if self.rounding.fill != "best" and not site.is_stream:
+                continue
+            mask, width = keep[site.name], max(1, (site.calls[0].entries or (0,)).count(0))  # channels for an entry
+            kept = math.ceil(int(mask.sum()) * width / self.rounding.multiple) * self.rounding.multiple
+            logits = masks.logits[site.name].cpu().double()
+            ranked = torch.where(mask, float("inf"), logits).argsort(descending=True)
+            opened[site.name] = mask.clone()
+            opened[site.name][ranked[: min(math.ceil(kept / width), len(mask))]] = True
         return opened
 
     def cut(self, proposal: Proposal) -> nn.Module:

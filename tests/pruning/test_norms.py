@@ -415,3 +415,13 @@ def test_a_stream_shrinks_in_front_of_whole_heads():
     masks["words@stream"] = 1.0 - 2 * (torch.arange(16) % 2)
     result = prune(model, MaskSet(masks), WORDS, tolerance=1e-10)
     assert not result.plan.reasons and result.model.model.attend.qkv.weight.shape == (48, 8)
+
+
+def test_rounding_opens_channels_of_streams_again():
+    torch.manual_seed(0)
+    model = TwoNorms(nn.LayerNorm).eval().double()
+    masks = masks_for(model, WORDS, "streams", 0, 0.5)
+    masks.logits["words@stream"][:] = torch.arange(16) - 10.5  # five are open
+    result = prune(model, masks, WORDS, round_to=8, tolerance=1e-10)
+    assert torch.equal(result.plan.keep["words@stream"], torch.arange(16) >= 8) and not result.plan.edits
+    assert result.model.first.normalized_shape == (8,) and result.plan.rounding["reopened"] == 3
