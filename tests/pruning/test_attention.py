@@ -264,11 +264,18 @@ def test_channels_side_by_side_are_read_without_a_copy():
 
 
 @pytest.mark.slow
-def test_half_of_a_large_vision_transformer():
-    """As a plan alone; with gates in feed-forward blocks, two thirds of the multiply-accumulates are left."""
-    model, x = torchvision_network("vit_b_16"), torch.randn(1, 3, 224, 224)
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("vit_b_16", [("tied", 0.35, 0.5), ("feed-forward", 0.65, 0.7), ("streams", 0.2, 0.3)]),
+        ("convnext_tiny", [("tied", 0.5, 0.6), ("streams", 0.2, 0.3)]),
+    ],
+)
+def test_half_of_a_large_network_with_layer_norms(name, shares):
+    """As a plan alone: the multiply-accumulates that are left, by placement."""
+    model, x = torchvision_network(name), torch.randn(1, 3, 224, 224)
     record = trace(model, x)
-    for placement, least, most in (("tied", 0.35, 0.5), ("feed-forward", 0.65, 0.7)):
+    for placement, least, most in shares:
         sites, draw = sites_in(record, model, placement), torch.Generator().manual_seed(0)
         keep = {s.name: torch.randperm(s.num_channels, generator=draw) < s.num_channels // 2 for s in sites}
         macs = Planner(model, sites, x, record=record).propose(keep, "expand").plan.macs
