@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..channels import Demands, Joins
+from ..channels import Joins
 from ..channels.edited_model import RewiredModel
 from ..config import (
     ENGINES,
@@ -26,20 +25,20 @@ from ..config import (
     TargetSparsity,
     lowering_of,
 )
-from ..errors import BiseError, ConfigError, ModelError, PruningError, VerificationError
+from ..errors import ConfigError, PruningError, VerificationError
 from ..gates.gated_model import GatedModel, constant_gates, with_learned_state
 from ..gates.masks import GateSite, MaskSet
 from ..gates.sites import matching_sites
 from ..metrics.cost import measure, measure_latency
-from ..tracing import Inputs, Reason, Trace, Why, evaluating, replace_tensors, run, trace
+from ..tracing import Inputs, Reason, Trace, Why, trace
+from .fallback import with_fallback
 from .plan import LayerPlan, PruningPlan, fingerprint
 from .planner import Planner, Proposal
-from .verification import InDouble, Verification, require, verify
+from .verification import Verification, require, verify
 
 # Multiples of channels for which kernels are fast: 16 in onnxruntime's CPU convolutions, 8 on tensor cores.
 _AUTO_MULTIPLE = {"cpu": 16, "cuda": 8}
 _LATENCY_RUNS = 15
-_MOST_FIXED = 8  # calls with a fixed number of channels that are looked for one by one
 _AS_FAST = 1.05  # ratio by which two timings of the same network may differ
 
 
@@ -150,86 +149,12 @@ def prune(
     multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
     rounding = Rounding(multiple=multiple, fill=round_fill)
     make_planner = partial(Planner, model, sites, example_inputs, record=record, rounding=rounding)
-    return _with_fallback(
+    return with_fallback(
         record, make_planner, lambda planner: finish(sites, *_chosen(planner, masks, joins, target, layer_floor))
     )
 
 
 Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
-
-
-def _with_fallback(
-    record: Trace, make_planner: Callable[..., Planner], attempt: Callable[[Planner], PruningResult]
-) -> PruningResult:
-    """Run the attempt, and again with what the forward pass may demand, if that fails."""
-    wide = {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
-    wide |= {value.readers[0] for value in record.values if value.foreign}  # made to a width that a layer declares
-    tries = [Demands()]
-    if record.attentions and any(value.measured for value in record.values):
-        tries.append(Demands(numbers=True))
-    if record.attentions:  # whether queries are as wide as values may decide how attention is computed
-        tries.append(Demands(square_heads=True))
-        tries.append(Demands(square_heads=True, all_heads=True))
-    if wide:  # several of them may contain a fixed number of channels
-        tries.append(Demands(frozenset(wide)))
-    if any(value.measured and value.num_channels > 1 for value in record.values):
-        tries.append(Demands(frozenset(wide), sizes=True))
-    found: frozenset[int] = frozenset()
-    while tries:
-        planner = make_planner(demands=replace(tries[0], full_width=tries[0].full_width | found))
-        try:
-            return attempt(planner)
-        except (ConfigError, PruningError):
-            raise
-        except _FAILURES as error:
-            failure = error
-        culprit = _fixed_width(planner, wide - planner.demands.full_width) if len(found) < _MOST_FIXED else None
-        if culprit is None:
-            tries.pop(0)
-        else:
-            found |= {culprit}
-    raise _explained(failure) from failure
-
-
-def _fixed_width(planner: Planner, suspects: AbstractSet[int]) -> int | None:
-    """Return the one of some calls that the forward pass of a network that was cut fails at, or behind."""
-    record = planner.trace
-    waiting: list[int] = []
-    device = next((parameter.device for parameter in planner.model.parameters()), torch.device("cpu"))
-    inputs = replace_tensors(planner.example_inputs, lambda tensor: tensor.to(device))
-    for slim in planner.cuts:
-        watched = slim if isinstance(slim, RewiredModel) else RewiredModel(slim, [], {})
-        try:
-            with evaluating(watched), torch.no_grad(), InDouble():
-                run(watched, inputs)
-        except Exception:  # it is explained if no try succeeds
-            failed = record.call_of.get(watched.last_call)
-            waiting = waiting or ([] if failed is None else [failed.index])
-    seen = set(record.attention_of)  # which has demands of its own
-    while waiting:
-        index = waiting.pop(0)
-        if index not in seen and index in suspects:
-            return index
-        if index not in seen:
-            sources = {record.values[operand].call for operand in record.calls[index].operands if operand is not None}
-            waiting += sorted((source for source in sources if source is not None), reverse=True)
-        seen.add(index)
-    return None
-
-
-# What a forward pass may raise that meets other widths, and what is raised if it computes something else.
-_FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
-    ModelError, VerificationError,
-)  # fmt: skip
-
-
-def _explained(error: Exception) -> BiseError:
-    """Return the error as one of this package's errors."""
-    if isinstance(error, BiseError):
-        return error
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return PruningError(f"the forward pass does not run with fewer channels ({type(error).__name__}: {reason})")
 
 
 def _replayed(
@@ -254,7 +179,7 @@ def _replayed(
             raise VerificationError("the plan's widths do not follow from its masks: it was changed, or made elsewhere")
         return result
 
-    return _with_fallback(record, make_planner, attempt)
+    return with_fallback(record, make_planner, attempt)
 
 
 def _by_groups(

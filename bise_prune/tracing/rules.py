@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,7 @@ from .functions import COMPARISONS, LOGICAL, NONLINEARITIES, Slot, replace_tenso
 from .layers import CONVOLUTIONS, TRANSPOSED, LayerRules, along, as_tuple, leave, multiplies_by_matrix
 from .norms import NORMS, REDUCTIONS, reduced_dims
 from .reasons import Why
-from .record import Call, Nonlinearity, Trace, Value
-from .weights import Steps
+from .record import Call, Nonlinearity, Value
 
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type"}
 _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | COMPARISONS | LOGICAL | _CASTS | {
@@ -40,21 +38,13 @@ _SAME_SHAPE = {"local_response_norm", "setitem", "softmax", "masked_fill"}
 
 
 class ChannelRules(LayerRules):
-    """Determines what each call does with channels, and completes the trace with it.
+    """Determines what each call does with channels, and completes the trace with it; see :class:`LayerRules`.
 
-    Args:
-        trace: the trace so far; the rules complete it.
-        owner: id of a parameter or buffer -> name of the module that it belongs to and its name in that module; None
-            for tensors that several modules share.
-        steps: what has been made of parameters so far.
-        model: the network.
+    Attributes:
+        nonlinearities: number of calls of nonlinearities so far.
     """
 
-    def __init__(
-        self, trace: Trace, owner: Mapping[int, tuple[str, str] | None], steps: Steps, model: nn.Module
-    ) -> None:
-        super().__init__(trace, owner, steps, model)
-        self.nonlinearities = 0  # number of calls of nonlinearities so far
+    nonlinearities = 0
 
     def apply(self, call: Call, tensors: list[Tensor], shapes: list[tuple[int, ...]], outputs: list[Value]) -> None:
         """Complete the description of a call that has just run.
