@@ -55,7 +55,8 @@ class Analysis:
         inputs = self.constant[call.operands[0] or 0]
         if call.index in self.normed:
             return self.normed[call.index]
-        return inputs == 0 if call.kind == "reducing" or call.function in WITHOUT_MEAN else torch.zeros_like(inputs) > 0
+        notices_zeros = call.kind == "normalising" and call.function not in WITHOUT_MEAN
+        return torch.zeros_like(inputs, dtype=torch.bool) if notices_zeros else inputs == 0
 
 
 def analyse(

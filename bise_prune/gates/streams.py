@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ..channels import lay_out
 from ..channels.analysis import constants
-from ..tracing import Call, Trace, UnionFind
+from ..tracing import COMPARISONS, LOGICAL, Call, Trace, UnionFind
 from .masks import GateCall, GateSite
+
+_TRUTHS = (COMPARISONS | LOGICAL) - {"where"}  # which say something of a stream, and bring no channels into it
 
 
 def streams(record: Trace, *, through_layer_norms: bool = False) -> list[int]:
@@ -105,6 +107,8 @@ def _gates(values: set[int], record: Trace, model: nn.Module) -> tuple[tuple[Gat
         known = constants(record, model, writers, left_out)
         fresh = False
         for call in record.calls:
+            if call.function in _TRUTHS:
+                continue
             inside = [output for output in call.outputs if output in values]
             operands = {operand for _, operand, _ in _kept_by(call, record)}
             reads = [v for v in operands if v in values and record.values[v].call is not None]

@@ -79,7 +79,8 @@ def _fixed_width(planner: Planner, suspects: AbstractSet[int]) -> int | None:
                 run(watched, inputs)
         except Exception:  # it is explained if no try succeeds
             failed = record.call_of.get(watched.last_call)
-            waiting = waiting or ([] if failed is None else [failed.index])
+            waiting = [] if failed is None else [failed.index]
+            break
     seen = set(record.attention_of)  # which has demands of its own
     while waiting:
         index = waiting.pop(0)

@@ -425,3 +425,18 @@ def test_rounding_opens_channels_of_streams_again():
     result = prune(model, masks, WORDS, round_to=8, tolerance=1e-10)
     assert torch.equal(result.plan.keep["words@stream"], torch.arange(16) >= 8) and not result.plan.edits
     assert result.model.first.normalized_shape == (8,) and result.plan.rounding["reopened"] == 3
+
+
+@pytest.mark.parametrize(
+    "act", [lambda x: torch.where(x >= 0, x, torch.exp(x) - 1), lambda x: (x >= 0).to(x.dtype) * x]
+)
+def test_truth_values_in_a_stream_are_not_gated(act):
+    class Choosing(TwoNorms):
+        def width_of(self, x):
+            return act(x)
+
+    torch.manual_seed(0)
+    model = Choosing(nn.LayerNorm).eval().double()
+    masks = masks_for(model, WORDS, "streams", 0, 0.5)
+    result = prune(model, masks, WORDS, joins="intersection", tolerance=1e-10)
+    assert "words@stream" in masks.logits and result.plan.sparsity > 0.3
