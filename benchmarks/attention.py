@@ -1,9 +1,10 @@
 """Gates inside attention and on residual streams against gates in feed-forward blocks alone, on the zoo's transformers.
 
-    python benchmarks/attention.py --data-root data --work FOLDER
+    python benchmarks/attention.py --data-root data --work FOLDER [--seeds 0 1 2]
     python benchmarks/attention.py --data-root data --work FOLDER --record
 
-Protocol: networks of benchmarks/zoo.py with attention or layer norms, seed 0 (of search and refits), one thread. The
+Protocol: networks of benchmarks/zoo.py with attention or layer norms; each seed has data, a bias, and a trained network
+of its own (searches and refits have seed 0); one thread. The
 gradual search, and Taylor scores that are re-estimated in steps, each with gates in the feed-forward blocks alone
 (placement `feed-forward`), with heads, values and query-key pairs as well (`tied`), and with residual streams on top of
 these (`streams`), whose layer norms then run over open channels; the search also without a budget.
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     zoo.add_arguments(parser)
     parser.add_argument("--ways", nargs="+", choices=("dense", *WAYS), default=("dense", *WAYS), metavar="WAY",
                         help=f"these alone: dense, {'; '.join(WAYS)}")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="of the networks and their data")
     parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -59,8 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.record:
         write_json(RECORDS / "attention.json", _record(results))
         return 0
+    cells = [zoo.repeated(cell, seed) for seed in arguments.seeds for cell in zoo.chosen(arguments.cells or CELLS)]
+    for cell in cells:
+        zoo.prepare(cell, arguments.data_root, arguments.work)
     for share in SHARES:
-        for cell in zoo.chosen(arguments.cells or CELLS):
+        for cell in cells:
             for way in arguments.ways:
                 place = results / cell.name / f"{way}-{share:g}.json"
                 if not place.exists() and (way == "dense") <= (share == 1) <= (way == "dense" or "search" in way):

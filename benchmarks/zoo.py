@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import gzip
 import sys
 import time
@@ -154,6 +155,11 @@ def chosen(names: Sequence[str] | None) -> list[Cell]:
     if unknown:
         sys.exit(f"no such cell: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     return [known[name] for name in names] if names else list(CELLS)
+
+
+def repeated(cell: Cell, seed: int) -> Cell:
+    """A cell with the same settings and another seed of its data, its bias, and its network; 0 = the cell itself."""
+    return dataclasses.replace(cell, name=f"{cell.name}~{seed}") if seed else cell
 
 
 def session_of(cell: Cell, work: Path, output: Path, **settings: Any) -> Session:
