@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
-Placement = Literal["tied", "feed-forward", "streams", "paper"]
+Placement = Literal["tied", "feed-forward", "streams", "zero-streams", "paper"]
 Weighting = Literal["auto", "subgroup", "alignment", "none"]
 TargetSparsity = float | Literal["auto"]
 Select = Literal["auto", "best", "worst-group", "accuracy", "worst-class", "last"]

@@ -26,7 +26,7 @@ from ..gates.sites import gate_sites, sites_in, sites_of
 from ..metrics.subgroups import aligned_values, is_aligned
 from ..pruning.planner import Planner
 from ..report.loggers import check_loggers
-from ..tracing import logits_of, run, trace
+from ..tracing import UNREPEATABLE, logits_of, run, trace
 from .gradient_check import check_gradients
 from .output_folder import check_room, check_writable
 from .session import Session
@@ -181,10 +181,7 @@ def example_of(model: nn.Module, data: BiasedDataset) -> tuple[Input, int]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"the model does not take inputs {what}: {reason}") from error
         if not torch.allclose(logits, again, rtol=1e-3, atol=1e-4, equal_nan=True):
-            raise ModelError(
-                "the network gives other logits for the same inputs when it runs again, in eval mode: take what is "
-                "random, such as dropout with training=True, or what counts its calls out of its forward pass"
-            )
+            raise ModelError(UNREPEATABLE)
     if any(len(shape) != 2 or shape[0] != size for size, shape in shapes.items()):
         found = ", ".join(f"{shape} for {size}" for size, shape in shapes.items())
         raise ModelError(

@@ -35,7 +35,10 @@ def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placeme
             scores[site.name] = _inside_attention(site, record, model)
             continue
         squares = torch.zeros(site.num_channels, dtype=torch.float64)
-        for layer in dict.fromkeys(call.layer for call in site.calls if not call.is_layer_norm):
+        layers = dict.fromkeys(call.layer for call in site.calls if call.function != "layer_norm")
+        if site.is_stream and len(layers) > 1:
+            layers.pop(None, None)  # class tokens and positions
+        for layer in layers:
             calls = record.calls_of(layer or "")
             if not calls or calls[0].weights is None:
                 raise ModelError(f"the channels of '{site.name}' have no filters of their own to measure")

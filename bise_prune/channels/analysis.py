@@ -38,12 +38,14 @@ class Analysis:
         constant: per value, float64 of shape (channels,): the value of a constant channel, NaN for a live channel.
         needed: per value, bool of shape (channels,): whether the channel is an output of the model, or live channels
             that an output depends on are computed from it.
+        closed: index of a gated call -> bool over the channels of its output, True where a gate closes the channel.
         normed: index of a call of a layer norm -> bool over its channels, True where its statistics leave the channel
             out and it passes unchanged.
     """
 
     constant: list[Tensor]
     needed: list[Tensor]
+    closed: Mapping[int, Tensor]
     normed: Mapping[int, Tensor]
 
     def live(self, value: int) -> Tensor:
@@ -51,11 +53,15 @@ class Analysis:
         return self.needed[value] & self.constant[value].isnan()
 
     def spared(self, call: Call) -> Tensor:
-        """Return which channels of its operand the statistics of a norm, or a mean over channels, do not need."""
+        """Return which channels of its operand the statistics of a norm, or a mean over channels, do not need.
+
+        A gated layer norm gets the zeros back that it computes with.
+        """
         inputs = self.constant[call.operands[0] or 0]
         if call.index in self.normed:
             return self.normed[call.index]
         notices_zeros = call.kind == "normalising" and call.function not in WITHOUT_MEAN
+        notices_zeros &= not (call.function == "layer_norm" and call.index in self.closed)
         return torch.zeros_like(inputs, dtype=torch.bool) if notices_zeros else inputs == 0
 
 
@@ -75,7 +81,7 @@ def analyse(
         The constants and the needed channels of every value.
     """
     constant = constants(trace, model, closed, normed or {})
-    analysis = Analysis(constant, [], normed or {})
+    analysis = Analysis(constant, [], closed, normed or {})
     needed = [torch.zeros(len(c), dtype=torch.bool) for c in constant]
     for value in trace.outputs:
         needed[value][:] = True

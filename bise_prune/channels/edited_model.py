@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from ..errors import ModelError
 from ..tracing import CallCounter, replace_tensors, tensors_in
 from .edits import Edit, Merge, Regather, Split
-from .norms import normalise_open, normalise_part
+from .norms import normalise_open, normalise_part, normalise_with_zeros
 
 # Class names of modules that call other functions in training: in torchvision, timm and transformers, and in torch.
 _EVALUATED = ("StochasticDepth", "DropPath", "_SpectralNorm")
@@ -148,6 +148,8 @@ class _Rewiring(nn.Module):
         edit = self.edit
         if edit.statistics is not None:
             return normalise_open(self.statistics, *args, **kwargs)
+        if edit.zeros is not None:
+            return normalise_with_zeros(edit.zeros, *args, **kwargs)
         if edit.number is not None:
             args = tuple(edit.number if isinstance(value, (int, float)) else value for value in args)
         if edit.groups is not None:

@@ -82,6 +82,7 @@ class Edit:
         groups: for a group norm, the number of its groups, if that has changed.
         share: for a mean or a root mean square over channels, the share of the channels that are still there, since the
             others were zero.
+        zeros: for a layer norm, how many channels of zeros it computes with besides those that are there.
     """
 
     function: str
@@ -98,6 +99,7 @@ class Edit:
     number: float | None = None
     groups: int | None = None
     share: float | None = None
+    zeros: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the edit as JSON values."""
@@ -158,5 +160,6 @@ class Edit:
             number=None if about.get("number") is None else float(about["number"]),
             groups=None if about.get("groups") is None else whole(about["groups"], 1),
             share=None if about.get("share") is None else float(about["share"]),
+            zeros=None if about.get("zeros") is None else whole(about["zeros"], 1),
             statistics=None if (open_ := about.get("statistics")) is None else tuple(bool(kept) for kept in open_),
         )

@@ -104,6 +104,8 @@ def _over_channels(layout: Layout, model: nn.Module, call: Call) -> dict[str, An
         there = layout.present[call.operands[0] or 0]
         return {"share": float(there.double().mean())} if call.function == "mean" and not bool(there.all()) else {}
     there = layout.present[call.outputs[0]]
+    if call.function == "layer_norm" and call.index in layout.closed:
+        return {"zeros": missing} if (missing := int((~there).sum())) else {}
     left_out, is_narrow = layout.analysis.normed.get(call.index, ~there)[there], not bool(there.all())
     if call.function == "layer_norm" and (bool(left_out.any()) or (is_narrow and not _tells_width(model, call))):
         return {"statistics": tuple((~left_out).tolist())}

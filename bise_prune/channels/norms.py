@@ -1,4 +1,4 @@
-"""Norms whose statistics run over some of their channels: the open ones, or those that a slim network has."""
+"""Norms over some of their channels: the open ones, or those that a slim network has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm, pad
 
 
 def normalise_open(
@@ -42,6 +43,35 @@ def normalise_open(
     output = output if weight is None else output * weight
     output = output if bias is None else output + bias
     return torch.lerp(input, output.to(input.dtype), gate.expand_as(input)).to(given.dtype)
+
+
+def normalise_with_zeros(
+    zeros: int,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """Layer norm of the last dimension, some channels of which were zero and are not there any more.
+
+    Args:
+        zeros: number of channels that are not there.
+        input: the tensor to normalise, shape (..., channels that are there).
+        normalized_shape: not used; it is there since the function takes the arguments of
+            ``torch.nn.functional.layer_norm``.
+        weight: factor of each channel, shape (channels that are there,).
+        bias: additive bias of each channel, of the same shape.
+        eps: number added to the variance.
+        cudnn_enable: not used, either.
+
+    Returns:
+        Tensor of the shape and dtype of ``input``.
+    """
+    width = input.shape[-1]
+    weight, bias = (None if entries is None else pad(entries, (0, zeros)) for entries in (weight, bias))
+    return layer_norm(pad(input, (0, zeros)), (width + zeros,), weight, bias, eps).narrow(-1, 0, width)
 
 
 def normalise_part(

@@ -27,12 +27,13 @@ class GateCall:
     Attributes:
         function: canonical name of the function: a nonlinearity, "linear", "layer_norm", or one that merges the heads
             of attention. A gated layer norm computes its statistics over open channels only and passes closed ones
-            unchanged.
+            unchanged, unless ``multiplies``.
         count: number of counted calls of that name before this call in a forward pass.
         dim: the channel dimension of the output.
         layer: name of the layer that produces these channels; None if there are several (after a concatenation).
         entries: for each channel of the output the entry of the mask that gates it, -1 = it is not gated; None = there
             is one entry per channel, in order.
+        multiplies: whether a gate on a layer norm multiplies its output, as any other gate does.
     """
 
     function: str
@@ -40,6 +41,7 @@ class GateCall:
     dim: int
     layer: str | None
     entries: tuple[int, ...] | None = None
+    multiplies: bool = False
 
     def spread(self, mask: Tensor, ungated: float) -> Tensor:
         """Return one number per channel of the output.
@@ -65,7 +67,7 @@ class GateCall:
     @property
     def is_layer_norm(self) -> bool:
         """Whether the gate changes the statistics of a layer norm instead of multiplying an output."""
-        return self.function == "layer_norm"
+        return self.function == "layer_norm" and not self.multiplies
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class GateSite:
 
     @property
     def is_stream(self) -> bool:
-        """Whether this gates a residual stream, whose layer norms run over open channels."""
-        return "@stream" in self.name
+        """Whether this gates a residual stream."""
+        return "@stream" in self.name or "@zeros" in self.name
 
 
 def site_layer(name: str) -> str:

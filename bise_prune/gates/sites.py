@@ -29,7 +29,8 @@ def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = 
             inside attention it gates whole heads, the channels of values, and pairs of a query with a key channel, and
             behind a group norm the channels of a group together. "feed-forward" is the same without these two.
             "streams" is "tied" with gates on residual streams, in all layers that write into them; layer norms that
-            read a stream then compute their statistics over open channels. "paper" gives every gated output its own
+            read a stream then compute their statistics over open channels. "zero-streams" is the same, but that layer
+            norms compute with closed channels as zeros, and are gated as well. "paper" gives every gated output its own
             mask; as in the paper's ResNet-18 (3,840 mask logits), the stem of a network with branches (its first
             nonlinearity, if it comes before the first fork) has none. In a transformer with layer norms behind its
             residual sums (BERT), "paper" puts gates in front of the nonlinearities, and on what feed-forward blocks add
@@ -58,15 +59,16 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
     head = record.heads[0]
     inner = record.scales | set(record.attention_of)  # what only scales, and what cuts scores of attention off
     eligible = [n for n in record.nonlinearities if n.call not in inner and n.call < head.index]
-    others = attention_sites(record, model) if placement in ("tied", "streams") else []
-    if not eligible and not others and placement != "streams":
+    in_streams = placement in ("streams", "zero-streams")
+    others = attention_sites(record, model) if placement == "tied" or in_streams else []
+    if not eligible and not others and not in_streams:
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
     if placement == "paper":
         return _paper_sites(eligible, record)
     sites, why = _tied_sites(eligible, model, record, in_blocks=placement != "feed-forward")
-    if placement == "streams":
+    if in_streams:
         gated = {record.call_of[gate.key].index for site in (*sites, *others) for gate in site.calls}
-        others += stream_sites(record, model, gated)
+        others += stream_sites(record, model, gated, open_norms=placement == "streams")
     if not sites and not others:
         raise ModelError(f"no closed channel of this network could be removed{_advice(why)}")
     return [*sites, *others]

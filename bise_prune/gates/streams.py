@@ -1,7 +1,8 @@
 """Streams: tensors that must have the same channels, and the gates on those that layer norms or mean squares read.
 
-A residual stream has many writers. A gate on it closes the channel in each of them; layer norms that read the stream
-then compute their statistics over open channels only, and a closed channel is zero all along.
+A residual stream has many writers. A gate on it closes the channel in each of them, so that it is zero all along. Layer
+norms that read the stream either compute their statistics over open channels only, or over all of them, zeros included,
+and are gated as well.
 """
 
 from __future__ import annotations
@@ -50,16 +51,18 @@ def _kept_by(call: Call, record: Trace) -> Iterator[tuple[int, int, int]]:
                     yield k, operand, output
 
 
-def stream_sites(record: Trace, model: nn.Module, gated: set[int]) -> list[GateSite]:
+def stream_sites(record: Trace, model: nn.Module, gated: set[int], *, open_norms: bool) -> list[GateSite]:
     """Find the gate sites on streams that layer norms, or means over channels, read.
 
     Args:
         record: trace of the network.
         model: the network; never changed.
         gated: indices of the calls that other sites gate; streams with one of their outputs are left out.
+        open_norms: whether layer norms compute their statistics over open channels; otherwise over all of them.
 
     Returns:
-        The sites "layer@stream", named after the first layer that writes into the stream, in order of execution.
+        The sites "layer@stream", or "layer@zeros" without ``open_norms``, named after the first layer that writes into
+        the stream, in order of execution.
     """
     stream = streams(record, through_layer_norms=True)
     members: dict[int, list[int]] = {}
@@ -74,12 +77,13 @@ def stream_sites(record: Trace, model: nn.Module, gated: set[int]) -> list[GateS
         source = record.values[min(values)].call
         is_moved = source is not None and record.calls[source].kind == "movement"  # gated where it comes from
         if first not in fixed and pools and not is_moved and record.values[first].num_channels > 1:
-            found.append(_gates(set(values), record, model))
+            found.append(_gates(set(values), record, model, open_norms))
     found = [(gates, size) for gates, size in found if gates]
     sites = []
     names: set[str] = set()
     for gates, size in found:
-        name = base = f"{next((g.layer for g in gates if g.layer and not g.is_layer_norm), 'residual')}@stream"
+        writer = next((g.layer for g in gates if g.layer and g.function != "layer_norm"), "residual")
+        name = base = f"{writer}@{'stream' if open_norms else 'zeros'}"
         while name in names:
             name = f"{base}.{len(names)}"
         names.add(name)
@@ -87,7 +91,7 @@ def stream_sites(record: Trace, model: nn.Module, gated: set[int]) -> list[GateS
     return _removable(sites, record, model)
 
 
-def _gates(values: set[int], record: Trace, model: nn.Module) -> tuple[tuple[GateCall, ...], int]:
+def _gates(values: set[int], record: Trace, model: nn.Module, open_norms: bool) -> tuple[tuple[GateCall, ...], int]:
     """The gates that make closed channels of a stream zero all along, () if none do, and how many channels it has."""
     size = record.values[min(values)].num_channels
     entries = {value: torch.arange(size) for value in values}
@@ -125,7 +129,8 @@ def _gates(values: set[int], record: Trace, model: nn.Module) -> tuple[tuple[Gat
         value = record.values[call.outputs[0]]
         of = norms.get(index)
         spread = None if of is None or torch.equal(of, torch.arange(size)) else tuple(of.tolist())
-        gates.append(GateCall(*call.key, 1 if value.dim is None else value.dim, call.layer, spread))
+        dim, multiplies = 1 if value.dim is None else value.dim, index in norms and not open_norms
+        gates.append(GateCall(*call.key, dim, call.layer, spread, multiplies))
     return tuple(gates), size
 
 

@@ -25,12 +25,12 @@ from ..config import (
     TargetSparsity,
     lowering_of,
 )
-from ..errors import ConfigError, PruningError, VerificationError
+from ..errors import ConfigError, ModelError, PruningError, VerificationError
 from ..gates.gated_model import GatedModel, constant_gates, with_learned_state
 from ..gates.masks import GateSite, MaskSet
 from ..gates.sites import matching_sites
 from ..metrics.cost import measure, measure_latency
-from ..tracing import Inputs, Reason, Trace, Why, trace
+from ..tracing import UNREPEATABLE, Inputs, Reason, Trace, Why, trace
 from .fallback import with_fallback
 from .plan import LayerPlan, PruningPlan, fingerprint
 from .planner import Planner, Proposal
@@ -120,7 +120,7 @@ def prune(
 
     Raises:
         ConfigError: an argument is out of range, or there are two targets.
-        ModelError: the masks belong to another network.
+        ModelError: the masks belong to another network, or the network returns something else whenever it runs.
         PruningError: the target is missed by more than five points, nothing of the input would reach the logits, or the
             plan was made for other weights.
         VerificationError: the slim network does not compute the function of the masked network.
@@ -308,6 +308,8 @@ def _finished(
     if _num_parameters(slim) != plan.params[1]:
         raise PruningError(f"the plan counts {plan.params[1]} parameters, the slim network has {_num_parameters(slim)}")
     verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
+    if not verification.passed and not verify(masked, masked, inputs, batch_sizes=batch_sizes).passed:
+        raise ModelError(UNREPEATABLE)
     require(verification, "the pruned model does not compute the masked function")
     return PruningResult(settled(slim, model), replace(plan, fingerprint=fingerprint(model)), verification, masked)
 

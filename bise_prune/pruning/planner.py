@@ -181,12 +181,13 @@ class Planner:
     def rounded_up(self, keep: Mapping[str, Tensor], masks: MaskSet) -> dict[str, Tensor]:
         """Return the masks with the best closed channels opened again, where rounding fills up with these.
 
-        So it does if it is set to, and in any case for streams: a channel of zeros would have to be left out of each
-        layer norm, which takes longer than the norm itself.
+        So it does if it is set to, and in any case for streams whose layer norms run over open channels: a channel of
+        zeros would have to be left out of each norm, which takes longer than the norm itself.
         """
         opened = dict(keep)
         for site in self.sites if self.rounding.multiple > 1 else ():
-            if self.rounding.fill != "best" and not site.is_stream:
+            leaves_out = site.is_stream and any(gate.is_layer_norm for gate in site.calls)
+            if self.rounding.fill != "best" and not leaves_out:
                 continue
             mask, width = keep[site.name], max(1, (site.calls[0].entries or (0,)).count(0))  # channels for an entry
             kept = math.ceil(int(mask.sum()) * width / self.rounding.multiple) * self.rounding.multiple
@@ -312,6 +313,8 @@ def _in_words(edit: Edit) -> str:
         parts.append(f"{edit.groups} groups")
     if edit.share is not None:
         parts.append(f"mean taken over all channels, of which {edit.share:.0%} are left")
+    if edit.zeros is not None:
+        parts.append(f"{edit.zeros} channels of zeros put back for the statistics")
     if edit.scale is not None:
         parts.append("scores scaled as for heads of full width")
     if edit.mask is not None:

@@ -24,7 +24,7 @@ from .norms import WITHOUT_MEAN, parameters_of
 from .origins import Fold, Origin, Weights
 from .reasons import Reason, Why
 from .record import Attention, Call, Nonlinearity, Side, Trace, Value
-from .running import ByPosition, Inputs, evaluating, logits_of, output_tensors, run
+from .running import UNREPEATABLE, ByPosition, Inputs, evaluating, logits_of, output_tensors, run
 from .stepwise import SPENT
 from .tracer import trace
 from .union_find import UnionFind
@@ -35,6 +35,7 @@ __all__ = [
     "NONLINEARITIES",
     "SIZE_FREE",
     "SPENT",
+    "UNREPEATABLE",
     "WITHOUT_MEAN",
     "Attention",
     "ByPosition",

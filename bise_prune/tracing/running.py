@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .functions import tensors_in
 
+UNREPEATABLE = (
+    "the network gives other logits for the same inputs when it runs again, in eval mode: take what is random, such as "
+    "dropout with training=True, or what counts its calls out of its forward pass"
+)
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 

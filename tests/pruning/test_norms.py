@@ -1,5 +1,7 @@
 """Exact removal in front of norms over channels: whole groups, means over channels, residual streams."""
 
+import copy
+
 import onnxruntime
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from transformers_at_random import RandomTransformer
 
 from bise_prune import MaskSet, PruningPlan, apply_masks, export_onnx, gate_sites, load_slim, prune, save_slim
+from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.errors import ModelError, PruningError
 from bise_prune.mask_search.gate_cost import GateCost
 from bise_prune.tracing import trace
@@ -48,7 +51,7 @@ def outcome(seed, placement, joins):
 
 
 @pytest.mark.parametrize("joins", ["intersection", "expand"])
-@pytest.mark.parametrize("placement", ["tied", "streams", "paper"])
+@pytest.mark.parametrize("placement", ["tied", "streams", "zero-streams", "paper"])
 @pytest.mark.parametrize("start", [0, 10, *slow(20, 30, 40, 50, 60, 70, 80, 90)])
 def test_the_slim_network_is_the_masked_one(start, placement, joins):
     outcomes = [outcome(seed, placement, joins) for seed in range(start, start + 10)]
@@ -59,11 +62,15 @@ def tokens(count, length, width=5, seed=0):
     return torch.randn(count, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+both_functions = pytest.mark.parametrize(("placement", "mark"), [("streams", "@stream"), ("zero-streams", "@zeros")])
+
+
+@both_functions
 @pytest.mark.parametrize("seed", [*range(20), *slow(*range(20, 150))])
-def test_transformers_lose_channels_of_their_streams(seed):
+def test_transformers_lose_channels_of_their_streams(seed, placement, mark):
     model, inputs = RandomTransformer(seed).eval().double(), tokens(2, 4)
-    masks = masks_for(model, inputs, "streams", seed, (0.3, 0.5, 0.7)[seed % 3])
-    assert any(name.endswith("@stream") for name in masks.logits)
+    masks = masks_for(model, inputs, placement, seed, (0.3, 0.5, 0.7)[seed % 3])
+    assert any(name.endswith(mark) for name in masks.logits)
     try:
         result = prune(model, masks, inputs, tolerance=1e-10)
     except PruningError as error:
@@ -130,9 +137,52 @@ def test_a_closed_channel_of_a_stream_is_as_if_it_had_never_been():
     )
 
 
-def test_gates_on_streams_get_gradients_for_each_sample():
+def test_layer_norms_compute_with_zeros_in_a_stream():
     model, x = residual()
-    masks = MaskSet({"up": torch.ones(16), "stem@stream": torch.ones(12)})
+    keep = torch.arange(12) % 3 != 1
+    masks = MaskSet({"up": torch.ones(16), "stem@zeros": torch.where(keep, 1.0, -1.0)})
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (by_hand.stem.weight, by_hand.stem.bias, by_hand.down.weight, by_hand.down.bias):
+            tensor[~keep] = 0
+        for tensor in (by_hand.token, by_hand.places, by_hand.first.weight, by_hand.first.bias, by_hand.last.weight,
+                       by_hand.last.bias):  # fmt: skip
+            tensor[..., ~keep] = 0
+        expected = by_hand(x)
+        assert torch.allclose(apply_masks(model, masks, x)(x), expected, rtol=0, atol=1e-12)
+        result = prune(model, masks, x, joins="intersection")
+        assert torch.allclose(result.model(x), expected, rtol=0, atol=1e-12)
+    own = result.model.model
+    assert own.stem.out_features == own.down.out_features == own.up.in_features == own.head.in_features == 8
+    assert len(own.first.weight) == len(own.last.bias) == 8 and own.places.shape == (1, 5, 8)
+    norms = [edit for edit in result.plan.edits if edit.startswith("layer_norm")]
+    assert len(norms) == 2 and all(edit.endswith("4 channels of zeros put back for the statistics") for edit in norms)
+    assert result.open_norms == 0
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_rounding_fills_streams_of_zeros_with_zeros(affine):
+    torch.manual_seed(0)
+    model = TwoNorms(lambda width: nn.LayerNorm(width, elementwise_affine=affine)).eval().double()
+    masks = masks_for(model, WORDS, "zero-streams", 0, 0.5)
+    masks.logits["words@zeros"][:] = torch.arange(16) - 10.5  # five are open
+    result = prune(model, masks, WORDS, round_to=8, tolerance=1e-10)
+    assert int(result.plan.keep["words@zeros"].sum()) == 5
+    own = result.model.model
+    assert own.words.weight.shape[1] == own.up.in_features == 8
+    assert not any("multiplied by zero" in edit for edit in result.plan.edits)
+
+
+def test_magnitude_of_streams_is_that_of_what_writes_into_them():
+    model, x = residual()
+    scores = [magnitude_masks(model, x, placement).logits for placement in ("streams", "zero-streams")]
+    assert torch.equal(scores[0]["stem@stream"], scores[1]["stem@zeros"])
+
+
+@pytest.mark.parametrize("stream", ["stem@stream", "stem@zeros"])
+def test_gates_on_streams_get_gradients_for_each_sample(stream):
+    model, x = residual()
+    masks = MaskSet({"up": torch.ones(16), stream: torch.ones(12)})
     gated = apply_masks(model, masks, x)
     for closed in (None, 4):
         gates = [torch.ones(2, 16).double(), torch.ones(2, 12).double()]
@@ -155,10 +205,11 @@ class Literal(Residual):
         return self.head(self.last(x + self.down(F.gelu(self.up(self.first(x))))).mean(1))
 
 
-def test_only_what_asks_for_the_full_width_keeps_it():
+@both_functions
+def test_only_what_asks_for_the_full_width_keeps_it(placement, mark):
     torch.manual_seed(0)
     model, x = Literal().eval().double(), tokens(2, 4)
-    masks = masks_for(model, x, "streams", 0, 0.5)
+    masks = masks_for(model, x, placement, 0, 0.5)
     result = prune(model, masks, x, joins="expand", tolerance=1e-10)
     own = result.model.model
     assert own.stem.out_features == 12
@@ -195,12 +246,13 @@ def test_group_norms_lose_whole_groups_and_the_rest_is_as_it_was():
         assert torch.allclose(result.model(x), model.head(by_hand.mean((2, 3))), rtol=0, atol=1e-12)
 
 
+@both_functions
 @pytest.mark.parametrize("seed", [3, 8, 12, 21])
-def test_norms_are_saved_and_exported(seed, tmp_path):
+def test_norms_are_saved_and_exported(seed, placement, mark, tmp_path):
     model = NormedNetwork(seed).eval()
     x = inputs_of(model, 2, 5)
     x = x.float() if x.is_floating_point() else x
-    result = prune(model, masks_for(model, x, "streams", seed, 0.5), x)
+    result = prune(model, masks_for(model, x, placement, seed, 0.5), x)
     result.plan.save(tmp_path / "plan.json")
     again = prune(model, PruningPlan.load(tmp_path / "plan.json"), x)
     assert again.plan.edits_digest == result.plan.edits_digest
@@ -270,12 +322,13 @@ WORDS = torch.arange(8).view(2, 4) % 5
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [0.02, 400.0])
 @pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm, OwnLayerNorm])
-def test_norms_of_half_precision_are_as_accurate_as_torchs(norm, size, dtype):
+@both_functions
+def test_norms_of_half_precision_are_as_accurate_as_torchs(norm, size, dtype, placement, mark):
     torch.manual_seed(0)
     model = TwoNorms(norm).eval()
     model.words.weight.data.mul_(size)
     model = model.to(dtype)
-    result = prune(model, masks_for(model, WORDS, "streams", 0, 0.5), WORDS, joins="intersection")
+    result = prune(model, masks_for(model, WORDS, placement, 0, 0.5), WORDS, joins="intersection")
     with torch.no_grad():
         slim, masked = (network(WORDS).double() for network in (result.model, result.masked))
         expected = result.model.double()(WORDS)
@@ -293,11 +346,12 @@ class Scaling(TwoNorms):
         return x * (x.shape[-1] // 16) ** -0.5
 
 
+@both_functions
 @pytest.mark.parametrize("kind", [Asserting, Scaling])
-def test_code_that_knows_the_width_keeps_it(kind):
+def test_code_that_knows_the_width_keeps_it(kind, placement, mark):
     torch.manual_seed(0)
     model = kind(nn.LayerNorm).eval().double()
-    result = prune(model, masks_for(model, WORDS, "streams", 0, 0.5), WORDS, joins="expand", tolerance=1e-10)
+    result = prune(model, masks_for(model, WORDS, placement, 0, 0.5), WORDS, joins="expand", tolerance=1e-10)
     assert result.plan.sparsity > 0.2
 
 
@@ -321,11 +375,12 @@ class Direct(TwoNorms):
         return self.head(torch.layer_norm(x, [16], cudnn_enable=False)).mean(1)
 
 
-def test_torchs_own_layer_norm_function():
+@both_functions
+def test_torchs_own_layer_norm_function(placement, mark):
     torch.manual_seed(0)
     model = Direct(nn.LayerNorm).eval().double()
-    masks = masks_for(model, WORDS, "streams", 0, 0.5)
-    assert "words@stream" in masks.logits
+    masks = masks_for(model, WORDS, placement, 0, 0.5)
+    assert f"words{mark}" in masks.logits
     prune(model, masks, WORDS, tolerance=1e-10)
 
 
@@ -401,7 +456,8 @@ class Heads(nn.Module):
         return self.out(((q @ k.mT * 8**-0.5).softmax(-1) @ v).transpose(1, 2).reshape(n, tokens, width))
 
 
-def test_a_stream_shrinks_in_front_of_whole_heads():
+@both_functions
+def test_a_stream_shrinks_in_front_of_whole_heads(placement, mark):
     class Attending(TwoNorms):
         def width_of(self, x):
             return x + self.attend(self.before(x))
@@ -410,9 +466,9 @@ def test_a_stream_shrinks_in_front_of_whole_heads():
     model = Attending(nn.LayerNorm)
     model.attend, model.before = Heads(), nn.LayerNorm(16)
     model = model.eval().double()
-    sites = gate_sites(model, WORDS, "streams")
+    sites = gate_sites(model, WORDS, placement)
     masks = {site.name: torch.ones(site.num_channels) for site in sites}
-    masks["words@stream"] = 1.0 - 2 * (torch.arange(16) % 2)
+    masks[f"words{mark}"] = 1.0 - 2 * (torch.arange(16) % 2)
     result = prune(model, MaskSet(masks), WORDS, tolerance=1e-10)
     assert not result.plan.reasons and result.model.model.attend.qkv.weight.shape == (48, 8)
 

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from cases import images, network, random_masks
+from torch import nn
+from torch.nn import functional as F
 
 from bise_prune import prune, verify
-from bise_prune.errors import ConfigError, VerificationError
+from bise_prune.errors import ConfigError, ModelError, VerificationError
 from bise_prune.models import build_model
 
 
@@ -36,3 +38,17 @@ def test_arguments_are_checked():
 def test_verification_needs_equal_shapes():
     with pytest.raises(VerificationError, match="disagree on the shape"):
         verify(build_model("mlp", 3), build_model("mlp", 4), torch.randn(1, 3, 28, 28))
+
+
+def test_networks_that_draw_random_numbers_are_named():
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(F.dropout(torch.relu(self.conv(x)).mean((2, 3)), training=True))
+
+    model = Random().eval()
+    with pytest.raises(ModelError, match=r"other logits for the same inputs when it runs again.*dropout"):
+        prune(model, random_masks(model, images(), "tied"), images())
