@@ -29,16 +29,20 @@ class RewiredModel(nn.Module):
         model: the network.
         edits: the edits, at most one per call. Their constants are float64 until the model is cast.
         totals: name of an edited function -> number of its counted calls in a whole forward pass.
+        as_exported: whether the network runs as exporters see it; see :attr:`bise_prune.tracing.Trace.as_exported`.
 
     Attributes:
         last_call: function name and count of the last call of the last forward pass, which it failed at if it failed.
     """
 
-    def __init__(self, model: nn.Module, edits: Sequence[Edit], totals: Mapping[str, int]) -> None:
+    def __init__(
+        self, model: nn.Module, edits: Sequence[Edit], totals: Mapping[str, int], as_exported: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.edits = tuple(edits)
         self.totals = dict(totals)
+        self.as_exported = as_exported
         self.last_call = ("", 0)
         self.rewirings = nn.ModuleList(_Rewiring(edit) for edit in edits)
         self.rewirings.to(next((p.device for p in model.parameters()), torch.device("cpu")))
@@ -51,7 +55,7 @@ class RewiredModel(nn.Module):
             ModelError: the pass calls an edited function more or less often than the traced one, or with another width.
         """
         table = {(edit.function, edit.count): module for edit, module in zip(self.edits, self.rewirings, strict=True)}
-        rewire = _Rewire(table)
+        rewire = _Rewire(table, self.as_exported)
         try:
             with rewire:
                 output = self.model(*args, **kwargs)
@@ -78,8 +82,8 @@ class RewiredModel(nn.Module):
 class _Rewire(CallCounter):
     """Mode that replaces each edited call by its edit."""
 
-    def __init__(self, table: Mapping[tuple[str, int], nn.Module]) -> None:
-        super().__init__()
+    def __init__(self, table: Mapping[tuple[str, int], nn.Module], as_exported: bool) -> None:
+        super().__init__(as_exported)
         self.table = table
         self.last = ("", 0)
 

@@ -187,10 +187,14 @@ def save_slim(
         for name, module in model.named_modules()
         if isinstance(module, nn.GroupNorm) or (isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1)
     }
-    totals = saved.totals if isinstance(saved, RewiredModel) else {}
+    is_rewired = isinstance(saved, RewiredModel)
     changes = {
-        "edits": [edit.as_dict() for edit in edits], "totals": totals, "identities": identities, "groups": groups,
-    }  # fmt: skip
+        "edits": [edit.as_dict() for edit in edits],
+        "totals": saved.totals if is_rewired else {},
+        "as_exported": is_rewired and saved.as_exported,
+        "identities": identities,
+        "groups": groups,
+    }
     state = {**model.state_dict(), **dict(model.named_buffers())}  # surgery may have cut non-persistent ones
     save_checkpoint(
         Path(path),
@@ -214,7 +218,8 @@ def _slimmed(model: nn.Module, checkpoint: Checkpoint, path: Path, arch: str) ->
         edits = [Edit.from_dict(edit) for edit in checkpoint.slim["edits"]]
         totals = {str(name): int(total) for name, total in checkpoint.slim["totals"].items()}
         _resize(model, state, {name: max(1, int(number)) for name, number in checkpoint.slim["groups"].items()})
-        slim = RewiredModel(model, edits, totals) if edits else model
+        as_exported = bool(checkpoint.slim.get("as_exported"))
+        slim = RewiredModel(model, edits, totals, as_exported) if edits else model
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
     _load(model, state, path, arch)

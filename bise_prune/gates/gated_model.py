@@ -98,14 +98,14 @@ class GatedModel(nn.Module):
         for site, value in zip(self.sites, values, strict=True):
             for call in site.calls:
                 table.setdefault(call.key, []).append((value, call))
-        return _Gating(table)
+        return _Gating(table, any(site.as_exported for site in self.sites))
 
 
 class _Gating(CallCounter):
     """Mode that multiplies each gated output by the value of its gate."""
 
-    def __init__(self, gates: Mapping[tuple[str, int], Sequence[tuple[Tensor, GateCall]]]) -> None:
-        super().__init__()
+    def __init__(self, gates: Mapping[tuple[str, int], Sequence[tuple[Tensor, GateCall]]], as_exported: bool) -> None:
+        super().__init__(as_exported)
         self.gates = gates
 
     def called(

@@ -79,11 +79,14 @@ class GateSite:
             mask, ``"layer@N"`` for the N-th further mask on outputs of the same layer.
         num_channels: length of the mask.
         calls: the gated outputs.
+        as_exported: whether the calls are those of a network that runs as exporters see it; see
+            :attr:`bise_prune.tracing.Trace.as_exported`.
     """
 
     name: str
     num_channels: int
     calls: tuple[GateCall, ...]
+    as_exported: bool = False
 
     @property
     def is_stream(self) -> bool:

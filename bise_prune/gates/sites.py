@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +65,19 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
     if not eligible and not others and not in_streams:
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
     if placement == "paper":
-        return _paper_sites(eligible, record)
+        return _as_traced(_paper_sites(eligible, record), record)
     sites, why = _tied_sites(eligible, model, record, in_blocks=placement != "feed-forward")
     if in_streams:
         gated = {record.call_of[gate.key].index for site in (*sites, *others) for gate in site.calls}
         others += stream_sites(record, model, gated, open_norms=placement == "streams")
     if not sites and not others:
         raise ModelError(f"no closed channel of this network could be removed{_advice(why)}")
-    return [*sites, *others]
+    return _as_traced([*sites, *others], record)
+
+
+def _as_traced(sites: list[GateSite], record: Trace) -> list[GateSite]:
+    """The sites, which know on which path of the network their calls are."""
+    return [replace(site, as_exported=True) for site in sites] if record.as_exported else sites
 
 
 def sites_of(masks: MaskSet, model: nn.Module, example_inputs: Inputs) -> list[GateSite]:

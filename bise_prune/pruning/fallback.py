@@ -73,7 +73,7 @@ def _fixed_width(planner: Planner, suspects: AbstractSet[int]) -> int | None:
     device = next((parameter.device for parameter in planner.model.parameters()), torch.device("cpu"))
     inputs = replace_tensors(planner.example_inputs, lambda tensor: tensor.to(device))
     for slim in planner.cuts:
-        watched = slim if isinstance(slim, RewiredModel) else RewiredModel(slim, [], {})
+        watched = slim if isinstance(slim, RewiredModel) else RewiredModel(slim, [], {}, record.as_exported)
         try:
             with evaluating(watched), torch.no_grad(), InDouble():
                 run(watched, inputs)

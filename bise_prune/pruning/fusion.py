@@ -95,6 +95,6 @@ def _renumbered(model: RewiredModel, gone: list[int]) -> RewiredModel:
         edits.append(replace(edit, count=edit.count - before))
     dtype = next(model.model.parameters()).dtype
     totals = {name: total - (len(gone) if name == "batch_norm" else 0) for name, total in model.totals.items()}
-    rewired = RewiredModel(model.model, edits, totals)
+    rewired = RewiredModel(model.model, edits, totals, model.as_exported)
     rewired.rewirings.to(dtype)
     return rewired

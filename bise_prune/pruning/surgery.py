@@ -42,7 +42,9 @@ def cut(model: nn.Module, layout: Layout, lowering: Lowering) -> nn.Module:
     for calls in layout.trace.calls_by_layer.values():
         if (groups := _groups(layout, calls[0])) is not None:
             declare_widths(slim.get_submodule(calls[0].module), groups)
-    return RewiredModel(slim, lowering.edits, lowering.totals) if lowering.edits else slim
+    if not lowering.edits:
+        return slim
+    return RewiredModel(slim, lowering.edits, lowering.totals, layout.trace.as_exported)
 
 
 def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -114,17 +114,40 @@ class FunctionMode(TorchFunctionMode):
         return func(*args, **kwargs) if self.behind is None else self.behind.outcome(func, args, kwargs)
 
 
+def _tell_torch(exporting: bool) -> None:
+    """Set what ``torch.compiler.is_exporting`` and ``is_compiling`` return, as torch's own exporter does."""
+    compiler: Any = torch.compiler
+    compiler._is_compiling_flag = compiler._is_exporting_flag = exporting
+
+
 class CallCounter(FunctionMode):
     """A mode that numbers the calls of each torch function, so that another forward pass can find the same call.
 
     The key of a call is the name of its function and the number of counted calls of that name before it. A call is
     counted if a floating-point tensor with at least one dimension is among its arguments.
+
+    Args:
+        as_exported: whether code that asks torch if it is being exported is told so while this mode is active. It then
+            takes the path that exporters see, which does not depend on the values of tensors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, as_exported: bool = False) -> None:
         super().__init__()
+        self.as_exported = as_exported
         self.counts: Counter[str] = Counter()
         self.depth = 0  # number of calls in progress that are taken in steps
+        self.tells: list[bool] = []  # for each time that this mode is entered and not left, whether it told torch
+
+    def __enter__(self) -> Self:
+        self.tells.append(self.as_exported and not torch.compiler.is_compiling())
+        if self.tells[-1]:
+            _tell_torch(True)
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self.tells.pop():
+            _tell_torch(False)
 
     def outcome(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Determine the key of a call, count it, and return the result of :meth:`called`."""

@@ -286,6 +286,7 @@ class Trace:
             reads them.
         attentions: the attentions whose values and results are followed, in order of execution.
         folds: layer -> how the slim network reads its weights, for layers whose weights the pass makes of parameters.
+        as_exported: whether the network ran as exporters see it; see :func:`bise_prune.tracing.trace`.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -298,6 +299,7 @@ class Trace:
     unused: list[str] = field(default_factory=list)
     rigid: set[str] = field(default_factory=set)
     attentions: list[Attention] = field(default_factory=list)
+    as_exported: bool = False
     folds: dict[str, Fold] = field(default_factory=dict)
 
     @property

@@ -39,6 +39,9 @@ _SHAPE: Any = vars(torch._C.TensorBase)["shape"]
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Record one forward pass of ``model`` in eval mode, without gradients; the model is not changed.
 
+    Language models take other paths for inputs without padding and for single tokens, but not while they are exported.
+    So a network that reads integers runs as exporters see it.
+
     Args:
         model: any network that runs in Python.
         example_inputs: its input(s), batch first.
@@ -55,7 +58,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             f"'{scripted[0] or type(model).__name__}' is a TorchScript module, in which no function call can be seen: "
             "use the Python module that it was made of"
         )
-    tracer = _Tracer(model)
+    reads_integers = not all(tensor.is_floating_point() for tensor in tensors_in([example_inputs]))
+    tracer = _Tracer(model, as_exported=reads_integers)
     with evaluating(model), torch.no_grad():
         inputs = tracer.enter(example_inputs)
         with tracer, _noting_modules(model, tracer.modules):
@@ -98,9 +102,9 @@ def _drop_last(path: list[str]) -> None:
 class _Tracer(CallCounter):
     """Mode that records calls and values in ``trace`` and applies the channel rules to each call."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.trace = Trace()
+    def __init__(self, model: nn.Module, as_exported: bool) -> None:
+        super().__init__(as_exported)
+        self.trace = Trace(as_exported=as_exported)
         self.token = object()  # tensors that the model keeps may still be marked by an earlier trace
         self.modules: list[str] = []
         self.owner: dict[int, tuple[str, str] | None] = {}

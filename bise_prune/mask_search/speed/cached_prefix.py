@@ -80,7 +80,7 @@ def cached_prefix(
         return None
     data, size = loader.data, loader.batch_size
     first = data.batch(torch.arange(min(size, len(data)))).to(device).input
-    if not isinstance(first, Tensor):  # texts differ in length from batch to batch
+    if not isinstance(first, Tensor) or trace.as_exported:  # texts differ in length from batch to batch
         return None
     with torch.no_grad(), _Record(keys) as record:
         expected = logits_of(run(model, first))
