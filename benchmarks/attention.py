@@ -7,7 +7,7 @@ Protocol: networks of benchmarks/zoo.py with attention or layer norms; each seed
 of its own (searches and refits have seed 0); one thread. The
 gradual search, and Taylor scores that are re-estimated in steps, each with gates in the feed-forward blocks alone
 (placement `feed-forward`), with heads, values and query-key pairs as well (`tied`), and with residual streams on top of
-these, whose layer norms run over open channels (`streams`) or compute with zeros (`zero-streams`); the search also
+these, whose layer norms run over open channels (`streams`) or compute with zeros (`all`); the search also
 without a budget.
 Torch-Pruning's recipe for vision transformers (group magnitude; embedding, feed-forward and head widths, one ratio for
 all) is cut to the same FLOPs and not finetuned, as nothing else is. Accuracy on the test set as it is, and with the
@@ -44,7 +44,7 @@ _PLACEMENTS: dict[str, Placement] = {
     "feed-forward": "feed-forward",
     "attention too": "tied",
     "streams too": "streams",
-    "streams of zeros": "zero-streams",
+    "streams of zeros": "all",
 }
 _SEARCHES = {"search": "gradual", "Taylor": "taylor, statistics"}
 WAYS = [*(f"{search}, {gates}" for search in _SEARCHES for gates in _PLACEMENTS), "Torch-Pruning"]

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
-Placement = Literal["tied", "feed-forward", "streams", "zero-streams", "paper"]
+Placement = Literal["all", "tied", "feed-forward", "streams", "paper"]
 Weighting = Literal["auto", "subgroup", "alignment", "none"]
 TargetSparsity = float | Literal["auto"]
 Select = Literal["auto", "best", "worst-group", "accuracy", "worst-class", "last"]
@@ -277,7 +277,7 @@ class SearchConfig:
     method: SearchMethod = "auto"
     steps: int | None = None
     refit: Refit = "none"
-    placement: Placement = "tied"
+    placement: Placement = "all"
     anneal_every: int = 10
     anneal_factor: float = 0.5
     min_temperature: float = 1e-3

@@ -12,7 +12,7 @@ from ..gates.sites import sites_in
 from ..tracing import Inputs, Trace, trace
 
 
-def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> MaskSet:
+def magnitude_masks(model: nn.Module, example_inputs: Inputs, placement: Placement = "all") -> MaskSet:
     """Score each channel by the L2 norm of its filter; of several layers that share a mask, all filters count together.
 
     Inside attention, a channel of values and a head count by the filters of the values, a pair by that of its query.

@@ -11,7 +11,7 @@ from ..gates.sites import gate_sites
 from ..tracing import Inputs
 
 
-def random_masks(model: nn.Module, example_inputs: Inputs, seed: int = 0, placement: Placement = "tied") -> MaskSet:
+def random_masks(model: nn.Module, example_inputs: Inputs, seed: int = 0, placement: Placement = "all") -> MaskSet:
     """Draw a uniform random score per channel: :func:`bise_prune.prune` to a target then removes channels at random.
 
     Args:

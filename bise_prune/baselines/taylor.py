@@ -20,7 +20,7 @@ from ..tracing import logits_of, run
 def taylor_masks(
     model: nn.Module,
     loader: Loader,
-    placement: Placement = "tied",
+    placement: Placement = "all",
     weights: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> MaskSet:
     """Score each channel by a first-order estimate of how closing it changes the cross-entropy.

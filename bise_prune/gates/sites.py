@@ -19,7 +19,7 @@ from .masks import GateCall, GateSite, MaskSet
 from .streams import stream_sites, streams
 
 
-def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "tied") -> list[GateSite]:
+def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "all") -> list[GateSite]:
     """Find the gate sites of ``model``, the outputs of its nonlinearities, by running it once.
 
     Args:
@@ -28,14 +28,14 @@ def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = 
         placement: which outputs share one mask. "tied" gives one mask to all outputs whose channels can only be removed
             together (a dependency group), including the stem, and gates only where a closed channel can be removed;
             inside attention it gates whole heads, the channels of values, and pairs of a query with a key channel, and
-            behind a group norm the channels of a group together. "feed-forward" is the same without these two.
-            "streams" is "tied" with gates on residual streams, in all layers that write into them; layer norms that
-            read a stream then compute their statistics over open channels. "zero-streams" is the same, but that layer
-            norms compute with closed channels as zeros, and are gated as well. "paper" gives every gated output its own
-            mask; as in the paper's ResNet-18 (3,840 mask logits), the stem of a network with branches (its first
-            nonlinearity, if it comes before the first fork) has none. In a transformer with layer norms behind its
-            residual sums (BERT), "paper" puts gates in front of the nonlinearities, and on what feed-forward blocks add
-            to the residual stream, whose layer norm then leaves closed channels out (46,848 mask logits in BERT-base).
+            behind a group norm the channels of a group together. "feed-forward" is the same without these two. "all" is
+            "tied" with gates on residual streams, in all layers that write into them and behind layer norms that read
+            them, which compute with closed channels as zeros. With "streams", layer norms compute mean and variance
+            over open channels instead. "paper" gives every gated output its own mask; as in the paper's ResNet-18
+            (3,840 mask logits), the stem of a network with branches (its first nonlinearity, if it comes before the
+            first fork) has none. In a transformer with layer norms behind its residual sums (BERT), "paper" puts gates
+            in front of the nonlinearities, and on what feed-forward blocks add to the residual stream, whose layer norm
+            then leaves closed channels out (46,848 mask logits in BERT-base).
 
     Returns:
         The sites in order of execution.
@@ -60,16 +60,18 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
     head = record.heads[0]
     inner = record.scales | set(record.attention_of)  # what only scales, and what cuts scores of attention off
     eligible = [n for n in record.nonlinearities if n.call not in inner and n.call < head.index]
-    in_streams = placement in ("streams", "zero-streams")
-    others = attention_sites(record, model) if placement == "tied" or in_streams else []
-    if not eligible and not others and not in_streams:
-        raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
+    sites, others, why = list[GateSite](), list[GateSite](), None
     if placement == "paper":
-        return _as_traced(_paper_sites(eligible, record), record)
-    sites, why = _tied_sites(eligible, model, record, in_blocks=placement != "feed-forward")
-    if in_streams:
+        sites = _paper_sites(eligible, record) if eligible else []
+    else:
+        sites, why = _tied_sites(eligible, model, record, in_blocks=placement != "feed-forward")
+    if placement in ("all", "tied", "streams"):
+        others = attention_sites(record, model)
+    if placement in ("all", "streams"):
         gated = {record.call_of[gate.key].index for site in (*sites, *others) for gate in site.calls}
         others += stream_sites(record, model, gated, open_norms=placement == "streams")
+    if not sites and not others and not eligible:
+        raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
     if not sites and not others:
         raise ModelError(f"no closed channel of this network could be removed{_advice(why)}")
     return _as_traced([*sites, *others], record)

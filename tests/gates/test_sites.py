@@ -97,7 +97,7 @@ def test_functions_called_by_keyword_are_followed():
 
 
 def test_unknown_placement():
-    with pytest.raises(ConfigError, match="choose one of tied, feed-forward, streams, zero-streams, paper"):
+    with pytest.raises(ConfigError, match="choose one of all, tied, feed-forward, streams, paper"):
         gate_sites(network("mlp"), images(), "everywhere")
 
 

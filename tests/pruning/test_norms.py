@@ -51,7 +51,7 @@ def outcome(seed, placement, joins):
 
 
 @pytest.mark.parametrize("joins", ["intersection", "expand"])
-@pytest.mark.parametrize("placement", ["tied", "streams", "zero-streams", "paper"])
+@pytest.mark.parametrize("placement", ["tied", "streams", "all", "paper"])
 @pytest.mark.parametrize("start", [0, 10, *slow(20, 30, 40, 50, 60, 70, 80, 90)])
 def test_the_slim_network_is_the_masked_one(start, placement, joins):
     outcomes = [outcome(seed, placement, joins) for seed in range(start, start + 10)]
@@ -62,7 +62,7 @@ def tokens(count, length, width=5, seed=0):
     return torch.randn(count, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-both_functions = pytest.mark.parametrize(("placement", "mark"), [("streams", "@stream"), ("zero-streams", "@zeros")])
+both_functions = pytest.mark.parametrize(("placement", "mark"), [("streams", "@stream"), ("all", "@zeros")])
 
 
 @both_functions
@@ -164,7 +164,7 @@ def test_layer_norms_compute_with_zeros_in_a_stream():
 def test_rounding_fills_streams_of_zeros_with_zeros(affine):
     torch.manual_seed(0)
     model = TwoNorms(lambda width: nn.LayerNorm(width, elementwise_affine=affine)).eval().double()
-    masks = masks_for(model, WORDS, "zero-streams", 0, 0.5)
+    masks = masks_for(model, WORDS, "all", 0, 0.5)
     masks.logits["words@zeros"][:] = torch.arange(16) - 10.5  # five are open
     result = prune(model, masks, WORDS, round_to=8, tolerance=1e-10)
     assert int(result.plan.keep["words@zeros"].sum()) == 5
@@ -175,7 +175,7 @@ def test_rounding_fills_streams_of_zeros_with_zeros(affine):
 
 def test_magnitude_of_streams_is_that_of_what_writes_into_them():
     model, x = residual()
-    scores = [magnitude_masks(model, x, placement).logits for placement in ("streams", "zero-streams")]
+    scores = [magnitude_masks(model, x, placement).logits for placement in ("streams", "all")]
     assert torch.equal(scores[0]["stem@stream"], scores[1]["stem@zeros"])
 
 

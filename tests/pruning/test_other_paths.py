@@ -65,7 +65,7 @@ def decoder():
 
 
 @pytest.mark.parametrize("example", [PADDED, PLAIN])
-@pytest.mark.parametrize("placement", ["tied", "streams", "zero-streams"])
+@pytest.mark.parametrize("placement", ["tied", "streams", "all"])
 def test_a_network_pruned_on_one_path_runs_on_all(example, placement, tmp_path):
     model = decoder().double()
     masks = masks_for(model, example, placement, 0, 0.5)
