@@ -145,8 +145,8 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "other half then selects; auto takes half of the validation split if it has enough bias-conflicting samples of "
         "each class, since a trained network says little about samples that it has memorised",
         "placement": "which outputs share one mask: all lets outputs share one that can only be removed together, "
-        "residual streams, heads, values and query-key pairs included, and whole groups under a group norm; tied leaves "
-        "residual streams under layer norms alone, feed-forward these, attention and groups; with streams, layer norms "
+        "residual streams, heads, values and query-key pairs included, and whole groups under a group norm; tied "
+        "leaves streams under layer norms alone, feed-forward these, attention and groups; with streams, layer norms "
         "run over open channels instead of zeros; paper gives every output its own, as in the paper",
         "select": "which epoch's masks are used: best (highest unbiased validation accuracy) and worst-group need bias "
         "labels on the validation split, accuracy and worst-class do not, last needs no validation split; auto is "
