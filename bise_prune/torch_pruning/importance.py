@@ -27,10 +27,11 @@ class BISEImportance(tp.importance.Importance):  # type: ignore[misc]
     and of streams are left out. It follows several steps: from the first score on, it notes what each dependency group
     of that graph removes when it prunes.
 
-    Three properties of Torch-Pruning's own pruners cannot be changed from here: on frozen weights they find no
-    dependency groups and remove nothing without any error; ``round_to`` rounds the number of kept channels *down*, so
-    that open channels are removed as well; and ``GroupNormPruner.regularize`` takes square roots of scores, which those
-    of closed channels do not have. :func:`bise_prune.prune` does none of this.
+    Four properties of Torch-Pruning's own pruners cannot be changed from here: on frozen weights they find no
+    dependency groups and remove nothing without any error; behind ``torch.split`` they take the input channels of the
+    first part from the layer that reads the last; ``round_to`` rounds the number of kept channels *down*, so that open
+    channels are removed as well; and ``GroupNormPruner.regularize`` takes square roots of scores, which those of closed
+    channels do not have. :func:`bise_prune.prune` does none of this.
 
     Args:
         masks: masks of the network that is pruned (layers are matched by name).

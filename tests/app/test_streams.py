@@ -48,7 +48,9 @@ def test_streams_from_the_command_to_the_files(placement, project, tmp_path, mon
     assert cli.main([str(part) for part in command]) == 0
     record = json.loads((tmp_path / "out" / "report.json").read_text())
     assert record["slim"]["flops"] < 0.5 * record["dense"]["flops"]  # norms count as well
-    assert record["verification"]["slim_against_masked"]["passed"] and record["open_norms"] == (3 if placement == "streams" else 0)
+    assert record["verification"]["slim_against_masked"]["passed"] and record["open_norms"] == (
+        3 if placement == "streams" else 0
+    )
     for name in ("README.md", "report.html"):
         told = "3 layer norms compute mean and variance over open channels" in (tmp_path / "out" / name).read_text()
         assert told == (placement == "streams")

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch_pruning as tp
 from cases import images, network, random_masks
+from torch import nn
 
-from bise_prune import BISEImportance, MaskSet
+from bise_prune import BISEImportance, MaskSet, prune
 from bise_prune.errors import ConfigError, ModelError
 from bise_prune.torch_pruning.graph import build_graph
 
@@ -111,6 +112,81 @@ def test_several_steps_remove_what_one_step_does(name, way):
         found.append([parameter.detach() for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert sum(p.numel() for p in found[0]) < 0.8 * sum(p.numel() for p in network(name).parameters())
+
+
+class Splitting(nn.Module):
+    """Two halves of a layer's channels go through layers of their own and are put side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 12, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 10, 1)
+        self.both, self.head = nn.Conv2d(16, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        left, right = torch.split(torch.relu(self.stem(x)), [self.left.in_channels, self.right.in_channels], dim=1)
+        x = torch.cat([torch.relu(self.left(left)), torch.relu(self.right(right))], dim=1)
+        return self.head(torch.relu(self.both(x)).mean((2, 3)))
+
+
+def splitting():
+    torch.manual_seed(0)
+    return Splitting().eval()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_networks_with_a_split_and_a_concatenation(steps):
+    model = splitting()
+    masks = random_masks(model, images(), "paper")
+    stem, both = model.stem.weight.detach().clone(), model.both.weight.detach().clone()
+    made = pruner(model, masks, pruning_ratio=0.5, global_pruning=False, iterative_steps=steps)
+    for _ in range(steps):
+        made.step()
+    assert widths(model)[:4] == [6, 3, 5, 4]
+    kept = {name: masks.logits[name].topk(count).indices.sort().values
+            for name, count in (("stem", 6), ("left", 3), ("right", 5), ("both", 4))}  # fmt: skip
+    assert torch.equal(model.stem.weight, stem[kept["stem"]])
+    assert torch.equal(model.both.weight, both[kept["both"]][:, torch.cat([kept["left"], 6 + kept["right"]])])
+
+
+def test_torch_prunings_graph_swaps_the_parts_of_a_split():
+    model = splitting()
+    masks = random_masks(model, images(), "paper")
+    for name, logits in masks.logits.items():
+        logits.copy_(torch.where(torch.arange(len(logits)) < (2 if name == "stem" else 0), -1.0, 1.0))
+    slim = prune(model, masks, images()).model.model
+    assert (slim.left.in_channels, slim.right.in_channels) == (4, 6)
+    group = build_graph(model, images()).get_pruning_group(model.stem, tp.prune_conv_out_channels, [0, 1])
+    assert [item.dep.target.module for item in group][-1] is model.right  # so pruners remove inputs of the wrong layer
+    kept = prune(model, masks, images(), engine="torch-pruning").model.model
+    assert kept.left.in_channels == kept.right.in_channels == 6
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("make", [splitting, lambda: network("resnet"), lambda: network("concatenating")])
+def test_groups_that_are_handed_out_are_pruned_as_in_a_plain_step(make, steps):
+    masks = random_masks(make(), images(), "paper")
+    found = []
+    for interactive in (False, True):
+        model = make()
+        made = pruner(model, masks, pruning_ratio=0.5, global_pruning=True, iterative_steps=steps)
+        for _ in range(steps):
+            for group in made.step(interactive=True) if interactive else made.step() or ():
+                group.prune()
+        found.append(list(model.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_group_that_is_left_out_stays_as_it_is():
+    model = network("simple_convnet")
+    masks = random_masks(model, images(), "paper")
+    before, first = widths(model), model.blocks[0][0]
+    made = pruner(model, masks, pruning_ratio=0.5, global_pruning=False, iterative_steps=2)
+    for _ in range(2):
+        for group in made.step(interactive=True):
+            if group[0].dep.target.module is not first:
+                group.prune()
+    after = widths(model)
+    assert after[0] == before[0] and after[1:3] == [before[1] // 2, before[2] // 2]
 
 
 def test_steps_taken_by_hand_are_followed():
