@@ -36,6 +36,7 @@ from bise_prune.tracing import Inputs, logits_of, run
 PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "other-networks.md"
 RECORD = RECORDS / "other_networks.json"
 SHARES = (0.3, 0.5, 0.7)
+_OTHERS: tuple[Placement, ...] = ("tied", "streams")  # besides the default
 CLASSES = 7
 _ONE_EACH = {"depths": (1, 1, 1, 1)}
 # Image size, and options that make the network smaller.
@@ -148,6 +149,7 @@ def network(name: str) -> tuple[nn.Module, Inputs, Inputs | None]:
         if kind == "text":
             tokens = torch.randint(4, 50, (7, 9))
             inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            inputs["attention_mask"][1, -3:] = 0  # padded, unlike the shorter ones
             other = {key: value[:, :-3] for key, value in inputs.items()}
         else:
             shape = {"image": (3, 32, 32), "spectrogram": (32, 32), "sound": (800,)}[kind]
@@ -179,8 +181,8 @@ def _row(name: str) -> dict[str, Any]:
         return {
             "params": sum(p.numel() for p in model.parameters()),
             "spread": float((logits.max(0).values - logits.min(0).values).max() / logits.abs().max()),
-            **_removed(model, inputs, other, "tied"),
-            "streams": _removed(model, inputs, other, "streams"),
+            **_removed(model, inputs, other, "all"),
+            **{placement: _removed(model, inputs, other, placement) for placement in _OTHERS},
         }
     except BiseError as error:
         return {"refused": str(error)}
@@ -192,7 +194,7 @@ def _removed(model: nn.Module, inputs: Inputs, other: Inputs | None, placement: 
     sites = gate_sites(model, inputs, placement)
     row["gates"] = sum(site.num_channels for site in sites)
     row["inside_attention"] = sum("@heads" in s.name or "@values" in s.name or "@pairs" in s.name for s in sites)
-    row["on_streams"] = sum("@stream" in site.name for site in sites)
+    row["on_streams"] = sum(site.is_stream for site in sites)
     for share in SHARES:
         generator = torch.Generator().manual_seed(int(share * 100))
         masks = {site.name: torch.rand(site.num_channels, generator=generator) - share for site in sites}
@@ -241,38 +243,44 @@ def markdown() -> str:
     lines = [
         "# Networks of timm and Hugging Face",
         "",
-        "This page answers how much of other libraries' networks can be removed, by default and with gates on residual",
-        "streams (`--placement streams`, where layer norms run over open channels), and how exactly. It is",
-        f"written by `python benchmarks/other_networks.py --markdown` from a [record]({url}).",
+        "This page answers how much of other libraries' networks can be removed, by default, without gates on residual",
+        "streams (`--placement tied`), and with layer norms over open channels (`--placement streams`), and how exactly.",
+        f"It is written by `python benchmarks/other_networks.py --markdown` from a [record]({url}).",
         "",
         f"**How it was measured.** {record['protocol'][0].upper()}{record['protocol'][1:]}.",
         f"Every lowering is `expand`, commit {record['commit']}, seed 0.",
         "",
         f"{len(done)} of {len(rows)} networks are pruned, with a largest error of "
-        f'{max(max(row["error"], row["streams"]["error"]) for row in done):.0e}. "Inside" counts the sites inside '
-        "attention, a dash stands where there is no stream to gate.",
+        f'{max(part["error"] for row in done for part in _parts(row)):.0e}. "Inside" counts the sites inside '
+        "attention, a dash stands where there is no stream to gate. Errors are the largest of the three placements.",
         "",
-        "| network | gates | inside | FLOPs left at 30 / 50 / 70 % closed, % | with streams | error | ONNX error | "
+        "| network | gates | inside | FLOPs left at 30 / 50 / 70 % closed, % | tied | streams | error | ONNX error | "
         "kept at half |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     return "\n".join([*lines, *(_line(name, rows[name]) for name in (*TIMM, *HUGGING_FACE) if name in rows)]) + "\n"
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
     if "error" not in row:
-        return f"| {name} | | | | | | | refused: {row['refused']} |"
-    streams = row["streams"]
+        return f"| {name} | | | | | | | | refused: {row['refused']} |"
     shares = [
-        " / ".join(f"{part['flops_left'][f'{share:g}'] * 100:.1f}" for share in SHARES) for part in (row, streams)
+        " / ".join(f"{part['flops_left'][f'{share:g}'] * 100:.1f}" for share in SHARES)
+        if row["on_streams"] or part is row
+        else "–"
+        for part in _parts(row)
     ]
-    with_streams = shares[1] if streams["on_streams"] else "–"
-    errors = [max(part[key] for part in (row, streams) if key in part) for key in ("error", "onnx_error") if key in row]
+    errors = [max(part[key] for part in _parts(row) if key in part) for key in ("error", "onnx_error") if key in row]
     onnx = f"{errors[1]:.0e}" if len(errors) > 1 else "not exported"
     kept = row["kept"]
     why = f"{sum(kept.values())}: {next(iter(kept))}" if kept else "none"
     counts = f"{row['gates']} | {row['inside_attention']}"
-    return f"| {name} | {counts} | {shares[0]} | {with_streams} | {errors[0]:.0e} | {onnx} | {why} |"
+    return f"| {name} | {counts} | {' | '.join(shares)} | {errors[0]:.0e} | {onnx} | {why} |"
+
+
+def _parts(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures of the default placement and of the others."""
+    return [row, *(row[placement] for placement in _OTHERS)]
 
 
 if __name__ == "__main__":
