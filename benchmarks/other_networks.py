@@ -243,9 +243,9 @@ def markdown() -> str:
     lines = [
         "# Networks of timm and Hugging Face",
         "",
-        "This page answers how much of other libraries' networks can be removed, by default, without gates on residual",
-        "streams (`--placement tied`), and with layer norms over open channels (`--placement streams`), and how exactly.",
-        f"It is written by `python benchmarks/other_networks.py --markdown` from a [record]({url}).",
+        "This page answers how much of other libraries' networks can be removed, and how exactly: by default, without",
+        "gates on residual streams (`--placement tied`), and with norms over open channels (`streams`). It is",
+        f"written by `python benchmarks/other_networks.py --markdown` from a [record]({url}).",
         "",
         f"**How it was measured.** {record['protocol'][0].upper()}{record['protocol'][1:]}.",
         f"Every lowering is `expand`, commit {record['commit']}, seed 0.",
