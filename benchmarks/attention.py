@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ from bise_prune.tracing import logits_of, trace
 
 CELLS = ("vit-patch", "vit-background", "text-mention", "convnext-tint")
 SHARES = (1.0, 0.5, 0.33)
+SEEDS = (0, 1, 2)
 _PLACEMENTS: dict[str, Placement] = {
     "feed-forward": "feed-forward",
     "attention too": "tied",
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     zoo.add_arguments(parser)
     parser.add_argument("--ways", nargs="+", choices=("dense", *WAYS), default=("dense", *WAYS), metavar="WAY",
                         help=f"these alone: dense, {'; '.join(WAYS)}")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="of the networks and their data")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of the networks and their data")
     parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -147,15 +149,17 @@ def _pruned(dense: nn.Module, example: Any, ratio: float) -> nn.Module:
 
 
 def _record(results: Path) -> dict[str, Any]:
-    """The record of all results: cell -> way -> share -> figures."""
+    """The record of all results: cell -> way -> share -> figure -> its values, one for each seed that was run."""
     cells: dict[str, Any] = {}
-    for cell in CELLS:
-        for place in sorted((results / cell).glob("*.json")):
-            way, _, share = place.stem.rpartition("-")
-            figures = {key: round(value, 4) for key, value in json.loads(place.read_text()).items()}
-            cells.setdefault(cell, {}).setdefault(way, {})[share] = figures
+    for seed in SEEDS:
+        for cell in zoo.chosen(CELLS):
+            for place in sorted((results / zoo.repeated(cell, seed).name).glob("*.json")):
+                way, _, share = place.stem.rpartition("-")
+                found = cells.setdefault(cell.name, {}).setdefault(way, {}).setdefault(share, {"seed": []})
+                for key, value in {"seed": seed, **json.loads(place.read_text())}.items():
+                    found.setdefault(key, []).append(round(value, 4))
     protocol = " ".join((__doc__ or "").split("Protocol: ")[1].split("What is in")[0].split())
-    return {**base_record([0], protocol[0].upper() + protocol[1:], "cpu"), "cells": cells}
+    return {**base_record(SEEDS, protocol[0].upper() + protocol[1:], "cpu"), "cells": cells}
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -171,27 +175,37 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         "This page compares what a transformer is worth when only its feed-forward blocks can close channels "
         "(`--placement feed-forward`), when whole heads, channels of values and pairs of a query with a key channel "
-        "can close as well (`tied`), and when residual streams can on top of that (`streams`).",
+        "can close as well (`tied`), and when residual streams can on top of that: with layer norms over open channels "
+        "(`streams`), or with zeros (`all`, the default).",
         "",
         f"**How it was measured.** {record['protocol']} Command: `{record['command']}`, commit {record['commit']}, "
         f"[record]({_RECORD_URL}).",
         "",
-        "Unbiased accuracy and that of the worst subgroup on test data, in %; FLOPs and parameters left, in %. A row "
-        "that is missing was not computed.",
+        "Unbiased accuracy and that of the worst subgroup on test data, in %; FLOPs and parameters left, in %; mean ± "
+        "standard deviation over n seeds. A row that is missing was not computed. epochs = what the search took, in "
+        "epochs of the vanilla training.",
     ]
     for cell, ways in record["cells"].items():
-        lines += ["", f"## {cell}", "", "| | asked | FLOPs | parameters | as it is | worst | head refitted | worst |"]
-        lines.append("| --- |" + " ---: |" * 7)
+        lines += ["", f"## {cell}", "", "| | asked | n | FLOPs | parameters | as it is | worst | head refitted | "
+                  "worst | epochs |"]  # fmt: skip
+        lines.append("| --- |" + " ---: |" * 9)
         for share in map("{:g}".format, SHARES):
             for way in ("dense", *WAYS):
                 if (found := ways.get(way, {}).get(share)) is not None:
                     asked = "–" if share == "1" else f"{100 * float(share):.0f}"
                     keys = ("flops", "params", "as is", "as is, worst group", "head on validation",
                             "head on validation, worst group")  # fmt: skip
-                    row = [f"{100 * found[key]:.1f}" for key in keys]
-                    lines.append(f"| {' | '.join([way, asked, *row])} |")
+                    row = [_in_percent(found[key]) for key in keys]
+                    epochs = f"{statistics.mean(found['epochs']):.0f}"
+                    lines.append(f"| {' | '.join([way, asked, str(len(found['seed'])), *row, epochs])} |")
         lines += ["", f"[Record]({_RECORD_URL})."]
     return "\n".join(lines) + "\n"
+
+
+def _in_percent(values: Sequence[float]) -> str:
+    """Mean and standard deviation of shares, in %."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

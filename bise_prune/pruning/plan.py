@@ -211,20 +211,17 @@ def _is_share(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1 <= value <= 1
 
 
-_FIRST = ("mask", "statistics")  # properties of edits that may be None and are part of every digest
-
-
 def digest(edits: Sequence[Edit]) -> str:
     """Return the SHA-256 of what edits do to which channels; an empty string for no edits.
 
-    The values of constants are left out, since their last bits depend on the processor, and so are properties that no
-    edit has of plans that were made before there were such.
+    The values of constants are left out, since their last bits depend on the processor. So are properties that an edit
+    does not have, so that a digest stays when later versions know more of them.
     """
     if not edits:
         return ""
     without_values = [
         {
-            **{key: value for key, value in edit.as_dict().items() if value is not None or key in _FIRST},
+            **{key: value for key, value in edit.as_dict().items() if value is not None},
             "operands": {str(k): _structure(change) for k, change in edit.operands.items()},
             "results": [None if change is None else _structure(change) for change in edit.results],
             "fixed": {str(k): shape for k, (shape, _) in edit.fixed.items()},
