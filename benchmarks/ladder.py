@@ -8,15 +8,18 @@ Climbs the ladder of `bise-prune --tune` for the dense network of each cell, and
 `benchmarks/defaults.py` has found and left in FOLDER, without rounding of widths. Changes are fitted to half of the
 validation split if each class has ten bias-conflicting samples there, otherwise to training samples, and decided on the
 other half, or on the validation split; then they are fitted again to the whole split. Accuracies are those on the test
-split. Writes benchmarks/records/ladder.json; ``benchmarks/results.py`` writes the page of it.
+split. Writes benchmarks/records/ladder.json, in place of what the record had of these cells; ``benchmarks/results.py``
+writes the page of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,17 +40,18 @@ _FIGURES = ("unbiased_accuracy", "worst_group_accuracy")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     zoo.add_arguments(parser)
-    parser.add_argument("--output", type=Path, default=RECORDS / "ladder.json")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    cells = {}
+    protocol = " ".join((__doc__ or "").split("Climbs ")[1].split(" Writes")[0].split())
+    about = base_record([0], f"Climbs {protocol}", "cpu")
+    before = json.loads((RECORDS / "ladder.json").read_text())
+    cells = {name: {"commit": before["commit"], **row} for name, row in before["cells"].items()}
     for cell in zoo.chosen(arguments.cells):
         masks = arguments.work / "defaults" / cell.name / "slim" / "masks.safetensors"
         if masks.exists():
-            cells[cell.name] = _climbed(cell, arguments.work, masks)
+            cells[cell.name] = {"commit": about["commit"], **_climbed(cell, arguments.work, masks)}
             print(f"{cell.name}: {cells[cell.name]}", flush=True)
-    protocol = " ".join((__doc__ or "").split("Climbs ")[1].split(" Writes")[0].split())
-    write_json(arguments.output, {**base_record([0], f"Climbs {protocol}", "cpu"), "cells": cells})
+    write_json(RECORDS / "ladder.json", {**about, "cells": cells})
     return 0
 
 
@@ -86,7 +90,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "users bring.",
         "",
         f"**How it was measured.** {record['protocol']} Seed 0; networks: `benchmarks/zoo.py`. Command: "
-        f"`{record['command']}`, commit {record['commit']}, [record]({_RECORD_URL}).",
+        f"`{record['command']}`, commit {_commits(record)}, [record]({_RECORD_URL}).",
         "",
         f"**What there is.** {len(cells)} of {len(zoo.CELLS)} networks. Unbiased accuracy on test data in %, and that "
         "of the worst subgroup in brackets. Each column may change what those before it may.",
@@ -107,6 +111,12 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"[Record]({_RECORD_URL}).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _commits(record: Mapping[str, Any]) -> str:
+    """The commits whose code ran, the commonest first."""
+    counts = Counter(cell.get("commit", record["commit"]) for cell in record["cells"].values())
+    return ", ".join(commit for commit, _ in counts.most_common())
 
 
 def _summary(cells: Mapping[str, Any]) -> list[str]:
