@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import zoo
-from records import RECORDS, base_record
+from records import RECORDS, base_record, commits_of
 
 from bise_prune.app.dry_run import dry_run
 from bise_prune.app.pipeline import run
@@ -93,15 +93,6 @@ _RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/rec
 _HEADS = ["network", "dense", "worst", "slim", "worst", "verdict", "FLOPs left", "batch 1", "batch 16"]
 
 
-def _commits(record: dict[str, Any]) -> str:
-    """At which commits which networks were run, the commonest last; rows of older records have none of their own."""
-    names: dict[str, list[str]] = {}
-    for name, row in record["cells"].items():
-        names.setdefault(row.get("commit", record["commit"]), []).append(name)
-    *few, (most, _) = sorted(names.items(), key=lambda pair: len(pair[1]))
-    return "; ".join([*(f"{', '.join(found)} at commit {commit}" for commit, found in few), f"commit {most}"])
-
-
 def markdown(record: dict[str, Any]) -> str:
     """The record as a page."""
     cells = record["cells"]
@@ -111,7 +102,7 @@ def markdown(record: dict[str, Any]) -> str:
         "This page says what the command without flags makes of small biased networks of the kinds that users bring.",
         "",
         f"**How it was measured.** {record['protocol']} Seed 0; networks: `benchmarks/zoo.py`. Command: "
-        f"`{record['command']}`, {_commits(record)}, [record]({_RECORD_URL}).",
+        f"`{record['command']}`, {commits_of(record)}, [record]({_RECORD_URL}).",
         "",
         f"**What there is.** {len(cells)} of {len(zoo.CELLS)} networks.",
         "",

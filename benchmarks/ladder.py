@@ -19,14 +19,13 @@ import json
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import zoo
-from records import RECORDS, base_record
+from records import RECORDS, base_record, commits_of
 
 from bise_prune import MaskSet, prune
 from bise_prune.app.stages.ladder import ladder_of
@@ -90,7 +89,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "users bring.",
         "",
         f"**How it was measured.** {record['protocol']} Seed 0; networks: `benchmarks/zoo.py`. Command: "
-        f"`{record['command']}`, commit {_commits(record)}, [record]({_RECORD_URL}).",
+        f"`{record['command']}`, {commits_of(record)}, [record]({_RECORD_URL}).",
         "",
         f"**What there is.** {len(cells)} of {len(zoo.CELLS)} networks. Unbiased accuracy on test data in %, and that "
         "of the worst subgroup in brackets. Each column may change what those before it may.",
@@ -111,12 +110,6 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"[Record]({_RECORD_URL}).",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _commits(record: Mapping[str, Any]) -> str:
-    """The commits whose code ran, the commonest first."""
-    counts = Counter(cell.get("commit", record["commit"]) for cell in record["cells"].values())
-    return ", ".join(commit for commit, _ in counts.most_common())
 
 
 def _summary(cells: Mapping[str, Any]) -> list[str]:

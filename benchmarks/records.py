@@ -50,6 +50,15 @@ def plus_minus(figures: Mapping[str, Any], scale: float = 1.0, digits: int = 1) 
     return f"{figures['mean'] * scale:.{digits}f} +- {figures['std'] * scale:.{digits}f}"
 
 
+def commits_of(record: Mapping[str, Any]) -> str:
+    """At which commits which cells were run, the commonest last; those of older records have none of their own."""
+    names: dict[str, list[str]] = {}
+    for name, cell in record["cells"].items():
+        names.setdefault(cell.get("commit", record["commit"]), []).append(name)
+    *few, (most, _) = sorted(names.items(), key=lambda pair: len(pair[1]))
+    return "; ".join([*(f"{', '.join(found)} at commit {commit}" for commit, found in few), f"commit {most}"])
+
+
 def _commit() -> str:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
