@@ -148,7 +148,7 @@ def prune(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
     rounding = Rounding(multiple=multiple, fill=round_fill)
-    make_planner = partial(Planner, model, sites, example_inputs, record=record, rounding=rounding)
+    make_planner = partial(Planner, model, sites, example_inputs, rounding=rounding)
     return with_fallback(
         record, make_planner, lambda planner: finish(sites, *_chosen(planner, masks, joins, target, layer_floor))
     )
@@ -169,7 +169,7 @@ def _replayed(
         )
     sites = matching_sites(record, model, plan.masks)
     rounding = Rounding(multiple=plan.rounding.get("multiple", 1))  # the plan has re-opened channels open
-    make_planner = partial(Planner, model, sites, example_inputs, record=record, rounding=rounding)
+    make_planner = partial(Planner, model, sites, example_inputs, rounding=rounding)
 
     def attempt(planner: Planner) -> PruningResult:
         proposal = planner.propose(plan.keep, lowering_of(plan.joins))

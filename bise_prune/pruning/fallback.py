@@ -31,7 +31,7 @@ def with_fallback(record: Trace, make_planner: Callable[..., Planner], attempt: 
 
     Args:
         record: trace of the network.
-        make_planner: function from ``demands`` to a planner.
+        make_planner: function from ``record`` and ``demands`` to a planner.
         attempt: function that plans, cuts and verifies; it cuts with :meth:`Planner.cut`.
 
     Raises:
@@ -39,19 +39,22 @@ def with_fallback(record: Trace, make_planner: Callable[..., Planner], attempt: 
     """
     wide = {call.index for call in record.calls if call.kind == "movement" and call.function != "cat"}
     wide |= {value.readers[0] for value in record.values if value.foreign}  # made to a width that a layer declares
-    tries = [Demands()]
+    tries = [(record, Demands())]
     if record.attentions and any(value.measured for value in record.values):
-        tries.append(Demands(numbers=True))
+        tries.append((record, Demands(numbers=True)))
     if record.attentions:  # whether queries are as wide as values may decide how attention is computed
-        tries.append(Demands(square_heads=True))
-        tries.append(Demands(square_heads=True, all_heads=True))
+        tries.append((record, Demands(square_heads=True)))
+        tries.append((record, Demands(square_heads=True, all_heads=True)))
     if wide:  # several of them may contain a fixed number of channels
-        tries.append(Demands(frozenset(wide)))
+        tries.append((record, Demands(frozenset(wide))))
     if any(value.measured and value.num_channels > 1 for value in record.values):
-        tries.append(Demands(frozenset(wide), sizes=True))
+        tries.append((record, Demands(frozenset(wide), sizes=True)))
+    if record.folds:  # code may look at the shape of a weight while it makes it
+        tries.append((_with_whole_weights(record), Demands()))
     found: frozenset[int] = frozenset()
     while tries:
-        planner = make_planner(demands=replace(tries[0], full_width=tries[0].full_width | found))
+        watched, demands = tries[0]
+        planner = make_planner(record=watched, demands=replace(demands, full_width=demands.full_width | found))
         try:
             return attempt(planner)
         except (ConfigError, PruningError):
@@ -64,6 +67,13 @@ def with_fallback(record: Trace, make_planner: Callable[..., Planner], attempt: 
         else:
             found |= {culprit}
     raise _explained(failure) from failure
+
+
+def _with_whole_weights(record: Trace) -> Trace:
+    """Return a trace in which layers keep their weights whole if the forward pass makes these of parameters."""
+    made = {origin.name for layer in record.folds for origin in record.origins_of(layer)}
+    calls = [replace(call, whole=call.whole or call.layer in record.folds) for call in record.calls]
+    return replace(record, calls=calls, rigid=record.rigid | made, folds={})
 
 
 def _fixed_width(planner: Planner, suspects: AbstractSet[int]) -> int | None:

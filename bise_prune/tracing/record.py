@@ -299,8 +299,8 @@ class Trace:
     unused: list[str] = field(default_factory=list)
     rigid: set[str] = field(default_factory=set)
     attentions: list[Attention] = field(default_factory=list)
-    as_exported: bool = False
     folds: dict[str, Fold] = field(default_factory=dict)
+    as_exported: bool = False
 
     @property
     def scales(self) -> set[int]:

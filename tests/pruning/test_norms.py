@@ -496,3 +496,23 @@ def test_truth_values_in_a_stream_are_not_gated(act):
     masks = masks_for(model, WORDS, "streams", 0, 0.5)
     result = prune(model, masks, WORDS, joins="intersection", tolerance=1e-10)
     assert "words@stream" in masks.logits and result.plan.sparsity > 0.3
+
+
+class ResizedPlaces(TwoNorms):
+    """Code that asks how large a table of positions is, which the pass makes of a parameter."""
+
+    def __init__(self, norm):
+        super().__init__(norm)
+        self.places = nn.Parameter(torch.randn(9, 16))
+
+    def width_of(self, x):
+        table = self.places.reshape(3, 3, -1)
+        weights = torch.linspace(0, 1, x.shape[1] * len(table) ** 2, dtype=x.dtype).view(x.shape[1], -1)
+        return x + (x.mean(-1, keepdim=True) * weights) @ table.reshape(-1, table.shape[-1])
+
+
+def test_code_that_looks_at_a_weight_while_it_is_made_keeps_it_whole():
+    torch.manual_seed(0)
+    model = ResizedPlaces(nn.LayerNorm).eval().double()
+    result = prune(model, masks_for(model, WORDS, "all", 0, 0.5), WORDS, joins="expand", tolerance=1e-10)
+    assert result.plan.sparsity > 0.1 and result.model.model.places.shape == (9, 16)
