@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..tracing import (
     COMPARISONS,
+    COUNT_PLACES,
+    KEEP_CONSTANTS,
     LOGICAL,
     WITHOUT_MEAN,
     Attention,
@@ -329,7 +331,8 @@ def _evaluate(call: Call, output: int, known: list[Tensor], model: nn.Module) ->
         return _depthwise(call, inputs, model)
     if call.kind == "channelwise":
         assert inputs is not None
-        unstable = call.function in ("batch_norm", "instance_norm")
+        unstable = call.function in COUNT_PLACES or call.function in ("batch_norm", "instance_norm")
+        unstable |= output > 0 and call.function in KEEP_CONSTANTS and call.function != "aminmax"  # a place
         return torch.where((inputs != 0) & call.padded | unstable, float("nan"), inputs)
     if call.function in _PASSES or "dropout" in call.function:
         assert inputs is not None

@@ -327,7 +327,10 @@ class Growth:
             codes = torch.zeros_like(self.cause[operand])
             codes[mapping[inside]] = self._codes_of(output, stream)[inside]
             self._grow(operand, wanted, codes)
-
+        for other in call.outputs[1:] if call.kind == "channelwise" else ():  # extremes, say, and where they are
+            stream = Reason(Why.JOINED, function=call.function)
+            self._grow(other, self.present[output], self._codes_of(output, stream))
+            self._grow(output, self.present[other], self._codes_of(other, stream))
         self._keep_a_shape(call, output)
 
     def _keep_a_shape(self, call: Call, output: int) -> None:

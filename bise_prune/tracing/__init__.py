@@ -22,6 +22,7 @@ from .functions import (
 )
 from .norms import WITHOUT_MEAN, parameters_of
 from .origins import Fold, Origin, Weights
+from .places import COUNT_PLACES, KEEP_CONSTANTS
 from .reasons import Reason, Why
 from .record import Attention, Call, Nonlinearity, Side, Trace, Value
 from .running import UNREPEATABLE, ByPosition, Inputs, evaluating, logits_of, output_tensors, run
@@ -31,6 +32,8 @@ from .union_find import UnionFind
 
 __all__ = [
     "COMPARISONS",
+    "COUNT_PLACES",
+    "KEEP_CONSTANTS",
     "LOGICAL",
     "NONLINEARITIES",
     "SIZE_FREE",

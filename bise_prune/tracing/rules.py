@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .functions import COMPARISONS, LOGICAL, NONLINEARITIES, Slot, replace_tensors, slot_filled, tensors_in
 from .layers import CONVOLUTIONS, TRANSPOSED, LayerRules, along, as_tuple, leave, multiplies_by_matrix
 from .norms import NORMS, REDUCTIONS, reduced_dims
+from .places import KEEP_CONSTANTS, OVER_PLACES, dims_over
 from .reasons import Why
 from .record import Call, Nonlinearity, Value
 
@@ -59,7 +60,11 @@ class ChannelRules(LayerRules):
         if not outputs:
             leave(call, Why.LEAVES_TORCH)
             return
-        pools = name in REDUCTIONS or ("adaptive" in name and all(size in (1, None) for size in _pooled_to(call)))
+        pools = (
+            name in REDUCTIONS
+            or name in OVER_PLACES
+            or ("adaptive" in name and all(size in (1, None) for size in _pooled_to(call)))
+        )
         for value in outputs:
             read = [self.trace.values[operand].full for operand in call.operands if operand is not None]
             value.full = (any(read) and not pools) or name in ("interpolate", "upsample")
@@ -92,6 +97,8 @@ class ChannelRules(LayerRules):
             self.normalise_all(call, tensors, first, outputs[0])
         elif name in REDUCTIONS:
             self._reduce(call, first, outputs[0])
+        elif name in OVER_PLACES:
+            self._over_places(call, first, outputs)
         elif name in _CHANNELWISE or name == "pad":
             self._channelwise(call, first, outputs[0])
         elif name in _PRODUCTS:
@@ -158,6 +165,22 @@ class ChannelRules(LayerRules):
         call.padded = call.function not in ("mean", "amax", "amin")  # the sum of a constant is a multiple of it
         output.compact, output.layer, call.kind = tuple(compact), first.layer, "channelwise"
         call.maps[0, 0] = torch.arange(first.num_channels)
+
+    def _over_places(self, call: Call, first: Value | None, outputs: list[Value]) -> None:
+        """Rule for extremes, sorting, running sums and deviations over places; all results have the same channels."""
+        if first is None or first.compact is None:
+            leave(call, Why.READS_UNKNOWN)
+            return
+        dims = dims_over(call, len(first.shape))
+        if dims is None or any(first.compact[dim] > 1 for dim in dims):
+            leave(call, Why.RUNS_OVER_CHANNELS)
+            return
+        for o, output in enumerate(outputs):
+            is_flat = len(output.shape) < len(first.shape)
+            output.compact = tuple(n for dim, n in enumerate(first.compact) if not (is_flat and dim in dims))
+            output.layer = first.layer
+            call.maps[0, o] = torch.arange(first.num_channels)
+        call.kind, call.padded = "channelwise", call.function not in KEEP_CONSTANTS
 
     def _channelwise(self, call: Call, first: Value | None, output: Value) -> None:
         """Rule for pooling, interpolation and padding beside the channels."""
