@@ -6,6 +6,7 @@ pass runs; calls are found by function name and count, as in the trace.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ class RewiredModel(nn.Module):
         """Run the network's own forward pass with the edits.
 
         Raises:
-            ModelError: the pass calls an edited function more or less often than the traced one, or with another width.
+            ModelError: the pass calls an edited function more or less often than the traced one, or with another width,
+                or parts of it under ``torch.utils.checkpoint``, which would compute gradients without the edits.
         """
         table = {(edit.function, edit.count): module for edit, module in zip(self.edits, self.rewirings, strict=True)}
         rewire = _Rewire(table, self.as_exported)
@@ -86,6 +88,7 @@ class _Rewire(CallCounter):
         super().__init__(as_exported)
         self.table = table
         self.last = ("", 0)
+        self.learns = torch.is_grad_enabled()
 
     def called(
         self,
@@ -97,7 +100,24 @@ class _Rewire(CallCounter):
     ) -> Any:
         self.last = key
         rewiring = self.table.get(key) if counted else None
-        return func(*args, **kwargs) if rewiring is None else rewiring(func, args, kwargs)
+        if rewiring is None:
+            return func(*args, **kwargs)
+        if self.learns and not torch.compiler.is_dynamo_compiling() and _runs_again():
+            raise ModelError(
+                "parts of this slim network run under torch.utils.checkpoint, which would run them again without the "
+                "edits of their function calls: switch gradient checkpointing off, or put it around the whole network"
+            )
+        return rewiring(func, args, kwargs)
+
+
+def _runs_again() -> bool:
+    """Whether the running part of a network is one that torch runs again for its gradients (a checkpoint)."""
+    frame = sys._getframe().f_back
+    while frame is not None and frame.f_code is not RewiredModel.forward.__code__:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Rewiring(nn.Module):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..channels.norms import normalise_open
@@ -84,7 +85,11 @@ class GatedModel(nn.Module):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network's own forward pass with the gates."""
+        """Run the network's own forward pass with the gates.
+
+        Raises:
+            ModelError: the pass ends without a call that has a gate.
+        """
         with self.gating(self.gates()):
             return self.model(*args, **kwargs)
 
@@ -107,6 +112,16 @@ class _Gating(CallCounter):
     def __init__(self, gates: Mapping[tuple[str, int], Sequence[tuple[Tensor, GateCall]]], as_exported: bool) -> None:
         super().__init__(as_exported)
         self.gates = gates
+        self.missing = set(gates)  # gates that no call was behind
+
+    def __exit__(self, kind: type[BaseException] | None = None, *error: Any) -> None:
+        super().__exit__(kind, *error)
+        if kind is None and not self.tells and self.missing and not torch.compiler.is_compiling():
+            function, count = min(self.missing)
+            raise ModelError(
+                f"the forward pass took another path than the traced one: '{function}' number {count + 1}, which has a "
+                "gate, was not called"
+            )
 
     def called(
         self,
@@ -118,6 +133,7 @@ class _Gating(CallCounter):
     ) -> Any:
         if not counted or key not in self.gates:
             return self.passed_on(func, args, kwargs)
+        self.missing.discard(key)
         gates = self.gates[key]
         if gates[0][1].is_layer_norm:
             entries, place = gates[0]

@@ -73,7 +73,7 @@ def sites_in(record: Trace, model: nn.Module, placement: Placement) -> list[Gate
     if not sites and not others and not eligible:
         raise ModelError(f"the network has no nonlinearity before its head '{head.layer}', so there is nothing to gate")
     if not sites and not others:
-        raise ModelError(f"no closed channel of this network could be removed{_advice(why)}")
+        raise ModelError(f"no closed channel of this network could be removed{_advice(why, placement)}")
     return _as_traced([*sites, *others], record)
 
 
@@ -235,11 +235,11 @@ def _tied_sites(
     return _removable(sites, model, record)
 
 
-def _advice(why: Reason | None) -> str:
+def _advice(why: Reason | None, placement: Placement) -> str:
     """The reason why no channel can be removed, and what to try."""
     reason = "" if why is None else f": {why}"
-    if why is not None and why.why is Why.NORMALISES_ALL and why.function == "layer_norm":
-        return f"{reason}; placement 'streams' (--placement streams) closes channels in front of layer norms"
+    if placement == "tied" and why is not None and why.why is Why.NORMALISES_ALL and why.function == "layer_norm":
+        return f"{reason}; placement 'all' (--placement all) closes channels in front of layer norms"
     return f"{reason}; placement 'paper' (--placement paper) gates outputs one by one, of which some may be removable"
 
 

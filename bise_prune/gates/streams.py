@@ -130,7 +130,8 @@ def _gates(values: set[int], record: Trace, model: nn.Module, open_norms: bool) 
         of = norms.get(index)
         spread = None if of is None or torch.equal(of, torch.arange(size)) else tuple(of.tolist())
         dim, multiplies = 1 if value.dim is None else value.dim, index in norms and not open_norms
-        gates.append(GateCall(*call.key, dim, call.layer, spread, multiplies))
+        layer = value.layer if call.function == "batch_norm" else call.layer  # which made the channels
+        gates.append(GateCall(*call.key, dim, layer, spread, multiplies))
     return tuple(gates), size
 
 

@@ -307,11 +307,27 @@ def _finished(
     masked = constant_gates(_sharing_copy(model).eval(), sites, plan.keep)
     if _num_parameters(slim) != plan.params[1]:
         raise PruningError(f"the plan counts {plan.params[1]} parameters, the slim network has {_num_parameters(slim)}")
-    verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
+    try:
+        verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
+    except Exception:
+        _require_to_run(masked, inputs, batch_sizes)
+        raise
     if not verification.passed and not verify(masked, masked, inputs, batch_sizes=batch_sizes).passed:
         raise ModelError(UNREPEATABLE)
     require(verification, "the pruned model does not compute the masked function")
     return PruningResult(settled(slim, model), replace(plan, fingerprint=fingerprint(model)), verification, masked)
+
+
+def _require_to_run(masked: nn.Module, inputs: Inputs, batch_sizes: Sequence[int]) -> None:
+    """Raise a PruningError if the masked network itself does not run on the batches of the verification."""
+    try:
+        verify(masked, masked, inputs, batch_sizes=batch_sizes)
+    except Exception as error:  # the network's own code may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PruningError(
+            f"the network does not run on batches of {', '.join(map(str, batch_sizes))} samples before anything is "
+            f"removed either ({type(error).__name__}: {reason}); batch_sizes says which are compared"
+        ) from error
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:

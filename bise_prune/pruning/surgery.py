@@ -51,7 +51,7 @@ def _new_tensors(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     """Return the new content of every parameter and buffer that changes, by name."""
     changes: dict[str, Tensor] = {}
     for name, uses in layout.trace.calls_by_layer.items():
-        if name in layout.dead:
+        if name in layout.dead or len({call.function == "embedding" for call in uses}) > 1:
             continue
         first, fold = uses[0], layout.fold_of(name)
         rows = layout.present[first.outputs[0]]

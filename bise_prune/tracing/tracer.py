@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Record one forward pass of ``model`` in eval mode, without gradients; the model is not changed.
 
     Language models take other paths for inputs without padding and for single tokens, but not while they are exported.
-    So a network that reads integers runs as exporters see it.
+    So a network that reads integers runs as exporters see it, if it does.
 
     Args:
         model: any network that runs in Python.
@@ -58,8 +58,15 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             f"'{scripted[0] or type(model).__name__}' is a TorchScript module, in which no function call can be seen: "
             "use the Python module that it was made of"
         )
-    reads_integers = not all(tensor.is_floating_point() for tensor in tensors_in([example_inputs]))
-    tracer = _Tracer(model, as_exported=reads_integers)
+    if any(not tensor.is_floating_point() for tensor in tensors_in([example_inputs])):
+        with suppress(Exception):  # its own code may raise anything while it is exported
+            return _recorded(model, example_inputs, as_exported=True)
+    return _recorded(model, example_inputs, as_exported=False)
+
+
+def _recorded(model: nn.Module, example_inputs: Inputs, as_exported: bool) -> Trace:
+    """Record one forward pass, as exporters see it or as it is."""
+    tracer = _Tracer(model, as_exported)
     with evaluating(model), torch.no_grad():
         inputs = tracer.enter(example_inputs)
         with tracer, _noting_modules(model, tracer.modules):
@@ -167,6 +174,9 @@ class _Tracer(CallCounter):
             for index in readers:
                 if not {name, name.rpartition(".")[0]} & own.get(index, set()):
                     self.trace.rigid.add(name)
+        for layer, calls in self.trace.calls_by_layer.items():
+            if len({call.function == "embedding" for call in calls}) > 1:  # words that are also compared with results
+                self.trace.rigid.update(origin.name for origin in self.trace.origins_of(layer))
         frozen = self.trace.frozen
         self.trace.folds = {layer: fold for layer, fold in self.trace.folds.items() if layer not in frozen}
 

@@ -420,3 +420,22 @@ def test_tables_made_during_the_pass_are_read_where_channels_are_left(form, join
             assert error_of(result.model, result.masked, pictures(size)) < 1e-13
         slim = getattr(result.model, "model", result.model)
         assert slim.a.out_channels == (8 if form is _declared else int(masks.keep["a"].sum()))
+
+
+@pytest.mark.parametrize("placement", ["tied", "all"])
+def test_embeddings_that_are_a_linear_layer_as_well_stay_whole(placement):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.norm = nn.Embedding(11, 16), nn.LayerNorm(16)
+            self.up, self.down, self.head = nn.Linear(16, 20), nn.Linear(20, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            y = self.words(x)
+            y = y + self.down(nn.functional.gelu(self.up(self.norm(y))))
+            return self.head(y.mean(1)), nn.functional.linear(y, self.words.weight)
+
+    model, x = Tied().eval().double(), torch.arange(8).view(2, 4)
+    result = prune(model, masks_for(model, x, placement, 0, 0.5), x, tolerance=1e-10)
+    slim = getattr(result.model, "model", result.model)
+    assert slim.words.weight.shape == (11, 16) and slim.up.out_features < 20

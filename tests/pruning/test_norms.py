@@ -179,6 +179,29 @@ def test_magnitude_of_streams_is_that_of_what_writes_into_them():
     assert torch.equal(scores[0]["stem@stream"], scores[1]["stem@zeros"])
 
 
+def test_magnitude_of_a_stream_behind_batch_norms():
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 8, 1), nn.Conv2d(8, 12, 1)
+            self.before, self.behind = nn.BatchNorm2d(12), nn.BatchNorm2d(12)
+            self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.before(self.a(x)))
+            return self.head(self.norm((x + self.behind(self.c(torch.relu(self.b(x))))).mean((2, 3))))
+
+    torch.manual_seed(0)
+    model, x = Blocks().eval().double(), torch.randn(2, 3, 4, 4).double()
+    for norm in (model.before, model.behind):
+        nn.init.uniform_(norm.bias), nn.init.uniform_(norm.running_mean)
+    squares = sum(layer.weight.flatten(1).square().sum(1) for layer in (model.a, model.c))
+    scores = magnitude_masks(model, x)
+    assert torch.allclose(scores.logits["a@zeros"].double(), squares.sqrt(), atol=1e-6)
+    result = prune(model, scores, x, target_flops=0.5, tolerance=1e-10)
+    assert result.plan.macs[1] < 0.6 * result.plan.macs[0]
+
+
 @pytest.mark.parametrize("stream", ["stem@stream", "stem@zeros"])
 def test_gates_on_streams_get_gradients_for_each_sample(stream):
     model, x = residual()
@@ -274,8 +297,9 @@ def test_a_network_of_layer_norms_alone_is_told_which_placement_helps():
             return self.head(torch.relu(self.norm(self.a(x))).mean(1))
 
     model = Normed().eval()
-    with pytest.raises(ModelError, match=r"layer_norm computes with all its channels at once.*--placement streams"):
-        gate_sites(model, tokens(2, 4).float())
+    with pytest.raises(ModelError, match=r"layer_norm computes with all its channels at once.*--placement all"):
+        gate_sites(model, tokens(2, 4).float(), "tied")
+    assert [site.name for site in gate_sites(model, tokens(2, 4).float())] == ["a@zeros"]
     assert [site.name for site in gate_sites(model, tokens(2, 4).float(), "streams")] == ["a@stream"]
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bise_prune import apply_masks, export_onnx, load_slim, prune, save_slim
+from bise_prune.errors import ModelError
 from bise_prune.tracing import trace
 
 
@@ -127,3 +128,37 @@ def test_networks_of_images_run_as_they_are():
             return self.head(self.conv(x).relu().mean((2, 3)))
 
     assert not trace(Asking().eval(), torch.randn(2, 3, 6, 6)).as_exported
+
+
+def test_code_that_refuses_to_be_exported_runs_as_it_is():
+    class Refusing(Decoder):
+        def forward(self, input_ids, attention_mask):
+            assert not torch.compiler.is_compiling()
+            return super().forward(input_ids, attention_mask)
+
+    torch.manual_seed(0)
+    model = Refusing().eval()
+    assert not trace(model, PLAIN).as_exported
+    prune(model, masks_for(model, PLAIN, "tied", 0, 0.5), PLAIN, joins="expand").model(**PLAIN)
+    assert not torch.compiler.is_exporting()
+
+
+def test_a_pass_without_a_gated_call_is_an_error():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(2))
+
+        def forward(self, x):
+            y = torch.relu(self.stem(x))
+            for expert, chosen in zip(self.experts, (x[:, :1] > 0, x[:, :1] <= 0), strict=True):
+                y = y + expert(y) * chosen if bool(chosen.any()) else y
+            return self.head(y)
+
+    torch.manual_seed(0)
+    model, x = Experts().eval(), torch.randn(6, 4)
+    masked = apply_masks(model, masks_for(model, x, "feed-forward", 0, 0.5), x)
+    masked(x)
+    with pytest.raises(ModelError, match="another path than the traced one: 'relu' number 3, which has a gate"):
+        masked(x.abs())

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bise_prune import prune, verify
-from bise_prune.errors import ConfigError, ModelError, VerificationError
+from bise_prune.errors import ConfigError, ModelError, PruningError, VerificationError
 from bise_prune.models import build_model
 
 
@@ -52,3 +52,22 @@ def test_networks_that_draw_random_numbers_are_named():
     model = Random().eval()
     with pytest.raises(ModelError, match=r"other logits for the same inputs when it runs again.*dropout"):
         prune(model, random_masks(model, images(), "tied"), images())
+
+
+@pytest.mark.parametrize("most", [3, -1])
+def test_networks_that_do_not_run_on_a_batch_themselves_are_told_apart(most):
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            if len(x) > most > 0 or (most < 0 and len(x) == 1):
+                raise ValueError("not so many")
+            return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+    model, inputs = Picky().eval(), images()[:2]
+    masks = random_masks(model, inputs, "tied")
+    with pytest.raises(PruningError, match=r"batches of 1, 2, 5 samples before .* either \(ValueError: not so many\)"):
+        prune(model, masks, inputs)
+    prune(model, masks, inputs, batch_sizes=(2, 3))
