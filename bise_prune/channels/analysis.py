@@ -345,7 +345,11 @@ def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
     present = [v for v in operands if v is not None]
     if call.function in LOGICAL:
         return torch.full_like(present[0], float("nan"))
-    condition = _condition(call)
+    if call.function == "masked_fill":  # where nobody knows
+        filled = call.argument(2, "value")
+        same = present[0] == filled if isinstance(filled, (int, float)) else torch.zeros_like(present[0]).bool()
+        return torch.where(same, present[0], float("nan"))
+    condition = condition_of(call)
     if condition is not None and (choice := operands[condition]) is not None:
         operands = [choice != 0 if k == condition else v for k, v in enumerate(operands)]
     args, kwargs = replace_tensors(
@@ -368,12 +372,15 @@ def _elementwise(call: Call, operands: list[Tensor | None]) -> Tensor:
     return result
 
 
-def _condition(call: Call) -> int | None:
-    """Position of the condition among the operands of a choice; None for other calls."""
-    if call.function != "where":
+def condition_of(call: Call) -> int | None:
+    """Return the position of the operand that says where a choice takes what; None for other calls."""
+    if call.function == "masked_fill":
+        slot = call.argument(1, "mask")
+    elif call.function == "where":
+        first = call.args[1 if call.run is Tensor.where else 0] if call.args else None
+        slot = call.kwargs.get("condition", first)
+    else:
         return None
-    first = call.args[1 if call.run is Tensor.where else 0] if call.args else None
-    slot = call.kwargs.get("condition", first)
     return slot.position if isinstance(slot, Slot) else None
 
 

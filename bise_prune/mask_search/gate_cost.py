@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..channels import Joins
+from ..channels.analysis import condition_of
 from ..config import CostUnit
 from ..distributed import share_object
 from ..gates.masks import GateCall, GateSite
@@ -124,8 +125,8 @@ class GateCost:
         parts = []
         for k, operand in enumerate(call.operands):
             mapping = call.maps.get((k, o))
-            if operand is None or self.trace.values[operand].is_constant:
-                continue  # which is folded where nothing else reaches it
+            if operand is None or self.trace.values[operand].is_constant or k == condition_of(call):
+                continue  # which is folded where nothing else reaches it, or says where only
             if mapping is not None and len(mapping) == size:
                 parts.append(torch.where(mapping >= 0, live[operand][mapping.clamp(min=0)], 0.0))
         if call.kind == "opaque" or not parts:

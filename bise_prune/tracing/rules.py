@@ -20,7 +20,7 @@ _ELEMENTWISE = (NONLINEARITIES - {"prelu"}) | COMPARISONS | LOGICAL | _CASTS | {
     "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
     "maximum", "minimum", "zeros_like", "ones_like", "addcmul", "addcdiv",
     "sin", "cos", "clamp", "clamp_min", "clamp_max", "reciprocal", "threshold", "hardshrink", "softshrink",
-    "expm1", "dropout", "alpha_dropout",
+    "expm1", "masked_fill", "dropout", "alpha_dropout",
     "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
 }  # fmt: skip
 _CHANNELWISE = {
@@ -35,7 +35,7 @@ _MOVEMENTS = {
     "repeat_interleave", "contiguous", "clone", "detach",
 }  # fmt: skip
 _PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
-_SAME_SHAPE = {"local_response_norm", "setitem", "softmax", "masked_fill"}
+_SAME_SHAPE = {"local_response_norm", "setitem", "softmax"}
 
 
 class ChannelRules(LayerRules):

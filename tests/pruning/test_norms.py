@@ -540,3 +540,40 @@ def test_code_that_looks_at_a_weight_while_it_is_made_keeps_it_whole():
     model = ResizedPlaces(nn.LayerNorm).eval().double()
     result = prune(model, masks_for(model, WORDS, "all", 0, 0.5), WORDS, joins="expand", tolerance=1e-10)
     assert result.plan.sparsity > 0.1 and result.model.model.places.shape == (9, 16)
+
+
+FILLED = {
+    "zeros": lambda y, pad: y.masked_fill(pad, 0.0),
+    "in place": lambda y, pad: y.clone().masked_fill_(pad, 0),
+    "ones": lambda y, pad: y.masked_fill(pad, 1.0),
+    "a tensor": lambda y, pad: y.masked_fill(pad, torch.tensor(0.5, dtype=y.dtype)),
+    "channels": lambda y, pad: y.masked_fill(y > 1, 0.0),
+    "a choice": lambda y, pad: torch.where(pad, torch.zeros_like(y), y),
+}
+
+
+@pytest.mark.parametrize("filled", FILLED.values(), ids=FILLED)
+@pytest.mark.parametrize("joins", ["intersection", "expand"])
+def test_places_that_are_filled_do_not_keep_a_stream(filled, joins):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm, self.head = nn.Linear(5, 16), nn.LayerNorm(16), nn.Linear(16, 3)
+            self.up, self.down = nn.Linear(16, 20), nn.Linear(20, 16)
+
+        def forward(self, x):
+            pad = x[..., :1] > 1
+            y = filled(self.stem(x), pad)
+            return self.head((y + self.down(F.gelu(self.up(self.norm(y))).masked_fill(pad, 0.0))).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Padded().eval().double(), tokens(3, 6)
+    sites = gate_sites(model, x)
+    assert [site.name for site in sites] == ["up", "stem@zeros"]
+    masks = masks_for(model, x, "all", 0, 0.5)
+    result = prune(model, masks, x, joins=joins, tolerance=1e-10)
+    left = result.plan.macs[1] / result.plan.macs[0]
+    cost = GateCost(trace(model, x), model, sites, joins=joins)
+    assert left < 0.3 and float(cost([masks.keep[site.name].double() for site in sites])) == pytest.approx(
+        left, abs=0.1
+    )
