@@ -244,7 +244,8 @@ class Growth:
             first = torch.arange(len(self.present[results.whole])) == 0
             self._grow(results.whole, first, Reason(Why.SIZE_ASKED))
         kept = self.present[results.whole][results.channels]
-        if not bool(kept.any()):
+        stays_whole = bool(self.demands.full_width & attention.inner)
+        if not bool(kept.any()) and not stays_whole:
             return
         last = Reason(Why.EQUAL_HEADS, module=self.trace.calls[attention.products[0]].module)
         heads = kept.any(1) | self.demands.all_heads | attention.counts_heads
@@ -261,7 +262,7 @@ class Growth:
             width = max(int(kept.sum(1).max()), int(pairs_or_all.sum(1).max()))
             kept = _filled(kept, heads, min(width, kept.shape[1]))
             pairs = None if pairs is None else _filled(pairs, heads, min(width, pairs.shape[1]))
-        if self.demands.full_width & attention.inner:
+        if stays_whole:
             last = Reason(Why.FULL_WIDTH, function=self.trace.calls[attention.end].function)
             kept, pairs = torch.ones_like(kept), None if pairs is None else torch.ones_like(pairs)
         for side, cells in ((results, kept), (values, kept), (attention.queries, pairs), (attention.keys, pairs)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import slow
 
-from bise_prune import MaskSet, fuse_batchnorm, gate_sites, prune
+from bise_prune import MaskSet, export_onnx, fuse_batchnorm, gate_sites, prune
 from bise_prune.channels.edited_model import RewiredModel
 
 
@@ -29,7 +29,7 @@ def test_timm_networks_are_pruned_exactly(name):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("placement", ["tied", "feed-forward", "paper"])
+@pytest.mark.parametrize("placement", ["all", "tied", "feed-forward", "paper"])
 @pytest.mark.parametrize("kind", ["Bert", *slow("DistilBert", "Roberta")])
 def test_text_classifiers_are_pruned_exactly(kind, placement):
     transformers = pytest.importorskip("transformers")
@@ -53,3 +53,42 @@ def test_text_classifiers_are_pruned_exactly(kind, placement):
             assert torch.allclose(result.model(**batch).logits, result.masked(**batch).logits, rtol=0, atol=1e-12)
     macs = prune(model, masks, inputs, target_flops=0.8).plan.macs
     assert macs[1] / macs[0] == pytest.approx(0.8, abs=0.05)  # one of two heads is several points
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dead_attention_of_which_code_asks_the_shape_keeps_its_own():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
+    config = transformers.FalconConfig(**sizes, ffn_hidden_size=24, pad_token_id=0)
+    model = transformers.FalconForSequenceClassification(config).eval().double()
+    tokens = torch.arange(3, 21).view(3, 6)
+    inputs = {"input_ids": tokens, "attention_mask": (torch.arange(6) < torch.tensor([[6], [4], [3]])).long()}
+    masks = {site.name: torch.ones(site.num_channels) for site in gate_sites(model, inputs)}
+    for name in masks:
+        if ".h.0." in name and name.endswith("@heads"):
+            masks[name] -= 2
+        if name.endswith("@zeros"):
+            masks[name] = torch.arange(16) % 2 - 0.5
+    result = prune(model, MaskSet(masks), inputs, joins="expand", tolerance=1e-10)
+    assert result.plan.sparsity > 0.3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
+def test_decoders_with_shared_heads_take_any_padding(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 3}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, num_key_value_heads=2, intermediate_size=64, pad_token_id=0
+    )
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval().double()
+    tokens = torch.arange(3, 21).view(3, 6)
+    padded = {"input_ids": tokens, "attention_mask": (torch.arange(6) < torch.tensor([[6], [4], [3]])).long()}
+    result = prune(model, half_closed(model, padded, "all"), padded, joins="expand", tolerance=1e-10)
+    with torch.no_grad():
+        for batch in (padded, {key: value[:1] for key, value in padded.items()}, {"input_ids": tokens[:, :1]}):
+            # Its norms are computed in float32.
+            assert torch.allclose(result.model(**batch).logits, result.masked(**batch).logits, rtol=0, atol=1e-6)
+    assert export_onnx(result.model.float(), tmp_path / "slim.onnx", tuple(padded.values())).passed
