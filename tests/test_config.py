@@ -10,7 +10,7 @@ from bise_prune.errors import ConfigError
     ("setting", "message"),
     [
         ({"anneal_factor": 1.0}, r"anneal_factor = 1.0 is out of range: expected a number in \(0, 1\)"),
-        ({"placement": "all"}, "placement = 'all'"),
+        ({"placement": "everywhere"}, "placement = 'everywhere'"),
         ({"anneal_every": 0}, "anneal_every = 0"),
         ({"mi_weight": -1.0}, "mi_weight = -1.0"),
         ({"rho": (1.5,)}, "rho = 1.5"),
