@@ -267,8 +267,8 @@ def test_channels_side_by_side_are_read_without_a_copy():
 @pytest.mark.parametrize(
     ("name", "shares"),
     [
-        ("vit_b_16", [("tied", 0.35, 0.5), ("feed-forward", 0.65, 0.7), ("streams", 0.2, 0.3)]),
-        ("convnext_tiny", [("tied", 0.5, 0.6), ("streams", 0.2, 0.3)]),
+        ("vit_b_16", [("all", 0.2, 0.3), ("tied", 0.35, 0.5), ("feed-forward", 0.65, 0.7), ("streams", 0.2, 0.3)]),
+        ("convnext_tiny", [("all", 0.2, 0.3), ("tied", 0.5, 0.6), ("streams", 0.2, 0.3)]),
     ],
 )
 def test_half_of_a_large_network_with_layer_norms(name, shares):
