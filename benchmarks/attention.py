@@ -148,16 +148,26 @@ def _pruned(dense: nn.Module, example: Any, ratio: float) -> nn.Module:
     return model
 
 
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    """Mean, and standard deviation where there are several values."""
+    mean = {"mean": round(statistics.mean(values), 5)}
+    return mean | ({"std": round(statistics.stdev(values), 5)} if len(values) > 1 else {})
+
+
 def _record(results: Path) -> dict[str, Any]:
-    """The record of all results: cell -> way -> share -> figure -> its values, one for each seed that was run."""
+    """The record of all results: cell -> way -> share -> values of each figure, by seed, with mean and deviation."""
     cells: dict[str, Any] = {}
     for seed in SEEDS:
         for cell in zoo.chosen(CELLS):
             for place in sorted((results / zoo.repeated(cell, seed).name).glob("*.json")):
                 way, _, share = place.stem.rpartition("-")
-                found = cells.setdefault(cell.name, {}).setdefault(way, {}).setdefault(share, {"seed": []})
+                found = cells.setdefault(cell.name, {}).setdefault(way, {}).setdefault(share, {"values": {}})
                 for key, value in {"seed": seed, **json.loads(place.read_text())}.items():
-                    found.setdefault(key, []).append(round(value, 4))
+                    found["values"].setdefault(key, []).append(round(value, 4))
+    for found in (found for ways in cells.values() for shares in ways.values() for found in shares.values()):
+        seeds = found["values"].pop("seed")
+        summary = {key: _summary(values) for key, values in found["values"].items()}
+        found |= {"seeds": seeds, "summary": summary}
     protocol = " ".join((__doc__ or "").split("Protocol: ")[1].split("What is in")[0].split())
     return {**base_record(SEEDS, protocol[0].upper() + protocol[1:], "cpu"), "cells": cells}
 
@@ -195,17 +205,17 @@ def markdown(record: dict[str, Any]) -> str:
                     asked = "–" if share == "1" else f"{100 * float(share):.0f}"
                     keys = ("flops", "params", "as is", "as is, worst group", "head on validation",
                             "head on validation, worst group")  # fmt: skip
-                    row = [_in_percent(found[key]) for key in keys]
-                    epochs = f"{statistics.mean(found['epochs']):.0f}"
-                    lines.append(f"| {' | '.join([way, asked, str(len(found['seed'])), *row, epochs])} |")
+                    row = [_in_percent(found["summary"][key]) for key in keys]
+                    epochs = f"{found['summary']['epochs']['mean']:.0f}"
+                    lines.append(f"| {' | '.join([way, asked, str(len(found['seeds'])), *row, epochs])} |")
         lines += ["", f"[Record]({_RECORD_URL})."]
     return "\n".join(lines) + "\n"
 
 
-def _in_percent(values: Sequence[float]) -> str:
+def _in_percent(summary: dict[str, float]) -> str:
     """Mean and standard deviation of shares, in %."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+    mean = f"{100 * summary['mean']:.1f}"
+    return f"{mean} ± {100 * summary['std']:.1f}" if "std" in summary else mean
 
 
 if __name__ == "__main__":
