@@ -149,9 +149,14 @@ def prune(
     multiple = _AUTO_MULTIPLE.get(device.type, 8) if round_to == "auto" else round_to
     rounding = Rounding(multiple=multiple, fill=round_fill)
     make_planner = partial(Planner, model, sites, example_inputs, rounding=rounding)
-    return with_fallback(
-        record, make_planner, lambda planner: finish(sites, *_chosen(planner, masks, joins, target, layer_floor))
-    )
+    try:
+        return with_fallback(
+            record, make_planner, lambda planner: finish(sites, *_chosen(planner, masks, joins, target, layer_floor))
+        )
+    except PruningError as error:
+        if error.__cause__ is not None:  # the forward pass failed
+            _require_to_run(model, example_inputs, batch_sizes)
+        raise
 
 
 Finish = Callable[[Sequence[GateSite], nn.Module, PruningPlan], PruningResult]
@@ -307,21 +312,17 @@ def _finished(
     masked = constant_gates(_sharing_copy(model).eval(), sites, plan.keep)
     if _num_parameters(slim) != plan.params[1]:
         raise PruningError(f"the plan counts {plan.params[1]} parameters, the slim network has {_num_parameters(slim)}")
-    try:
-        verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
-    except Exception:
-        _require_to_run(masked, inputs, batch_sizes)
-        raise
+    verification = verify(masked, slim, inputs, batch_sizes=batch_sizes, tolerance=tolerance)
     if not verification.passed and not verify(masked, masked, inputs, batch_sizes=batch_sizes).passed:
         raise ModelError(UNREPEATABLE)
     require(verification, "the pruned model does not compute the masked function")
     return PruningResult(settled(slim, model), replace(plan, fingerprint=fingerprint(model)), verification, masked)
 
 
-def _require_to_run(masked: nn.Module, inputs: Inputs, batch_sizes: Sequence[int]) -> None:
-    """Raise a PruningError if the masked network itself does not run on the batches of the verification."""
+def _require_to_run(model: nn.Module, inputs: Inputs, batch_sizes: Sequence[int]) -> None:
+    """Raise a PruningError if the dense network itself does not run on the batches of the verification."""
     try:
-        verify(masked, masked, inputs, batch_sizes=batch_sizes)
+        verify(model, model, inputs, batch_sizes=batch_sizes)
     except Exception as error:  # the network's own code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PruningError(
