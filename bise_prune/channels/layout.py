@@ -29,7 +29,6 @@ class Layout:
     Attributes:
         trace: trace of the dense network.
         analysis: constants and needed channels under the decided gates.
-        closed: index of a gated call -> bool over its channels, True where a gate closes the channel.
         present: per value, bool over its channels: those that the slim network contains.
         clean: per value, the constant channels whose value in the slim network must be the constant.
         carriers: index of a padded convolution call -> its input channel that carries all constants (carrier channel).
@@ -41,7 +40,6 @@ class Layout:
 
     trace: Trace
     analysis: Analysis
-    closed: Mapping[int, Tensor]
     present: list[Tensor]
     clean: list[Tensor]
     carriers: Mapping[int, int]
@@ -51,6 +49,11 @@ class Layout:
     demands: Demands
     _cause: list[Tensor]
     _reasons: list[Reason]
+
+    @property
+    def closed(self) -> Mapping[int, Tensor]:
+        """Index of a gated call -> bool over its channels, True where a gate closes the channel."""
+        return self.analysis.closed
 
     def reason(self, value: int, channel: int) -> Reason:
         """Return why a channel of a value is present that need not be computed."""
@@ -126,7 +129,6 @@ def lay_out(
     layout = Layout(
         trace=trace,
         analysis=analysis,
-        closed=closed,
         present=growth.present,
         clean=clean,
         carriers=growth.carriers,
