@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -117,6 +118,9 @@ def processes(device: str) -> Iterator[None]:
     if ":" in device:
         raise ConfigError(f"device '{device}' is one device, for several processes; use --device cuda")
     on_cuda = device != "cpu" and torch.cuda.is_available()
+    # Its functions take the process group of the moment of the import as a default and would keep it, and its threads,
+    # until the interpreter is torn down, which then aborts now and then.
+    importlib.import_module("torch.distributed.nn.functional")
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:

@@ -18,13 +18,14 @@ from bise_prune.distributed import processes
 from bise_prune.errors import ConfigError
 
 WORKER = """
-import sys, torch
-import torch.distributed as dist
+import glob, sys, torch
 sys.path.insert(0, sys.argv[2])
+from bise_prune.distributed import processes, world
 from two_processes import work
-dist.init_process_group("gloo")
-torch.save(work(), f"{sys.argv[1]}/{dist.get_rank()}.pt")
-dist.destroy_process_group()
+with processes("cpu"):
+    torch.save(work(), f"{sys.argv[1]}/{world()[0]}.pt")
+names = [open(place).read() for place in glob.glob("/proc/self/task/*/comm")]
+assert not [name for name in names if "gloo" in name], names  # they could end the interpreter by an abort
 """
 
 
