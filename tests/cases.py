@@ -206,6 +206,11 @@ def same_masks(first, second):
     return all(torch.equal(first.logits[name], second.logits[name]) for name in first.logits)
 
 
+def batches_of(size, sample):
+    """Those batches of a search's balanced sample that have one size."""
+    return type(sample)(*([rows for rows in parts if len(rows) == size] for parts in sample))
+
+
 def in_double(data):
     return BiasedDataset(data.inputs.double(), data.target, data.bias)
 

@@ -59,6 +59,7 @@ from .worth import worth_of
 
 ROUNDS = 12  # of steps
 TRADING = 4  # rounds of trades after them
+_SECOND_START = ROUNDS + TRADING // 2 + 1  # round of trades at which another start is tried if the head is refitted
 _STEPS = 240
 _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _WALK = 7  # round in which the share has come down, or a later one for small budgets
@@ -247,6 +248,8 @@ class Rounds:
         start = (self.best >= 0).to(state.logits) if number == ROUNDS + 1 else gates.values.detach()
         generator = torch.Generator().manual_seed(search.config.seed * (ROUNDS + TRADING) + number)
         room = max(self.projection.cost(start), 0.0 if budget is None else budget.share)
+        if number == _SECOND_START and self.judge.refits:
+            start = min(start, self.trades.way_down(room, after_trial), key=self.judge.loss)
         traded, worth = self.trades.round(start, room, generator, after_trial)
         state.logits.copy_(self.ranks(worth, traded == 0))
         state.tally.flipped |= gates.closed != state.tally.closed_before
@@ -260,7 +263,7 @@ class Rounds:
     def _figures(self, logits: Tensor, features: Tensor) -> Tensor:
         """This process's shares of the figures in :data:`.state.SUMS` on the balanced sample."""
         search = self.search
-        labels = [search.labels.of(part) for part in self.sample]
+        labels = [search.labels.of(part) for part in self.sample.parts]
         known = Labels(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
         loss, read = cross_entropy(logits, known.target), search.state.heads(features)
         terms = objective_of(loss, len(logits), read, known.bias, known.conflicting, search.config.mi_weight)
@@ -298,7 +301,7 @@ class Rounds:
     def outputs(self) -> tuple[Tensor, Tensor]:
         """Class logits (N, C) and bottleneck features (N, D) of this process's part of the balanced sample."""
         passes, gates = self.search.passes, self.search.network.gates.values
-        seen = [passes.forward(gates, inputs) for _, inputs in passes.inputs(self.sample)]
+        seen = [passes.forward(gates, inputs) for _, inputs in passes.inputs(self.sample.parts)]
         logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return logits, features
 
@@ -309,7 +312,7 @@ class Rounds:
             logits: class logits of this process's part, shape (N, C).
             features: its bottleneck features, shape (N, D).
         """
-        target = gathered(torch.cat([self.search.labels.of(part).target for part in self.sample]))
+        target = gathered(torch.cat([self.search.labels.of(part).target for part in self.sample.parts]))
         logits, features = gathered(logits), gathered(features)
         head = refitted_head(features, target, self.search.network.num_classes)
         refitted = torch.addmm(head[:, -1], features, head[:, :-1].T)

@@ -2,15 +2,17 @@
 
 If the last layer may be refitted after the removal, the loss of the network as it is says little: much of what closing
 a channel does to it is undone by the refit. Then a refitted head is judged, one fitted to half of the balanced sample
-on the other half, so that it is not judged on samples that it was fitted to.
+on the other half. Copies of a sample, as rare ones have, are in the same half, so that a head is not judged on samples
+that it was fitted to, and each half has its part of every subgroup.
 """
 
 # Shape suffixes: N samples, D features, C classes, M channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,7 @@ from torch.nn.functional import cross_entropy, linear
 from ..distributed import gathered, summed
 from ..errors import ConfigError
 from .assembly import Search
-from .refitted import balanced_sample, refitted_head
-from .training_data import Part
+from .refitted import Sample, balanced_sample, refitted_head
 
 _PENALTY = 3e-2  # of a head that is fitted to half of the sample
 _MOST = 2_000  # samples to which a head is fitted that is judged on validation data
@@ -31,13 +32,13 @@ class Judge:
 
     Args:
         search: parts of the search.
-        sample: batches of the sample; of several processes, each has a part.
+        sample: the sample; of several processes, each has a part.
 
     Raises:
         ConfigError: the last layer is to be refitted and has no additive bias.
     """
 
-    def __init__(self, search: Search, sample: Sequence[Part]) -> None:
+    def __init__(self, search: Search, sample: Sample) -> None:
         self.search, self.sample = search, sample
         self.refits = search.config.refit == "head"
         self.larger = sample
@@ -64,7 +65,7 @@ class Judge:
         if self.refits:
             return self._refitted_loss(gates)
         sums = torch.zeros(2, dtype=torch.float64, device=gates.device)
-        for part, inputs in self.search.passes.inputs(self.sample):
+        for part, inputs in self.search.passes.inputs(self.sample.parts):
             target = self.search.labels.of(part).target
             losses = cross_entropy(self.search.passes.forward(gates, inputs)[0].double(), target, reduction="none")
             sums += torch.stack([losses.sum(), torch.full_like(sums[0], len(target))])
@@ -73,7 +74,8 @@ class Judge:
 
     def _refitted_loss(self, gates: Tensor) -> float:
         """The loss on each half of the sample of a head that is fitted to the other half."""
-        features, target, is_odd = self._seen(gates, self.sample)
+        features, target = self._seen(gates, self.sample)
+        is_odd = self._halves
         total = 0.0
         for side in (is_odd, ~is_odd):
             head = refitted_head(features[~side], target[~side], self.search.network.num_classes, penalty=_PENALTY)
@@ -82,22 +84,31 @@ class Judge:
         return total / len(target)
 
     @torch.no_grad()
-    def head(self, gates: Tensor, sample: Sequence[Part] | None = None) -> Tensor | None:
+    def head(self, gates: Tensor, sample: Sample | None = None) -> Tensor | None:
         """Weights of a head that is fitted to a sample, shape (C, D + 1); None where none is refitted."""
         if not self.refits:
             return None
-        features, target, _ = self._seen(gates, sample or self.sample)
+        features, target = self._seen(gates, sample or self.sample)
         return refitted_head(features, target, self.search.network.num_classes)
 
-    def _seen(self, gates: Tensor, sample: Sequence[Part]) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (N, D), classes (N,) and halves (N,) of the samples of all processes: every other one of a batch."""
-        features, targets, halves = [], [], []
-        for part, inputs in self.search.passes.inputs(sample):
+    def _seen(self, gates: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and classes (N,) of the samples of all processes."""
+        features, targets = [], []
+        for part, inputs in self.search.passes.inputs(sample.parts):
             features.append(self.search.passes.forward(gates, inputs)[1])
             targets.append(self.search.labels.of(part).target)
-            halves.append(torch.arange(len(targets[-1]), device=gates.device) % 2)
-        whole = [gathered(torch.cat(parts)) for parts in (features, targets, halves)]
-        return whole[0], whole[1], whole[2] == 1
+        return gathered(torch.cat(features)), gathered(torch.cat(targets))
+
+    @cached_property
+    def _halves(self) -> Tensor:
+        """Which samples of all processes are in the second half, bool of shape (N,): every other one of a subgroup."""
+        labels = [self.search.labels.of(part) for part in self.sample.parts]
+        subgroup = torch.cat([2 * each.target + each.conflicting.any(1) for each in labels])
+        numbers = torch.cat(self.sample.numbers).to(subgroup.device)
+        distinct, place = gathered(numbers).unique(return_inverse=True)
+        of_distinct = torch.empty_like(distinct).scatter_(0, place, gathered(subgroup))
+        rank = of_distinct.argsort(stable=True).argsort()
+        return (rank % 2 == 1)[place]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

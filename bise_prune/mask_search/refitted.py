@@ -8,6 +8,8 @@ does is told for each round of a gradual search.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
@@ -21,9 +23,22 @@ _ITERATIONS = 100  # of L-BFGS
 _BATCH = 50  # samples in a batch of the balanced sample
 
 
+class Sample(NamedTuple):
+    """A sample of the training set in which a sample may be found more than once.
+
+    Attributes:
+        parts: this process's batches.
+        numbers: for each batch, numbers that tell its samples apart from all others, those of other processes included;
+            copies of a sample have the same number.
+    """
+
+    parts: list[Part]
+    numbers: list[Tensor]
+
+
 def balanced_sample(
     data: TrainingData, labels: TrainingLabels, position: Position, generator: torch.Generator, size: int
-) -> list[Part]:
+) -> Sample:
     """Draw a sample of the training set in which every sample is found in proportion to its weight r.
 
     The draw is systematic: a sample is found as often as its expected number says, rounded up or down. So a set of that
@@ -35,25 +50,25 @@ def balanced_sample(
         position: position of the search in its data.
         generator: source of the draw.
         size: expected number of samples.
-
-    Returns:
-        This process's batches.
     """
+    rank, processes = world()
     known = labels.known.weight.double()
     rate, start = size / float(known.sum()), float(torch.rand(1, generator=generator))
     if data.in_memory is not None:
         rows = _drawn(known * rate, start)
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        rank, processes = world()
         size = max(1, min(_BATCH, len(rows) // processes))  # every process has a batch
-        return list(rows.split(size)[rank::processes])
-    found: list[Part] = []
+        parts = list(rows.split(size)[rank::processes])
+        return Sample(list(parts), parts)
+    found, passed = Sample([], []), 0
     for part in data.next_pass(position):
         batch, expected = data.batch(part), labels.of(part).weight.double() * rate
         rows = _drawn(expected, start)
         start = (start + float(expected.sum())) % 1
         if len(rows):
-            found.append(_rows_of(batch, rows))
+            found.parts.append(_rows_of(batch, rows))
+            found.numbers.append((passed + rows) * processes + rank)
+        passed += len(expected)
     return found
 
 

@@ -26,6 +26,7 @@ from .projection import Projection
 from .worth import worth_of
 
 TRIALS = 20  # trades that are tried in a round
+_STEPS_DOWN = 12  # steps of equal cost from the open network to a share
 _FIRST, _MOST = 8, 64  # channels that open in the first trade of a round, and in any
 
 
@@ -74,6 +75,25 @@ class Trades:
             after_trial()
         return gates, self.worth(gates)[0] if is_old else worth
 
+    def way_down(self, share: float, after_step: Callable[[], None]) -> Tensor:
+        """Close an open network in equal steps of its cost, by what channels are worth on the way.
+
+        Args:
+            share: share of the dense network's cost at which it ends, in (0, 1].
+            after_step: function called after each step.
+
+        Returns:
+            Gates of 0 and 1, shape (M,).
+        """
+        gates = torch.ones(sum(self.projection.sizes), device=self.search.network.device)
+        for step in range(1, _STEPS_DOWN + 1):
+            closed = gates == 0
+            value = torch.where(closed, -torch.inf, self.projection.per_cost(self.worth(gates)[0], closed))
+            allowed = 1 - (1 - share) * step / _STEPS_DOWN
+            gates = (self.projection.kept(value, allowed) & ~closed).to(gates)
+            after_step()
+        return gates
+
     def trade(self, gates: Tensor, worth: Tensor, size: int, share: float) -> Tensor:
         """Gates in which closed channels open, and open ones close in their place, shape (M,).
 
@@ -94,7 +114,7 @@ class Trades:
         moments = torch.zeros(2, len(gates), dtype=gates.dtype, device=gates.device)
         counts = torch.zeros(2, device=gates.device)  # of batches and of samples
         head = self.judge.head(gates)
-        for part, inputs in self.search.passes.inputs(self.judge.sample):
+        for part, inputs in self.search.passes.inputs(self.judge.sample.parts):
             leaf, target = gates.clone().requires_grad_(), self.search.labels.of(part).target
             logits, features = self.search.passes.forward(leaf, inputs)
             if head is not None:

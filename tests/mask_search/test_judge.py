@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from cases import biased_data, network, same_masks
+from cases import batches_of, biased_data, network, same_masks
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -47,16 +47,31 @@ def rounds_of(model, dtype=torch.double):
 
 def features_of(rounds, gates, sample):
     net, data = rounds.search.network, rounds.search.data.in_memory.data
-    rows = torch.cat(list(sample))
+    rows = torch.cat(sample.parts)
     with torch.no_grad():
         features = net.forward(gates.split(net.gates.sizes), data.inputs[rows])[1]
     return features.numpy(), data.target[rows].numpy()
 
 
+def halves_of(rounds):
+    """Sample by sample: the distinct ones of each subgroup by turns, copies where the first one is."""
+    labels, half, seen = rounds.search.labels.known, {}, {}
+    rows = torch.cat(rounds.sample.parts).tolist()
+    for row in sorted(set(rows)):
+        subgroup = (int(labels.target[row]), bool(labels.conflicting[row].any()))
+        seen.setdefault(subgroup, []).append(row)
+    start = 0
+    for subgroup in sorted(seen):
+        half |= {row: (start + place) % 2 for place, row in enumerate(seen[subgroup])}
+        start += len(seen[subgroup])
+    return torch.tensor([half[row] for row in rows]).numpy() == 1
+
+
 def test_the_loss_is_that_of_a_head_fitted_to_the_other_half(model):
     rounds, gates = rounds_of(copy.deepcopy(model))
     features, target = features_of(rounds, gates, rounds.sample)
-    is_odd = torch.cat([torch.arange(len(part)) % 2 for part in rounds.sample]).numpy() == 1
+    is_odd = halves_of(rounds)
+    assert len(set(torch.cat(rounds.sample.parts).tolist())) < len(target)  # some are there more than once
     total = 0.0
     for side in (is_odd, ~is_odd):
         scaler = StandardScaler().fit(features[~side])
@@ -75,10 +90,10 @@ def test_a_round_of_trades_lowers_it():
 
 def test_worth_is_that_of_the_loss_of_a_refitted_head():
     rounds, gates = rounds_of(network("simple_convnet"))
-    rounds.judge.sample = [part for part in rounds.sample if len(part) == 50]
+    rounds.judge.sample = batches_of(50, rounds.sample)
     net, data, head = rounds.search.network, rounds.search.data.in_memory.data, rounds.judge.head(gates)
     slopes = []
-    for rows in rounds.judge.sample:
+    for rows in rounds.judge.sample.parts:
         leaf = gates.clone().requires_grad_()
         features = net.forward(leaf.split(net.gates.sizes), data.inputs[rows])[1]
         logits = features @ head[:, :-1].T + head[:, -1]

@@ -43,7 +43,9 @@ class Streamed:
 def test_the_sample_is_balanced_over_the_subgroups(wrap):
     data = biased_data(n=900, rho=0.9)
     found = assemble(network("mlp"), wrap(BatchLoader(data, 50)), SearchConfig(steps=12))
-    parts = balanced_sample(found.data, found.labels, found.state.position, torch.Generator().manual_seed(1), 3000)
+    parts, numbers = balanced_sample(
+        found.data, found.labels, found.state.position, torch.Generator().manual_seed(1), 3000
+    )
     batches = [found.data.batch(part) for part in parts]
     labels, bias = torch.cat([b.target for b in batches]), torch.cat([b.bias for b in batches])[:, 0]
     classes, values = len(data.target.unique()), len(data.bias.unique())
@@ -51,10 +53,13 @@ def test_the_sample_is_balanced_over_the_subgroups(wrap):
     expected = 3000 / len(cells)
     assert ((cells - expected).abs() < 0.05 * expected).all()
     assert abs(int(cells.sum()) - 3000) <= 1
+    samples = torch.cat([b.input.flatten(1) for b in batches])
+    assert len(samples.unique(dim=0)) == len(torch.cat(numbers).unique())  # copies, and only they, have one number
+    assert len(torch.cat([samples, torch.cat(numbers)[:, None]], 1).unique(dim=0)) == len(samples.unique(dim=0))
 
 
 def test_a_set_that_is_balanced_is_its_own_sample():
     data = biased_data(n=120)
     found = assemble(network("mlp"), BatchLoader(data, 50), SearchConfig(steps=12, weighting="none"))
-    parts = balanced_sample(found.data, found.labels, found.state.position, torch.Generator().manual_seed(1), 120)
+    parts, _ = balanced_sample(found.data, found.labels, found.state.position, torch.Generator().manual_seed(1), 120)
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(120)) and len(parts) > 1

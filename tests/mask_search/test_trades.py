@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from cases import biased_data, network
+from cases import batches_of, biased_data, network
 from torch.nn.functional import cross_entropy
 
 from bise_prune import SearchConfig
@@ -39,7 +39,7 @@ def doubled():
 def sampled(trades):
     """The sample as one batch: inputs and labels."""
     data = trades.search.data.in_memory.data
-    rows = torch.cat(trades.judge.sample)
+    rows = torch.cat(trades.judge.sample.parts)
     return data.inputs[rows], data.target[rows]
 
 
@@ -77,12 +77,12 @@ def test_the_loss_is_that_of_the_whole_sample():
 def test_worth_is_read_from_the_sample():
     """The mean against the gradient of the whole, the curvature and the error against the batches' own gradients."""
     trades, gates = trades_of()
-    trades.judge.sample = [part for part in trades.judge.sample if len(part) == 50]  # batches of one size
+    trades.judge.sample = batches_of(50, trades.judge.sample)
     leaf = gates.clone().requires_grad_()
     (mean,) = torch.autograd.grad(masked_loss(trades, leaf), leaf)
     net, data = trades.search.network, trades.search.data.in_memory.data
     slopes = []
-    for rows in trades.judge.sample:
+    for rows in trades.judge.sample.parts:
         logits = net.forward(leaf.split(net.gates.sizes), data.inputs[rows])[0]
         slopes += torch.autograd.grad(cross_entropy(logits, data.target[rows]), leaf)
     variance = torch.stack(slopes).var(0, correction=0)
