@@ -16,7 +16,7 @@ from ..gates.masks import GateSite
 from ..mask_search.assembly import VALIDATION_PART, VALIDATION_SAMPLES, assemble
 from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, steps_per_round
 from ..mask_search.schedule import temperatures
-from ..mask_search.trades import TRIALS
+from ..mask_search.trades import STEPS_DOWN, TRIALS
 from ..tracing import logits_of, run
 from .session import Session
 from .stages.search import budget_of
@@ -103,6 +103,8 @@ def _times_of_round(session: Session, loader: BatchLoader) -> tuple[float, float
     trial = _median_seconds(lambda: rounds.judge.loss(gates), session)
     worth = _median_seconds(lambda: rounds.trades.worth(gates), session)
     trades = TRIALS * trial + (1 + _KEPT * TRIALS) * worth
+    if rounds.judge.refits:  # the second start, once in a search
+        trades += STEPS_DOWN / TRADING * worth
     return max(0.0, whole - look) / EVERY, look, trades
 
 

@@ -21,6 +21,9 @@ down:
   one, at the share of the best masks so far, from which the search goes on.
 * **Trades.** What is estimated up to here is measured at the end: from the best masks so far, channels open and others
   close in their place if that lowers the loss (:mod:`.trades`).
+* **A second start.** If the last layer is refitted, masks are judged by what a refitted one reads, but the steps go by
+  the network as it is; where that is at chance, they teach nothing. So halfway through the trades, an open network is
+  closed by the worth of channels under refitted heads alone, and the trades go on from there if its loss is lower.
 * **A way back.** If the accuracy falls in a round by more than half of the way to chance, the masks go back to those
   before the round, and the next one closes less.
 

@@ -26,7 +26,7 @@ from .projection import Projection
 from .worth import worth_of
 
 TRIALS = 20  # trades that are tried in a round
-_STEPS_DOWN = 12  # steps of equal cost from the open network to a share
+STEPS_DOWN = 12  # steps of equal cost from the open network to a share
 _FIRST, _MOST = 8, 64  # channels that open in the first trade of a round, and in any
 
 
@@ -86,10 +86,10 @@ class Trades:
             Gates of 0 and 1, shape (M,).
         """
         gates = torch.ones(sum(self.projection.sizes), device=self.search.network.device)
-        for step in range(1, _STEPS_DOWN + 1):
+        for step in range(1, STEPS_DOWN + 1):
             closed = gates == 0
             value = torch.where(closed, -torch.inf, self.projection.per_cost(self.worth(gates)[0], closed))
-            allowed = 1 - (1 - share) * step / _STEPS_DOWN
+            allowed = 1 - (1 - share) * step / STEPS_DOWN
             gates = (self.projection.kept(value, allowed) & ~closed).to(gates)
             after_step()
         return gates

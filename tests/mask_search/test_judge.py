@@ -116,6 +116,26 @@ def test_validation_is_judged_with_the_refitted_head_and_the_own_one_is_put_back
     assert inside.unbiased_accuracy > outside.unbiased_accuracy  # of random weights
 
 
+@pytest.mark.parametrize("refit", ["none", "head"])
+@pytest.mark.parametrize("is_lower", [True, False])
+def test_halfway_through_the_trades_there_is_a_second_start(model, refit, is_lower):
+    config = dataclasses.replace(CONFIG, refit=refit)
+    rounds = Rounds(assemble(copy.deepcopy(model), loader(), config, VALIDATION))
+    for number in range(1, ROUNDS + 3):
+        rounds.round(number, lambda: None)
+    present = rounds.search.network.gates.values.detach().clone()
+    other = 1 - present
+    way_down, trade, loss, starts, calls = rounds.trades.way_down, rounds.trades.round, rounds.judge.loss, [], []
+    rounds.judge.loss = lambda gates: loss(gates) + (9 if torch.equal(gates, present if is_lower else other) else 0)
+    rounds.trades.way_down = lambda *arguments: calls.append(way_down(*arguments)) or other
+    rounds.trades.round = lambda gates, *arguments: starts.append(gates) or trade(gates, *arguments)
+    rounds.round(ROUNDS + 3, lambda: None)
+    rounds.round(ROUNDS + 4, lambda: None)
+    assert len(calls) == (refit == "head")
+    assert all(rounds.projection.cost(gates) <= 0.6 for gates in calls)
+    assert torch.equal(starts[0], other if refit == "head" and is_lower else present)
+
+
 def test_the_search_leaves_the_network_as_it_is_and_resumes(model, tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     whole = search(model, loader(), CONFIG, VALIDATION)

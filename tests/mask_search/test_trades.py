@@ -13,7 +13,7 @@ from bise_prune.config import Budget
 from bise_prune.data import BatchLoader
 from bise_prune.mask_search.assembly import assemble
 from bise_prune.mask_search.gradual import ROUNDS, TRADING, Rounds
-from bise_prune.mask_search.trades import Trades
+from bise_prune.mask_search.trades import STEPS_DOWN, Trades
 from bise_prune.tuning.vanilla import train_vanilla
 
 
@@ -118,6 +118,23 @@ def test_trades_mend_masks_that_are_known_to_be_wrong():
     broken = gates.index_fill(0, torch.tensor(worst), 0.0)
     mended = trades.round(broken, 0.6, torch.Generator().manual_seed(1), lambda: None)[0]
     assert trades.judge.loss(mended) < trades.judge.loss(broken) - 0.9 * (max(rises) - trades.judge.loss(gates))
+
+
+def test_the_way_down_closes_what_is_worth_least_for_its_cost_step_by_step():
+    trades = trades_of()[0]
+    seen, worth = [], trades.worth
+    trades.worth = lambda gates: seen.append((gates.clone(), worth(gates))) or seen[-1][1]
+    calls = []
+    end = trades.way_down(0.4, lambda: calls.append(1))
+    assert len(calls) == STEPS_DOWN == len(seen) and bool((seen[0][0] == 1).all())
+    after = [gates for gates, _ in seen[1:]] + [end]
+    for step, ((before, (values, _)), now) in enumerate(zip(seen, after, strict=True), 1):
+        assert trades.projection.cost(now) <= 1 - 0.6 * step / STEPS_DOWN + 1e-9 and bool((now <= before).all())
+        value = torch.where(before == 0, -torch.inf, trades.projection.per_cost(values, before == 0))
+        free = ~trades.projection.protected(value)
+        kept, closed = (now > 0) & free, (before > 0) & (now == 0)
+        if kept.any() and closed.any():
+            assert value[closed].max() <= value[kept].min()
 
 
 def test_the_whole_network_has_nothing_to_trade():
