@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bise_prune import MaskSet, SearchConfig
+from bise_prune import MaskSet, SearchConfig, measure
 from bise_prune.app.halves import halved
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
@@ -188,6 +188,25 @@ def rungs_head(case: Case) -> Rows:
     return rows
 
 
+def rungs_criteria(case: Case) -> Rows:
+    """Torch-Pruning's criteria at shares of the FLOPs, with the same rungs on the same samples as our networks have.
+
+    Re-estimated Taylor scores refit statistics and head on their way; so there is only their rung with a refitted head.
+    """
+    learned, selecting = _halves(case)
+    dense = measure(case.vanilla, case.example).flops
+    rows = {}
+    for name in peers.CRITERIA:
+        for share in SHARES:
+            network, _ = peers.pruned_to(case, name, int(share * dense))
+            ladder = Ladder(network, learned, selecting, case.aligned, again=case.val)
+            rows |= {f"{name} {share:g}, {rung.value}": case.figures(ladder.model(rung)) for rung in Rung}
+    for share, network in peers.pruned_on_the_way_down(case, learned, SHARES):
+        ladder = Ladder(network, learned, selecting, case.aligned, again=case.val)
+        rows[f"taylor, re-estimated {share:g}, head"] = case.figures(ladder.model(Rung.HEAD))
+    return rows
+
+
 def budgets(case: Case) -> Rows:
     """The search as the setting has it at shares of the FLOPs, with the penalty for a target."""
     rows = {}
@@ -302,6 +321,7 @@ METHODS: dict[str, Run] = {
     "budgets": budgets,
     "rungs": rungs,
     "rungs-head": rungs_head,
+    "rungs-criteria": rungs_criteria,
     "sweep": sweep,
     "rankings": rankings,
     "probe": probe,

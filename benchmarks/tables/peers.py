@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,12 @@ from bise_prune.baselines.ffw import ffw
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import DataError
 from bise_prune.gates.bottleneck import CapturedInputs, head_name
+from bise_prune.mask_search.refitted import refitted_head
 from bise_prune.mask_search.weights import sample_weights
 from bise_prune.tracing import run as run_network
 from bise_prune.tracing import trace
+from bise_prune.tuning.features import bottleneck_features
+from bise_prune.tuning.norms import reestimated
 
 from .cases import Case, Figures, timed
 
@@ -31,6 +34,7 @@ Run = Callable[[Case], Rows]
 
 JTT_FIRST_EPOCHS, JTT_TIMES = 1, 20  # epochs of the identification, how often its errors are shown
 _HALVINGS = 12
+_STEPS_DOWN, _DRAWN = 60, 1_000  # steps of re-estimated scores, and samples that they are estimated on
 
 # -- SpuCo: retraining -----------------------------------------------------------------------------
 
@@ -194,7 +198,7 @@ def torch_pruning(name: str) -> Run:
     def run(case: Case) -> Rows:
         case.vanilla  # noqa: B018  # trained outside the time that is taken
         target = measure(case.pruned().model, case.example).flops
-        (network, ratio), seconds = timed(lambda: _pruned_to(case, name, target))
+        (network, ratio), seconds = timed(lambda: pruned_to(case, name, target))
         tuned, more = case.tuned(network)
         return {
             "as is": case.figures(network, seconds, latency=True, pruning_ratio=ratio),
@@ -213,7 +217,7 @@ CRITERIA: dict[str, Callable[[], Any]] = {
 }
 
 
-def _pruned_to(case: Case, name: str, target: int) -> tuple[nn.Module, float]:
+def pruned_to(case: Case, name: str, target: int) -> tuple[nn.Module, float]:
     """The largest network within ``target`` FLOPs, by bisection of the pruning ratio."""
     low, high = 0.0, 1.0
     slopes = _slopes(case) if name == "taylor" else {}
@@ -245,18 +249,61 @@ def _pruned_at(case: Case, name: str, ratio: float, slopes: Mapping[str, Tensor]
         network.get_parameter(key).grad = slope.clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
-        pruner = tp.pruner.BasePruner(
-            network,
-            case.example,
-            importance=CRITERIA[name](),
-            global_pruning=True,
-            pruning_ratio=ratio,
-            max_pruning_ratio=0.95,
-            ignored_layers=[network.get_submodule(head_name(network, trace(network, case.example)))],
-        )
-        pruner.step()
+        _pruner(case, network, CRITERIA[name](), ratio).step()
     network.zero_grad()
     return network.eval()
+
+
+def _pruner(case: Case, network: nn.Module, importance: Any, ratio: float, steps: int = 1) -> Any:
+    """Torch-Pruning's pruner of all layers but the last, ranked together."""
+    return tp.pruner.BasePruner(
+        network,
+        case.example,
+        importance=importance,
+        global_pruning=True,
+        pruning_ratio=ratio,
+        max_pruning_ratio=0.95,
+        iterative_steps=steps,
+        ignored_layers=[network.get_submodule(head_name(network, trace(network, case.example)))],
+    )
+
+
+def pruned_on_the_way_down(
+    case: Case, data: BiasedDataset, shares: Sequence[float]
+) -> Iterator[tuple[float, nn.Module]]:
+    """Torch-Pruning's Taylor scores, estimated anew in small steps: the first network within each share of the FLOPs.
+
+    Scores are those of samples drawn by weight; to these, statistics of batch norms and the last layer are refitted
+    after each step, as the next scores and the returned networks have them.
+
+    Args:
+        case: the network.
+        data: samples to draw from.
+        shares: shares of the dense network's FLOPs.
+    """
+    network = copy.deepcopy(case.vanilla).requires_grad_(True)
+    name = head_name(network, trace(network, case.example))
+    pruner = _pruner(case, network, tp.importance.TaylorImportance(), 0.95, steps=_STEPS_DOWN)
+    weights = sample_weights(data.target, data.bias, case.num_classes, case.aligned, "auto", None)
+    generator = torch.Generator().manual_seed(case.seed)
+    rows = torch.multinomial(weights(data.target, data.bias).double(), _DRAWN, True, generator=generator)
+    drawn, left = data.subset(rows), sorted(shares, reverse=True)
+    loader, dense = BatchLoader(drawn, 100), measure(network, case.example).flops
+    for _ in range(_STEPS_DOWN):
+        for batch in loader:
+            moved = batch.to(case.device)
+            cross_entropy(network(moved.input), moved.target, reduction="sum").backward()
+        pruner.step()
+        network.zero_grad()
+        network.load_state_dict(reestimated(network, loader).state_dict())
+        features = bottleneck_features(network, [name], drawn)
+        head = refitted_head(features, drawn.target.to(features.device), case.num_classes)
+        layer = network.get_submodule(name)
+        with torch.no_grad():
+            layer.weight.copy_(head[:, :-1])
+            layer.bias.copy_(head[:, -1])
+        while left and measure(network, case.example).flops <= left[0] * dense:
+            yield left.pop(0), copy.deepcopy(network).eval()
 
 
 # -- the last layer alone --------------------------------------------------------------------------
