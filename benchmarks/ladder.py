@@ -1,4 +1,4 @@
-"""What the masks add on the zoo if a little more may change: logit offsets, batch-norm statistics, the last layer.
+"""What the masks add on the zoo if a little more may change: logit offsets, norm layers, the last layer.
 
     python benchmarks/zoo.py --data-root data --work FOLDER
     python benchmarks/defaults.py --data-root data --work FOLDER

@@ -508,8 +508,9 @@ class RunConfig:
         bias_noise: share of the training set's bias labels that are first replaced by wrong ones, in [0, 1] (App. L).
         stratified: whether every batch of the search gets its share of every subgroup.
         tune: what may change in the slim network: "none", "shift" = one offset per class on the logits, "norms" = the
-            statistics of batch norms as well, "head" = the last layer as well; see :mod:`bise_prune.tuning.ladder`.
-            "all" = all weights: finetuning from the best of these, with the best of the dense network as its teacher.
+            norm layers as well (statistics, weights and additive biases), "head" = the last layer as well; see
+            :mod:`bise_prune.tuning.ladder`. "all" = all weights: finetuning from the best of these, with the best of
+            the dense network as its teacher.
         finetune: settings for finetuning the slim network; None = no finetuning. With ``tune`` "all", None stands for
             :data:`STRONG`.
         budget_weight: weight of the cost limit in a search with a target (lambda), > 0; see :class:`Budget`.

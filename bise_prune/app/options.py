@@ -189,9 +189,10 @@ _HELP: Mapping[str, Mapping[str, str]] = {
     },
     "what may change in the slim network": {
         "tune": "the network that is delivered: none keeps all weights, shift may add an offset to the logits of each "
-        "class, norms may estimate the statistics of batch norms again as well, head may refit the last layer as well; "
-        "each change is made only if validation data say that it helps, and the report has the figures of each; all "
-        "trains all weights, from the best of these and with the best of the dense network as its teacher",
+        "class, norms may estimate the statistics of batch norms again and train the weights of norm layers as well, "
+        "head may refit the last layer as well; each change is made only if validation data say that it helps, and the "
+        "report has the figures of each; all trains all weights, from the best of these and with the best of the dense "
+        "network as its teacher",
     },
     "finetuning of the slim network": {
         "finetune": "epochs of training of the slim network after the removal, with the search's sample weights; 0 "

@@ -13,14 +13,14 @@ from .results import RunResults
 NAMES: Mapping[str, str] = {
     "none": "nothing",
     "shift": "logit offsets",
-    "norms": "+ batch-norm statistics",
+    "norms": "+ norm layers",
     "head": "+ the last layer",
     "all": "all weights (finetuned)",
 }
 
 CHANGES: Mapping[str, str] = {
     "shift": "offsets of the logits",
-    "norms": "statistics of batch norms",
+    "norms": "norm layers",
     "head": "the last layer",
     "all": "all weights",
 }

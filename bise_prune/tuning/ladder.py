@@ -4,7 +4,7 @@ Each rung may change what the rungs below it may:
 
 * *none*: nothing;
 * *shift*: one offset per class on the logits (:mod:`.shift`);
-* *norms*: the statistics of batch norms (:mod:`.norms`);
+* *norms*: the norm layers: statistics of batch norms, weights and additive biases (:mod:`.norms`);
 * *head*: the weights of the last layer (:func:`bise_prune.mask_search.refitted.refitted_head`).
 
 What a rung may change is fitted to balanced samples, and whether it is changed is decided by other samples: the best
@@ -17,6 +17,7 @@ rung can be the same as the one below it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -30,7 +31,7 @@ from ..mask_search.refitted import refitted_head
 from ..metrics.accuracy import Evaluation, score, subgroup_members
 from ..tracing import trace
 from .features import bottleneck_features
-from .norms import batch_norms, reestimated
+from .norms import batch_norms, norm_parameters, reestimated, trained
 from .shift import Figure, fitted_offsets, mean_of_groups, worst_of_groups
 
 _MOST_FITTED = 5_000  # samples that a rung is fitted to, at most
@@ -48,6 +49,14 @@ class Rung(StrEnum):
     HEAD = "head"
 
 
+class Norms(StrEnum):
+    """What is changed in the norm layers."""
+
+    OWN = "own"  # nothing
+    STATISTICS = "statistics"  # those of batch norms are estimated again
+    TRAINED = "trained"  # so they are, and then weights and additive biases are trained
+
+
 @dataclass(frozen=True)
 class Step:
     """What a rung changes.
@@ -55,19 +64,19 @@ class Step:
     Attributes:
         head: weights of the last layer with its additive bias in the last column, shape (C, D + 1).
         part: what of the head differs: Rung.SHIFT for offsets, Rung.HEAD for all of it, Rung.NONE for nothing.
-        has_new_norms: whether the statistics of batch norms are estimated again.
+        norms: what of the norm layers differs.
         penalty: penalty that a refitted head was fitted with.
     """
 
     head: Tensor
     part: Rung = Rung.NONE
-    has_new_norms: bool = False
+    norms: Norms = Norms.OWN
     penalty: float = 0.0
 
     @property
     def changes(self) -> tuple[Rung, ...]:
         """The kinds of changes that are made."""
-        norms = (Rung.NORMS,) if self.has_new_norms else ()
+        norms = () if self.norms is Norms.OWN else (Rung.NORMS,)
         return norms if self.part is Rung.NONE else (*norms, self.part)
 
 
@@ -102,7 +111,8 @@ class Ladder:
         aligned: bias value that each class is aligned with, shape (classes, K).
         rule: name of the selection rule, whose figure the changes are to raise; see :class:`bise_prune.SearchConfig`.
             With "last", that is the unbiased accuracy.
-        again: samples to which the changes that were decided on are fitted once more; None = the first fit stays.
+        again: samples to which the changes that were decided on, but for statistics, are fitted once more; None = the
+            first fit stays.
 
     Attributes:
         own: the network as it is.
@@ -128,16 +138,19 @@ class Ladder:
         bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
         self.own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach())
         fit = self._some_of(fit)
-        self.models = {False: model}
+        self.models = {Norms.OWN: model}
         if batch_norms(model):
-            self.models[True] = reestimated(model, BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH))
+            drawn = BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH)
+            self.models[Norms.STATISTICS] = reestimated(model, drawn)
+        if norm_parameters(model):
+            self.models[Norms.TRAINED] = self._trained(fit)
         fitted = self._all_seen(fit)
         chosen = fitted if choose is None else self._all_seen(choose)
         present = self.own
         decided = {Rung.NONE: present}
         for rung, steps in self._candidates(fitted).items():
-            hits = [chosen[step.has_new_norms].hits(step) for step in (present, *steps)]
-            groups = chosen[False].groups
+            hits = [chosen[step.norms].hits(step) for step in (present, *steps)]
+            groups = chosen[Norms.OWN].groups
             best = max(
                 range(len(steps)), key=lambda k: float(self._figure(_accuracies(hits[1 + k], groups))), default=None
             )
@@ -145,14 +158,17 @@ class Ladder:
                 present = steps[best]
             decided[rung] = present
         if again is not None:
-            more = self._all_seen(self._some_of(again))
+            again, kinds = self._some_of(again), {step.norms for step in decided.values()}
+            if Norms.TRAINED in kinds:
+                self.models[Norms.TRAINED] = self._trained(again)
+            more = self._all_seen(again, kinds)
             decided = {rung: self._fitted(step, more) for rung, step in decided.items()}
         self.steps = decided
 
     def model(self, rung: Rung) -> nn.Module:
         """A copy of the network with the changes of a rung."""
         step = self.steps[rung]
-        copied = copy.deepcopy(self.models[step.has_new_norms])
+        copied = copy.deepcopy(self.models[step.norms])
         if step.part is not Rung.NONE:
             layer = self._layer_of(copied)
             with torch.no_grad():
@@ -167,39 +183,42 @@ class Ladder:
             data: samples to judge on.
             aligned: bias value that each class is aligned with there, shape (classes, K).
         """
-        features = {key: self._features(key, data) for key in {step.has_new_norms for step in self.steps.values()}}
+        features = {norms: self._features(norms, data) for norms in {step.norms for step in self.steps.values()}}
         predicted = {
-            rung: _logits(step.head, features[step.has_new_norms]).argmax(1).cpu() for rung, step in self.steps.items()
+            rung: _logits(step.head, features[step.norms]).argmax(1).cpu() for rung, step in self.steps.items()
         }
         labels = (data.target.cpu(), data.bias.cpu())
         return {rung: score(classes, *labels, aligned) for rung, classes in predicted.items()}
 
     def num_changed(self, rung: Rung) -> int:
         """Number of the network's numbers that a rung changes: weights, and statistics of batch norms."""
-        step = self.steps[rung]
-        norms = batch_norms(self.models[True]) if step.has_new_norms else []
-        head = {Rung.SHIFT: len(step.head), Rung.HEAD: step.head.numel()}.get(step.part, 0)
-        return head + sum(2 * norm.num_features for norm in norms)
+        step, model = self.steps[rung], self.models[Norms.OWN]
+        found = {Rung.SHIFT: len(step.head), Rung.HEAD: step.head.numel()}.get(step.part, 0)
+        if step.norms is not Norms.OWN:
+            found += sum(2 * norm.num_features for norm in batch_norms(model))
+        if step.norms is Norms.TRAINED:
+            found += sum(parameter.numel() for parameter in norm_parameters(model))
+        return found
 
     # -- candidates ------------------------------------------------------------------------------
 
-    def _candidates(self, fitted: dict[bool, _Seen]) -> dict[Rung, list[Step]]:
+    def _candidates(self, fitted: dict[Norms, _Seen]) -> dict[Rung, list[Step]]:
         """The changes that each rung can make beyond those of the rungs below it, the lowest rung first."""
         found: dict[Rung, list[Step]] = {rung: [] for rung in Rung if rung is not Rung.NONE}
-        for has_new_norms in fitted:
-            plain = replace(self.own, has_new_norms=has_new_norms)
-            found[Rung.NORMS] += [plain] if has_new_norms else []
-            if self._layer_of(self.models[False]).bias is None:  # there is no place for offsets
+        for norms in fitted:
+            plain, is_own = replace(self.own, norms=norms), norms is Norms.OWN
+            found[Rung.NORMS] += [] if is_own else [plain]
+            if self._layer_of(self.models[Norms.OWN]).bias is None:  # there is no place for offsets
                 continue
             shifted = self._fitted(replace(plain, part=Rung.SHIFT), fitted)
-            found[Rung.NORMS if has_new_norms else Rung.SHIFT].append(shifted)
+            found[Rung.SHIFT if is_own else Rung.NORMS].append(shifted)
             heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in _PENALTIES)
             found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
         return found
 
-    def _fitted(self, step: Step, samples: dict[bool, _Seen]) -> Step:
+    def _fitted(self, step: Step, samples: dict[Norms, _Seen]) -> Step:
         """A step whose offsets, or whose head, are fitted to samples."""
-        seen = samples[step.has_new_norms]
+        seen = samples[step.norms]
         head = self.own.head.clone()
         if step.part is Rung.SHIFT:
             logits = _logits(head, seen.features)
@@ -208,6 +227,11 @@ class Ladder:
             weights = _weights(seen.subgroups)
             head = refitted_head(seen.features, seen.target, len(head), weights, step.penalty).to(head)
         return replace(step, head=head)
+
+    def _trained(self, data: BiasedDataset) -> nn.Module:
+        """The network with its norm layers trained on samples, with equal weight for each subgroup."""
+        start = self.models.get(Norms.STATISTICS, self.models[Norms.OWN])
+        return trained(start, data, _weights(self._members(data.target.cpu(), data.bias.cpu())))
 
     # -- the decision ----------------------------------------------------------------------------
 
@@ -236,8 +260,8 @@ class Ladder:
 
     # -- samples ---------------------------------------------------------------------------------
 
-    def _all_seen(self, data: BiasedDataset) -> dict[bool, _Seen]:
-        """What the head reads of samples, with and without new statistics of batch norms."""
+    def _all_seen(self, data: BiasedDataset, kinds: Collection[Norms] | None = None) -> dict[Norms, _Seen]:
+        """What the head reads of samples behind each kind of norm layers, or some of them."""
         target, device = data.target.cpu(), self.device
         subgroups = self._members(target, data.bias.cpu())
         groups = subgroups
@@ -246,15 +270,15 @@ class Ladder:
         elif self.rule == "worst-class":
             groups = self._members(target, data.bias[:, :0].cpu())
         labels = (target.to(device), groups.to(device), subgroups.to(device))
-        return {key: _Seen(self._features(key, data), *labels) for key in self.models}
+        return {norms: _Seen(self._features(norms, data), *labels) for norms in kinds or self.models}
 
     def _members(self, target: Tensor, bias: Tensor) -> Tensor:
         """The members of each subgroup that has some, bool of shape (G, N)."""
         return torch.stack([found for _, found in subgroup_members(target, bias, self.aligned) if found.any()])
 
-    def _features(self, has_new_norms: bool, data: BiasedDataset) -> Tensor:
-        """What the head reads of samples, with or without new statistics of batch norms, shape (N, D)."""
-        return bottleneck_features(self.models[has_new_norms], [self.layer], data)
+    def _features(self, norms: Norms, data: BiasedDataset) -> Tensor:
+        """What the head reads of samples behind some kind of norm layers, shape (N, D)."""
+        return bottleneck_features(self.models[norms], [self.layer], data)
 
     def _layer_of(self, model: nn.Module) -> nn.Linear:
         """The head of a network of this ladder."""

@@ -1,16 +1,26 @@
-"""Batch-norm statistics that are estimated again, for the activations that the slim network has."""
+"""What may change in norm layers: batch-norm statistics, estimated again, and the norms' own weights, trained.
+
+A norm layer multiplies each channel by a weight and adds a bias to it. These are few numbers, a hundredth of those of a
+network or less, but they turn each of its channels up or down: with some hundred balanced samples, a network unlearns
+much of its bias.
+"""
 
 from __future__ import annotations
 
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from ..data import BiasedDataset
 from ..data.batch import Loader, as_batch
-from ..tracing import run
+from ..tracing import logits_of, run
 
 Norm = nn.modules.batchnorm._BatchNorm
+_KINDS = (Norm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_STEPS, _BATCH, _LR = 60, 100, 0.03  # of the training: Adam, with a learning rate that falls to 0 along a cosine
+_AT_ONCE = 25  # samples of a batch whose gradients are computed together, so that large networks fit
 
 
 def batch_norms(model: nn.Module) -> list[Norm]:
@@ -43,4 +53,40 @@ def reestimated(model: nn.Module, loader: Loader) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+    return copied
+
+
+def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The weights and additive biases of torch's norm layers in a network, each once."""
+    norms = (module for module in model.modules() if isinstance(module, _KINDS))
+    return list(dict.fromkeys(parameter for norm in norms for parameter in norm.parameters(recurse=False)))
+
+
+def trained(model: nn.Module, data: BiasedDataset, weight_N: Tensor) -> nn.Module:
+    """A copy of a network whose norm layers' weights and additive biases are trained on other data.
+
+    Nothing else is changed, and all of the network stays in eval mode: statistics of batch norms are as they are.
+
+    Args:
+        model: the network; never changed.
+        data: samples with their class labels.
+        weight_N: weights by which samples are drawn, shape (N,), on the CPU.
+    """
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    parameters, device = norm_parameters(copied), next(model.parameters()).device
+    optimizer = torch.optim.Adam([parameter.requires_grad_(True) for parameter in parameters], lr=_LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+    rows = torch.multinomial(weight_N, _STEPS * _BATCH, replacement=True, generator=torch.Generator().manual_seed(0))
+    with torch.enable_grad():
+        for part in rows.split(_BATCH):
+            optimizer.zero_grad()
+            for few in part.split(_AT_ONCE):
+                batch = data.batch(few).to(device)
+                loss = cross_entropy(logits_of(run(copied, batch.input)), batch.target, reduction="sum")
+                (loss / len(part)).backward()
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad()
+    for ours, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
     return copied

@@ -10,7 +10,7 @@ from torch import nn
 from bise_prune import evaluate
 from bise_prune.data import BatchLoader
 from bise_prune.errors import ModelError
-from bise_prune.tuning.ladder import Ladder, Rung
+from bise_prune.tuning.ladder import Ladder, Norms, Rung
 from bise_prune.tuning.vanilla import train_vanilla
 
 ALIGNED = torch.arange(3)[:, None]
@@ -42,6 +42,9 @@ def damaged(model, what):
             copied[1].running_mean += 1000
         elif what is Rung.HEAD:
             copied[5].weight.copy_(copied[5].weight.roll(1, 0))
+        elif what == "weights of norms":  # so that all samples look the same behind them
+            copied[1].weight.fill_(0.0)
+            copied[1].bias.fill_(0.1)
     return copied
 
 
@@ -50,7 +53,7 @@ def judged(ladder):
 
 
 def test_the_network_of_a_rung_is_the_one_that_was_judged(model):
-    for what in (Rung.SHIFT, Rung.NORMS, Rung.HEAD):
+    for what in (Rung.SHIFT, Rung.NORMS, Rung.HEAD, "weights of norms"):
         ladder = Ladder(damaged(model, what), FIT, CHOOSE, ALIGNED, again=CHOOSE)
         for rung, found in ladder.evaluations(TEST, ALIGNED).items():
             made = ladder.model(rung)
@@ -67,6 +70,15 @@ def test_each_rung_mends_what_it_may_change_and_lower_ones_do_not(model, what):
     assert found[Rung.NONE] == unbiased(spoiled) < whole - 0.1
     assert found[what] > whole - 0.03
     assert found[below] < found[what] - 0.1
+
+
+def test_weights_of_norms_are_trained_where_statistics_are_not_enough(model):
+    spoiled = damaged(model, "weights of norms")
+    ladder = Ladder(spoiled, FIT, CHOOSE, ALIGNED)
+    found = judged(ladder)
+    assert ladder.steps[Rung.NORMS].norms is Norms.TRAINED
+    assert found[Rung.NORMS] > max(found[Rung.SHIFT], unbiased(ladder.models[Norms.STATISTICS])) + 0.05
+    assert ladder.num_changed(Rung.NORMS) in (32, 35) and found[Rung.NORMS] > unbiased(model) - 0.05
 
 
 def test_what_is_changed_and_how_much(model):

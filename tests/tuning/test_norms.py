@@ -1,11 +1,15 @@
-"""Batch-norm statistics that are estimated again, against torch's mean and variance."""
+"""Batch-norm statistics against torch's mean and variance; weights of norms against a training of nothing else."""
 
+import copy
+
+import pytest
 import torch
-from cases import biased_data
+from cases import biased_data, network
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from bise_prune.data import BatchLoader
-from bise_prune.tuning.norms import batch_norms, reestimated
+from bise_prune.tuning.norms import batch_norms, norm_parameters, reestimated, trained
 
 
 def test_the_statistics_are_the_means_over_the_batches():
@@ -34,3 +38,49 @@ def test_a_batch_of_one_sample_is_left_out():
 def test_norms_without_running_statistics_have_none_to_estimate():
     model = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(192, 3))
     assert batch_norms(model) == []
+
+
+class Mixed(nn.Module):
+    """One of each kind, one of them twice, and one without weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.batch = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.group, self.instance = nn.GroupNorm(4, 8), nn.InstanceNorm2d(8, affine=True)
+        self.layer, self.rms, self.bare = nn.LayerNorm(8), nn.RMSNorm(8), nn.LayerNorm(8, elementwise_affine=False)
+        self.again, self.head = self.layer, nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.instance(self.group(self.batch(self.conv(x))).relu()).mean((2, 3))
+        return self.head(self.bare(self.again(self.rms(self.layer(x).relu()))))
+
+
+def test_weights_and_biases_of_all_norms_are_found_once():
+    model = Mixed()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert sorted(names[id(parameter)] for parameter in norm_parameters(model)) == sorted(
+        ["batch.weight", "batch.bias", "group.weight", "group.bias", "instance.weight", "instance.bias",
+         "layer.weight", "layer.bias", "rms.weight"]
+    )  # fmt: skip
+    assert norm_parameters(network("mlp")) == []
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_norms_alone_are_trained(requires_grad):
+    torch.manual_seed(0)
+    model = Mixed().eval().requires_grad_(requires_grad)
+    data, weights = biased_data(300), torch.ones(300, dtype=torch.double)
+    weights[data.target == 2] = 0  # never drawn
+    before = copy.deepcopy(model.state_dict())
+    found = trained(model, data, weights)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    changed = {name for name, value in found.state_dict().items() if not torch.equal(value, before[name])}
+    names = {name for name, _ in Mixed().named_parameters()} - {"conv.weight", "conv.bias", "head.weight", "head.bias"}
+    assert {name.replace("again", "layer") for name in changed} == names
+    assert all(parameter.requires_grad == requires_grad and parameter.grad is None for parameter in found.parameters())
+    assert not any(module.training for module in found.modules())
+    drawn = data.subset((data.target != 2).nonzero().flatten())
+    with torch.no_grad():
+        losses = [float(cross_entropy(net(drawn.inputs), drawn.target)) for net in (model, found)]
+        share_of_third = found(data.inputs).softmax(1)[:, 2].mean()
+    assert losses[1] < 0.8 * losses[0] and share_of_third < 0.1
