@@ -14,7 +14,8 @@ import textwrap
 
 from records import RECORDS
 from tables.comparisons import RECORDS_URL, title_of
-from tables.methods import SHARES
+from tables.methods import RE_ESTIMATED, SHARES
+from tables.peers import CRITERIA
 from tables.recorded import Recorded, Where, mean, seeds_of, spread, write_table
 from tables.settings import NAMES, Setting, setting_of
 
@@ -26,6 +27,7 @@ FIGURE = RECORDS.parents[1] / "docs" / "pages" / "images" / "rungs.png"
 _SETS = ("digits", "biased_mnist", "corrupted_cifar10")
 _NETWORKS = {"dense": "dense", "1": "slim, no target", **{f"{share:g}": f"slim, {share:.0%}" for share in SHARES}}
 _RUNGS = {**{rung.value: RUNG_NAMES[rung] for rung in Rung}, "all": "all weights"}
+_OLDER = "+ batch-norm statistics"  # what this rung was before weights of norms were trained
 _PEERS = {
     "last layer refitted on the validation set (DFR), dense": ("last-layer", "DFR, validation set"),
     "finetuned as in the paper, dense": ("finetuned", "dense, finetuned"),
@@ -48,7 +50,9 @@ def markdown(records: Recorded) -> str:
         "decided on the other half; offsets and head are then fitted again to all of them. `all`: 20 epochs of "
         "finetuning with balanced draws from the training set and from the first half of the validation samples, from "
         "the refitted network on, with the refitted dense network as its teacher; the epoch is selected on the other "
-        "half. The dense network has the same treatment. The validation samples are balanced in all sets. Command: "
+        "half. The dense network has the same treatment. Torch-Pruning's criteria prune to the same FLOPs by its own "
+        "graph, and have the same changes, fitted to and decided on the same samples; re-estimated Taylor scores refit "
+        "statistics and head in 60 steps on the way. The validation samples are balanced in all sets. Command: "
         "`python benchmarks/run.py --table rungs rungs-digits rungs-cifar --seeds 0-4 --data-root data`, "
         f"[records]({RECORDS_URL}), [protocols](protocols.md).",
         "",
@@ -84,7 +88,11 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         for network in _NETWORKS:
             worst = mean(records.values(where(network, rung), "worst_group")) or 0.0
             cells.append(f"{spread(records.values(where(network, rung), 'unbiased'))} ({100 * worst:.0f})")
-        rows.append([label, *cells])
+        is_older = not records.values(where("dense", rung), "num_changed")
+        rows.append([_OLDER if rung == "norms" and is_older else label, *cells])
+    rows = [
+        row for rung, row in zip(_RUNGS, rows, strict=True) for row in (row, *_peer_rows(records, setting, rho, rung))
+    ]
     known = {network: Where(setting.name, setting.size, rho, "rungs-head", f"{network}, head") for network in _NETWORKS}
     last: list[list[str]] = []
     if searched := records.seeds(known["1"]):
@@ -95,7 +103,7 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
             cells.append(f"{spread(found)} ({100 * worst:.0f}), {gain}" if found else "–")
             own_left.append(spread(records.values(at, "flops_left")) or "–")
         label = f"+ the last layer, by a search that knows it ({len(searched)} seeds), and points ahead on these"
-        rows.insert(list(_RUNGS).index("head") + 1, [label, *cells])
+        rows.insert([row[0] for row in rows].index(_RUNGS["head"]) + 1, [label, *cells])
         last.append([f"FLOPs left by that search ({len(searched)} seeds), %", *own_left])
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
     lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left], *last])
@@ -109,6 +117,28 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         about = "For comparison, the same seeds; these do not train on validation samples, but for DFR: "
         lines += [*textwrap.wrap(about + "; ".join(others) + ".", 120), ""]
     return lines
+
+
+def _peer_rows(records: Recorded, setting: Setting, rho: float, rung: str) -> list[list[str]]:
+    """At a rung, the best of Torch-Pruning's criteria at each share, and re-estimated Taylor scores."""
+
+    def found(criterion: str, network: str) -> list[float]:
+        place = Where(setting.name, setting.size, rho, "rungs-criteria", f"{criterion} {network}, {rung}")
+        return records.values(place, "unbiased")
+
+    rows = []
+    best = ["–", "–"]
+    for network in list(_NETWORKS)[2:]:
+        means = {name: mean(values) for name in CRITERIA if (values := found(name, network))}
+        if means:
+            name = max(means, key=means.__getitem__)
+            best.append(f"{spread(found(name, network))} ({name})")
+    if len(best) > 2:
+        rows.append(["best of Torch-Pruning's five criteria, the same change", *best])
+    again = [spread(found(RE_ESTIMATED, network)) for network in list(_NETWORKS)[2:]]
+    if all(again):
+        rows.append(["re-estimated Taylor scores, the same change", "–", "–", *again])
+    return rows
 
 
 def main() -> int:

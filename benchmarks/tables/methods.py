@@ -32,6 +32,7 @@ Run = Callable[[Case], Rows]
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of Fig. 3b
 SHARES = (0.5, 0.33, 0.2)  # FLOPs left, where searches are compared
+RE_ESTIMATED = "taylor, re-estimated"
 BUDGETS = (0.3, 0.1, 0.03)  # FLOPs left, where finetuning is looked at
 SHORT = (1, 5)  # epochs of that finetuning
 
@@ -166,7 +167,7 @@ def rungs(case: Case) -> Rows:
     for name, network in networks.items():
         ladder = Ladder(network, learned, selecting, case.aligned, again=case.val)
         for rung in Rung:
-            rows[f"{name}, {rung.value}"] = case.figures(ladder.model(rung))
+            rows[f"{name}, {rung.value}"] = case.figures(ladder.model(rung), num_changed=ladder.num_changed(rung))
         start = Ladder(network, learned, selecting, case.aligned).model(Rung.HEAD)
         teacher = teacher or start
         loader = None if selecting is None else BatchLoader(selecting, 500)
@@ -203,7 +204,7 @@ def rungs_criteria(case: Case) -> Rows:
             rows |= {f"{name} {share:g}, {rung.value}": case.figures(ladder.model(rung)) for rung in Rung}
     for share, network in peers.pruned_on_the_way_down(case, learned, SHARES):
         ladder = Ladder(network, learned, selecting, case.aligned, again=case.val)
-        rows[f"taylor, re-estimated {share:g}, head"] = case.figures(ladder.model(Rung.HEAD))
+        rows[f"{RE_ESTIMATED} {share:g}, head"] = case.figures(ladder.model(Rung.HEAD))
     return rows
 
 
