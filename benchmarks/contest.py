@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def _contend(cell: zoo.Cell, method: str, budgets: Sequence[float], work: Path, 
         for share, masks, seconds in METHODS[method].run(arena, todo):
             figures = arena.judged(masks)
             figures |= {"cost": arena.cost(masks), "epochs": seconds / arena.epoch_seconds}
+            figures |= {"commit": base_record([0], "", "cpu")["commit"]}
             write_json(places[share], figures)
             print(f"{cell.name} {method} {share:g}: {json.dumps(figures)}", flush=True)
     finally:
@@ -310,10 +312,12 @@ METHODS = {
 def _record(results: Path) -> dict[str, Any]:
     """The record of all results: cell -> method -> share -> figures."""
     cells: dict[str, Any] = {}
+    before = json.loads((RECORDS / "contest.json").read_text())["commit"]  # of results without one of their own
     for cell in zoo.CELLS:
         for place in sorted((results / cell.name).glob("*.json")):
             method, _, share = place.stem.rpartition("-")
-            figures = {key: round(value, 4) for key, value in json.loads(place.read_text()).items()}
+            figures = {"commit": before, **json.loads(place.read_text())}
+            figures |= {key: round(value, 4) for key, value in figures.items() if key != "commit"}
             cells.setdefault(cell.name, {}).setdefault(method, {})[share] = figures
     summary = {f"{share:g}": _summaries(cells, f"{share:g}") for share in BUDGETS}
     return {**base_record([0], PROTOCOL, "cpu"), "cells": cells, "summary": summary}
@@ -342,7 +346,7 @@ def markdown(record: dict[str, Any]) -> str:
         "which channels to close at a share of the FLOPs, judged as the network is and after cheap refits.",
         "",
         f"**How it was measured.** {record['protocol']} Networks: `benchmarks/zoo.py`. Command: `{record['command']}`, "
-        f"commit {record['commit']}, [record]({_RECORD_URL}).",
+        f"{_commits(cells)}, [record]({_RECORD_URL}).",
         "",
         f"**What there is.** {len(cells)} of {len(zoo.CELLS)} cells; a figure that is missing was not computed.",
         "",
@@ -368,6 +372,21 @@ def markdown(record: dict[str, Any]) -> str:
             lines += ["", "The network as it is / with its head refitted on validation data, by cell:", ""]
             lines += [*_table(cells, share), "", f"[Record]({_RECORD_URL})."]
     return "\n".join(lines) + "\n"
+
+
+def _commits(cells: Mapping[str, Any]) -> str:
+    """At which commits which methods ran, the commonest commit last."""
+    found: dict[str, Counter[str]] = {}
+    for methods in cells.values():
+        for method, shares in methods.items():
+            for share, figures in shares.items():
+                found.setdefault(figures["commit"], Counter())[f"{method} at {float(share):.0%}"] += 1
+    *few, (most, _) = sorted(found.items(), key=lambda pair: pair[1].total())
+    told = [
+        f"at commit {commit} " + ", ".join(f"{name} ({count} cells)" for name, count in sorted(counts.items()))
+        for commit, counts in few
+    ]
+    return "; ".join([*told, f"all else at commit {most}"])
 
 
 def _percent(value: float | None) -> str:

@@ -90,7 +90,10 @@ def ladder_sentence(record: Mapping[str, Any]) -> str:
     ladder = record["ladder"]
     found = {row["rung"]: row for row in ladder_rows(ladder)}
     figures = []
-    for words, rung in (("with logit offsets", "shift"), ("with a refitted last layer", "head")):
+    told = {"shift": "with logit offsets", "norms": "with other norm layers", "head": "with a refitted last layer"}
+    if not any("norms" in row["changes"] for row in ladder["rows"] if row["rung"] == "norms"):
+        del told["norms"]
+    for rung, words in told.items():
         dense, slim = (found[rung][network]["unbiased_accuracy"] for network in ("dense", "slim"))
         figures.append(f"{words} {dense:.1%} dense and {slim:.1%} slim")
     return (

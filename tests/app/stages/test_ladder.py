@@ -12,6 +12,7 @@ from torch import nn
 
 from bise_prune import load_slim
 from bise_prune.app import cli
+from bise_prune.checkpoint import load_checkpoint, save_checkpoint
 from bise_prune.config import STRONG
 
 RUNGS = ["none", "shift", "norms", "head"]
@@ -78,6 +79,29 @@ def test_what_is_printed(done, tmp_path, capsys):
     assert first.startswith("On the test split") and second.startswith("With no weight changed, the masks add ")
     assert "with a refitted last layer" in second and second.endswith("(--tune).")
     assert any(line.startswith("│ nothing") and line.count("%") == 4 and " * " in line for line in rest)
+
+
+@pytest.mark.parametrize(("rung", "words"), [("shift", "with logit offsets"), ("norms", "with other norm layers")])
+def test_what_a_cheap_change_explains_is_said(done, tmp_path, capsys, rung, words):
+    """Of a network that is spoiled in one place, which the rung mends in the dense network as well."""
+    project, _ = done
+    checkpoint = load_checkpoint(project / "net.pt")
+    state = checkpoint.state
+    if rung == "shift":
+        state[[key for key in state if key.endswith("bias")][-1]] += torch.tensor([8.0, 0.0, -8.0])
+    else:  # all samples look the same behind the norms
+        for name in [key.removesuffix("running_mean") for key in state if key.endswith("running_mean")]:
+            state[name + "weight"].fill_(0.0)
+            state[name + "bias"].fill_(0.1)
+    save_checkpoint(tmp_path / "net.pt", checkpoint)
+    capsys.readouterr()
+    masks = ["--masks", project / "out" / "masks.safetensors", "--output", tmp_path / "out", "--force"]
+    cli.main([str(argument) for argument in [tmp_path / "net.pt", "--data", project / "data", *FAST, *masks]])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    dense = rows(report, "dense")
+    assert dense[rung]["unbiased_accuracy"] > dense["none"]["unbiased_accuracy"] + 0.15
+    second = capsys.readouterr().out.splitlines()[1]
+    assert f"{words} {dense[rung]['unbiased_accuracy']:.1%} dense and " in second
 
 
 def test_finetuning_is_the_rung_above(done, tmp_path):
