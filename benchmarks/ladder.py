@@ -70,7 +70,7 @@ def _climbed(cell: zoo.Cell, work: Path, masks: Path) -> dict[str, Any]:
             }
             for rung, evaluation in rungs.items()
         }
-    return {**found, "cpu_seconds": round(time.process_time() - start, 1)}
+    return {**found, "trains_norms": True, "cpu_seconds": round(time.process_time() - start, 1)}
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"`{record['command']}`, {commits_of(record)}, [record]({_RECORD_URL}).",
         "",
         f"**What there is.** {len(cells)} of {len(zoo.CELLS)} networks. Unbiased accuracy on test data in %, and that "
-        "of the worst subgroup in brackets. Each column may change what those before it may.",
+        f"of the worst subgroup in brackets. Each column may change what those before it may.{_older(cells)}",
         "",
         "## All networks",
         "",
@@ -110,6 +110,16 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"[Record]({_RECORD_URL}).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _older(cells: Mapping[str, Any]) -> str:
+    """What is told of cells that were run before weights of norm layers were trained."""
+    count = sum(not cell.get("trains_norms", False) for cell in cells.values())
+    return (
+        f" For {count} networks, norm layers are statistics of batch norms alone, as that rung was then."
+        if count
+        else ""
+    )
 
 
 def _summary(cells: Mapping[str, Any]) -> list[str]:
