@@ -97,8 +97,9 @@ class _Seen:
     subgroups: Tensor
 
     def hits(self, step: Step) -> Tensor:
-        """Which samples are classified correctly after a step, shape (N,)."""
-        return _logits(step.head, self.features).argmax(1) == self.target
+        """Which samples are classified correctly after a step, shape (N,); those without finite logits are not."""
+        logits = _logits(step.head, self.features)
+        return (logits.argmax(1) == self.target) & logits.isfinite().all(1)
 
 
 class Ladder:
@@ -142,8 +143,7 @@ class Ladder:
         if batch_norms(model):
             drawn = BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH)
             self.models[Norms.STATISTICS] = reestimated(model, drawn)
-        if norm_parameters(model):
-            self.models[Norms.TRAINED] = self._trained(fit)
+        self._train_norms(fit)
         fitted = self._all_seen(fit)
         chosen = fitted if choose is None else self._all_seen(choose)
         present = self.own
@@ -160,7 +160,7 @@ class Ladder:
         if again is not None:
             again, kinds = self._some_of(again), {step.norms for step in decided.values()}
             if Norms.TRAINED in kinds:
-                self.models[Norms.TRAINED] = self._trained(again)
+                self._train_norms(again)
             more = self._all_seen(again, kinds)
             decided = {rung: self._fitted(step, more) for rung, step in decided.items()}
         self.steps = decided
@@ -192,13 +192,10 @@ class Ladder:
 
     def num_changed(self, rung: Rung) -> int:
         """Number of the network's numbers that a rung changes: weights, and statistics of batch norms."""
-        step, model = self.steps[rung], self.models[Norms.OWN]
-        found = {Rung.SHIFT: len(step.head), Rung.HEAD: step.head.numel()}.get(step.part, 0)
-        if step.norms is not Norms.OWN:
-            found += sum(2 * norm.num_features for norm in batch_norms(model))
-        if step.norms is Norms.TRAINED:
-            found += sum(parameter.numel() for parameter in norm_parameters(model))
-        return found
+        step = self.steps[rung]
+        pairs = [(self.own.head, step.head)]
+        pairs += zip(*(_norm_tensors(self.models[norms]) for norms in (Norms.OWN, step.norms)), strict=True)
+        return sum(int((before != after).sum()) for before, after in pairs)
 
     # -- candidates ------------------------------------------------------------------------------
 
@@ -217,7 +214,7 @@ class Ladder:
         return found
 
     def _fitted(self, step: Step, samples: dict[Norms, _Seen]) -> Step:
-        """A step whose offsets, or whose head, are fitted to samples."""
+        """A step whose offsets, or whose head, are fitted to samples; the same step if no fit is finite."""
         seen = samples[step.norms]
         head = self.own.head.clone()
         if step.part is Rung.SHIFT:
@@ -226,12 +223,14 @@ class Ladder:
         elif step.part is Rung.HEAD:
             weights = _weights(seen.subgroups)
             head = refitted_head(seen.features, seen.target, len(head), weights, step.penalty).to(head)
-        return replace(step, head=head)
+        return replace(step, head=head) if head.isfinite().all() else step
 
-    def _trained(self, data: BiasedDataset) -> nn.Module:
-        """The network with its norm layers trained on samples, with equal weight for each subgroup."""
+    def _train_norms(self, data: BiasedDataset) -> None:
+        """Train the norm layers on samples with equal weight for each subgroup, if they can be trained."""
         start = self.models.get(Norms.STATISTICS, self.models[Norms.OWN])
-        return trained(start, data, _weights(self._members(data.target.cpu(), data.bias.cpu())))
+        found = trained(start, data, _weights(self._members(data.target.cpu(), data.bias.cpu())))
+        if found is not None:
+            self.models[Norms.TRAINED] = found
 
     # -- the decision ----------------------------------------------------------------------------
 
@@ -294,6 +293,12 @@ class Ladder:
         """Numbers of samples that are drawn with equal chance for each subgroup, shape (count,)."""
         weights = _weights(self._members(data.target.cpu(), data.bias.cpu()))
         return torch.multinomial(weights, count, replacement=True, generator=torch.Generator().manual_seed(0))
+
+
+def _norm_tensors(model: nn.Module) -> list[Tensor]:
+    """Weights, additive biases and statistics of the norm layers of a network."""
+    statistics = [tensor for norm in batch_norms(model) for tensor in (norm.running_mean, norm.running_var)]
+    return [*norm_parameters(model), *(tensor for tensor in statistics if tensor is not None)]
 
 
 def _accuracies(hits: Tensor, groups: Tensor) -> Tensor:

@@ -98,6 +98,16 @@ def test_what_is_changed_and_how_much(model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("what", [Rung.SHIFT, Rung.NORMS, Rung.HEAD, "weights of norms"])
+def test_the_number_of_changes_is_counted(model, what):
+    spoiled = damaged(model, what)
+    ladder, before = Ladder(spoiled, FIT, CHOOSE, ALIGNED, again=CHOOSE), spoiled.state_dict()
+    for rung in Rung:
+        after = ladder.model(rung).state_dict()
+        differing = sum(int((after[name] != before[name]).sum()) for name in before if "num_batches" not in name)
+        assert ladder.num_changed(rung) == differing, rung
+
+
 def test_a_gain_within_the_noise_changes_nothing(model):
     few = CHOOSE.subset(torch.arange(12))
     assert all(not step.changes for step in Ladder(model, FIT, few, ALIGNED).steps.values())

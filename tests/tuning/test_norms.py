@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bise_prune.data import BatchLoader
+from bise_prune.tuning.ladder import Ladder, Norms, Rung
 from bise_prune.tuning.norms import batch_norms, norm_parameters, reestimated, trained
 
 
@@ -33,6 +34,14 @@ def test_a_batch_of_one_sample_is_left_out():
     found = reestimated(model, BatchLoader(data, 20))
     whole = reestimated(model, BatchLoader(data.subset(torch.arange(40)), 20))
     assert torch.equal(found[2].running_mean, whole[2].running_mean)
+
+
+def test_a_norm_that_does_not_run_keeps_its_statistics():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
+    model.unused, model.forward = nn.BatchNorm1d(4), lambda x: model[:4](x)
+    model.unused.running_mean.fill_(5.0)
+    found = reestimated(model, BatchLoader(biased_data(40), 20))
+    assert torch.equal(found.unused.running_mean, torch.full((4,), 5.0)) and found.unused.momentum == 0.1
 
 
 def test_norms_without_running_statistics_have_none_to_estimate():
@@ -84,3 +93,69 @@ def test_norms_alone_are_trained(requires_grad):
         losses = [float(cross_entropy(net(drawn.inputs), drawn.target)) for net in (model, found)]
         share_of_third = found(data.inputs).softmax(1)[:, 2].mean()
     assert losses[1] < 0.8 * losses[0] and share_of_third < 0.1
+
+
+class Behind(nn.Module):
+    """A layer norm, and what is done to its output."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.embed, self.norm, self.head, self.function = nn.Linear(192, 8), nn.LayerNorm(8), nn.Linear(8, 3), function
+
+    def forward(self, x):
+        return self.head(self.function(self.norm(self.embed(x.flatten(1)))))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.detach(),
+        lambda x: (x > 0).float(),
+        lambda x: x.sigmoid().mul_(2),  # its gradient needs what has been changed
+        lambda x: (100 * x).exp(),
+    ],
+    ids=["not read", "steps", "in place", "not finite"],
+)
+def test_a_network_whose_norms_cannot_be_trained_has_none(function):
+    torch.manual_seed(0)
+    model, data = Behind(function).eval(), biased_data(60)
+    assert trained(model, data, torch.ones(60, dtype=torch.double)) is None
+    ladder = Ladder(model, data, data, torch.arange(3)[:, None], again=data)
+    assert Norms.TRAINED not in ladder.models
+    assert all(step.head.isfinite().all() for step in ladder.steps.values())
+
+
+def test_a_second_training_that_fails_leaves_the_first():
+    torch.manual_seed(0)
+    model, data = Behind(torch.relu).eval(), biased_data(300)
+    broken = type(data)(torch.full_like(data.inputs, 1e38), data.target, data.bias)
+    ladder = Ladder(model, data, data, torch.arange(3)[:, None], again=broken)
+    assert ladder.steps[Rung.NORMS].norms is Norms.TRAINED
+    assert all(p.isfinite().all() for rung in Rung for p in ladder.model(rung).parameters())
+
+
+def test_training_leaves_inference_mode():
+    torch.manual_seed(0)
+    model, data = Behind(torch.relu).eval(), biased_data(60)
+    weights = torch.ones(60, dtype=torch.double)
+    outside = trained(model, data, weights)
+    with torch.inference_mode():
+        inside = trained(model, data, weights)
+    assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
+
+
+def test_other_parameters_of_a_norm_are_not_trained():
+    class Adaptive(nn.LayerNorm):
+        def __init__(self):
+            super().__init__(8)
+            self.table = nn.Parameter(torch.ones(8))
+            self.order = nn.Parameter(torch.arange(8), requires_grad=False)
+
+        def forward(self, x):
+            return super().forward(x)[..., self.order] * self.table
+
+    torch.manual_seed(0)
+    model = Behind(torch.relu)
+    model.norm = Adaptive()
+    found = trained(model.eval(), biased_data(60), torch.ones(60, dtype=torch.double))
+    assert torch.equal(found.norm.table, torch.ones(8)) and not torch.equal(found.norm.weight, torch.ones(8))
