@@ -20,7 +20,7 @@ def work():
     gradual = {"steps": 24, "budget": Budget(share=0.5)}
     for name, options in {
         "plain": SETTINGS, "pooled": {**SETTINGS, "mi_pool": 60}, "uncached": {**SETTINGS, "cache_bytes": 0},
-        "gradual": gradual,
+        "gradual": gradual, "refitted": {**gradual, "refit": "head"},
     }.items():  # fmt: skip
         found = search(model, BatchLoader(data, 20, shuffle=True, seed=1), SearchConfig(**options), val)
         results[name] = dict(found.last.logits)
