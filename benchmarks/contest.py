@@ -312,11 +312,12 @@ METHODS = {
 def _record(results: Path) -> dict[str, Any]:
     """The record of all results: cell -> method -> share -> figures."""
     cells: dict[str, Any] = {}
-    before = json.loads((RECORDS / "contest.json").read_text())["commit"]  # of results without one of their own
+    before = json.loads((RECORDS / "contest.json").read_text())
     for cell in zoo.CELLS:
         for place in sorted((results / cell.name).glob("*.json")):
             method, _, share = place.stem.rpartition("-")
-            figures = {"commit": before, **json.loads(place.read_text())}
+            known = before["cells"].get(cell.name, {}).get(method, {}).get(share, before)  # older results do not say
+            figures = {"commit": known["commit"], **json.loads(place.read_text())}
             figures |= {key: round(value, 4) for key, value in figures.items() if key != "commit"}
             cells.setdefault(cell.name, {}).setdefault(method, {})[share] = figures
     summary = {f"{share:g}": _summaries(cells, f"{share:g}") for share in BUDGETS}

@@ -14,7 +14,7 @@ from bise_prune import measure
 def test_torch_pruning_comes_close_to_the_target(tmp_path, name):
     case = case_in(tmp_path)
     dense = measure(case.vanilla, case.example).flops
-    network, _ = peers._pruned_to(case, name, int(0.7 * dense))
+    network, _ = peers.pruned_to(case, name, int(0.7 * dense))
     assert 0.4 < measure(network, case.example).flops / dense <= 0.7
 
 

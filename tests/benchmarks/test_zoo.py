@@ -57,6 +57,7 @@ def test_training_is_biased_and_the_rest_is_not():
 
 def test_the_page_of_the_contest_has_every_cell():
     figures = {"as is": 0.5, "as is, worst group": 0.1, "head on training": 0.6, "head on validation": 0.7, "cost": 0.5}
+    figures["commit"] = "aaa"
     cells = {
         "a": {
             "dense": {"1": figures},
@@ -65,7 +66,7 @@ def test_the_page_of_the_contest_has_every_cell():
             "taylor": {"0.5": figures},
             "gradual, head": {"0.5": figures},
         },
-        "b": {"dense": {"1": figures}, "gradual": {"0.5": {**figures, "head on validation": 0.9}}},
+        "b": {"dense": {"1": figures}, "gradual": {"0.5": {**figures, "head on validation": 0.9, "commit": "bbb"}}},
     }  # fmt: skip
     summary = {share: contest._summaries(cells, share) for share in ("0.5", "0.33")}
     assert not any(summary["0.33"].values()) and list(summary["0.5"]["gradual"]) == ["dense", "taylor"]
@@ -73,6 +74,7 @@ def test_the_page_of_the_contest_has_every_cell():
     assert found == {"search": 0.8, "method": 0.7, "ahead": 1, "worst": 0.0}
     page = contest.markdown({"cells": cells, "summary": summary, "protocol": "p", "command": "c", "commit": "x"})
     assert "| a | 50.0 | 10.0 | 50.0 | 10.0 | 50.0 |" in page
+    assert "`c`, at commit bbb gradual at 50% (1 cells); all else at commit aaa, " in page
     assert "| dense | 2 | 50.0 | 50.0 | 0 | +0.0 | 60.0 | 60.0 | 0 | +0.0 | 70.0 | 80.0 | 1 | +0.0 |" in page
     assert "| taylor | 1 | 60.0 | 60.0 | 0 | +0.0 | 70.0 | 70.0 | 0 | +0.0 |" in page
     assert "| b | 50.0 / 70.0 | 50.0 / 90.0 | – | – |" in page and "33 %" not in page and "33%" not in page
@@ -81,9 +83,16 @@ def test_the_page_of_the_contest_has_every_cell():
 def test_a_record_holds_what_is_there(tmp_path):
     folder = tmp_path / zoo.CELLS[0].name
     folder.mkdir()
-    (folder / "taylor, statistics-0.5.json").write_text(json.dumps({"as is": 0.123456}))
-    record = contest._record(tmp_path)
-    assert record["cells"] == {zoo.CELLS[0].name: {"taylor, statistics": {"0.5": {"as is": 0.1235}}}}
+    (folder / "taylor, statistics-0.5.json").write_text(json.dumps({"as is": 0.123456, "commit": "abc"}))
+    (folder / "taylor, statistics-0.33.json").write_text(json.dumps({"as is": 0.2}))
+    (folder / "taylor, statistics-0.9.json").write_text(json.dumps({"as is": 0.3}))
+    found = contest._record(tmp_path)["cells"][zoo.CELLS[0].name]["taylor, statistics"]
+    before = json.loads((contest.RECORDS / "contest.json").read_text())
+    known = before["cells"][zoo.CELLS[0].name]["taylor, statistics"]["0.33"]["commit"]
+    assert found == {
+        "0.5": {"as is": 0.1235, "commit": "abc"}, "0.33": {"as is": 0.2, "commit": known},
+        "0.9": {"as is": 0.3, "commit": before["commit"]},
+    }  # fmt: skip
 
 
 def test_the_page_of_the_ladder_counts_who_is_ahead():
