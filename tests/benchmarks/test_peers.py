@@ -18,6 +18,30 @@ def test_torch_pruning_comes_close_to_the_target(tmp_path, name):
     assert 0.4 < measure(network, case.example).flops / dense <= 0.7
 
 
+def test_taylor_scores_are_estimated_anew_on_the_way_down(tmp_path):
+    case = case_in(tmp_path)
+    before = {name: tensor.clone() for name, tensor in case.vanilla.state_dict().items()}
+    known = {value for tensor in before.values() for value in tensor.flatten().tolist()}
+    dense = measure(case.vanilla, case.example).flops
+    found = list(peers.pruned_on_the_way_down(case, case.val, [0.4, 0.8]))
+    assert [share for share, _ in found] == [0.8, 0.4]
+    for share, network in found:
+        assert share - 0.2 < measure(network, case.example).flops / dense <= share and not network.training
+        norm = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+        assert not set(norm.running_mean.tolist()) & known  # they are estimated again
+    assert all(torch.equal(before[name], tensor) for name, tensor in case.vanilla.state_dict().items())
+
+
+def test_criteria_have_the_rungs_that_our_networks_have(tmp_path, untimed, monkeypatch):
+    monkeypatch.setattr(methods, "SHARES", (0.5,))
+    monkeypatch.setattr(peers, "CRITERIA", {"magnitude": peers.CRITERIA["magnitude"]})
+    rows = methods.METHODS["rungs-criteria"](case_in(tmp_path))
+    rungs = ("none", "shift", "norms", "head")
+    assert list(rows) == [*(f"magnitude 0.5, {rung}" for rung in rungs), f"{methods.RE_ESTIMATED} 0.5, head"]
+    assert all(figures["flops_left"] <= 0.5 for figures in rows.values())
+    assert rows["magnitude 0.5, head"]["unbiased"] > rows["magnitude 0.5, none"]["unbiased"]
+
+
 def test_the_last_layer_is_what_scikit_learn_says(tmp_path, untimed):
     from sklearn.linear_model import LogisticRegression
 
