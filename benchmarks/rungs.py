@@ -88,8 +88,7 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         for network in _NETWORKS:
             worst = mean(records.values(where(network, rung), "worst_group")) or 0.0
             cells.append(f"{spread(records.values(where(network, rung), 'unbiased'))} ({100 * worst:.0f})")
-        is_older = not records.values(where("dense", rung), "num_changed")
-        rows.append([_OLDER if rung == "norms" and is_older else label, *cells])
+        rows.append([_OLDER if rung == "norms" and _is_older(records, setting, rho) else label, *cells])
     rows = [
         row for rung, row in zip(_RUNGS, rows, strict=True) for row in (row, *_peer_rows(records, setting, rho, rung))
     ]
@@ -117,6 +116,12 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         about = "For comparison, the same seeds; these do not train on validation samples, but for DFR: "
         lines += [*textwrap.wrap(about + "; ".join(others) + ".", 120), ""]
     return lines
+
+
+def _is_older(records: Recorded, setting: Setting, rho: float) -> bool:
+    """Whether the records of a set are from before weights of norms were trained."""
+    place = Where(setting.name, setting.size, rho, "rungs", "dense, norms")
+    return not records.values(place, "num_changed")
 
 
 def _peer_rows(records: Recorded, setting: Setting, rho: float, rung: str) -> list[list[str]]:
@@ -150,10 +155,10 @@ def main() -> int:
     records = Recorded(RECORDS)
     places = _places(records)
     figure, axes = plt.subplots(1, len(places), figsize=(3.6 * len(places), 3.8), layout="constrained", squeeze=False)
-    colours = ("#8a97a8", "#c08a3e", "#b0b7c0", "#2f6f8f", "#7a3e8f")
+    colours = ("#8a97a8", "#c08a3e", "#4f8f5f", "#2f6f8f", "#7a3e8f")
     for axis, (setting, rho) in zip(axes[0], places, strict=True):
         for (rung, label), colour in zip(_RUNGS.items(), colours, strict=True):
-            if rung == "norms":  # nearly the same as the offsets
+            if rung == "norms" and _is_older(records, setting, rho):  # nearly the same as the offsets
                 continue
             points = []
             for network in _NETWORKS:
@@ -170,7 +175,7 @@ def main() -> int:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("unbiased accuracy, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(FIGURE, dpi=110)
     return 0
 
