@@ -115,11 +115,8 @@ def markdown(record: Mapping[str, Any]) -> str:
 def _older(cells: Mapping[str, Any]) -> str:
     """What is told of cells that were run before weights of norm layers were trained."""
     count = sum(not cell.get("trains_norms", False) for cell in cells.values())
-    return (
-        f" For {count} networks, norm layers are statistics of batch norms alone, as that rung was then."
-        if count
-        else ""
-    )
+    told = f" For {count} networks, norm layers are statistics of batch norms alone, as that rung was then."
+    return told if count else ""
 
 
 def _summary(cells: Mapping[str, Any]) -> list[str]:

@@ -176,8 +176,9 @@ def advice_of(
         )
     elif unbiased[rung] > unbiased[Rung.NONE]:
         kind, flags = "both", [*flags, "--tune", rung.value]
+        what = NAMES[rung].removeprefix("+ ") + (" and norm layers" if rung is Rung.HEAD else "")
         text = (
-            f"Prune, and let this change if it may: {NAMES[rung].removeprefix('+ ')}, which alone takes the unbiased "
+            f"Prune, and let this change if it may: {what}, which alone takes the unbiased "
             f"accuracy from {unbiased[Rung.NONE]:.1%} to {unbiased[rung]:.1%}. Leave out --tune if nothing may change. "
             "The report says what the masks add to either."
         )

@@ -85,7 +85,8 @@ class Trades:
         Returns:
             Gates of 0 and 1, shape (M,).
         """
-        gates = torch.ones(sum(self.projection.sizes), device=self.search.network.device)
+        network = self.search.network
+        gates = torch.ones(sum(self.projection.sizes), dtype=network.dtype, device=network.device)
         for step in range(1, STEPS_DOWN + 1):
             closed = gates == 0
             value = torch.where(closed, -torch.inf, self.projection.per_cost(self.worth(gates)[0], closed))

@@ -62,7 +62,7 @@ def test_the_change_that_validation_data_speak_for_is_named():
     assert advice["kind"] == "both" and advice["flags"][-2:] == ["--tune", "shift"]
     assert "logit offsets, which alone takes the unbiased accuracy from 60.0% to 80.0%" in advice["text"]
     better = advice_of({**found, Rung.HEAD: 0.9}, Rung.HEAD, True, True, SELECTING)
-    assert better["flags"][-2:] == ["--tune", "head"]
+    assert better["flags"][-2:] == ["--tune", "head"] and "the last layer and norm layers" in better["text"]
 
 
 def test_without_a_change_that_helps_the_masks_are_what_is_left():
