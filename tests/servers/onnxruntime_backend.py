@@ -4,6 +4,7 @@ NVIDIA's containers have the real one, in C++. This one opens the model's file w
 Triton batched, runs once and splits the outputs.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,11 @@ class TritonPythonModel:
 
     def execute(self, requests):
         parts = [[pb_utils.get_input_tensor_by_name(r, name).as_numpy() for r in requests] for name in self.inputs]
-        found = self.session.run(None, {n: np.concatenate(part) for n, part in zip(self.inputs, parts, strict=True)})
+        try:
+            found = self.session.run(None, {n: np.concatenate(p) for n, p in zip(self.inputs, parts, strict=True)})
+        except Exception as error:
+            print(error, file=sys.stderr, flush=True)  # straight to the log: Triton 2.51 may crash before it gets there
+            raise
         ends = np.cumsum([len(tensor) for tensor in parts[0]])[:-1]
         pieces = [np.split(tensor, ends) for tensor in found]
         return [
