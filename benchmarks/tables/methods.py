@@ -135,13 +135,27 @@ def gradual(case: Case) -> Rows:
     return rows
 
 
-def _gradual(case: Case, share: float, refit: Refit = "none") -> Found:
-    """Masks by the default search at a share of the FLOPs; 1 = without a target."""
+def _gradual(case: Case, share: float, refit: Refit = "none", start: MaskSet | None = None) -> Found:
+    """Masks by the default search at a share of the FLOPs; 1 = without a target.
+
+    Args:
+        case: the case.
+        share: the share.
+        refit: what masks are judged with.
+        start: norm layers that were trained before; None if none were.
+    """
     learned, selecting = _halves(case)
     own = {name: getattr(SearchConfig(), name) for name in (*OF_THE_PAPER, "placement")}
     own |= {"method": "gradual", "refit": refit, "budget": None if share == 1 else Budget(share=share)}
     name = "gradual" if refit == "none" else f"refit-{refit}"
-    return case.found(f"{name}-{share:g}", learned, selecting, aligned=case.aligned, **own)
+    name += "" if start is None else "-trained"
+    return case.found(f"{name}-{share:g}", learned, selecting, aligned=case.aligned, start=start, **own)
+
+
+def _trained_start(case: Case, rung: Rung) -> MaskSet | None:
+    """The norm layers that are trained before the search if a rung is to be delivered; None if that does not help."""
+    changed = Ladder(case.vanilla, *_halves(case), case.aligned).changed_norms(rung)
+    return MaskSet.for_start(changed) if changed else None
 
 
 def _halves(case: Case) -> tuple[BiasedDataset, BiasedDataset | None]:
@@ -178,15 +192,24 @@ def rungs(case: Case) -> Rows:
     return rows
 
 
-def rungs_head(case: Case) -> Rows:
-    """The slim networks by the search of ``--tune head``, which judges by a refitted last layer, and with one."""
-    learned, selecting = _halves(case)
-    rows = {}
-    for share in (1.0, *SHARES):
-        found = _gradual(case, share, refit="head")
-        ladder = Ladder(case.pruned(_selected(case, found)).model, learned, selecting, case.aligned, again=case.val)
-        rows[f"{share:g}, head"] = case.figures(ladder.model(Rung.HEAD), found.cpu_seconds)
-    return rows
+def rungs_tuned(rung: Rung) -> Run:
+    """The slim networks by the search of ``--tune norms`` or ``--tune head``, with what this may change.
+
+    It starts from the network with trained norm layers, and for a head judges masks by a refitted one.
+    """
+
+    def run(case: Case) -> Rows:
+        learned, selecting = _halves(case)
+        rows, start = {}, _trained_start(case, rung)
+        for share in (1.0, *SHARES):
+            found = _gradual(case, share, "head" if rung is Rung.HEAD else "none", start)
+            slim = case.pruned(_selected(case, found)).model
+            before = start is not None
+            ladder = Ladder(slim, learned, selecting, case.aligned, again=case.val, trained_before=before)
+            rows[f"{share:g}, {rung.value}"] = case.figures(ladder.model(rung), found.cpu_seconds)
+        return rows
+
+    return run
 
 
 def rungs_criteria(case: Case) -> Rows:
@@ -321,7 +344,8 @@ METHODS: dict[str, Run] = {
     "gradual": gradual,
     "budgets": budgets,
     "rungs": rungs,
-    "rungs-head": rungs_head,
+    "rungs-norms": rungs_tuned(Rung.NORMS),
+    "rungs-head": rungs_tuned(Rung.HEAD),
     "rungs-criteria": rungs_criteria,
     "sweep": sweep,
     "rankings": rankings,

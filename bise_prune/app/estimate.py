@@ -18,11 +18,15 @@ from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, steps_per_roun
 from ..mask_search.schedule import temperatures
 from ..mask_search.trades import STEPS_DOWN, TRIALS
 from ..tracing import logits_of, run
+from ..tuning.ladder import Norms
+from ..tuning.norms import TRAINED_ON
 from .session import Session
+from .stages.ladder import trains_norms_first
 from .stages.search import budget_of
 
 _REPEATS = 5
 _BATCHES = 8  # of the training set, on which a search is begun
+_FORWARDS = 3  # forward passes that take as long as a step of the training of norm layers
 _KEPT = 0.25  # share of the trades that are taken to lower the loss
 
 
@@ -57,6 +61,8 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     step, look, trades = _times_of_round(session, loader)
     seconds += ROUNDS * share * steps * step + TRADING * share * trades
     seconds += (ROUNDS + TRADING) * share * (look + looked_at * per_sample)
+    if trains_norms_first(session):
+        seconds += per_sample * (_FORWARDS * TRAINED_ON + len(Norms) * (size + num_val))
     return {"epochs": ROUNDS + TRADING, "steps_per_epoch": steps, "seconds": seconds}
 
 

@@ -124,7 +124,7 @@ def _one(session: Session, clock: StageClock, start: MaskSet | None = None) -> d
     tuned = None
     if config.finetune is not None and slim is not None:
         with clock.stage("finetune"):
-            tuned = finetuned(session, slim, clock)
+            tuned = finetuned(session, masks, slim, clock)
     if not is_first or slim is None:
         return {}
     results = _results(session, clock, masks, found, picked, slim, trials, tuned)
@@ -148,7 +148,7 @@ def _results(
     """
     config, dense, example = session.config, session.dense, session.example
     with clock.stage("ladder"):
-        final, ladder = climbed(session, slim, tuned)
+        final, ladder = climbed(session, masks, slim, tuned)
     networks = (dense, final)
     with clock.stage("evaluate"):
         predicted = [session.predicted(model) for model in networks]

@@ -163,8 +163,13 @@ def _aligned(splits: DataSplits, dense: nn.Module, num_classes: int, device: tor
 
 
 def _earlier_results(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | None]:
-    """Masks and plan of an earlier run, if the settings name any; with a plan, the masks are the plan's."""
+    """Masks and plan of an earlier run, if the settings name any; with a plan, the masks are the plan's.
+
+    Norm layers that were trained before the search of these masks are left out if they must not change in this run.
+    """
     masks = None if config.masks is None else MaskSet.load(config.masks)
+    if masks is not None and config.tune in ("none", "shift"):
+        masks = masks.alone()
     plan = None if config.plan is None else PruningPlan.load(config.plan)
     return masks if plan is None else plan.masks, plan
 

@@ -18,6 +18,7 @@ from ..files import atomic_path
 MASK_FORMAT = "bise-prune masks"
 MASK_VERSION = "1"
 _STATE = "state/"  # prefix of the names of tensors other than mask logits
+_BEFORE = "norms_trained_before"  # note that tells where these come from
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class MaskSet:
     Attributes:
         logits: site name -> mask logits, floating-point tensor of shape (channels,), finite.
         metadata: notes on where the mask logits come from, saved with them.
-        state: other parameters and buffers that the search changed (batch norms, if it was told to), by their name in
-            the network's state dict.
+        state: other parameters and buffers with which they were learned, by their name in the network's state dict: of
+            batch norms, if the search was told to change them, or of norm layers that were trained before it.
 
     Raises:
         ModelError: mask logits are not a 1-D floating-point tensor of finite values.
@@ -138,6 +139,25 @@ class MaskSet:
                     f"masks of '{name}' must be a 1-D float tensor of finite values, "
                     f"got shape {tuple(logits.shape)}, {logits.dtype}"
                 )
+
+    @property
+    def trained_before(self) -> bool:
+        """Whether ``state`` is of norm layers that were trained, or estimated again, before the search."""
+        return self.metadata.get(_BEFORE) == "true"
+
+    @classmethod
+    def for_start(cls, state: Mapping[str, Tensor]) -> MaskSet:
+        """What a search starts from if norm layers were trained before it: their tensors, and no mask logits yet.
+
+        Args:
+            state: parameters and buffers that differ, by their name in the network's state dict.
+        """
+        return cls({}, {_BEFORE: "true"}, state)
+
+    def alone(self) -> MaskSet:
+        """The masks without the tensors of norm layers that were trained before the search."""
+        notes = {key: value for key, value in self.metadata.items() if key != _BEFORE}
+        return MaskSet(self.logits, notes) if self.trained_before else self
 
     @property
     def keep(self) -> dict[str, Tensor]:

@@ -29,12 +29,13 @@ class MaskedNetwork:
         example: input of two samples, on the model's device.
         config: settings of the search, of which ``placement``, ``initial_logit``, ``batchnorm``, ``precision`` and
             ``channels_last`` are used here.
-        start: masks to start from, with the batch-norm tensors that an earlier search changed; None to start from
-            ``initial_logit``.
+        start: masks to start from, with the tensors that they were learned with; without mask logits, or None, to
+            start from ``initial_logit``.
 
     Attributes:
         trace: trace of one forward pass.
         sites: gate sites of the network.
+        start: masks that it starts from; without any mask logits, metadata and state if there are none.
         gates: mask logits m and temperature tau.
         gated: the network under ``gates``.
         readout: the classifier head C.
@@ -50,7 +51,8 @@ class MaskedNetwork:
     def __init__(self, model: nn.Module, example: Input, config: SearchConfig, start: MaskSet | None) -> None:
         parameter = next(model.parameters())
         self.device, self.dtype, self.config = parameter.device, parameter.dtype, config
-        frozen = copy.deepcopy(model if start is None else with_learned_state(model, start))
+        self.start = start or MaskSet({})
+        frozen = copy.deepcopy(with_learned_state(model, self.start))
         frozen = frozen.eval().requires_grad_(False)
         if config.channels_last:
             frozen = frozen.to(memory_format=torch.channels_last)
@@ -58,8 +60,8 @@ class MaskedNetwork:
         self.readout = readout_of(frozen, self.trace)
         self.sites = sites_in(self.trace, frozen, config.placement)
         self.gates = LearnedGates([site.num_channels for site in self.sites], config.initial_logit, self.dtype)
-        if start is not None:
-            parts = [start.logits.get(site.name, torch.zeros(0)) for site in self.sites]
+        if self.start.logits:
+            parts = [self.start.logits.get(site.name, torch.zeros(0)) for site in self.sites]
             if [len(part) for part in parts] != self.gates.sizes:
                 raise ModelError("the masks to start from belong to another network or placement")
             with torch.no_grad():

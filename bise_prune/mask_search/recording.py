@@ -139,8 +139,9 @@ def result_of(search: Search, stopped_early: bool) -> SearchResult:
 
 
 def _mask_set(search: Search, epoch: int, rule: str, learned: dict[str, Tensor]) -> MaskSet:
-    """The mask logits of a picked epoch by site, with what else the search changed."""
+    """The mask logits of a picked epoch by site, with the tensors of norm layers that they were learned with."""
     parts = learned["logits"].split(search.network.gates.sizes)
     logits = {site.name: part.clone() for site, part in zip(search.network.sites, parts, strict=True)}
     state = {name: tensor for name, tensor in learned.items() if name != "logits"}
-    return MaskSet(logits, {"placement": search.config.placement, "epoch": str(epoch), "selected_by": rule}, state)
+    about = {"placement": search.config.placement, "epoch": str(epoch), "selected_by": rule}
+    return MaskSet(logits, {**search.network.start.metadata, **about}, state)

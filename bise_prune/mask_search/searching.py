@@ -51,7 +51,8 @@ def search(
             mean that they are unknown.
         aligned: bias value that each class is aligned with, shape (classes, K); by default the one most associated with
             the class in the training set.
-        start: masks to start from, instead of ``initial_logit`` for every channel.
+        start: masks to start from, instead of ``initial_logit`` for every channel, with the tensors that they were
+            learned with, if they hold any; see :meth:`bise_prune.MaskSet.for_start` for these alone.
         on_epoch: function called after each epoch with its record and the number of scheduled epochs.
         state_path: file in which the state of the search is saved after each epoch; if it holds a state of the same
             search, that search is resumed.

@@ -117,14 +117,16 @@ class SearchState:
         return self.network.gates.logits.detach()
 
     def learned(self) -> dict[str, Tensor]:
-        """A copy of what the search changes: the mask logits as "logits", and batch-norm tensors by name."""
-        tensors = {"logits": self.logits.cpu().clone()}
+        """A copy of what masks are learned with: the mask logits as "logits", and tensors of norm layers by name.
+
+        These are what the masks that the search starts from hold, and what the search changes.
+        """
+        changed = set(self.network.start.state)
         if self.network.config.batchnorm != "frozen":
             names = {id(module): name for name, module in self.network.model.named_modules()}
-            for norm in self.network.norms:
-                for leaf, tensor in norm.state_dict().items():
-                    tensors[f"{names[id(norm)]}.{leaf}"] = tensor.detach().cpu().clone()
-        return tensors
+            changed |= {f"{names[id(norm)]}.{leaf}" for norm in self.network.norms for leaf in norm.state_dict()}
+        tensors = {name: tensor for name, tensor in self.network.model.state_dict().items() if name in changed}
+        return {name: tensor.cpu().clone() for name, tensor in {"logits": self.logits, **tensors}.items()}
 
     def extra(self) -> dict[str, Any]:
         """What a saved state holds beside the variables of every search."""

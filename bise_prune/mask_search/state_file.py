@@ -15,6 +15,7 @@ import torch
 from ..distributed import gathered, summed, world
 from ..errors import BiseError
 from ..files import atomic_path
+from ..gates.masks import MaskSet
 from ..metrics.accuracy import Evaluation, SubgroupAccuracy
 from .assembly import Search
 from .heads import HeadsState
@@ -51,6 +52,7 @@ def save(search: Search, path: Path) -> None:
     content = {
         "identity": identity_of(search),
         "learned": state.learned(),
+        "trained_before": search.network.start.trained_before,
         "heads": tuple(state.heads.state),
         "velocity": state.velocity,
         "norm_optimizer": None if state.norm_optimizer is None else state.norm_optimizer.state_dict(),
@@ -120,6 +122,18 @@ def finished_epochs(path: Path) -> int | None:
         BiseError: the file cannot be read, or is not as it was written.
     """
     return len(_content(path)["history"]) if path.exists() else None
+
+
+def started_with(path: Path) -> MaskSet | None:
+    """The tensors of norm layers that a stopped search was started with, by its saved state; None without any.
+
+    Raises:
+        BiseError: the file cannot be read, or is not as it was written.
+    """
+    content = _content(path) if path.exists() else {}
+    if not content.get("trained_before"):
+        return None
+    return MaskSet.for_start({name: tensor for name, tensor in content["learned"].items() if name != "logits"})
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _replayed(
     if plan.fingerprint and plan.fingerprint != found:
         raise PruningError(
             f"the plan was made for other weights (fingerprint {plan.fingerprint[:12]}, this model has {found[:12]}); "
-            "if the search changed batch norms, prune by its masks, which hold them"
+            "if the run changed norm layers, prune by its masks, which hold them"
         )
     sites = matching_sites(record, model, plan.masks)
     rounding = Rounding(multiple=plan.rounding.get("multiple", 1))  # the plan has re-opened channels open

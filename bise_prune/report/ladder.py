@@ -54,7 +54,13 @@ def ladder_record(results: RunResults) -> dict[str, Any] | None:
         for (network, rung), value in unbiased.items()
         if network == "slim" and ("dense", rung) in unbiased
     }
-    return {**samples, "delivered": ladder.delivered, "rows": rows, "masks_add": masks_add}
+    return {
+        **samples,
+        "delivered": ladder.delivered,
+        "trained_before": results.masks.trained_before,
+        "rows": rows,
+        "masks_add": masks_add,
+    }
 
 
 def ladder_rows(ladder: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -96,7 +102,10 @@ def ladder_sentence(record: Mapping[str, Any]) -> str:
     for rung, words in told.items():
         dense, slim = (found[rung][network]["unbiased_accuracy"] for network in ("dense", "slim"))
         figures.append(f"{words} {dense:.1%} dense and {slim:.1%} slim")
+    learned = ""
+    if ladder["trained_before"]:
+        learned = "The masks were learned on the network with its norm layers trained first. "
     return (
-        f"With no weight changed, the masks add {100 * ladder['masks_add']['none']:+.1f} points of unbiased accuracy; "
-        f"{', '.join(figures)} (--tune)."
+        f"{learned}With no weight changed, the masks add {100 * ladder['masks_add']['none']:+.1f} points of unbiased "
+        f"accuracy; {', '.join(figures)} (--tune)."
     )

@@ -66,17 +66,19 @@ class Step:
         part: what of the head differs: Rung.SHIFT for offsets, Rung.HEAD for all of it, Rung.NONE for nothing.
         norms: what of the norm layers differs.
         penalty: penalty that a refitted head was fitted with.
+        trained_before: whether the norm layers were changed before as well.
     """
 
     head: Tensor
     part: Rung = Rung.NONE
     norms: Norms = Norms.OWN
     penalty: float = 0.0
+    trained_before: bool = False
 
     @property
     def changes(self) -> tuple[Rung, ...]:
         """The kinds of changes that are made."""
-        norms = () if self.norms is Norms.OWN else (Rung.NORMS,)
+        norms = () if self.norms is Norms.OWN and not self.trained_before else (Rung.NORMS,)
         return norms if self.part is Rung.NONE else (*norms, self.part)
 
 
@@ -114,8 +116,12 @@ class Ladder:
             With "last", that is the unbiased accuracy.
         again: samples to which the changes that were decided on, but for statistics, are fitted once more; None = the
             first fit stays.
+        top: highest rung.
+        trained_before: whether the norm layers of the network have been changed before its channels were removed, and
+            are no more those of the network that rungs are told of.
 
     Attributes:
+        rungs: the rungs that there are, the lowest first.
         own: the network as it is.
         steps: what each rung changes.
 
@@ -131,19 +137,24 @@ class Ladder:
         aligned: Tensor,
         rule: str = "best",
         again: BiasedDataset | None = None,
+        *,
+        top: Rung = Rung.HEAD,
+        trained_before: bool = False,
     ) -> None:
         self.aligned, self.rule = aligned, rule
+        self.rungs = list(Rung)[: list(Rung).index(top) + 1]
         self.device = next(model.parameters()).device
         self.layer = head_name(model, trace(model, fit.batch(torch.arange(2)).to(self.device).input))
         layer = self._layer_of(model)
         bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-        self.own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach())
+        self.own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach(), trained_before=trained_before)
         fit = self._some_of(fit)
         self.models = {Norms.OWN: model}
-        if batch_norms(model):
-            drawn = BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH)
-            self.models[Norms.STATISTICS] = reestimated(model, drawn)
-        self._train_norms(fit)
+        if Rung.NORMS in self.rungs:
+            if batch_norms(model):
+                drawn = BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH)
+                self.models[Norms.STATISTICS] = reestimated(model, drawn)
+            self._train_norms(fit)
         fitted = self._all_seen(fit)
         chosen = fitted if choose is None else self._all_seen(choose)
         present = self.own
@@ -191,26 +202,38 @@ class Ladder:
         return {rung: score(classes, *labels, aligned) for rung, classes in predicted.items()}
 
     def num_changed(self, rung: Rung) -> int:
-        """Number of the network's numbers that a rung changes: weights, and statistics of batch norms."""
+        """Number of the network's numbers that a rung changes: weights, and statistics of batch norms.
+
+        If norm layers were changed before, all of their numbers count.
+        """
         step = self.steps[rung]
-        pairs = [(self.own.head, step.head)]
-        pairs += zip(*(_norm_tensors(self.models[norms]) for norms in (Norms.OWN, step.norms)), strict=True)
-        return sum(int((before != after).sum()) for before, after in pairs)
+        own, present = (_norm_tensors(self.models[norms]) for norms in (Norms.OWN, step.norms))
+        head = int((self.own.head != step.head).sum())
+        if step.trained_before:
+            return head + sum(tensor.numel() for tensor in own)
+        return head + sum(int((before != after).sum()) for before, after in zip(own, present, strict=True))
+
+    def changed_norms(self, rung: Rung) -> dict[str, Tensor]:
+        """The tensors of norm layers that a rung changes, by their name in the network's state dict, on the CPU."""
+        own, present = (self.models[norms].state_dict() for norms in (Norms.OWN, self.steps[rung].norms))
+        return {name: tensor.cpu() for name, tensor in present.items() if not torch.equal(tensor, own[name])}
 
     # -- candidates ------------------------------------------------------------------------------
 
     def _candidates(self, fitted: dict[Norms, _Seen]) -> dict[Rung, list[Step]]:
         """The changes that each rung can make beyond those of the rungs below it, the lowest rung first."""
-        found: dict[Rung, list[Step]] = {rung: [] for rung in Rung if rung is not Rung.NONE}
+        found: dict[Rung, list[Step]] = {rung: [] for rung in self.rungs if rung is not Rung.NONE}
         for norms in fitted:
             plain, is_own = replace(self.own, norms=norms), norms is Norms.OWN
-            found[Rung.NORMS] += [] if is_own else [plain]
+            if not is_own:
+                found[Rung.NORMS].append(plain)
             if self._layer_of(self.models[Norms.OWN]).bias is None:  # there is no place for offsets
                 continue
             shifted = self._fitted(replace(plain, part=Rung.SHIFT), fitted)
             found[Rung.SHIFT if is_own else Rung.NORMS].append(shifted)
-            heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in _PENALTIES)
-            found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
+            if Rung.HEAD in self.rungs:
+                heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in _PENALTIES)
+                found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
         return found
 
     def _fitted(self, step: Step, samples: dict[Norms, _Seen]) -> Step:

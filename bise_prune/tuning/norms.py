@@ -20,6 +20,7 @@ from ..tracing import logits_of, run
 Norm = nn.modules.batchnorm._BatchNorm
 _KINDS = (Norm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _STEPS, _BATCH, _LR = 60, 100, 0.03  # of the training: Adam, with a learning rate that falls to 0 along a cosine
+TRAINED_ON = _STEPS * _BATCH  # samples that it takes, each as often as it is drawn
 _AT_ONCE = 25  # samples of a batch whose gradients are computed together, so that large networks fit
 
 
@@ -87,7 +88,7 @@ def trained(model: nn.Module, data: BiasedDataset, weight_N: Tensor) -> nn.Modul
         return None
     optimizer = torch.optim.Adam([parameter.requires_grad_(True) for parameter in parameters], lr=_LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
-    rows = torch.multinomial(weight_N, _STEPS * _BATCH, replacement=True, generator=torch.Generator().manual_seed(0))
+    rows = torch.multinomial(weight_N, TRAINED_ON, replacement=True, generator=torch.Generator().manual_seed(0))
     for part in rows.split(_BATCH):
         optimizer.zero_grad()
         for few in part.split(_AT_ONCE):

@@ -108,6 +108,34 @@ def test_the_number_of_changes_is_counted(model, what):
         assert ladder.num_changed(rung) == differing, rung
 
 
+def test_norms_that_were_changed_before_count(model):
+    """All their numbers do, since the network of which rungs are told had others; the head counts as it differs."""
+    for what, more in ((Rung.HEAD, (27,)), ("weights of norms", (0, 3, 27))):
+        spoiled = damaged(model, what)
+        plain, ladder = (Ladder(spoiled, FIT, CHOOSE, ALIGNED, trained_before=before) for before in (False, True))
+        assert judged(ladder) == judged(plain)
+        for rung in Rung:
+            assert ladder.steps[rung].changes == (Rung.NORMS, *(set(plain.steps[rung].changes) - {Rung.NORMS}))
+        assert ladder.num_changed(Rung.NONE) == 32 and ladder.num_changed(Rung.HEAD) - 32 in more
+
+
+def test_a_ladder_may_end_below(model):
+    whole, low = (Ladder(damaged(model, Rung.SHIFT), FIT, CHOOSE, ALIGNED, top=top) for top in (Rung.HEAD, Rung.SHIFT))
+    assert list(low.steps) == list(judged(low)) == [Rung.NONE, Rung.SHIFT] and list(low.models) == [Norms.OWN]
+    assert all(judged(low)[rung] == judged(whole)[rung] for rung in low.steps)
+
+
+def test_the_norms_of_a_rung_can_be_given_to_the_network(model):
+    spoiled = damaged(model, "weights of norms")
+    ladder = Ladder(spoiled, FIT, CHOOSE, ALIGNED)
+    changed = ladder.changed_norms(Rung.NORMS)
+    assert {"1.weight", "1.bias"} <= changed.keys() and not ladder.changed_norms(Rung.NONE)
+    given = copy.deepcopy(spoiled)
+    given.load_state_dict(changed, strict=False)
+    norms = ladder.models[ladder.steps[Rung.NORMS].norms]
+    assert torch.equal(given(TEST.inputs), norms(TEST.inputs))
+
+
 def test_a_gain_within_the_noise_changes_nothing(model):
     few = CHOOSE.subset(torch.arange(12))
     assert all(not step.changes for step in Ladder(model, FIT, few, ALIGNED).steps.values())

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from torch import nn
 
+from ...distributed import share_object, world
 from ...errors import ConfigError, ModelError
 from ...gates.bottleneck import head_name
+from ...gates.masks import MaskSet
 from ...mask_search.selection import resolve
-from ...pruning import PruningResult
+from ...pruning import PruningResult, prune
 from ...report.results import LadderFigures, RungFigures
 from ...tracing import trace
 from ...tuning.augmentation import augmentation
 from ...tuning.finetuning import FinetuneResult
 from ...tuning.ladder import Ladder, Rung
 from ..session import Session
+from .widths import on_device
 
 ALL = "all"  # name of the rung at which all weights may change
+_ON_TRAINED = (Rung.NORMS, Rung.HEAD)  # rungs whose masks are learned on the network with trained norm layers
 
 
 def check_tuning(session: Session) -> None:
@@ -42,35 +46,64 @@ def check_tuning(session: Session) -> None:
         )
 
 
+def trains_norms_first(session: Session) -> bool:
+    """Whether norm layers are trained before the search, where that helps, because ``tune`` lets them change.
+
+    As a refitted last layer, that needs samples that the network was not trained on.
+    """
+    return session.config.tune in _ON_TRAINED and session.halves is not None and session.config.search.is_gradual
+
+
+def trained_start(session: Session) -> MaskSet | None:
+    """What the search starts from if norm layers are trained before it; see :func:`trains_norms_first`.
+
+    They are trained as on the ladder of the dense network; masks are then learned on the network that is to be tuned.
+
+    Returns:
+        The changed tensors; None if nothing may change, or if no change helps.
+    """
+    if not trains_norms_first(session):
+        return None
+    changed = None
+    if world()[0] == 0:
+        ladder = ladder_of(session, session.dense, is_fitted_again=False)
+        changed = ladder.changed_norms(Rung(session.config.tune))
+    changed = share_object(changed)
+    return MaskSet.for_start(changed) if changed else None
+
+
 def climbed(
-    session: Session, slim: PruningResult, tuned: FinetuneResult | None
+    session: Session, masks: MaskSet, slim: PruningResult, tuned: FinetuneResult | None
 ) -> tuple[nn.Module, LadderFigures | None]:
     """The network that is delivered, on the CPU, and the figures of all rungs.
 
     Changes are fitted to the data that masks are learned on, and decided on the validation data. If results are
-    reported on a test split, offsets and head are then fitted again to the whole validation set.
+    reported on a test split, offsets and head are then fitted again to the whole validation set. If norm layers were
+    trained before the search, the rungs below have the figures of the same channels with the norms of the dense
+    network.
 
     Args:
         session: inputs of the run.
+        masks: masks by which channels were removed.
         slim: result of the removal.
         tuned: result of finetuning; None without it.
     """
     delivered = ALL if tuned is not None else session.config.tune
     network = slim.model if tuned is None else tuned.model.cpu()
-    rows: list[RungFigures] = []
-    for name, model in (("dense", session.dense), ("slim", slim.model)):
-        try:
-            ladder = ladder_of(session, model)
-        except ModelError:  # it does not end in a linear layer
-            if session.config.tune not in ("none", ALL):
-                raise
-            return network, None
-        found = ladder.evaluations(session.held_out[1], session.held_out_aligned)
-        rows += [
-            RungFigures(name, rung, found[rung], ladder.steps[rung].changes, ladder.num_changed(rung)) for rung in found
-        ]
-        if name == "slim" and delivered not in (ALL, "none"):
-            network = ladder.model(Rung(delivered)).cpu()
+    try:
+        rows = _rows("dense", ladder_of(session, session.dense), session)
+        ladder = ladder_of(session, slim.model, trained_before=masks.trained_before)
+        if masks.trained_before:
+            plain = prune(*on_device(session, slim.plan.masks), joins="expand").model
+            rows += _rows("slim", ladder_of(session, plain, top=Rung.SHIFT), session)
+        have = {row.rung for row in rows if row.network == "slim"}
+        rows += [row for row in _rows("slim", ladder, session) if row.rung not in have]
+    except ModelError:  # it does not end in a linear layer
+        if session.config.tune not in ("none", ALL):
+            raise
+        return network, None
+    if delivered not in (ALL, "none"):
+        network = ladder.model(Rung(delivered)).cpu()
     if tuned is not None:
         changes: tuple[str, ...] = ()
         number = 0
@@ -82,20 +115,39 @@ def climbed(
     return network, LadderFigures(*_samples(session), delivered, rows)
 
 
-def ladder_of(session: Session, model: nn.Module, *, is_fitted_again: bool = True) -> Ladder:
+def _rows(name: str, ladder: Ladder, session: Session) -> list[RungFigures]:
+    """The figures of a network at each rung, the lowest first."""
+    found = ladder.evaluations(session.held_out[1], session.held_out_aligned)
+    steps = ladder.steps
+    return [RungFigures(name, rung, found[rung], steps[rung].changes, ladder.num_changed(rung)) for rung in found]
+
+
+def ladder_of(
+    session: Session,
+    model: nn.Module,
+    *,
+    is_fitted_again: bool = True,
+    top: Rung = Rung.HEAD,
+    trained_before: bool = False,
+) -> Ladder:
     """The rungs of the dense or a slim network, on the device of the run.
 
     Args:
         session: inputs of the run.
         model: the dense or a slim network.
         is_fitted_again: whether what was decided on may be fitted to the validation samples that decided.
+        top: highest rung.
+        trained_before: whether norm layers were trained before the search.
 
     Raises:
         ModelError: the network does not end in a linear layer.
     """
     fit = session.splits.train if session.halves is None else session.halves[0]
     again = session.splits.val if is_fitted_again and _is_fitted_again(session) else None
-    return Ladder(session.on_device(model), fit, session.val, session.search_aligned, _rule(session), again)
+    return Ladder(
+        session.on_device(model), fit, session.val, session.search_aligned, _rule(session), again,
+        top=top, trained_before=trained_before,
+    )  # fmt: skip
 
 
 def _is_fitted_again(session: Session) -> bool:

@@ -19,13 +19,14 @@ from ...distributed import world
 from ...gates.masks import MaskSet
 from ...gates.sites import gate_sites
 from ...mask_search import EpochRecord, SearchResult, search
-from ...mask_search.state_file import finished_epochs
+from ...mask_search.state_file import finished_epochs, started_with
 from ...mask_search.weights import sample_weights
 from ...report.files import STATE_FILE
 from ...report.record import epoch_record
 from ..progress import EpochFigures, StageClock
 from ..session import Session
 from ..signals import signals
+from .ladder import trained_start
 
 
 def searched(session: Session, clock: StageClock, start: MaskSet | None = None) -> SearchResult:
@@ -34,7 +35,8 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
     Args:
         session: inputs of the run.
         clock: clock that gets the progress and figures of each epoch.
-        start: masks to start from, found for a larger budget; None for the setting ``initial_logit``.
+        start: masks to start from, found for a larger budget; None to start with all channels open, on the network with
+            trained norm layers if these may change.
     """
     config, settings = session.config, session.config.search
     config.output.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,8 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
     state_path = config.output / STATE_FILE
     if (done := finished_epochs(state_path)) is not None and world()[0] == 0:
         clock.resumed("search", done, state_path.name)
+    if start is None:
+        start = started_with(state_path) or trained_start(session)
     sites = gate_sites(session.dense, session.example, settings.placement)
     num_channels = sum(site.num_channels for site in sites)
 
