@@ -13,7 +13,7 @@ from paths import TOOLS
 from PIL import Image
 
 from bise_prune.app import cli
-from bise_prune.checkpoint import Checkpoint, save_checkpoint
+from bise_prune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bise_prune.data import BatchLoader
 from bise_prune.models import build_model
 from bise_prune.tuning.vanilla import train_vanilla
@@ -22,6 +22,10 @@ ARCHITECTURE = {"kernel_size": 3, "widths": [6, 8], "strides": [2, 1]}
 
 # Widths that are not measured: the same ones on every machine.
 FAST = ["--anneal-every", "1", "--head-epochs", "2", "--batch-size", "20", "--device", "cpu", "--round-to", "1"]
+
+# The default search on held-out samples, in few steps, also of a network that is at chance.
+GRADUAL = ["--steps", "24", "--batch-size", "20", "--device", "cpu", "--round-to", "1", "--force",
+           "--search-on", "validation"]  # fmt: skip
 
 
 def write_project(root, widths=(6, 8)):
@@ -45,6 +49,16 @@ def write_project(root, widths=(6, 8)):
     )  # fmt: skip
     save_checkpoint(root / "net.pt", about)
     return root
+
+
+def write_spoiled(project, folder):
+    """The project's network with norms behind which all samples look the same."""
+    checkpoint = load_checkpoint(project / "net.pt")
+    for name in [key.removesuffix("running_mean") for key in checkpoint.state if key.endswith("running_mean")]:
+        checkpoint.state[name + "weight"].fill_(0.0)
+        checkpoint.state[name + "bias"].fill_(0.1)
+    save_checkpoint(folder / "net.pt", checkpoint)
+    return folder
 
 
 def fails(capsys, *arguments, code=1):

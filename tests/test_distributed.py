@@ -10,10 +10,10 @@ import pytest
 import torch
 from cases import network
 from paths import ROOT
-from projects import FAST, write_project
+from projects import FAST, GRADUAL, write_project, write_spoiled
 from two_processes import SETTINGS, work
 
-from bise_prune import SearchConfig, search
+from bise_prune import MaskSet, SearchConfig, search
 from bise_prune.distributed import processes
 from bise_prune.errors import ConfigError
 
@@ -80,6 +80,19 @@ def test_the_command_runs_in_two_processes_and_one_of_them_writes(tmp_path):
     assert one["dense"]["groups"] == two["dense"]["groups"]
     assert one["slim"]["unbiased_accuracy"] == pytest.approx(two["slim"]["unbiased_accuracy"], abs=0.2)
     assert all(check["passed"] for record in (one, two) for check in record["verification"].values())
+
+
+@pytest.mark.slow
+def test_norms_that_are_trained_before_the_search_are_those_of_the_first_process(tmp_path):
+    write_spoiled(write_project(tmp_path), tmp_path)
+    common = ["net.pt", "--data", "data", *GRADUAL, "--tune", "norms", "--output"]
+    shared = launch(tmp_path, "-m", "bise_prune", *common, "two")
+    assert shared.returncode == 0, shared.stderr
+    alone = subprocess.run([sys.executable, "-m", "bise_prune", *common, "one"], cwd=tmp_path, check=False)
+    assert alone.returncode == 0
+    one, two = (MaskSet.load(tmp_path / name / "masks.safetensors") for name in ("one", "two"))
+    assert one.trained_before and one.state and one.state.keys() == two.state.keys()
+    assert all(torch.equal(one.state[name], tensor) for name, tensor in two.state.items())
 
 
 def test_batch_norm_statistics_need_one_process(monkeypatch):

@@ -7,15 +7,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from projects import FAST, fails, run
+from projects import FAST, GRADUAL, fails, run, write_spoiled
 from torch import nn
 
-from bise_prune import load_slim
-from bise_prune.app import cli
+from bise_prune import MaskSet, load_slim
+from bise_prune.app import cli, progress
 from bise_prune.checkpoint import load_checkpoint, save_checkpoint
 from bise_prune.config import STRONG
 
 RUNGS = ["none", "shift", "norms", "head"]
+ON_TRAIN = ["--search-on", "training"]
 
 
 def rows(report, network):
@@ -85,15 +86,13 @@ def test_what_is_printed(done, tmp_path, capsys):
 def test_what_a_cheap_change_explains_is_said(done, tmp_path, capsys, rung, words):
     """Of a network that is spoiled in one place, which the rung mends in the dense network as well."""
     project, _ = done
-    checkpoint = load_checkpoint(project / "net.pt")
-    state = checkpoint.state
     if rung == "shift":
+        checkpoint = load_checkpoint(project / "net.pt")
+        state = checkpoint.state
         state[[key for key in state if key.endswith("bias")][-1]] += torch.tensor([8.0, 0.0, -8.0])
-    else:  # all samples look the same behind the norms
-        for name in [key.removesuffix("running_mean") for key in state if key.endswith("running_mean")]:
-            state[name + "weight"].fill_(0.0)
-            state[name + "bias"].fill_(0.1)
-    save_checkpoint(tmp_path / "net.pt", checkpoint)
+        save_checkpoint(tmp_path / "net.pt", checkpoint)
+    else:
+        write_spoiled(project, tmp_path)
     capsys.readouterr()
     masks = ["--masks", project / "out" / "masks.safetensors", "--output", tmp_path / "out", "--force"]
     cli.main([str(argument) for argument in [tmp_path / "net.pt", "--data", project / "data", *FAST, *masks]])
@@ -170,3 +169,72 @@ def test_finetuning_that_is_of_no_use_says_so(done, tmp_path):
     assert last["changes"] == head["changes"] and last["num_changed"] == head["num_changed"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "then finetuned" not in card
+
+
+@pytest.fixture(scope="module")
+def spoiled(project, tmp_path_factory):
+    """A network whose norms let all samples look the same."""
+    return write_spoiled(project, tmp_path_factory.mktemp("spoiled"))
+
+
+def on_held_out(project, folder, output, *extra):
+    """A run of the command on the network in a folder, on held-out samples, and the masks that it leaves."""
+    command = [folder / "net.pt", "--data", project / "data", "--output", output, *GRADUAL, *extra]
+    assert cli.main([str(argument) for argument in command]) == 0
+    return json.loads((output / "report.json").read_text()), MaskSet.load(output / "masks.safetensors")
+
+
+@pytest.mark.parametrize("rung", ["norms", "head"])
+def test_masks_are_learned_on_trained_norms_where_these_may_change(project, spoiled, tmp_path, rung, capsys):
+    report, masks = on_held_out(project, spoiled, tmp_path / "out", "--tune", rung)
+    assert "The masks were learned on the network with its norm layers trained first. " in capsys.readouterr().out
+    assert report["ladder"]["trained_before"] and masks.trained_before and masks.state
+    own = load_checkpoint(spoiled / "net.pt").state
+    assert all(not torch.equal(tensor, own[name]) for name, tensor in masks.state.items())
+    assert list(rows(report, "slim")) == list(rows(report, "dense")) == RUNGS
+    row = rows(report, "slim")[rung]
+    assert row["delivered"] and "norms" in row["changes"] and row["num_changed"] > 0
+    assert report["slim"]["unbiased_accuracy"] == row["unbiased_accuracy"]
+    assert rows(report, "slim")["none"]["num_changed"] == 0 and not rows(report, "slim")["none"]["changes"]
+    # The same masks at the same rung are the same network; where nothing may change, they are that of the first rung.
+    again, kept = on_held_out(
+        project, spoiled, tmp_path / "again", "--tune", rung, "--masks", tmp_path / "out" / "masks.safetensors"
+    )
+    assert kept.trained_before and rows(again, "slim") == rows(report, "slim")
+    none, alone = on_held_out(project, spoiled, tmp_path / "none", "--masks", tmp_path / "out" / "masks.safetensors")
+    assert not alone.trained_before and not alone.state and not none["ladder"]["trained_before"]
+    for below in ("none", "shift"):
+        figures = [rows(each, "slim")[below]["unbiased_accuracy"] for each in (none, report)]
+        assert figures[0] == pytest.approx(figures[1]), below
+    # Its plan is of other weights than the checkpoint's, and says how it can be carried out again.
+    capsys.readouterr()
+    line = fails(
+        capsys, spoiled / "net.pt", "--data", project / "data", "--output", tmp_path / "plan", "--force",
+        "--plan", tmp_path / "out" / "plan.json",
+    )  # fmt: skip
+    assert "prune by its masks, which hold them" in line
+
+
+def test_norms_are_not_trained_first_where_they_must_not_change_or_were_seen(project, tmp_path):
+    for name, options in {"none": (), "shift": ("--tune", "shift"), "train": ("--tune", "norms", *ON_TRAIN)}.items():
+        report, masks = on_held_out(project, project, tmp_path / name, *options)
+        assert not report["ladder"]["trained_before"] and not masks.state, name
+
+
+def test_a_stopped_search_goes_on_with_the_norms_that_it_began_with(project, spoiled, tmp_path, monkeypatch):
+    """They are not trained again, which on a GPU could give others."""
+    whole = on_held_out(project, spoiled, tmp_path / "whole", "--tune", "norms")
+
+    def stop(name):
+        if name == "search":
+            raise KeyboardInterrupt
+
+    ended = progress.StageClock.epoch
+    monkeypatch.setattr(progress.StageClock, "epoch", lambda self, name, *rest: (ended(self, name, *rest), stop(name)))
+    command = [spoiled / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *GRADUAL]
+    assert cli.main([str(argument) for argument in [*command, "--tune", "norms"]]) == 130
+    monkeypatch.setattr(progress.StageClock, "epoch", ended)
+    monkeypatch.setattr("bise_prune.app.stages.search.trained_start", lambda session: pytest.fail("trained again"))
+    resumed = on_held_out(project, spoiled, tmp_path / "out", "--tune", "norms")
+    assert all(torch.equal(resumed[1].logits[name], logits) for name, logits in whole[1].logits.items())
+    assert rows(resumed[0], "slim") == rows(whole[0], "slim")
