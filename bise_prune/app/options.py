@@ -49,7 +49,7 @@ def _settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
 
 
 _METHOD = Setting("search", "method", SearchConfig, reader_of(SearchMethod), "auto")
-_EPOCHS = Setting("finetune", "epochs", FinetuneConfig, reader_of(int), 0)
+_EPOCHS = Setting("finetune", "epochs", FinetuneConfig, reader_of(int), None)
 SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
@@ -196,7 +196,7 @@ _HELP: Mapping[str, Mapping[str, str]] = {
     },
     "finetuning of the slim network": {
         "finetune": "epochs of training of the slim network after the removal, with the search's sample weights; 0 "
-        "leaves all weights as they are",
+        "leaves all weights as they are (default: 0, and 20 with --tune all)",
         "finetune_lr": "learning rate of finetuning",
         "finetune_momentum": "momentum of finetuning, for sgd",
         "finetune_weight_decay": "weight decay of finetuning",

@@ -50,7 +50,12 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: a value is out of range, or contradicts another one.
     """
     is_strong = values.get("tune") == "all"
-    epochs = values.get("finetune") or (STRONG.epochs if is_strong else 0)
+    epochs = values.get("finetune")
+    if is_strong and epochs == 0:
+        raise ConfigError(
+            f"tune 'all' finetunes, and finetune is 0: give the number of epochs, or leave it out for {STRONG.epochs}"
+        )
+    epochs = epochs or (STRONG.epochs if is_strong else 0)
     unused = [name for name in _FINETUNE if values.get(name) not in (None, SETTINGS[name].default)]
     if unused and not epochs:
         raise ConfigError(f"{unused[0]} has no use without finetuning: give finetune, the number of epochs")

@@ -10,7 +10,7 @@ import pytest
 from bise_prune.app import cli
 from bise_prune.app.options import SETTINGS
 from bise_prune.app.settings import read_settings, run_config, settings_of, write_settings
-from bise_prune.config import FinetuneConfig, RunConfig, SearchConfig
+from bise_prune.config import STRONG, FinetuneConfig, RunConfig, SearchConfig
 from bise_prune.errors import ConfigError
 
 
@@ -54,6 +54,9 @@ def test_a_target_on_the_command_line_takes_the_place_of_the_files(tmp_path):
 def test_settings_of_finetuning_need_finetuning():
     with pytest.raises(ConfigError, match="finetune_lr has no use without finetuning"):
         run_config({**parsed("--finetune-lr", "5"), "checkpoint": "a", "output": "b"})
+    with pytest.raises(ConfigError, match="tune 'all' finetunes, and finetune is 0"):
+        run_config({**parsed("--tune", "all", "--finetune", "0"), "checkpoint": "a", "output": "b"})
+    assert run_config({**parsed("--tune", "all"), "checkpoint": "a", "output": "b"}).finetune == STRONG
 
 
 def test_yaml_means_the_same(tmp_path):

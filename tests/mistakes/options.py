@@ -30,6 +30,7 @@ CASES = {
         "size has no use",
     ),
     "finetuning rate without finetuning": (flags("--finetune-lr", "1"), 2, "has no use without finetuning"),
+    "finetuning in no epoch": (flags("--tune", "all", "--finetune", "0"), 2, "finetune is 0: give the number"),
     "size of words": (flags("--size", "big"), 2, "no size such as"),
     "device that is not there": (flags("--device", "cuda:7"), 2, "cuda:7"),
     "unknown device": (flags("--device", "tpu"), 2, "tpu"),
