@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import replace
 
 from records import RECORDS
 from tables.comparisons import RECORDS_URL, title_of
@@ -58,8 +59,9 @@ def markdown(records: Recorded) -> str:
         f"[records]({RECORDS_URL}), [protocols](protocols.md).",
         "",
         "Unbiased accuracy on test data in %, mean ± sample standard deviation, and in brackets the mean accuracy of "
-        "the worst subgroup. By default, one search serves all rungs; with `--tune head`, the search judges masks by a "
-        "refitted last layer.",
+        "the worst subgroup. The search without `--tune` serves all rungs; with `--tune norms` and `--tune head`, it "
+        "starts from the network with trained norm layers where that helps, and for a head judges masks by a refitted "
+        "last layer. Records of sets whose norm layers are batch-norm statistics alone are from before that.",
         "",
         "![Unbiased accuracy by share of the FLOPs, one line for each rule](../images/rungs.png)",
         "",
@@ -93,18 +95,21 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     rows = [
         row for rung, row in zip(_RUNGS, rows, strict=True) for row in (row, *_peer_rows(records, setting, rho, rung))
     ]
-    known = {network: Where(setting.name, setting.size, rho, "rungs-head", f"{network}, head") for network in _NETWORKS}
     last: list[list[str]] = []
-    if searched := records.seeds(known["1"]):
+    for rung in ("norms", "head"):
+        known = {name: Where(setting.name, setting.size, rho, f"rungs-{rung}", f"{name}, {rung}") for name in _NETWORKS}
+        searched = records.seeds(known["1"])
+        if not searched:
+            continue
         cells, own_left = [], []
         for network, at in known.items():
             found, worst = records.values(at, "unbiased"), mean(records.values(at, "worst_group")) or 0.0
-            gain = records.gain(where(network, "head"), at, "unbiased")
+            gain = records.gain(where(network, rung), at, "unbiased")
             cells.append(f"{spread(found)} ({100 * worst:.0f}), {gain}" if found else "–")
             own_left.append(spread(records.values(at, "flops_left")) or "–")
-        label = f"+ the last layer, by a search that knows it ({len(searched)} seeds), and points ahead on these"
-        rows.insert([row[0] for row in rows].index(_RUNGS["head"]) + 1, [label, *cells])
-        last.append([f"FLOPs left by that search ({len(searched)} seeds), %", *own_left])
+        label = f"{_RUNGS[rung]}, by the search of --tune {rung} ({len(searched)} seeds), and points ahead on these"
+        rows.insert([row[0] for row in rows].index(_RUNGS[rung]) + 1, [label, *cells])
+        last.append([f"FLOPs left by the search of --tune {rung} ({len(searched)} seeds), %", *own_left])
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
     lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left], *last])
     view = records.only(records.seeds(where("dense", "none")))
@@ -163,7 +168,9 @@ def main() -> int:
                 continue
             points = []
             for network in _NETWORKS:
-                place = Where(setting.name, setting.size, rho, "rungs", f"{network}, {rung}")
+                place = Where(setting.name, setting.size, rho, f"rungs-{rung}", f"{network}, {rung}")
+                if not records.values(place, "unbiased"):  # there is no search of its own
+                    place = replace(place, method="rungs")
                 values = [mean(records.values(place, key)) or 0.0 for key in ("flops_left", "unbiased")]
                 points.append((100 * values[0], 100 * values[1]))
             dense, *slim = points
