@@ -1,14 +1,17 @@
 """Time and memory of search, removal and export against vanilla training, over model and data size.
 
-    python benchmarks/cost.py
+    python benchmarks/cost.py [--searches]
 
-Protocol: one thread. Steps: a vanilla training step and a mask step of the same network and batch of 16 random images,
-medians of 15, each in a process of its own; memory = the peak of what is allocated during the step, beyond weights and
-batch. Also the network of BiasedMNIST at its full size (28x28, batch 100). Searches: the demo's network on 2,500, 5,000
-and 10,000 of its training images, as in the demo with 10 epochs of the head, against its 16 epochs of vanilla training;
-memory = the peak resident set of the process. Removal (plan, removal, check, fusion) and ONNX export at 224x224 of
-ResNets with random masks that close half of the channels in the paper's placement.
-Writes benchmarks/records/cost.json; docs/results.md has the growth, fitted, and what it comes to at ImageNet's size.
+Protocol: one thread. Steps: a vanilla training step and a mask step of the same network and batch of 16 random
+images, medians of 15, each in a process of its own; memory = the peak of what is allocated during the step, beyond
+weights and batch. Also the network of BiasedMNIST at its full size (28x28, batch 100). Searches: the demo's network
+with 2,500, 5,000 and 10,000 training images, against its 16 epochs of vanilla training, each in a process of its own:
+the default search, on half of the validation images as in the command, and the paper's on the training images, with
+10 epochs of the head and a temperature cut every 2 epochs; memory = the peak resident set of the process. Removal
+(plan, removal, check, fusion) and ONNX export at 224x224 of ResNets with random masks that close half of the channels
+in the paper's placement.
+Writes benchmarks/records/cost.json, with ``--searches`` only that part of it; ``benchmarks/results.py`` writes the
+page, with the growth, fitted, and what it comes to at ImageNet's size.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ from search_speed import step_ratios
 
 from bise_prune import SearchConfig, export_onnx, fuse_batchnorm, gate_sites, measure, prune, search
 from bise_prune.app.demo import ARCHITECTURE, EPOCHS, RHO
+from bise_prune.app.halves import halved
 from bise_prune.data import BatchLoader, load_data
 from bise_prune.files import write_json
 from bise_prune.mask_search.heads import BiasHeads
+from bise_prune.metrics.subgroups import aligned_values
 from bise_prune.models import build_model
 from bise_prune.tuning.vanilla import train_vanilla
 
@@ -41,27 +46,33 @@ STEPS = (
     ("resnet50", 64, 16), ("simple_convnet", 28, 100),
 )  # fmt: skip
 SAMPLES = (2_500, 5_000, 10_000)
+SEARCHES = ("gradual", "paper")
 REMOVALS = ("resnet18", "resnet50", "resnet152")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RECORDS / "cost.json")
+    parser.add_argument("--searches", action="store_true", help="measure the searches alone")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     if arguments.one:
         kind, value = arguments.one
-        print(json.dumps(searched(int(value)) if kind == "search" else removed(value)))
+        print(json.dumps(removed(value) if kind == "removal" else searched(kind, int(value))))
         return 0
     record = base_record([0], (__doc__ or "").split("Protocol: ")[1].split("Writes")[0].strip(), "cpu")
+    searches = [{"commit": record["commit"], **_alone(kind, str(n))} for n in SAMPLES for kind in SEARCHES]
+    if arguments.searches:
+        write_json(arguments.output, {**json.loads(arguments.output.read_text()), "searches": searches})
+        return 0
     record["steps"] = []
     for name, size, batch in STEPS:
         network = build_model(name, 10)
         flops = measure(network, torch.zeros(1, 3, size, size)).flops
         record["steps"].append({"network": name, "size": size, "flops": flops, **step_ratios(name, size, batch)})
         print(record["steps"][-1], file=sys.stderr, flush=True)
-    record["searches"] = [_alone("search", str(samples)) for samples in SAMPLES]
+    record["searches"] = searches
     record["removals"] = [_alone("removal", name) for name in REMOVALS]
     record["imagenet"] = imagenet()
     write_json(arguments.output, record)
@@ -75,8 +86,8 @@ def _alone(kind: str, value: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def searched(samples: int) -> dict[str, float]:
-    """Vanilla training and search of the demo's network on so many images."""
+def searched(kind: str, samples: int) -> dict[str, Any]:
+    """Vanilla training of the demo's network on so many images, and a search of it."""
     splits = load_data(f"digits,rho={RHO},samples={samples}")
     assert splits.val is not None
     torch.manual_seed(0)
@@ -86,8 +97,15 @@ def searched(samples: int) -> dict[str, float]:
     start = time.process_time()
     train_vanilla(model, loader, optimizer, epochs=EPOCHS)
     trained, memory = time.process_time(), peak_memory_bytes()
-    found = search(model, loader, SearchConfig(anneal_every=2, head_epochs=10), BatchLoader(splits.val, 256))
+    if kind == "paper":
+        found = search(model, loader, SearchConfig(anneal_every=2, head_epochs=10), BatchLoader(splits.val, 256))
+    else:
+        learned, selecting = halved(splits.val)
+        aligned = aligned_values(splits.train.target, splits.train.bias, 10)
+        on_half = BatchLoader(learned, 100, shuffle=True)
+        found = search(model, on_half, SearchConfig(), BatchLoader(selecting, 256), aligned=aligned)
     return {
+        "search": kind,
         "samples": samples,
         "vanilla_cpu_seconds": trained - start,
         "search_cpu_seconds": time.process_time() - trained,
