@@ -51,8 +51,8 @@ def cost_section(folder: Path) -> list[str]:
             ],
         ),
         *textwrap.wrap(
-            "A whole search compared with 16 epochs of vanilla training, on the demo's network. The default search learns "
-            "on half of the validation images, and the paper's (20 mask epochs) on the training images:",
+            "A whole search compared with 16 epochs of vanilla training, on the demo's network. The default search "
+            "learns on half of the validation images, and the paper's (20 mask epochs) on the training images:",
             120,
         ),
         "",
