@@ -204,8 +204,7 @@ def rungs_tuned(rung: Rung) -> Run:
         for share in (1.0, *SHARES):
             found = _gradual(case, share, "head" if rung is Rung.HEAD else "none", start)
             slim = case.pruned(_selected(case, found)).model
-            before = start is not None
-            ladder = Ladder(slim, learned, selecting, case.aligned, again=case.val, trained_before=before)
+            ladder = Ladder(slim, learned, selecting, case.aligned, again=case.val)
             rows[f"{share:g}, {rung.value}"] = case.figures(ladder.model(rung), found.cpu_seconds)
         return rows
 

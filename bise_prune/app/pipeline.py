@@ -124,7 +124,7 @@ def _one(session: Session, clock: StageClock, start: MaskSet | None = None) -> d
     tuned = None
     if config.finetune is not None and slim is not None:
         with clock.stage("finetune"):
-            tuned = finetuned(session, masks, slim, clock)
+            tuned = finetuned(session, slim, clock)
     if not is_first or slim is None:
         return {}
     results = _results(session, clock, masks, found, picked, slim, trials, tuned)

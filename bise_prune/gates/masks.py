@@ -143,7 +143,7 @@ class MaskSet:
     @property
     def trained_before(self) -> bool:
         """Whether ``state`` is of norm layers that were trained, or estimated again, before the search."""
-        return self.metadata.get(_BEFORE) == "true"
+        return bool(self.state) and self.metadata.get(_BEFORE) == "true"
 
     @classmethod
     def for_start(cls, state: Mapping[str, Tensor]) -> MaskSet:

@@ -67,7 +67,7 @@ class Search:
         budget: what makes the network come down to a budget; in the paper's search None if there is no budget.
         validation: validation data; None if there are none.
         rule: name of the rule that selects an epoch.
-        weights: digest of the weights before the search, by which a saved state is recognised.
+        weights: digest of the weights of the given network, by which a saved state is recognised.
     """
 
     config: SearchConfig
@@ -123,7 +123,7 @@ def assemble(
     rule = resolve(config.select, validation is not None, validation is not None and validation.has_bias)
     return Search(
         config, schedule, network, data, labels, passes, state, budget, validation, rule,
-        weights=tensors_digest(network.model.state_dict()),
+        weights=tensors_digest(model.state_dict()),
     )  # fmt: skip
 
 

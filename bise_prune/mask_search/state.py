@@ -69,7 +69,8 @@ class SearchState:
         history: one record per finished epoch.
         picks: for each selection rule the selected epoch, its score, and what :meth:`learned` returned at its end.
         heads_trained: whether the auxiliary heads have had their first training (line 4).
-        started_at: digest of the mask logits before the first step, by which a saved state is recognised.
+        started_at: digest of the mask logits before the first step, and of the tensors that the masks which the search
+            starts from hold, by which a saved state is recognised.
     """
 
     network: MaskedNetwork
@@ -108,7 +109,7 @@ class SearchState:
             generator=generator,
             position=position,
             tally=EpochTally(network.gates.closed),
-            started_at=tensors_digest({"logits": logits}),
+            started_at=tensors_digest({"logits": logits, **network.start.state}),
         )
 
     @property

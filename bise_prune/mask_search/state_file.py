@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..distributed import gathered, summed, world
 from ..errors import BiseError
@@ -124,16 +125,25 @@ def finished_epochs(path: Path) -> int | None:
     return len(_content(path)["history"]) if path.exists() else None
 
 
-def started_with(path: Path) -> MaskSet | None:
-    """The tensors of norm layers that a stopped search was started with, by its saved state; None without any.
+def started_with(path: Path, model: nn.Module) -> MaskSet | None:
+    """The tensors of norm layers that a stopped search was started with, by its saved state.
+
+    Args:
+        path: the file of the state.
+        model: the network whose search is to be resumed.
+
+    Returns:
+        The tensors; None if there is no state, if it has none, or if the network does not have them.
 
     Raises:
         BiseError: the file cannot be read, or is not as it was written.
     """
-    content = _content(path) if path.exists() else {}
+    content, own = _content(path) if path.exists() else {}, model.state_dict()
     if not content.get("trained_before"):
         return None
-    return MaskSet.for_start({name: tensor for name, tensor in content["learned"].items() if name != "logits"})
+    tensors = {name: tensor for name, tensor in content["learned"].items() if name != "logits"}
+    fits = all(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items())
+    return MaskSet.for_start(tensors) if fits else None
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ..mask_search.refitted import refitted_head
 from ..metrics.accuracy import Evaluation, score, subgroup_members
 from ..tracing import trace
 from .features import bottleneck_features
-from .norms import batch_norms, norm_parameters, reestimated, trained
+from .norms import batch_norms, reestimated, trained
 from .shift import Figure, fitted_offsets, mean_of_groups, worst_of_groups
 
 _MOST_FITTED = 5_000  # samples that a rung is fitted to, at most
@@ -116,9 +116,9 @@ class Ladder:
             With "last", that is the unbiased accuracy.
         again: samples to which the changes that were decided on, but for statistics, are fitted once more; None = the
             first fit stays.
-        top: highest rung.
-        trained_before: whether the norm layers of the network have been changed before its channels were removed, and
-            are no more those of the network that rungs are told of.
+        top: highest rung, from "shift" on.
+        plain: the same network without what was changed before its channels were removed, from which the number of
+            changes is counted; None if nothing was. What was changed are norm layers.
 
     Attributes:
         rungs: the rungs that there are, the lowest first.
@@ -139,15 +139,15 @@ class Ladder:
         again: BiasedDataset | None = None,
         *,
         top: Rung = Rung.HEAD,
-        trained_before: bool = False,
+        plain: nn.Module | None = None,
     ) -> None:
-        self.aligned, self.rule = aligned, rule
+        self.aligned, self.rule, self.plain = aligned, rule, model if plain is None else plain
         self.rungs = list(Rung)[: list(Rung).index(top) + 1]
         self.device = next(model.parameters()).device
         self.layer = head_name(model, trace(model, fit.batch(torch.arange(2)).to(self.device).input))
         layer = self._layer_of(model)
         bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-        self.own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach(), trained_before=trained_before)
+        self.own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach(), trained_before=plain is not None)
         fit = self._some_of(fit)
         self.models = {Norms.OWN: model}
         if Rung.NORMS in self.rungs:
@@ -202,20 +202,16 @@ class Ladder:
         return {rung: score(classes, *labels, aligned) for rung, classes in predicted.items()}
 
     def num_changed(self, rung: Rung) -> int:
-        """Number of the network's numbers that a rung changes: weights, and statistics of batch norms.
-
-        If norm layers were changed before, all of their numbers count.
-        """
-        step = self.steps[rung]
-        own, present = (_norm_tensors(self.models[norms]) for norms in (Norms.OWN, step.norms))
-        head = int((self.own.head != step.head).sum())
-        if step.trained_before:
-            return head + sum(tensor.numel() for tensor in own)
-        return head + sum(int((before != after).sum()) for before, after in zip(own, present, strict=True))
+        """Number of the network's numbers that a rung changes: weights, and statistics of batch norms."""
+        before, changed = _numbers(self.plain), 0
+        for name, tensor in _numbers(self.model(rung)).items():
+            is_there = name in before and before[name].shape == tensor.shape
+            changed += int((before[name] != tensor).sum()) if is_there else tensor.numel()
+        return changed
 
     def changed_norms(self, rung: Rung) -> dict[str, Tensor]:
         """The tensors of norm layers that a rung changes, by their name in the network's state dict, on the CPU."""
-        own, present = (self.models[norms].state_dict() for norms in (Norms.OWN, self.steps[rung].norms))
+        own, present = (_tensors(self.models[norms]) for norms in (Norms.OWN, self.steps[rung].norms))
         return {name: tensor.cpu() for name, tensor in present.items() if not torch.equal(tensor, own[name])}
 
     # -- candidates ------------------------------------------------------------------------------
@@ -318,10 +314,15 @@ class Ladder:
         return torch.multinomial(weights, count, replacement=True, generator=torch.Generator().manual_seed(0))
 
 
-def _norm_tensors(model: nn.Module) -> list[Tensor]:
-    """Weights, additive biases and statistics of the norm layers of a network."""
-    statistics = [tensor for norm in batch_norms(model) for tensor in (norm.running_mean, norm.running_var)]
-    return [*norm_parameters(model), *(tensor for tensor in statistics if tensor is not None)]
+def _numbers(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of numbers with a fraction in a network, each once: weights, and statistics of batch norms."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach() for name, tensor in named.items() if tensor.is_floating_point()}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors in a network's state dict, under all of their names."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _accuracies(hits: Tensor, groups: Tensor) -> Tensor:

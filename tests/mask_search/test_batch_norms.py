@@ -86,16 +86,28 @@ def test_norms_that_were_trained_before_come_with_the_masks(options, tmp_path):
 def test_a_stopped_search_tells_what_it_was_started_with(tmp_path):
     model, path, config = network("simple_convnet"), tmp_path / "state.pt", SearchConfig(steps=24)
     state = {"blocks.0.1.weight": model.state_dict()["blocks.0.1.weight"] * 2}
-    assert started_with(path) is None
+    assert started_with(path, model) is None
     with pytest.raises(SearchInterrupted):
         search(
             model, biased_loader(), config, start=MaskSet.for_start(state), state_path=path, interrupted=lambda: True
         )
-    start = started_with(path)
+    assert started_with(path, network("mlp")) is None  # which does not have them
+    start = started_with(path, model)
     assert start.trained_before and not start.logits and start.state.keys() == state.keys()
     assert torch.equal(start.state["blocks.0.1.weight"], state["blocks.0.1.weight"])
     found = search(model, biased_loader(), config, start=start, state_path=path)
     whole = search(model, biased_loader(), config, start=MaskSet.for_start(state))
     assert same_masks(found.last, whole.last) and found.history == whole.history
-    with pytest.raises(BiseError, match="the network's weights"):
-        search(model, biased_loader(), config, state_path=path)
+    for other, options, named in (
+        (model, {}, "the masks it starts from"), (retrained(model), {"start": start}, "the network's weights"),
+    ):  # fmt: skip
+        with pytest.raises(BiseError, match=named):
+            search(other, biased_loader(), config, state_path=path, **options)
+    assert not MaskSet.for_start({}).trained_before
+
+
+def retrained(model):
+    """A copy that differs in the very tensors that a start brings along."""
+    copied = copy.deepcopy(model)
+    torch.nn.init.constant_(copied.state_dict()["blocks.0.1.weight"], 0.5)
+    return copied

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from ...config import lowering_of
 from ...distributed import share_object, world
 from ...errors import ConfigError, ModelError
 from ...gates.bottleneck import head_name
@@ -55,15 +58,13 @@ def trains_norms_first(session: Session) -> bool:
 
 
 def trained_start(session: Session) -> MaskSet | None:
-    """What the search starts from if norm layers are trained before it; see :func:`trains_norms_first`.
+    """Norm layers that are trained before the search; see :func:`trains_norms_first`.
 
     They are trained as on the ladder of the dense network; masks are then learned on the network that is to be tuned.
 
     Returns:
-        The changed tensors; None if nothing may change, or if no change helps.
+        The changed tensors; None if no change helps.
     """
-    if not trains_norms_first(session):
-        return None
     changed = None
     if world()[0] == 0:
         ladder = ladder_of(session, session.dense, is_fitted_again=False)
@@ -92,10 +93,15 @@ def climbed(
     network = slim.model if tuned is None else tuned.model.cpu()
     try:
         rows = _rows("dense", ladder_of(session, session.dense), session)
-        ladder = ladder_of(session, slim.model, trained_before=masks.trained_before)
+        plain = None
         if masks.trained_before:
-            plain = prune(*on_device(session, slim.plan.masks), joins="expand").model
+            widths: dict[str, Any] = {
+                "joins": lowering_of(slim.plan.joins),
+                "round_to": slim.plan.rounding.get("multiple", 1),
+            }
+            plain = prune(*on_device(session, slim.plan.masks), **widths).model
             rows += _rows("slim", ladder_of(session, plain, top=Rung.SHIFT), session)
+        ladder = ladder_of(session, slim.model, plain=plain)
         have = {row.rung for row in rows if row.network == "slim"}
         rows += [row for row in _rows("slim", ladder, session) if row.rung not in have]
     except ModelError:  # it does not end in a linear layer
@@ -128,7 +134,7 @@ def ladder_of(
     *,
     is_fitted_again: bool = True,
     top: Rung = Rung.HEAD,
-    trained_before: bool = False,
+    plain: nn.Module | None = None,
 ) -> Ladder:
     """The rungs of the dense or a slim network, on the device of the run.
 
@@ -137,16 +143,17 @@ def ladder_of(
         model: the dense or a slim network.
         is_fitted_again: whether what was decided on may be fitted to the validation samples that decided.
         top: highest rung.
-        trained_before: whether norm layers were trained before the search.
+        plain: the same network without what was changed before its channels were removed; None if nothing was.
 
     Raises:
         ModelError: the network does not end in a linear layer.
     """
     fit = session.splits.train if session.halves is None else session.halves[0]
     again = session.splits.val if is_fitted_again and _is_fitted_again(session) else None
+    plain = None if plain is None else session.on_device(plain)
     return Ladder(
         session.on_device(model), fit, session.val, session.search_aligned, _rule(session), again,
-        top=top, trained_before=trained_before,
+        top=top, plain=plain,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from ...report.record import epoch_record
 from ..progress import EpochFigures, StageClock
 from ..session import Session
 from ..signals import signals
-from .ladder import trained_start
+from .ladder import trained_start, trains_norms_first
 
 
 def searched(session: Session, clock: StageClock, start: MaskSet | None = None) -> SearchResult:
@@ -46,8 +46,8 @@ def searched(session: Session, clock: StageClock, start: MaskSet | None = None) 
     state_path = config.output / STATE_FILE
     if (done := finished_epochs(state_path)) is not None and world()[0] == 0:
         clock.resumed("search", done, state_path.name)
-    if start is None:
-        start = started_with(state_path) or trained_start(session)
+    if start is None and trains_norms_first(session):
+        start = started_with(state_path, session.dense) or trained_start(session)
     sites = gate_sites(session.dense, session.example, settings.placement)
     num_channels = sum(site.num_channels for site in sites)
 

@@ -7,7 +7,6 @@ import dataclasses
 from torch import nn
 
 from ...errors import ModelError
-from ...gates.masks import MaskSet
 from ...pruning import PruningResult
 from ...tuning.finetuning import FinetuneEpoch, FinetuneResult, finetune
 from ...tuning.ladder import Rung
@@ -16,7 +15,7 @@ from ..session import Session
 from .ladder import ladder_of
 
 
-def finetuned(session: Session, masks: MaskSet, slim: PruningResult, clock: StageClock) -> FinetuneResult:
+def finetuned(session: Session, slim: PruningResult, clock: StageClock) -> FinetuneResult:
     """Finetune the slim network, whose structure does not change.
 
     With ``tune`` "all", it starts from the best that the rungs below make of it, has the best that they make of the
@@ -35,7 +34,7 @@ def finetuned(session: Session, masks: MaskSet, slim: PruningResult, clock: Stag
         clock.log("finetune", record.epoch, {"loss": record.loss})
 
     return finetune(
-        _best_of(session, slim.model, masks.trained_before) if is_rung else session.on_device(slim.model),
+        _best_of(session, slim.model) if is_rung else session.on_device(slim.model),
         loader,
         config.finetune,
         session.val_loader(),
@@ -51,10 +50,9 @@ def _teacher(session: Session) -> nn.Module:
     return _best_of(session, session.dense) if session.config.tune == "all" else session.on_device(session.dense)
 
 
-def _best_of(session: Session, model: nn.Module, trained_before: bool = False) -> nn.Module:
+def _best_of(session: Session, model: nn.Module) -> nn.Module:
     """What the rungs below make of a network, fitted to no sample that selects an epoch."""
     try:
-        ladder = ladder_of(session, model, is_fitted_again=False, trained_before=trained_before)
-        return ladder.model(Rung.HEAD)
+        return ladder_of(session, model, is_fitted_again=False).model(Rung.HEAD)
     except ModelError:  # it does not end in a linear layer
         return session.on_device(model)

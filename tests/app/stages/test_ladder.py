@@ -238,3 +238,21 @@ def test_a_stopped_search_goes_on_with_the_norms_that_it_began_with(project, spo
     resumed = on_held_out(project, spoiled, tmp_path / "out", "--tune", "norms")
     assert all(torch.equal(resumed[1].logits[name], logits) for name, logits in whole[1].logits.items())
     assert rows(resumed[0], "slim") == rows(whole[0], "slim")
+
+
+@pytest.mark.parametrize("tune", ["none", "shift"])
+def test_a_search_on_trained_norms_is_not_taken_up_where_they_must_not_change(
+    project, spoiled, tmp_path, monkeypatch, capsys, tune
+):
+    def stop(self, name, *rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.StageClock, "epoch", stop)
+        command = [spoiled / "net.pt", "--data", project / "data", "--output", tmp_path / "out", *GRADUAL]
+        assert cli.main([str(argument) for argument in [*command, "--tune", "norms"]]) == 130
+    capsys.readouterr()
+    line = fails(capsys, *command, "--tune", tune)
+    assert "search-state.pt belongs to a search that differs from this one in the masks it starts from" in line
+    line = fails(capsys, project / "net.pt", *command[1:], "--tune", "norms")  # other norms, and no others needed
+    assert "search-state.pt belongs to a search that differs from this one in the network's weights" in line
