@@ -203,8 +203,11 @@ def rungs_tuned(rung: Rung) -> Run:
         rows, start = {}, _trained_start(case, rung)
         for share in (1.0, *SHARES):
             found = _gradual(case, share, "head" if rung is Rung.HEAD else "none", start)
-            slim = case.pruned(_selected(case, found)).model
-            ladder = Ladder(slim, learned, selecting, case.aligned, again=case.val)
+            masks = _selected(case, found)
+            slim = case.pruned(masks).model
+            plain = case.pruned(masks.alone()).model
+            before = slim if masks.trained_before else None
+            ladder = Ladder(plain, learned, selecting, case.aligned, again=case.val, start=before)
             rows[f"{share:g}, {rung.value}"] = case.figures(ladder.model(rung), found.cpu_seconds)
         return rows
 

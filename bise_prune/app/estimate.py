@@ -18,7 +18,6 @@ from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, steps_per_roun
 from ..mask_search.schedule import temperatures
 from ..mask_search.trades import STEPS_DOWN, TRIALS
 from ..tracing import logits_of, run
-from ..tuning.ladder import Norms
 from ..tuning.norms import TRAINED_ON
 from .session import Session
 from .stages.ladder import trains_norms_first
@@ -27,6 +26,7 @@ from .stages.search import budget_of
 _REPEATS = 5
 _BATCHES = 8  # of the training set, on which a search is begun
 _FORWARDS = 3  # forward passes that take as long as a step of the training of norm layers
+_KINDS = 3  # of norm layers that the ladder of the dense network looks at
 _KEPT = 0.25  # share of the trades that are taken to lower the loss
 
 
@@ -62,7 +62,7 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     seconds += ROUNDS * share * steps * step + TRADING * share * trades
     seconds += (ROUNDS + TRADING) * share * (look + looked_at * per_sample)
     if trains_norms_first(session):
-        seconds += per_sample * (_FORWARDS * TRAINED_ON + len(Norms) * (size + num_val))
+        seconds += per_sample * (_FORWARDS * TRAINED_ON + _KINDS * (size + num_val))
     return {"epochs": ROUNDS + TRADING, "steps_per_epoch": steps, "seconds": seconds}
 
 

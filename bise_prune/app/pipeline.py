@@ -148,7 +148,7 @@ def _results(
     """
     config, dense, example = session.config, session.dense, session.example
     with clock.stage("ladder"):
-        final, ladder = climbed(session, masks, slim, tuned)
+        final, slim, ladder = climbed(session, masks, slim, tuned)
     networks = (dense, final)
     with clock.stage("evaluate"):
         predicted = [session.predicted(model) for model in networks]

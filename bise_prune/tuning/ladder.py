@@ -53,6 +53,7 @@ class Norms(StrEnum):
     """What is changed in the norm layers."""
 
     OWN = "own"  # nothing
+    BEFORE = "before"  # they are those that were trained before the channels were removed
     STATISTICS = "statistics"  # those of batch norms are estimated again
     TRAINED = "trained"  # so they are, and then weights and additive biases are trained
 
@@ -66,19 +67,17 @@ class Step:
         part: what of the head differs: Rung.SHIFT for offsets, Rung.HEAD for all of it, Rung.NONE for nothing.
         norms: what of the norm layers differs.
         penalty: penalty that a refitted head was fitted with.
-        trained_before: whether the norm layers were changed before as well.
     """
 
     head: Tensor
     part: Rung = Rung.NONE
     norms: Norms = Norms.OWN
     penalty: float = 0.0
-    trained_before: bool = False
 
     @property
     def changes(self) -> tuple[Rung, ...]:
         """The kinds of changes that are made."""
-        norms = () if self.norms is Norms.OWN and not self.trained_before else (Rung.NORMS,)
+        norms = () if self.norms is Norms.OWN else (Rung.NORMS,)
         return norms if self.part is Rung.NONE else (*norms, self.part)
 
 
@@ -116,13 +115,12 @@ class Ladder:
             With "last", that is the unbiased accuracy.
         again: samples to which the changes that were decided on, but for statistics, are fitted once more; None = the
             first fit stays.
-        top: highest rung, from "shift" on.
-        plain: the same network without what was changed before its channels were removed, from which the number of
-            changes is counted; None if nothing was. What was changed are norm layers.
+        start: the same network with norm layers that were trained before its channels were removed, from which their
+            training goes on; None to start from those of ``model``.
 
     Attributes:
-        rungs: the rungs that there are, the lowest first.
-        own: the network as it is.
+        models: the network with each kind of norm layers.
+        layers: name of its last layer, with each kind of norm layers.
         steps: what each rung changes.
 
     Raises:
@@ -138,26 +136,25 @@ class Ladder:
         rule: str = "best",
         again: BiasedDataset | None = None,
         *,
-        top: Rung = Rung.HEAD,
-        plain: nn.Module | None = None,
+        start: nn.Module | None = None,
     ) -> None:
-        self.aligned, self.rule, self.plain = aligned, rule, model if plain is None else plain
-        self.rungs = list(Rung)[: list(Rung).index(top) + 1]
+        self.aligned, self.rule = aligned, rule
         self.device = next(model.parameters()).device
-        self.layer = head_name(model, trace(model, fit.batch(torch.arange(2)).to(self.device).input))
-        layer = self._layer_of(model)
-        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-        self.own = Step(torch.cat([layer.weight, bias[:, None]], 1).detach(), trained_before=plain is not None)
+        example = fit.batch(torch.arange(2)).to(self.device).input
         fit = self._some_of(fit)
         self.models = {Norms.OWN: model}
-        if Rung.NORMS in self.rungs:
-            if batch_norms(model):
-                drawn = BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH)
-                self.models[Norms.STATISTICS] = reestimated(model, drawn)
-            self._train_norms(fit)
+        if start is not None:
+            self.models[Norms.BEFORE] = start
+        *_, start = self.models.values()
+        names = [head_name(each, trace(each, example)) for each in (model, start)]
+        self.layers = {norms: names[norms is not Norms.OWN] for norms in Norms}
+        if batch_norms(start):
+            drawn = BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH)
+            self.models[Norms.STATISTICS] = reestimated(start, drawn)
+        self._train_norms(fit)
         fitted = self._all_seen(fit)
         chosen = fitted if choose is None else self._all_seen(choose)
-        present = self.own
+        present = self._unchanged(Norms.OWN)
         decided = {Rung.NONE: present}
         for rung, steps in self._candidates(fitted).items():
             hits = [chosen[step.norms].hits(step) for step in (present, *steps)]
@@ -181,7 +178,7 @@ class Ladder:
         step = self.steps[rung]
         copied = copy.deepcopy(self.models[step.norms])
         if step.part is not Rung.NONE:
-            layer = self._layer_of(copied)
+            layer = self._layer_of(copied, step.norms)
             with torch.no_grad():
                 layer.weight.copy_(step.head[:, :-1])
                 layer.bias.copy_(step.head[:, -1])
@@ -203,7 +200,7 @@ class Ladder:
 
     def num_changed(self, rung: Rung) -> int:
         """Number of the network's numbers that a rung changes: weights, and statistics of batch norms."""
-        before, changed = _numbers(self.plain), 0
+        before, changed = _numbers(self.models[Norms.OWN]), 0
         for name, tensor in _numbers(self.model(rung)).items():
             is_there = name in before and before[name].shape == tensor.shape
             changed += int((before[name] != tensor).sum()) if is_there else tensor.numel()
@@ -218,24 +215,22 @@ class Ladder:
 
     def _candidates(self, fitted: dict[Norms, _Seen]) -> dict[Rung, list[Step]]:
         """The changes that each rung can make beyond those of the rungs below it, the lowest rung first."""
-        found: dict[Rung, list[Step]] = {rung: [] for rung in self.rungs if rung is not Rung.NONE}
+        found: dict[Rung, list[Step]] = {rung: [] for rung in Rung if rung is not Rung.NONE}
         for norms in fitted:
-            plain, is_own = replace(self.own, norms=norms), norms is Norms.OWN
-            if not is_own:
-                found[Rung.NORMS].append(plain)
-            if self._layer_of(self.models[Norms.OWN]).bias is None:  # there is no place for offsets
+            plain, is_own = self._unchanged(norms), norms is Norms.OWN
+            found[Rung.NORMS] += [] if is_own else [plain]
+            if self._layer_of(self.models[norms], norms).bias is None:  # there is no place for offsets
                 continue
             shifted = self._fitted(replace(plain, part=Rung.SHIFT), fitted)
             found[Rung.SHIFT if is_own else Rung.NORMS].append(shifted)
-            if Rung.HEAD in self.rungs:
-                heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in _PENALTIES)
-                found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
+            heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in _PENALTIES)
+            found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
         return found
 
     def _fitted(self, step: Step, samples: dict[Norms, _Seen]) -> Step:
         """A step whose offsets, or whose head, are fitted to samples; the same step if no fit is finite."""
         seen = samples[step.norms]
-        head = self.own.head.clone()
+        head = self._unchanged(step.norms).head.clone()
         if step.part is Rung.SHIFT:
             logits = _logits(head, seen.features)
             head[:, -1] += fitted_offsets(logits, seen.target, seen.groups, self._figure).to(head)
@@ -246,7 +241,7 @@ class Ladder:
 
     def _train_norms(self, data: BiasedDataset) -> None:
         """Train the norm layers on samples with equal weight for each subgroup, if they can be trained."""
-        start = self.models.get(Norms.STATISTICS, self.models[Norms.OWN])
+        *_, start = (model for norms, model in self.models.items() if norms is not Norms.TRAINED)
         found = trained(start, data, _weights(self._members(data.target.cpu(), data.bias.cpu())))
         if found is not None:
             self.models[Norms.TRAINED] = found
@@ -296,11 +291,17 @@ class Ladder:
 
     def _features(self, norms: Norms, data: BiasedDataset) -> Tensor:
         """What the head reads of samples behind some kind of norm layers, shape (N, D)."""
-        return bottleneck_features(self.models[norms], [self.layer], data)
+        return bottleneck_features(self.models[norms], [self.layers[norms]], data)
 
-    def _layer_of(self, model: nn.Module) -> nn.Linear:
-        """The head of a network of this ladder."""
-        layer = model.get_submodule(self.layer)
+    def _unchanged(self, norms: Norms) -> Step:
+        """The step that changes nothing but to some kind of norm layers."""
+        layer = self._layer_of(self.models[norms], norms)
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        return Step(torch.cat([layer.weight, bias[:, None]], 1).detach(), norms=norms)
+
+    def _layer_of(self, model: nn.Module, norms: Norms) -> nn.Linear:
+        """The head of a network of this ladder with some kind of norm layers."""
+        layer = model.get_submodule(self.layers[norms])
         assert isinstance(layer, nn.Linear)
         return layer
 

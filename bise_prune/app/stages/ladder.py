@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,7 @@ from ...report.results import LadderFigures, RungFigures
 from ...tracing import trace
 from ...tuning.augmentation import augmentation
 from ...tuning.finetuning import FinetuneResult
-from ...tuning.ladder import Ladder, Rung
+from ...tuning.ladder import Ladder, Norms, Rung
 from ..session import Session
 from .widths import on_device
 
@@ -75,13 +76,13 @@ def trained_start(session: Session) -> MaskSet | None:
 
 def climbed(
     session: Session, masks: MaskSet, slim: PruningResult, tuned: FinetuneResult | None
-) -> tuple[nn.Module, LadderFigures | None]:
-    """The network that is delivered, on the CPU, and the figures of all rungs.
+) -> tuple[nn.Module, PruningResult, LadderFigures | None]:
+    """The network that is delivered, on the CPU, the removal that it comes from, and the figures of all rungs.
 
     Changes are fitted to the data that masks are learned on, and decided on the validation data. If results are
     reported on a test split, offsets and head are then fitted again to the whole validation set. If norm layers were
-    trained before the search, the rungs below have the figures of the same channels with the norms of the dense
-    network.
+    trained before the search, the same channels are removed from the dense network as it is, for the rungs at which
+    they must not change, or need not.
 
     Args:
         session: inputs of the run.
@@ -93,23 +94,16 @@ def climbed(
     network = slim.model if tuned is None else tuned.model.cpu()
     try:
         rows = _rows("dense", ladder_of(session, session.dense), session)
-        plain = None
-        if masks.trained_before:
-            widths: dict[str, Any] = {
-                "joins": lowering_of(slim.plan.joins),
-                "round_to": slim.plan.rounding.get("multiple", 1),
-            }
-            plain = prune(*on_device(session, slim.plan.masks), **widths).model
-            rows += _rows("slim", ladder_of(session, plain, top=Rung.SHIFT), session)
-        ladder = ladder_of(session, slim.model, plain=plain)
-        have = {row.rung for row in rows if row.network == "slim"}
-        rows += [row for row in _rows("slim", ladder, session) if row.rung not in have]
+        plain = _as_it_is(session, slim) if masks.trained_before else slim
+        ladder = ladder_of(session, plain.model, start=slim.model if masks.trained_before else None)
+        rows += _rows("slim", ladder, session)
     except ModelError:  # it does not end in a linear layer
         if session.config.tune not in ("none", ALL):
             raise
-        return network, None
+        return network, slim, None
     if delivered not in (ALL, "none"):
         network = ladder.model(Rung(delivered)).cpu()
+        slim = plain if ladder.steps[Rung(delivered)].norms is Norms.OWN else slim
     if tuned is not None:
         changes: tuple[str, ...] = ()
         number = 0
@@ -118,7 +112,16 @@ def climbed(
         elif session.config.tune == ALL:  # what it started from
             changes, number = ladder.steps[Rung.HEAD].changes, ladder.num_changed(Rung.HEAD)
         rows.append(RungFigures("slim", ALL, session.accuracy(network), changes, number))
-    return network, LadderFigures(*_samples(session), delivered, rows)
+    return network, slim, LadderFigures(*_samples(session), delivered, rows)
+
+
+def _as_it_is(session: Session, slim: PruningResult) -> PruningResult:
+    """The channels that were removed from the network with trained norm layers, removed from the dense one as it is."""
+    plan = slim.plan
+    widths: dict[str, Any] = {"joins": lowering_of(plan.joins), "round_to": plan.rounding.get("multiple", 1)}
+    found = prune(*on_device(session, plan.masks), **widths)
+    told = dataclasses.replace(found.plan, target=plan.target, rounding=plan.rounding, costs_ms=plan.costs_ms)
+    return dataclasses.replace(found, model=found.model.cpu(), masked=found.masked.cpu(), plan=told)
 
 
 def _rows(name: str, ladder: Ladder, session: Session) -> list[RungFigures]:
@@ -133,8 +136,7 @@ def ladder_of(
     model: nn.Module,
     *,
     is_fitted_again: bool = True,
-    top: Rung = Rung.HEAD,
-    plain: nn.Module | None = None,
+    start: nn.Module | None = None,
 ) -> Ladder:
     """The rungs of the dense or a slim network, on the device of the run.
 
@@ -142,19 +144,16 @@ def ladder_of(
         session: inputs of the run.
         model: the dense or a slim network.
         is_fitted_again: whether what was decided on may be fitted to the validation samples that decided.
-        top: highest rung.
-        plain: the same network without what was changed before its channels were removed; None if nothing was.
+        start: the same network with norm layers that were trained before its channels were removed; None if none were.
 
     Raises:
         ModelError: the network does not end in a linear layer.
     """
     fit = session.splits.train if session.halves is None else session.halves[0]
     again = session.splits.val if is_fitted_again and _is_fitted_again(session) else None
-    plain = None if plain is None else session.on_device(plain)
-    return Ladder(
-        session.on_device(model), fit, session.val, session.search_aligned, _rule(session), again,
-        top=top, plain=plain,
-    )  # fmt: skip
+    start = None if start is None else session.on_device(start)
+    rule = _rule(session)
+    return Ladder(session.on_device(model), fit, session.val, session.search_aligned, rule, again, start=start)
 
 
 def _is_fitted_again(session: Session) -> bool:

@@ -10,10 +10,13 @@ import torch
 from projects import FAST, GRADUAL, fails, run, write_spoiled
 from torch import nn
 
-from bise_prune import MaskSet, load_slim
+from bise_prune import MaskSet, load_slim, prune
 from bise_prune.app import cli, progress
 from bise_prune.checkpoint import load_checkpoint, save_checkpoint
+from bise_prune.checkpoint.networks import model_of
 from bise_prune.config import STRONG
+from bise_prune.pruning.plan import PruningPlan
+from bise_prune.tuning.ladder import Ladder
 
 RUNGS = ["none", "shift", "norms", "head"]
 ON_TRAIN = ["--search-on", "training"]
@@ -213,6 +216,22 @@ def test_masks_are_learned_on_trained_norms_where_these_may_change(project, spoi
         "--plan", tmp_path / "out" / "plan.json",
     )  # fmt: skip
     assert "prune by its masks, which hold them" in line
+
+
+def test_trained_norms_that_do_not_help_are_not_delivered(project, spoiled, tmp_path, monkeypatch):
+    """The slim network and its plan are then those of the dense network as it is."""
+    first, masks = on_held_out(project, spoiled, tmp_path / "out", "--tune", "norms")
+    monkeypatch.setattr(Ladder, "_is_better", lambda self, before, after, groups: False)
+    given = ("--masks", tmp_path / "out" / "masks.safetensors")
+    report, kept = on_held_out(project, spoiled, tmp_path / "again", "--tune", "norms", *given)
+    assert kept.trained_before and masks.trained_before
+    found = [(row["num_changed"], row["unbiased_accuracy"]) for row in rows(report, "slim").values()]
+    assert found == [(0, rows(first, "slim")["none"]["unbiased_accuracy"])] * 4
+    plans = [PruningPlan.load(tmp_path / name / "plan.json") for name in ("out", "again")]
+    assert plans[0].layers == plans[1].layers and plans[0].fingerprint != plans[1].fingerprint
+    dense, _ = model_of(load_checkpoint(spoiled / "net.pt"), spoiled / "net.pt")
+    slim, inputs = load_slim(tmp_path / "again" / "slim.safetensors"), torch.randn(3, 3, 8, 8)
+    assert torch.allclose(slim(inputs), prune(dense, plans[1], inputs).model(inputs), atol=1e-5)
 
 
 def test_norms_are_not_trained_first_where_they_must_not_change_or_were_seen(project, tmp_path):
