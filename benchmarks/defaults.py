@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from bise_prune.app.dry_run import dry_run
 from bise_prune.app.pipeline import run
 from bise_prune.errors import BiseError
 from bise_prune.files import write_json
+from bise_prune.mask_search import SearchInterrupted
 
 _NETWORK = ("unbiased_accuracy", "worst_group_accuracy", "accuracy", "flops", "params")
 
@@ -52,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = folder / cell.name
         if (arguments.work / cell.name / "about.json").exists() and not place.exists():
             place.mkdir(parents=True)
-            figures = {"commit": base_record([0], "", "cpu")["commit"], **_figures(cell, arguments.work, place)}
+            try:
+                figures = {"commit": base_record([0], "", "cpu")["commit"], **_figures(cell, arguments.work, place)}
+            except BaseException:  # the cell is to be run again
+                shutil.rmtree(place)
+                raise
             write_json(place / "figures.json", figures)
             print(f"{cell.name}: {json.dumps(figures)}", flush=True)
     return 0
@@ -66,6 +72,8 @@ def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         report = run(config)
+    except SearchInterrupted:  # which is no result
+        raise
     except BiseError as error:
         return {"exit_code": error.exit_code, "error": str(error), "run_seconds": time.perf_counter() - start}
     seconds = report["timings"]["search"]

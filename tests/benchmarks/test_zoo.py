@@ -3,12 +3,14 @@
 import json
 
 import contest
+import defaults
 import ladder
 import pytest
 import torch
 import zoo
 import zoo_networks
 
+from bise_prune.mask_search import SearchInterrupted
 from bise_prune.models import build_model, parse_architecture
 
 
@@ -108,3 +110,22 @@ def test_the_page_of_the_ladder_counts_who_is_ahead():
     assert "| nothing | 50 | 60 | 1 | 1 | 0 | 25 | 30 |" in page
     assert "| + the last layer | 80 | 80 | 1 | 0 | 1 | 40 | 40 |" in page
     assert "| b | 25.0 | 50.0 (25.0) | 50.4 (25.2) | 60.0 (30.0) | 50.0 (25.0) | 70.0 (35.0) | 80.0 (40.0) |" in page
+
+
+def test_a_cell_that_was_interrupted_has_no_figures_and_is_run_again(tmp_path, monkeypatch):
+    name = zoo.CELLS[0].name
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "about.json").write_text('{"cpu_seconds": 1, "epochs": 1}')
+    monkeypatch.setattr(zoo, "config_of", lambda *_: None)
+    monkeypatch.setattr(defaults, "dry_run", lambda _: {"estimate": {"seconds": 1.0}})
+    asked = []
+
+    def interrupted(config):
+        asked.append(config)
+        raise SearchInterrupted("interrupted")
+
+    monkeypatch.setattr(defaults, "run", interrupted)
+    for _ in range(2):
+        with pytest.raises(SearchInterrupted):
+            defaults.main(["--data-root", str(tmp_path), "--work", str(tmp_path), "--cells", name])
+    assert len(asked) == 2 and not (tmp_path / "defaults" / name).exists()
