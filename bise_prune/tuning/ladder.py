@@ -145,9 +145,9 @@ class Ladder:
         self.models = {Norms.OWN: model}
         if start is not None:
             self.models[Norms.BEFORE] = start
-        *_, start = self.models.values()
-        names = [head_name(each, trace(each, example)) for each in (model, start)]
-        self.layers = {norms: names[norms is not Norms.OWN] for norms in Norms}
+        names = {norms: head_name(each, trace(each, example)) for norms, each in self.models.items()}
+        *_, (last, start) = self.models.items()  # the kinds to come are made of this one
+        self.layers = {norms: names.get(norms, names[last]) for norms in Norms}
         if batch_norms(start):
             drawn = BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH)
             self.models[Norms.STATISTICS] = reestimated(start, drawn)

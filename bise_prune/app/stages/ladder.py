@@ -92,9 +92,9 @@ def climbed(
     """
     delivered = ALL if tuned is not None else session.config.tune
     network = slim.model if tuned is None else tuned.model.cpu()
+    plain = _as_it_is(session, slim) if masks.trained_before else slim
     try:
         rows = _rows("dense", ladder_of(session, session.dense), session)
-        plain = _as_it_is(session, slim) if masks.trained_before else slim
         ladder = ladder_of(session, plain.model, start=slim.model if masks.trained_before else None)
         rows += _rows("slim", ladder, session)
     except ModelError:  # it does not end in a linear layer
