@@ -3,8 +3,8 @@
     python benchmarks/results.py
 
 Written as a whole: the pages of tables/pages.py, and those of architectures.py, attention.py, contest.py, defaults.py,
-ladder.py, other_networks.py, removal.py, rungs.py and variants.py below docs/pages/evidence. Filled in between
-"<!-- NAME -->" and "<!-- end -->": README.md and whatever page has such marks.
+ladder.py, other_networks.py, removal.py, rungs.py, unlabelled.py and variants.py below docs/pages/evidence. Filled in
+between "<!-- NAME -->" and "<!-- end -->": README.md and whatever page has such marks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import ladder
 import other_networks
 import removal
 import rungs
+import unlabelled
 import variants
 from records import RECORDS
 from tables.pages import BLOCKS, WHOLE
@@ -49,6 +50,7 @@ def pages() -> dict[Path, str]:
     written[contest.PAGE] = contest.markdown(json.loads((RECORDS / "contest.json").read_text()))
     written[ladder.PAGE] = ladder.markdown(json.loads((RECORDS / "ladder.json").read_text()))
     written[rungs.PAGE] = rungs.markdown(records)
+    written[unlabelled.PAGE] = unlabelled.markdown(json.loads((RECORDS / "unlabelled.json").read_text()))
     written[defaults.PAGE] = defaults.markdown(json.loads((RECORDS / "defaults.json").read_text()))
     for path in (ROOT / "README.md", *sorted(PAGES.rglob("*.md"))):
         if path not in written and "<!-- end -->" in path.read_text():
