@@ -112,6 +112,7 @@ CELLS = [
     Cell("resnet20-tint", _RESNET20, "animal", "tint", 0.95, 4_000, 5, lr=2e-3),
     Cell("convnet-cats-tint", _CONVNET, "cat", "tint", 0.85, 5_000, 5),
     Cell("convnet-few-positives", _CONVNET, "animal", "patch", 0.9, 5_000, 4, imbalance=4),
+    Cell("convnet-imbalance", _CONVNET, "cat", "tint", 0.6, 4_000, 5, imbalance=4),
     Cell("convnet-corruption", _CONVNET, "cifar10", "corruption", 0.8, 10_000, 5),
     Cell("vgg-tint", "zoo_networks:small_vgg", "animal", "tint", 0.95, 3_000, 5),
     Cell("vgg-background", "zoo_networks:small_vgg", "odd", "background", 0.9, 3_000, 4),

@@ -18,6 +18,8 @@ NAMES: Mapping[str, str] = {
     "all": "all weights (finetuned)",
 }
 
+_WORTH_TELLING = 0.01  # gain of the masks from which on it is told how much of it is a shift
+
 CHANGES: Mapping[str, str] = {
     "shift": "offsets of the logits",
     "norms": "norm layers",
@@ -96,6 +98,12 @@ def ladder_sentence(record: Mapping[str, Any]) -> str:
     ladder = record["ladder"]
     found = {row["rung"]: row for row in ladder_rows(ladder)}
     figures = []
+    added = ladder["masks_add"]["none"]
+    shifted = found["shift"]["dense"]["unbiased_accuracy"] - found["none"]["dense"]["unbiased_accuracy"]
+    is_shift = ""
+    if added >= _WORTH_TELLING and shifted >= added / 2:
+        part = "all" if shifted >= added else "most"
+        is_shift = f" ({part} of it a shift: offsets of the dense network's logits alone give {100 * shifted:+.1f})"
     told = {"shift": "with logit offsets", "norms": "with other norm layers", "head": "with a refitted last layer"}
     if not any("norms" in row["changes"] for row in ladder["rows"] if row["rung"] == "norms"):
         del told["norms"]
@@ -106,6 +114,6 @@ def ladder_sentence(record: Mapping[str, Any]) -> str:
     if ladder["trained_before"]:
         learned = "The masks were learned on the network with its norm layers trained first. "
     return (
-        f"{learned}With no weight changed, the masks add {100 * ladder['masks_add']['none']:+.1f} points of unbiased "
-        f"accuracy; {', '.join(figures)} (--tune)."
+        f"{learned}With no weight changed, the masks add {100 * added:+.1f} points of unbiased accuracy{is_shift}; "
+        f"{', '.join(figures)} (--tune)."
     )
