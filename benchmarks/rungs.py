@@ -1,9 +1,10 @@
 """What networks are worth by how much of them may change, at shares of the FLOPs: the page and the figure of it.
 
-    python benchmarks/run.py --table rungs rungs-digits rungs-cifar --seeds 0-4 --data-root data
+    python benchmarks/run.py --table rungs rungs-digits rungs-cifar rungs-texts --seeds 0-4 --data-root data
+    python benchmarks/run.py --table rungs-multi-color --size full --seeds 0-4 --data-root data
     python benchmarks/rungs.py
 
-The first command makes the records, the second draws docs/pages/images/rungs.png from them (needs matplotlib);
+The first two commands make the records, the third draws docs/pages/images/rungs.png from them (needs matplotlib);
 ``benchmarks/results.py`` writes the page.
 """
 
@@ -18,14 +19,18 @@ from tables.comparisons import RECORDS_URL, title_of
 from tables.methods import RE_ESTIMATED, SHARES
 from tables.peers import CRITERIA
 from tables.recorded import Recorded, Where, mean, seeds_of, spread, write_table
-from tables.settings import NAMES, Setting, setting_of
+from tables.settings import NAMES, Setting, Size, setting_of
 
 from bise_prune.report.ladder import NAMES as RUNG_NAMES
 from bise_prune.tuning.ladder import Rung
 
 PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "rungs.md"
 FIGURE = RECORDS.parents[1] / "docs" / "pages" / "images" / "rungs.png"
-_SETS = ("digits", "biased_mnist", "corrupted_cifar10")
+_SETS: dict[str, Size] = {
+    "digits": "small", "biased_mnist": "small", "corrupted_cifar10": "small", "toxic_comments": "small",
+    "multi_color_mnist": "full",
+}  # fmt: skip
+_ACROSS = 3  # panels of the figure side by side
 _NETWORKS = {"dense": "dense", "1": "slim, no target", **{f"{share:g}": f"slim, {share:.0%}" for share in SHARES}}
 _RUNGS = {**{rung.value: RUNG_NAMES[rung] for rung in Rung}, "all": "all weights"}
 _OLDER = "+ batch-norm statistics"  # what this rung was before weights of norms were trained
@@ -75,8 +80,9 @@ def markdown(records: Recorded) -> str:
 
 def _places(records: Recorded) -> list[tuple[Setting, float]]:
     """The settings that there are records of."""
-    small = [(each, rho) for each in (setting_of(name, "small") for name in _SETS) for rho in each.rhos]
-    return [place for place in small if records.of(Where(place[0].name, "small", place[1], "rungs", ""))]
+    settings = [setting_of(name, size) for name, size in _SETS.items()]
+    places = [(setting, rho) for setting in settings for rho in setting.rhos or (0.0,)]
+    return [(each, rho) for each, rho in places if records.of(Where(each.name, each.size, rho, "rungs", ""))]
 
 
 def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
@@ -160,9 +166,14 @@ def main() -> int:
 
     records = Recorded(RECORDS)
     places = _places(records)
-    figure, axes = plt.subplots(1, len(places), figsize=(3.6 * len(places), 3.8), layout="constrained", squeeze=False)
+    height = -(-len(places) // _ACROSS)
+    figure, axes = plt.subplots(
+        height, _ACROSS, figsize=(3.6 * _ACROSS, 0.4 + 3.4 * height), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(places) :]:
+        axis.axis("off")
     colours = ("#8a97a8", "#c08a3e", "#4f8f5f", "#2f6f8f", "#7a3e8f")
-    for axis, (setting, rho) in zip(axes[0], places, strict=True):
+    for axis, (setting, rho) in zip(axes.flat, places, strict=False):
         for (rung, label), colour in zip(_RUNGS.items(), colours, strict=True):
             if rung == "norms" and _is_older(records, setting, rho):  # nearly the same as the offsets
                 continue
@@ -177,12 +188,13 @@ def main() -> int:
             slim.sort(reverse=True)
             axis.plot(*zip(*slim, strict=True), color=colour, marker="o", markersize=4, label=f"slim, {label}")
             axis.plot(*dense, color=colour, marker="D", markersize=6, linestyle="none", label=f"dense, {label}")
-        axis.set_title(f"{NAMES[setting.name]}, rho {rho:g}", fontsize=9)
+        axis.set_title(NAMES[setting.name] + (f", rho {rho:g}" if rho else ""), fontsize=9)
         axis.set_xlabel("FLOPs left, %")
         axis.invert_xaxis()
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("unbiased accuracy, %")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("unbiased accuracy, %")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(FIGURE, dpi=110)
     return 0

@@ -108,6 +108,8 @@ PLANS: dict[str, Plan] = {
     "rungs": Plan("biased_mnist", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria")),
     "rungs-digits": Plan("digits", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria")),
     "rungs-cifar": Plan("corrupted_cifar10", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria")),
+    "rungs-multi-color": Plan("multi_color_mnist", ("vanilla", "rungs", "rungs-criteria")),
+    "rungs-texts": Plan("toxic_comments", ("vanilla", "rungs", "rungs-norms", "rungs-head")),
     "transfer": Plan("biased_mnist", ("transfer",)),
     "transfer-cifar": Plan("corrupted_cifar10", ("transfer",)),
     "finetunings": Plan("multi_color_mnist", tuple(f"finetuned-{name}" for name in WAYS)),
