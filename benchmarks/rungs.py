@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from dataclasses import replace
+from statistics import fmean, stdev
 
 from records import RECORDS
 from tables.comparisons import RECORDS_URL, title_of
@@ -118,6 +119,7 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         last.append([f"FLOPs left by the search of --tune {rung} ({len(searched)} seeds), %", *own_left])
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
     lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left], *last])
+    lines += _lower_worst(records, setting, rho)
     view = records.only(records.seeds(where("dense", "none")))
     others = [
         f"{label} {spread(found)}"
@@ -128,6 +130,28 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         about = "For comparison, the same seeds; these do not train on validation samples, but for DFR: "
         lines += [*textwrap.wrap(about + "; ".join(others) + ".", 120), ""]
     return lines
+
+
+def _lower_worst(records: Recorded, setting: Setting, rho: float) -> list[str]:
+    """Where the worst subgroup is lower than the dense network's at the same rung, beyond the noise between seeds."""
+    told = []
+    for rung, label in _RUNGS.items():
+        place = Where(setting.name, setting.size, rho, "rungs", f"dense, {rung}")
+        for name in list(_NETWORKS)[1:]:
+            slim = _best_place(records, replace(place, row=f"{name}, {rung}"), rung)
+            worst, unbiased = (records.changes(place, slim, key) for key in ("worst_group", "unbiased"))
+            if len(worst) > 2 and fmean(worst) < -2 * stdev(worst) / len(worst) ** 0.5:
+                told.append(
+                    f"{label}, {_NETWORKS[name]} ({100 * fmean(worst):+.0f}; unbiased {100 * fmean(unbiased):+.1f})"
+                )
+    about = "Where the worst subgroup is below the dense network's at the same rung by more than two standard errors "
+    return [*textwrap.wrap(f"{about}over seeds, in points: {'; '.join(told) or 'nowhere'}.", 120), ""]
+
+
+def _best_place(records: Recorded, place: Where, rung: str) -> Where:
+    """The network of a rung by the search that knows it, if there is one; otherwise by the search that serves all."""
+    own = replace(place, method=f"rungs-{rung}")
+    return own if records.of(own) else place
 
 
 def _is_older(records: Recorded, setting: Setting, rho: float) -> bool:
@@ -179,9 +203,8 @@ def main() -> int:
                 continue
             points = []
             for network in _NETWORKS:
-                place = Where(setting.name, setting.size, rho, f"rungs-{rung}", f"{network}, {rung}")
-                if not records.values(place, "unbiased"):  # there is no search of its own
-                    place = replace(place, method="rungs")
+                place = Where(setting.name, setting.size, rho, "rungs", f"{network}, {rung}")
+                place = place if network == "dense" else _best_place(records, place, rung)
                 values = [mean(records.values(place, key)) or 0.0 for key in ("flops_left", "unbiased")]
                 points.append((100 * values[0], 100 * values[1]))
             dense, *slim = points

@@ -70,10 +70,14 @@ class Recorded:
         found = {record["seed"]: record["rows"].get(where.row, {}).get(key) for record in self.of(where)}
         return {seed: value for seed, value in found.items() if value is not None}
 
+    def changes(self, before: Where, after: Where, key: str) -> list[float]:
+        """Differences of a figure, one for each seed that both have."""
+        first, second = self.by_seed(before, key), self.by_seed(after, key)
+        return [second[seed] - first[seed] for seed in first if seed in second]
+
     def gain(self, before: Where, after: Where, key: str) -> str:
         """Mean difference of a figure in points, over the seeds that both have."""
-        first, second = self.by_seed(before, key), self.by_seed(after, key)
-        found = mean(second[seed] - first[seed] for seed in first if seed in second)
+        found = mean(self.changes(before, after, key))
         return "" if found is None else f"{100 * found:+.1f}"
 
     def rhos(self, setting: str, size: Size, method: str) -> list[float]:

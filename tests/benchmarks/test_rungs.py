@@ -1,7 +1,12 @@
 """The networks of ``--tune norms`` and ``--tune head`` by searches that know these rungs."""
 
+import json
+
 import pytest
+import rungs
 from tables import methods
+from tables.recorded import Recorded
+from tables.settings import setting_of
 from tiny_benchmark import case_in
 
 from bise_prune import MaskSet
@@ -20,3 +25,21 @@ def test_the_search_starts_from_trained_norms_where_that_helps(tmp_path, untimed
     name = ("gradual" if rung == "norms" else "refit-head") + ("-trained" if helps else "")
     assert masks.keys() == {f"{name}-1", f"{name}-0.5"}
     assert all(found.trained_before == helps for found in masks.values())
+
+
+def test_rows_whose_worst_subgroup_is_lower_are_named(tmp_path):
+    """Only those that are lower on all seeds alike, and by the search that knows the rung where there is one."""
+    figures = {
+        "rungs": {"dense, head": (0.9, [70, 72, 71]), "1, head": (0.8, [50, 51, 50]), "0.5, head": (0.9, [60, 80, 70])},
+        "rungs-head": {"1, head": (0.91, [71, 73, 72]), "0.33, head": (0.88, [65, 67, 66])},
+    }
+    for method, rows in figures.items():
+        for seed in range(3):
+            found = {
+                row: {"unbiased": unbiased, "worst_group": worst[seed] / 100} for row, (unbiased, worst) in rows.items()
+            }
+            about = {"setting": "digits", "size": "small", "rho": 0.95, "method": method, "seed": seed, "rows": found}
+            (tmp_path / "digits" / "small").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "digits" / "small" / f"{method}-seed{seed}.json").write_text(json.dumps(about))
+    told = " ".join(rungs._lower_worst(Recorded(tmp_path), setting_of("digits", "small"), 0.95))
+    assert told.strip().endswith("in points: + the last layer, slim, 33% (-5; unbiased -2.0).")
