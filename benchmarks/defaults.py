@@ -68,7 +68,7 @@ def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
     """Figures of one run, or its error and exit code."""
     about = json.loads((work / cell.name / "about.json").read_text())
     config = zoo.config_of(cell, work, place / "slim")
-    estimate = dry_run(config)["estimate"]["seconds"]
+    estimate = dry_run(config)["estimate"]
     start = time.perf_counter()
     try:
         report = run(config)
@@ -87,9 +87,10 @@ def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
         "latency_ratio": report["latency_ratio"],
         "round_to": [trial["multiple"] for trial in report["widths"] if trial["chosen"]],
         "search_seconds": seconds,
-        "estimated_seconds": estimate,
+        "estimated_seconds": estimate["seconds"],
         "vanilla_epochs": seconds / (about["cpu_seconds"] / about["epochs"]),
         "run_seconds": time.perf_counter() - start,
+        "estimated_run_seconds": estimate["run_seconds"],
         "timings": report["timings"],
     }
 

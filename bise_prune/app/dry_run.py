@@ -113,7 +113,8 @@ def dry_run_tables(record: dict[str, Any]) -> Group:
         summary.add_row(
             "search",
             f"{counted(estimate['epochs'], 'epoch')} of {counted(estimate['steps_per_epoch'], 'step')}, about "
-            f"{math.ceil(estimate['seconds'] / 60):,} min on this device",
+            f"{math.ceil(estimate['seconds'] / 60):,} min on this device, and the run without finetuning about "
+            f"{math.ceil(estimate['run_seconds'] / 60):,} min",
         )
     for k, bias in enumerate(record["biases"]):
         summary.add_row(

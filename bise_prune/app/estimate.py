@@ -1,4 +1,4 @@
-"""How long the search of a run will take on this machine, by the times of a few steps."""
+"""How long a run and its search will take on this machine, by the times of a few steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..config import Budget
 from ..data import BatchLoader
 from ..gates.gated_model import GatedModel
 from ..gates.masks import GateSite
@@ -18,52 +19,87 @@ from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, steps_per_roun
 from ..mask_search.schedule import temperatures
 from ..mask_search.trades import STEPS_DOWN, TRIALS
 from ..tracing import logits_of, run
-from ..tuning.norms import TRAINED_ON
+from ..tuning.ladder import BALANCED, MOST_FITTED
+from ..tuning.norms import TRAINED_ON, batch_norms, norm_parameters
 from .session import Session
-from .stages.ladder import trains_norms_first
+from .stages.ladder import fits_again, trains_norms_first
 from .stages.search import budget_of
 
 _REPEATS = 5
 _BATCHES = 8  # of the training set, on which a search is begun
 _FORWARDS = 3  # forward passes that take as long as a step of the training of norm layers
-_KINDS = 3  # of norm layers that the ladder of the dense network looks at
 _KEPT = 0.25  # share of the trades that are taken to lower the loss
+_LEFT = 0.7  # share of the dense network's time that the slim one is taken to need without a budget
 
 
 def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
-    """Epochs and steps of the search, and its estimated time in seconds.
+    """Epochs and steps of the search, and its estimated time in seconds, and that of the run without finetuning.
 
     Args:
         session: inputs of the run.
         sites: gate sites of the network.
 
     Returns:
-        ``epochs`` (rounds of a gradual search), ``steps_per_epoch`` and ``seconds``; zeros if there is no search.
+        ``epochs`` (rounds of a gradual search), ``steps_per_epoch``, ``seconds`` (of the search) and ``run_seconds``;
+        zeros if there is no search.
     """
     config = session.config
     if session.masks is not None or config.criterion != "learned":
-        return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
-    settings, loader = config.search, session.search_loader()
+        return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0, "run_seconds": 0.0}
+    per_sample = _time_of_forward(session, session.search_loader()) / config.batch_size
+    budget = config.search.budget or budget_of(config, None)
+    search = (_of_gradual if config.search.is_gradual else _of_paper)(session, sites, per_sample, budget)
+    left = _LEFT if budget is None else budget.share
+    after = (1 + left) * (_time_of_ladder(session, per_sample) + per_sample * len(session.held_out[1]))
+    return {**search, "run_seconds": search["seconds"] + after}
+
+
+def _of_paper(session: Session, sites: Sequence[GateSite], per_sample: float, budget: Budget | None) -> dict[str, Any]:
+    """Epochs, steps and seconds of the paper's search."""
+    settings, loader = session.config.search, session.search_loader()
     num_val = 0 if session.val is None else len(session.val)
-    per_sample, size = _time_of_forward(session, loader) / config.batch_size, len(loader.data)
-    seconds = per_sample * (size + 2 * len(session.held_out[1]))  # features for the heads, and accuracies at the end
-    if not settings.is_gradual:
-        epochs = len(temperatures(settings.anneal_every, settings.anneal_factor, settings.min_temperature))
-        steps, trainings = len(loader), epochs // settings.anneal_every + 1
-        seconds += epochs * (steps * _time_of_step(session, sites, loader) + num_val * per_sample)
-        seconds += trainings * size * per_sample
-        return {"epochs": epochs, "steps_per_epoch": steps, "seconds": seconds}
-    budget = settings.budget or budget_of(config, None)
+    epochs = len(temperatures(settings.anneal_every, settings.anneal_factor, settings.min_temperature))
+    steps, trainings = len(loader), epochs // settings.anneal_every + 1
+    seconds = epochs * (steps * _time_of_step(session, sites, loader) + num_val * per_sample)
+    seconds += (1 + trainings) * len(loader.data) * per_sample  # features for the heads
+    return {"epochs": epochs, "steps_per_epoch": steps, "seconds": seconds}
+
+
+def _of_gradual(
+    session: Session, sites: Sequence[GateSite], per_sample: float, budget: Budget | None
+) -> dict[str, Any]:
+    """Rounds, steps and seconds of a gradual search."""
+    settings, loader = session.config.search, session.search_loader()
+    num_val, size = 0 if session.val is None else len(session.val), len(loader.data)
     steps = steps_per_round(settings)
     looked_at = min(num_val, max(VALIDATION_SAMPLES, size // VALIDATION_PART))
     # Closed channels are skipped on a CPU, which saves about half of what it could; without a budget, few may close.
     share = 1.0 if budget is None or session.device.type != "cpu" else 1 - (1 - budget.share) / 4
     step, look, trades = _times_of_round(session, loader)
-    seconds += ROUNDS * share * steps * step + TRADING * share * trades
-    seconds += (ROUNDS + TRADING) * share * (look + looked_at * per_sample)
+    seconds = ROUNDS * share * steps * step + TRADING * share * trades
+    seconds += (ROUNDS + TRADING) * share * (look + looked_at * per_sample) + size * per_sample
     if trains_norms_first(session):
-        seconds += per_sample * (_FORWARDS * TRAINED_ON + _KINDS * (size + num_val))
+        seconds += _time_of_ladder(session, per_sample, is_first=True)
     return {"epochs": ROUNDS + TRADING, "steps_per_epoch": steps, "seconds": seconds}
+
+
+def _time_of_ladder(session: Session, per_sample: float, is_first: bool = False) -> float:
+    """Seconds of the ladder of a network.
+
+    Args:
+        session: inputs of the run.
+        per_sample: seconds of a forward pass of a sample.
+        is_first: whether it is the one that is climbed before a search, which nothing is reported of.
+    """
+    fit = len(session.splits.train if session.halves is None else session.halves[0])
+    fit, num_val = min(fit, MOST_FITTED), 0 if session.val is None else len(session.val)
+    trainings, again = 1, 0
+    if not is_first and session.splits.val is not None and fits_again(session):
+        trainings, again = 2, min(len(session.splits.val), MOST_FITTED)
+    has_statistics, is_trained = bool(batch_norms(session.dense)), bool(norm_parameters(session.dense))
+    forwards = (1 + has_statistics + is_trained) * (fit + num_val) + again + has_statistics * BALANCED
+    forwards += 0 if is_first else len(session.held_out[1])
+    return per_sample * (forwards + is_trained * trainings * _FORWARDS * TRAINED_ON)
 
 
 def _time_of_forward(session: Session, loader: BatchLoader) -> float:

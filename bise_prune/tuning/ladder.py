@@ -34,8 +34,8 @@ from .features import bottleneck_features
 from .norms import batch_norms, reestimated, trained
 from .shift import Figure, fitted_offsets, mean_of_groups, worst_of_groups
 
-_MOST_FITTED = 5_000  # samples that a rung is fitted to, at most
-_BALANCED = 1_000  # samples for the statistics of batch norms
+MOST_FITTED = 5_000  # samples that a rung is fitted to, at most
+BALANCED = 1_000  # samples for the statistics of batch norms
 _BATCH = 100
 _PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of a refitted head, from which the other samples choose
 
@@ -149,7 +149,7 @@ class Ladder:
         *_, (last, start) = self.models.items()  # the kinds to come are made of this one
         self.layers = {norms: names.get(norms, names[last]) for norms in Norms}
         if batch_norms(start):
-            drawn = BatchLoader(fit.subset(self._drawn(fit, _BALANCED)), _BATCH)
+            drawn = BatchLoader(fit.subset(self._drawn(fit, BALANCED)), _BATCH)
             self.models[Norms.STATISTICS] = reestimated(start, drawn)
         self._train_norms(fit)
         fitted = self._all_seen(fit)
@@ -307,7 +307,7 @@ class Ladder:
 
     def _some_of(self, data: BiasedDataset) -> BiasedDataset:
         """The data, or a balanced draw from them if there are many."""
-        return data if len(data) <= _MOST_FITTED else data.subset(self._drawn(data, _MOST_FITTED))
+        return data if len(data) <= MOST_FITTED else data.subset(self._drawn(data, MOST_FITTED))
 
     def _drawn(self, data: BiasedDataset, count: int) -> Tensor:
         """Numbers of samples that are drawn with equal chance for each subgroup, shape (count,)."""

@@ -117,7 +117,7 @@ def test_a_cell_that_was_interrupted_has_no_figures_and_is_run_again(tmp_path, m
     (tmp_path / name).mkdir()
     (tmp_path / name / "about.json").write_text('{"cpu_seconds": 1, "epochs": 1}')
     monkeypatch.setattr(zoo, "config_of", lambda *_: None)
-    monkeypatch.setattr(defaults, "dry_run", lambda _: {"estimate": {"seconds": 1.0}})
+    monkeypatch.setattr(defaults, "dry_run", lambda _: {"estimate": {"seconds": 1.0, "run_seconds": 2.0}})
     asked = []
 
     def interrupted(config):

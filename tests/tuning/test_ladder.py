@@ -196,7 +196,7 @@ def test_networks_that_have_less_to_change():
 
 
 def test_many_samples_are_drawn_from_with_equal_chance_for_each_subgroup(model, monkeypatch):
-    monkeypatch.setattr("bise_prune.tuning.ladder._MOST_FITTED", 300)
+    monkeypatch.setattr("bise_prune.tuning.ladder.MOST_FITTED", 300)
     many = biased_data(n=3000, rho=0.9, seed=4)
     ladder = Ladder(damaged(model, Rung.HEAD), many, CHOOSE, ALIGNED)
     drawn = ladder._some_of(many)

@@ -150,13 +150,13 @@ def ladder_of(
         ModelError: the network does not end in a linear layer.
     """
     fit = session.splits.train if session.halves is None else session.halves[0]
-    again = session.splits.val if is_fitted_again and _is_fitted_again(session) else None
+    again = session.splits.val if is_fitted_again and fits_again(session) else None
     start = None if start is None else session.on_device(start)
     rule = _rule(session)
     return Ladder(session.on_device(model), fit, session.val, session.search_aligned, rule, again, start=start)
 
 
-def _is_fitted_again(session: Session) -> bool:
+def fits_again(session: Session) -> bool:
     """Whether what was decided on is fitted to the whole validation set: results are on another split then."""
     return session.halves is not None and session.splits.test is not None
 
@@ -165,7 +165,7 @@ def _samples(session: Session) -> tuple[tuple[str, int], tuple[str, int] | None]
     """Split and number of the samples that changes are fitted to, and of those that decide on them."""
     fitted_on = ("train", len(session.splits.train))
     if session.halves is not None:
-        fitted_on = ("val", sum(map(len, session.halves[: 1 + _is_fitted_again(session)])))
+        fitted_on = ("val", sum(map(len, session.halves[: 1 + fits_again(session)])))
     return fitted_on, None if session.val is None else ("val", len(session.val))
 
 
