@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import contest
+import contest_methods
 import torch
 import zoo
 from records import RECORDS, base_record
@@ -83,17 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _figures(cell: zoo.Cell, way: str, share: float, work: Path) -> dict[str, float]:
     """What a way makes of a cell at a share of its FLOPs."""
     search, _, gates = way.partition(", ")
-    arena = contest.Arena(cell, work, _PLACEMENTS.get(gates, "tied"))
+    arena = contest_methods.Arena(cell, work, _PLACEMENTS.get(gates, "tied"))
     if search == "Torch-Pruning":
         return _by_torch_pruning(arena, share)
-    method = contest.METHODS[_SEARCHES.get(search, search)]
+    method = contest_methods.METHODS[_SEARCHES.get(search, search)]
     ((_, masks, seconds),) = [found for found in method.run(arena, [share]) if found[0] == share]
     plan = prune(arena.session.dense, masks, arena.session.example).plan
     figures = {"flops": plan.macs[1] / plan.macs[0], "params": plan.params[1] / plan.params[0]}
     return {**figures, **arena.judged(masks), "epochs": seconds / arena.epoch_seconds}
 
 
-def _by_torch_pruning(arena: contest.Arena, share: float) -> dict[str, float]:
+def _by_torch_pruning(arena: contest_methods.Arena, share: float) -> dict[str, float]:
     """Torch-Pruning's recipe, at the ratio whose FLOPs are nearest to a share."""
     start = time.process_time()
     dense, example = arena.session.dense, arena.session.example

@@ -82,12 +82,30 @@ def test_the_page_of_the_contest_has_every_cell():
     assert "| b | 50.0 / 70.0 | 50.0 / 90.0 | – | – |" in page and "33 %" not in page and "33%" not in page
 
 
+def test_the_page_of_the_contest_has_the_seeds_of_close_cells():
+    def run(ours, theirs):
+        pairs = zip(("gradual, head", "taylor, statistics"), (ours, theirs), strict=True)
+        return {method: {"0.5": {"head on validation": value}} for method, value in pairs}
+
+    cells = {"a": run(0.5, 0.4), "b": run(0.5, 0.4)}
+    lines = contest._close(cells, {"a~1": run(0.7, 0.6), "a~2": {"gradual, head": {}}, "b~1": {}}, "0.5")
+    assert lines[-1] == "| a | 2 | 60.0 ± 14.1 | 50.0 ± 14.1 | 10.0 ± 0.0 |" and not any(
+        "| b" in line for line in lines
+    )
+    assert not contest._close(cells, {}, "0.5")
+
+
 def test_a_record_holds_what_is_there(tmp_path):
     folder = tmp_path / zoo.CELLS[0].name
     folder.mkdir()
     (folder / "taylor, statistics-0.5.json").write_text(json.dumps({"as is": 0.123456, "commit": "abc"}))
     (folder / "taylor, statistics-0.33.json").write_text(json.dumps({"as is": 0.2}))
     (folder / "taylor, statistics-0.9.json").write_text(json.dumps({"as is": 0.3}))
+    repeat = tmp_path / f"{zoo.CELLS[0].name}~2"
+    repeat.mkdir()
+    (repeat / "gradual-0.5.json").write_text(json.dumps({"as is": 0.25, "commit": "def"}))
+    repeats = contest._record(tmp_path)["repeats"]
+    assert repeats == {repeat.name: {"gradual": {"0.5": {"as is": 0.25, "commit": "def"}}}}
     found = contest._record(tmp_path)["cells"][zoo.CELLS[0].name]["taylor, statistics"]
     before = json.loads((contest.RECORDS / "contest.json").read_text())
     known = before["cells"][zoo.CELLS[0].name]["taylor, statistics"]["0.33"]["commit"]
