@@ -9,7 +9,8 @@ Each rung may change what the rungs below it may:
 
 What a rung may change is fitted to balanced samples, and whether it is changed is decided by other samples: the best
 candidate of a rung is taken if it is better than the rung below by more than one standard error of the difference. So a
-rung can be the same as the one below it.
+rung can be the same as the one below it. A last layer that will be fitted to the samples that decide as well is judged
+on each half of them by a fit to all others, since it gains much by more samples.
 """
 
 # Shape suffixes: N samples, D features, C classes, G groups.
@@ -88,12 +89,14 @@ class _Seen:
     Attributes:
         features: input of the head, shape (N, D).
         target: class labels, shape (N,).
+        bias: bias labels, shape (N, K), on the CPU.
         groups: members of the groups whose accuracies the rule looks at, bool of shape (G, N).
         subgroups: members of the subgroups, bool of shape (number of subgroups, N).
     """
 
     features: Tensor
     target: Tensor
+    bias: Tensor
     groups: Tensor
     subgroups: Tensor
 
@@ -156,8 +159,9 @@ class Ladder:
         chosen = fitted if choose is None else self._all_seen(choose)
         present = self._unchanged(Norms.OWN)
         decided = {Rung.NONE: present}
+        others = fitted if again is not None and choose is not None else None
         for rung, steps in self._candidates(fitted).items():
-            hits = [chosen[step.norms].hits(step) for step in (present, *steps)]
+            hits = [self._hits(step, chosen[step.norms], others) for step in (present, *steps)]
             groups = chosen[Norms.OWN].groups
             best = max(
                 range(len(steps)), key=lambda k: float(self._figure(_accuracies(hits[1 + k], groups))), default=None
@@ -253,6 +257,22 @@ class Ladder:
         """The figure of the groups' accuracies that the rule looks at."""
         return worst_of_groups if self.rule in ("worst-group", "worst-class") else mean_of_groups
 
+    def _hits(self, step: Step, seen: _Seen, others: dict[Norms, _Seen] | None) -> Tensor:
+        """Which of the samples that decide are classified correctly after a step, shape (N,).
+
+        Args:
+            step: the step.
+            seen: the samples that decide.
+            others: those that a head is fitted to beside the samples that decide; None if it is not fitted to these.
+        """
+        hits = seen.hits(step)
+        if step.part is Rung.HEAD and others is not None:
+            first = _every_other(seen.subgroups)
+            for half in (first, ~first):
+                fitted = self._fitted(step, {step.norms: self._joined(others[step.norms], seen, ~half)})
+                hits[half] = seen.hits(fitted)[half]
+        return hits
+
     def _is_better(self, before: Tensor, after: Tensor, groups: Tensor) -> bool:
         """Whether the figure rises by more than one standard error of its change.
 
@@ -282,8 +302,19 @@ class Ladder:
             groups = torch.ones(1, len(target), dtype=torch.bool)
         elif self.rule == "worst-class":
             groups = self._members(target, data.bias[:, :0].cpu())
-        labels = (target.to(device), groups.to(device), subgroups.to(device))
+        labels = (target.to(device), data.bias.cpu(), groups.to(device), subgroups.to(device))
         return {norms: _Seen(self._features(norms, data), *labels) for norms in kinds or self.models}
+
+    def _joined(self, seen: _Seen, more: _Seen, which: Tensor) -> _Seen:
+        """Some samples, and those among others that ``which`` (N,) is True for, or a part of them if they are many."""
+        rows = which.nonzero().flatten()
+        rows = rows[:: -(-len(rows) // MOST_FITTED)]
+        features, target = (
+            torch.cat([getattr(seen, name), getattr(more, name)[rows]]) for name in ("features", "target")
+        )
+        bias = torch.cat([seen.bias, more.bias[rows.cpu()]])
+        subgroups = self._members(target.cpu(), bias).to(target.device)
+        return _Seen(features, target, bias, subgroups, subgroups)
 
     def _members(self, target: Tensor, bias: Tensor) -> Tensor:
         """The members of each subgroup that has some, bool of shape (G, N)."""
@@ -329,6 +360,11 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _accuracies(hits: Tensor, groups: Tensor) -> Tensor:
     """Accuracy of each group, shape (G,), float64."""
     return (groups & hits).sum(1).double() / groups.sum(1)
+
+
+def _every_other(groups: Tensor) -> Tensor:
+    """Which samples are the first, third, ... of their group, bool of shape (N,), for groups (G, N) without overlap."""
+    return ((groups.long().cumsum(1) * groups).sum(0) % 2).bool()
 
 
 def _weights(groups: Tensor) -> Tensor:

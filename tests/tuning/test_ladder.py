@@ -1,6 +1,7 @@
 """The rungs: what each may change, that the network made is the one that was judged, and who decides."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from bise_prune import evaluate
 from bise_prune.data import BatchLoader
 from bise_prune.errors import ModelError
+from bise_prune.mask_search.refitted import refitted_head
 from bise_prune.tuning.ladder import Ladder, Norms, Rung
 from bise_prune.tuning.vanilla import train_vanilla
 
@@ -203,3 +205,32 @@ def test_many_samples_are_drawn_from_with_equal_chance_for_each_subgroup(model, 
     cells = torch.bincount(3 * drawn.target + drawn.bias[:, 0], minlength=9)
     assert len(drawn) == 300 and int(cells.min()) > 15
     assert judged(ladder)[Rung.HEAD] > 0.5
+
+
+def test_a_head_that_is_fitted_again_is_judged_by_as_many_samples(model):
+    """Each half of the samples that decide by a fit to all others: checked against fits by hand."""
+    few, spoiled = FIT.subset(torch.arange(24)), damaged(model, Rung.HEAD)
+    ladder = Ladder(spoiled, few, CHOOSE, ALIGNED, again=CHOOSE)
+    seen, others = ladder._all_seen(CHOOSE, [Norms.OWN])[Norms.OWN], ladder._all_seen(few, [Norms.OWN])
+    step = replace(ladder._unchanged(Norms.OWN), part=Rung.HEAD, penalty=0.01)
+    features = spoiled[:5](CHOOSE.inputs).detach()
+    cells, found = 3 * CHOOSE.target + CHOOSE.bias[:, 0], torch.zeros(600, dtype=torch.bool)
+    first = torch.tensor([int((cells[:i] == cells[i]).sum()) % 2 == 0 for i in range(600)])
+    for half in (first, ~first):
+        inputs = torch.cat([spoiled[:5](few.inputs).detach(), features[~half]])
+        target, bias = torch.cat([few.target, CHOOSE.target[~half]]), torch.cat([few.bias, CHOOSE.bias[~half]])
+        counts = torch.bincount(3 * target + bias[:, 0], minlength=9)
+        weights = 1 / counts[3 * target + bias[:, 0]].double()
+        head = refitted_head(inputs, target, 3, weights, 0.01)
+        found[half] = (features[half] @ head[:, :-1].T + head[:, -1]).argmax(1) == CHOOSE.target[half]
+    assert torch.equal(ladder._hits(step, seen, others), found)
+    assert torch.equal(ladder._hits(step, seen, None), seen.hits(step))
+
+
+def test_of_many_samples_a_part_decides_how_a_head_is_fitted(model, monkeypatch):
+    monkeypatch.setattr("bise_prune.tuning.ladder.MOST_FITTED", 70)
+    ladder = Ladder(model, FIT, CHOOSE, ALIGNED)
+    few, many = (ladder._all_seen(data, [Norms.OWN])[Norms.OWN] for data in (FIT.subset(torch.arange(10)), CHOOSE))
+    joined = ladder._joined(few, many, torch.arange(600) < 300)
+    assert len(joined.features) == len(joined.bias) == joined.subgroups.shape[1] == 10 + 60  # every fifth of 300
+    assert torch.equal(joined.target[10:], CHOOSE.target[:300:5])
