@@ -308,7 +308,7 @@ class Ladder:
     def _joined(self, seen: _Seen, more: _Seen, which: Tensor) -> _Seen:
         """Some samples, and those among others that ``which`` (N,) is True for, or a part of them if they are many."""
         rows = which.nonzero().flatten()
-        rows = rows[:: -(-len(rows) // MOST_FITTED)]
+        rows = rows[:: max(1, -(-len(rows) // MOST_FITTED))]
         features, target = (
             torch.cat([getattr(seen, name), getattr(more, name)[rows]]) for name in ("features", "target")
         )

@@ -234,3 +234,10 @@ def test_of_many_samples_a_part_decides_how_a_head_is_fitted(model, monkeypatch)
     joined = ladder._joined(few, many, torch.arange(600) < 300)
     assert len(joined.features) == len(joined.bias) == joined.subgroups.shape[1] == 10 + 60  # every fifth of 300
     assert torch.equal(joined.target[10:], CHOOSE.target[:300:5])
+
+
+def test_one_sample_of_each_subgroup_can_decide(model):
+    cells = 3 * CHOOSE.target + CHOOSE.bias[:, 0]
+    few = CHOOSE.subset(torch.stack([(cells == cell).nonzero()[0, 0] for cell in range(9)]))
+    ladder = Ladder(damaged(model, Rung.HEAD), FIT, few, ALIGNED, again=CHOOSE)
+    assert judged(ladder)[Rung.HEAD] > unbiased(model) - 0.05
