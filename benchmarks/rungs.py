@@ -53,16 +53,15 @@ def markdown(records: Recorded) -> str:
         "seeds on settings of the paper's data.",
         "",
         "**How it was measured.** Masks are those of the default search, widths are not rounded. The rungs are those "
-        "of `bise-prune --tune`: masks, offsets, norm layers and head are fitted to half of the validation samples and "
-        "decided on the other half, heads on each half of that by a fit to all others; all but masks and statistics are "
-        "then fitted again to all of them. `all`: 20 "
-        "epochs of finetuning with balanced draws from the training set and from the first half of the validation "
-        "samples, from the refitted network on, with the refitted dense network as its teacher; the epoch is selected "
-        "on the other half. The dense network has the same treatment. Torch-Pruning's criteria prune to the same FLOPs "
-        "by its own graph, and have the same changes, fitted to and decided on the same samples; re-estimated Taylor "
-        "scores refit statistics and head in 60 steps on the way. The validation samples are balanced in all sets. "
-        "Command: "
-        "`python benchmarks/run.py --table rungs rungs-digits rungs-cifar rungs-texts --seeds 0-4 --data-root data`, "
+        "of `bise-prune --tune`: masks, offsets, norm layers and head are fitted to half of the validation samples "
+        "and decided on the other half, heads on each half of that by a fit to all others; all but masks and "
+        "statistics are then fitted again to all of them. `all`: 20 epochs of finetuning with balanced draws from the "
+        "training set and from the first half of the validation samples, from the refitted network on, with the "
+        "refitted dense network as its teacher; the epoch is selected on the other half. The dense network has the "
+        "same treatment. Torch-Pruning's criteria prune to the same FLOPs by its own graph, and have the same "
+        "changes, fitted to and decided on the same samples; re-estimated Taylor scores refit statistics and head in "
+        "60 steps on the way. The validation samples are balanced in all sets. Command: "
+        "`python benchmarks/run.py --table rungs rungs-digits rungs-cifar --seeds 0-4 --data-root data`, "
         f"[records]({RECORDS_URL}), [protocols](protocols.md).",
         "",
         "Unbiased accuracy on test data in %, mean ± sample standard deviation, and in brackets the mean accuracy of "
