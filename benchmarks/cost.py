@@ -7,7 +7,8 @@ images, medians of 15, each in a process of its own; memory = the peak of what i
 weights and batch. Also the network of BiasedMNIST at its full size (28x28, batch 100). Searches: the demo's network
 with 2,500, 5,000 and 10,000 training images, against its 16 epochs of vanilla training, each in a process of its own:
 the default search, on half of the validation images as in the command, and the paper's on the training images, with
-10 epochs of the head and a temperature cut every 2 epochs; memory = the peak resident set of the process. Removal
+10 epochs of the head and a temperature cut every 2 epochs; a ResNet-18 on 10,000 of the same images, against 2 epochs,
+the default search alone; memory = the peak resident set of the process. Removal
 (plan, removal, check, fusion) and ONNX export at 224x224 of ResNets with random masks that close half of the channels
 in the paper's placement.
 Writes benchmarks/records/cost.json, with ``--searches`` only that part of it; ``benchmarks/results.py`` writes the
@@ -46,7 +47,7 @@ STEPS = (
     ("resnet50", 64, 16), ("simple_convnet", 28, 100),
 )  # fmt: skip
 SAMPLES = (2_500, 5_000, 10_000)
-SEARCHES = ("gradual", "paper")
+SEARCHED = (*(("demo", kind, n) for n in SAMPLES for kind in ("gradual", "paper")), ("resnet18", "gradual", 10_000))
 REMOVALS = ("resnet18", "resnet50", "resnet152")
 
 
@@ -54,15 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RECORDS / "cost.json")
     parser.add_argument("--searches", action="store_true", help="measure the searches alone")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     if arguments.one:
-        kind, value = arguments.one
-        print(json.dumps(removed(value) if kind == "removal" else searched(kind, int(value))))
+        name, *what = arguments.one
+        print(json.dumps(searched(name, what[0], int(what[1])) if what else removed(name)))
         return 0
     record = base_record([0], (__doc__ or "").split("Protocol: ")[1].split("Writes")[0].strip(), "cpu")
-    searches = [{"commit": record["commit"], **_alone(kind, str(n))} for n in SAMPLES for kind in SEARCHES]
+    searches = [{"commit": record["commit"], **_alone(name, kind, str(n))} for name, kind, n in SEARCHED]
     if arguments.searches:
         write_json(arguments.output, {**json.loads(arguments.output.read_text()), "searches": searches})
         return 0
@@ -73,29 +74,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         record["steps"].append({"network": name, "size": size, "flops": flops, **step_ratios(name, size, batch)})
         print(record["steps"][-1], file=sys.stderr, flush=True)
     record["searches"] = searches
-    record["removals"] = [_alone("removal", name) for name in REMOVALS]
+    record["removals"] = [_alone(name) for name in REMOVALS]
     record["imagenet"] = imagenet()
     write_json(arguments.output, record)
     return 0
 
 
-def _alone(kind: str, value: str) -> Any:
-    command = [sys.executable, __file__, "--one", kind, value]
+def _alone(*what: str) -> Any:
+    command = [sys.executable, __file__, "--one", *what]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     print(done.stdout.splitlines()[-1], file=sys.stderr, flush=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def searched(kind: str, samples: int) -> dict[str, Any]:
-    """Vanilla training of the demo's network on so many images, and a search of it."""
+def searched(name: str, kind: str, samples: int) -> dict[str, Any]:
+    """Vanilla training of the demo's network, or of another one, on so many images, and a search of it."""
     splits = load_data(f"digits,rho={RHO},samples={samples}")
     assert splits.val is not None
     torch.manual_seed(0)
-    model = build_model("simple_convnet", 10, ARCHITECTURE)
+    model, epochs = build_model("simple_convnet", 10, ARCHITECTURE), EPOCHS
+    if name != "demo":
+        model, epochs = build_model(name, 10), 2
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
     loader = BatchLoader(splits.train, 100, shuffle=True)
     start = time.process_time()
-    train_vanilla(model, loader, optimizer, epochs=EPOCHS)
+    train_vanilla(model, loader, optimizer, epochs=epochs)
     trained, memory = time.process_time(), peak_memory_bytes()
     if kind == "paper":
         found = search(model, loader, SearchConfig(anneal_every=2, head_epochs=10), BatchLoader(splits.val, 256))
@@ -105,8 +108,10 @@ def searched(kind: str, samples: int) -> dict[str, Any]:
         on_half = BatchLoader(learned, 100, shuffle=True)
         found = search(model, on_half, SearchConfig(), BatchLoader(selecting, 256), aligned=aligned)
     return {
+        "network": name,
         "search": kind,
         "samples": samples,
+        "vanilla_epochs": epochs,
         "vanilla_cpu_seconds": trained - start,
         "search_cpu_seconds": time.process_time() - trained,
         "mask_epochs": len(found.history),
