@@ -30,21 +30,20 @@ from records import RECORDS, base_record
 from bise_prune.files import write_json
 
 PROTOCOL = (
-    "One run a cell, method and budget, seed 0, and seeds 1 and 2 where the two best are close; FLOPs are "
-    "multiply-accumulates of convolutions and linear layers; at least 5 % of each mask's channels stay. Masks and "
-    "scores are learned on half of the validation split if each class has ten bias-conflicting samples there, as by "
-    "default, otherwise on training samples. gradual: the default search, its epoch selected on the other half; "
-    "gradual, head: its trades and its epoch are judged by a refitted last layer, as --tune head sets it; paper: "
-    "Algorithm 1 on the training set, its epoch selected on the validation split, with a temperature cut every epoch "
-    "and E = 10, m from 0, its budgets by the penalty of weight 20; taylor: |dL/dgate| under balanced samples, "
-    "re-estimated in 14 equal steps of FLOPs, the head refitted after each, and with statistics, these re-estimated "
-    "too; magnitude, random: the lowest scores closed at once. But for gradual, head, searches select by unbiased "
-    "validation accuracy of the network as it is. Accuracies are unbiased ones on the test split, 'validation' on the "
-    "half that selects. statistics: batch norms re-estimated on 1,000 training samples drawn by weight; head: "
-    "logistic regression, L2 .01 on standardised features, on 2,000 training samples drawn by weight or on the "
-    "validation samples, drawn likewise."
+    "One run a cell, method and budget, seed 0; FLOPs are multiply-accumulates of convolutions and linear layers; at "
+    "least 5 % of each mask's channels stay. Masks and scores are learned on half of the validation split if each "
+    "class has ten bias-conflicting samples there, as by default, otherwise on training samples. gradual: the default "
+    "search, its epoch selected on the other half; gradual, head: its trades and its epoch are judged by a refitted "
+    "last layer, as --tune head sets it; paper: Algorithm 1 on the training set, its epoch selected on the validation "
+    "split, with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight 20; taylor: "
+    "|dL/dgate| under balanced samples, re-estimated in 14 equal steps of FLOPs, the head refitted after each, and "
+    "with statistics, these re-estimated too; magnitude, random: the lowest scores closed at once. But for gradual, "
+    "head, searches select by unbiased validation accuracy of the network as it is. Accuracies are unbiased ones on "
+    "the test split, 'validation' on the half that selects. statistics: batch norms re-estimated on 1,000 training "
+    "samples drawn by weight; head: logistic regression, L2 .01 on standardised features, on 2,000 training samples "
+    "drawn by weight or on the validation samples, drawn likewise."
 )
-_SEEDS = 3  # of cells in which the best methods are close
+_SEEDS = 3  # that a record takes, if there are results of them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,7 +159,7 @@ def markdown(record: dict[str, Any]) -> str:
                 lines += ["", *_summary_table(name, summary)] if summary else []
             lines += ["", "The network as it is / with its head refitted on validation data, by cell:", ""]
             lines += [*_table(cells, share), "", f"[Record]({_RECORD_URL})."]
-            lines += _close(cells, record.get("repeats", {}), share)
+            lines += _close(cells, record["repeats"], share)
     return "\n".join(lines) + "\n"
 
 

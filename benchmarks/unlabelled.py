@@ -33,7 +33,6 @@ from records import RECORDS, base_record, commits_of
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from bise_prune.app.session import Session
 from bise_prune.data import BiasedDataset
 from bise_prune.files import write_json
 from bise_prune.gates.bottleneck import head_name
@@ -65,41 +64,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _refitted(cell: zoo.Cell, work: Path) -> dict[str, Any]:
     """Accuracies of a cell's dense network with each refitted last layer, by validation split and way."""
     session = zoo.session_of(cell, work, work / cell.name / "unused")
-    assert session.splits.val is not None and session.splits.test is not None
+    val, test = session.splits.val, session.splits.test
+    assert val is not None and test is not None
     name = head_name(session.dense, trace(session.dense, session.example))
     layer = session.dense.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     own = torch.cat([layer.weight, torch.zeros(len(layer.weight), 1) if layer.bias is None else layer.bias[:, None]], 1)
-    tested = bottleneck_features(session.dense, [name], session.splits.test)
+    tested = bottleneck_features(session.dense, [name], test)
 
     def figures(head: Tensor) -> dict[str, float]:
-        return _figures(session, session.splits.test, linear(tested, head[:, :-1], head[:, -1]))
+        """Accuracies on the test split with a last layer."""
+        predicted = linear(tested, head[:, :-1], head[:, -1]).argmax(1)
+        evaluation = score(predicted, test.target, test.bias, session.aligned)
+        names = ("unbiased_accuracy", "worst_group_accuracy")
+        return {figure: round(getattr(evaluation, figure), 4) for figure in names}
 
     found: dict[str, Any] = {"dense": figures(own.detach())}
-    splits = {"balanced": session.splits.val}
-    if session.num_classes == 2 and session.splits.val.bias.shape[1] == 1:
-        splits["biased"] = session.splits.val.subset(_as_biased(session, cell.rho))
+    splits = {"balanced": val}
+    if session.num_classes == 2 and val.bias.shape[1] == 1:
+        splits["biased"] = val.subset(_as_biased(val, session.aligned, cell.rho))
     for split, data in splits.items():
         features = bottleneck_features(session.dense, [name], data)
-        held = _Held(features, data, own.detach(), session)
+        held = _Held(features, data, own.detach())
         about = {"samples": len(data), "features": features.shape[1], "dropped": int(held.dropped.sum())}
         found[split] = {**about, **{way: figures(head_of(held)) for way, head_of in WAYS.items()}}
     return found
 
 
-def _figures(session: Session, data: BiasedDataset | None, logits: Tensor) -> dict[str, float]:
-    """Accuracies of logits on a split."""
-    assert data is not None
-    evaluation = score(logits.argmax(1), data.target, data.bias, session.aligned)
-    names = ("unbiased_accuracy", "worst_group_accuracy")
-    return {figure: round(getattr(evaluation, figure), 4) for figure in names}
-
-
-def _as_biased(session: Session, rho: float) -> Tensor:
+def _as_biased(val: BiasedDataset, aligned: Tensor, rho: float) -> Tensor:
     """Numbers of the validation samples that are left where as many conflict as in the training set."""
-    val = session.splits.val
-    assert val is not None
-    conflicting = val.bias[:, 0] != session.aligned[val.target, 0]
+    conflicting = val.bias[:, 0] != aligned[val.target, 0]
     chances = torch.rand(len(val), generator=torch.Generator().manual_seed(0))
     return (~conflicting | (chances < (1 - rho) / rho)).nonzero().flatten()
 
@@ -114,11 +108,10 @@ class _Held:
         features: what the last layer reads, shape (N, D).
         data: the samples.
         head: the last layer with its additive bias in the last column, shape (C, D + 1).
-        session: inputs of the run.
     """
 
-    def __init__(self, features: Tensor, data: BiasedDataset, head: Tensor, session: Session) -> None:
-        self.features, self.data, self.num_classes = features, data, session.num_classes
+    def __init__(self, features: Tensor, data: BiasedDataset, head: Tensor) -> None:
+        self.features, self.data, self.num_classes = features, data, len(head)
         self.target = data.target.cpu()
         self.logits = linear(features, head[:, :-1], head[:, -1])
         self.predicted = self.logits.argmax(1)
@@ -164,9 +157,8 @@ def _afr(held: _Held, sharpness: float) -> Tensor:
 
 def _neurontune(held: _Held) -> Tensor:
     """A last layer that reads only the features that are not found to be biased."""
-    dropped = held.dropped
-    head = held.fitted(equal_weights(held.target), held.features * ~dropped)
-    head[:, :-1][:, dropped] = 0
+    head = held.fitted(equal_weights(held.target), held.features * ~held.dropped)
+    head[:, :-1][:, held.dropped] = 0
     return head
 
 
@@ -183,7 +175,6 @@ WAYS: Mapping[str, Callable[[_Held], Tensor]] = {
 
 PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "unlabelled.md"
 _RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/unlabelled.json"
-_BAR = "subgroups"
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -254,7 +245,7 @@ def _of(cell: Mapping[str, Any], split: str, way: str) -> Mapping[str, float]:
 
 def _told(way: str) -> str:
     """A way in a table."""
-    return {"dense": "as it is", _BAR: "subgroups, by bias labels"}.get(way, way)
+    return {"dense": "as it is", "subgroups": "subgroups, by bias labels"}.get(way, way)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def test_a_dry_run_tells_what_was_understood_and_writes_nothing(project, tmp_pat
     assert torch.allclose(weights, 90 / (9 * counts.clamp(min=1).double()).float(), atol=1e-5)  # B.8
     assert [gate["channels"] for gate in record["gates"]] == ARCHITECTURE["widths"]
     assert record["estimate"]["epochs"] == 10 and 0 < record["estimate"]["seconds"] < 60
+    assert record["estimate"]["run_seconds"] > record["estimate"]["seconds"]
     assert cli.main([str(argument) for argument in common]) == 0
     shown = capsys.readouterr().out
     assert "What was understood" in shown and "2 masks over 14 channels" in shown and "b = 2" in shown

@@ -74,7 +74,8 @@ def test_the_page_of_the_contest_has_every_cell():
     assert not any(summary["0.33"].values()) and list(summary["0.5"]["gradual"]) == ["dense", "taylor"]
     found = summary["0.5"]["gradual"]["dense"]["head on validation"]
     assert found == {"search": 0.8, "method": 0.7, "ahead": 1, "worst": 0.0}
-    page = contest.markdown({"cells": cells, "summary": summary, "protocol": "p", "command": "c", "commit": "x"})
+    about = {"protocol": "p", "command": "c", "commit": "x"}
+    page = contest.markdown({**about, "cells": cells, "repeats": {}, "summary": summary})
     assert "| a | 50.0 | 10.0 | 50.0 | 10.0 | 50.0 |" in page
     assert "`c`, at commit bbb gradual at 50% (1 cells); all else at commit aaa, " in page
     assert "| dense | 2 | 50.0 | 50.0 | 0 | +0.0 | 60.0 | 60.0 | 0 | +0.0 | 70.0 | 80.0 | 1 | +0.0 |" in page
