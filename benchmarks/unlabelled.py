@@ -212,7 +212,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 def _summary(cells: Mapping[str, Any], split: str) -> list[str]:
     """A row per way."""
-    lines = ["| equal weights of | unbiased | worst subgroup | ahead | level | behind |", "| --- |" + " ---: |" * 5]
+    lines = ["| way | unbiased | worst subgroup | ahead | level | behind |", "| --- |" + " ---: |" * 5]
     for way in ("dense", *WAYS):
         found = [_of(cell, split, way) for cell in cells.values()]
         gains = [
