@@ -208,7 +208,10 @@ def same_masks(first, second):
 
 def batches_of(size, sample):
     """Those batches of a search's balanced sample that have one size."""
-    return type(sample)(*([rows for rows in parts if len(rows) == size] for parts in sample))
+    return sample._replace(
+        parts=[rows for rows in sample.parts if len(rows) == size],
+        numbers=[rows for rows in sample.numbers if len(rows) == size],
+    )
 
 
 def in_double(data):

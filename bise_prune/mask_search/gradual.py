@@ -74,6 +74,7 @@ _LR = 0.05  # largest step of a mask logit
 _START, _SHUT = 0.67, -0.1  # mask logits of open channels at the start, and of those for which there is no room
 _RANGE = 1.0  # largest mask logit, and lowest negative one
 EVERY = 4  # steps between two looks at the room
+_TOLD_ITERATIONS = 20  # of the fit of a head whose accuracy is only told
 _NEAR = 0.05  # an accuracy that exceeds chance by at most this share of it counts as chance
 
 
@@ -304,7 +305,7 @@ class Rounds:
     def outputs(self) -> tuple[Tensor, Tensor]:
         """Class logits (N, C) and bottleneck features (N, D) of this process's part of the balanced sample."""
         passes, gates = self.search.passes, self.search.network.gates.values
-        seen = [passes.forward(gates, inputs) for _, inputs in passes.inputs(self.sample.parts)]
+        seen = [passes.forward(gates, inputs) for _, inputs in passes.inputs(self.sample.batches)]
         logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return logits, features
 
@@ -317,7 +318,7 @@ class Rounds:
         """
         target = gathered(torch.cat([self.search.labels.of(part).target for part in self.sample.parts]))
         logits, features = gathered(logits), gathered(features)
-        head = refitted_head(features, target, self.search.network.num_classes)
+        head = refitted_head(features, target, self.search.network.num_classes, iterations=_TOLD_ITERATIONS)
         refitted = torch.addmm(head[:, -1], features, head[:, :-1].T)
         own, other = (float((read.argmax(1) == target).double().mean()) for read in (logits, refitted))
         return own, other

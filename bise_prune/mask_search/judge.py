@@ -65,7 +65,7 @@ class Judge:
         if self.refits:
             return self._refitted_loss(gates)
         sums = torch.zeros(2, dtype=torch.float64, device=gates.device)
-        for part, inputs in self.search.passes.inputs(self.sample.parts):
+        for part, inputs in self.search.passes.inputs(self.sample.batches):
             target = self.search.labels.of(part).target
             losses = cross_entropy(self.search.passes.forward(gates, inputs)[0].double(), target, reduction="none")
             sums += torch.stack([losses.sum(), torch.full_like(sums[0], len(target))])
@@ -94,7 +94,7 @@ class Judge:
     def _seen(self, gates: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
         """Features (N, D) and classes (N,) of the samples of all processes."""
         features, targets = [], []
-        for part, inputs in self.search.passes.inputs(sample.parts):
+        for part, inputs in self.search.passes.inputs(sample.batches):
             features.append(self.search.passes.forward(gates, inputs)[1])
             targets.append(self.search.labels.of(part).target)
         return gathered(torch.cat(features)), gathered(torch.cat(targets))

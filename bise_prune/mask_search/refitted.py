@@ -20,20 +20,23 @@ from .training_data import Part, Position, TrainingData, TrainingLabels
 
 _PENALTY = 1e-2  # weight of the squared norm of the refitted head's weights, on standardised features
 _ITERATIONS = 100  # of L-BFGS
-_BATCH = 50  # samples in a batch of the balanced sample
+_BATCH = 50  # samples in a part of the balanced sample
 
 
 class Sample(NamedTuple):
     """A sample of the training set in which a sample may be found more than once.
 
     Attributes:
-        parts: this process's batches.
+        parts: this process's part of it, in batches between which gradients are compared.
         numbers: for each batch, numbers that tell its samples apart from all others, those of other processes included;
             copies of a sample have the same number.
+        batches: the same samples in the same order, in batches as large as the loader's if these are larger, which
+            pass faster.
     """
 
     parts: list[Part]
     numbers: list[Tensor]
+    batches: list[Part]
 
 
 def balanced_sample(
@@ -59,14 +62,15 @@ def balanced_sample(
         rows = rows[torch.randperm(len(rows), generator=generator)]
         size = max(1, min(_BATCH, len(rows) // processes))  # every process has a batch
         parts = list(rows.split(size)[rank::processes])
-        return Sample(list(parts), parts)
-    found, passed = Sample([], []), 0
+        return Sample(list(parts), parts, list(torch.cat(parts).split(max(size, data.in_memory.batch_size))))
+    found, passed = Sample([], [], []), 0
     for part in data.next_pass(position):
         batch, expected = data.batch(part), labels.of(part).weight.double() * rate
         rows = _drawn(expected, start)
         start = (start + float(expected.sum())) % 1
         if len(rows):
             found.parts.append(_rows_of(batch, rows))
+            found.batches.append(found.parts[-1])
             found.numbers.append((passed + rows) * processes + rank)
         passed += len(expected)
     return found
@@ -85,8 +89,9 @@ def _drawn(expected: Tensor, start: float) -> Tensor:
 
 
 def refitted_head(
-    features_ND: Tensor, target_N: Tensor, num_classes: int, weight_N: Tensor | None = None, penalty: float = _PENALTY
-) -> Tensor:
+    features_ND: Tensor, target_N: Tensor, num_classes: int, weight_N: Tensor | None = None, penalty: float = _PENALTY,
+    iterations: int = _ITERATIONS,
+) -> Tensor:  # fmt: skip
     """Logistic regression with an L2 penalty on standardised features (last-layer retraining, Kirichenko et al., 2023).
 
     It minimises the mean cross-entropy, weighted, plus ``penalty / 2`` times the squared norm of the weights of the
@@ -98,6 +103,7 @@ def refitted_head(
         num_classes: number C of classes.
         weight_N: weights of the samples; None = 1 for all.
         penalty: weight of the squared norm, > 0.
+        iterations: of L-BFGS, at most.
 
     Returns:
         Weights with the additive bias in the last column, shape (C, D + 1), in the precision of the features.
@@ -110,7 +116,7 @@ def refitted_head(
     inputs = (features - mean) / scale
     weight = torch.zeros(num_classes, inputs.shape[1], dtype=torch.double, device=inputs.device, requires_grad=True)
     offset = torch.zeros(num_classes, dtype=torch.double, device=inputs.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, offset], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, offset], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         """The penalised loss, with its gradient."""

@@ -41,6 +41,7 @@ class Trades:
 
     def __init__(self, search: Search, projection: Projection, judge: Judge) -> None:
         self.search, self.projection, self.judge = search, projection, judge
+        self._last: tuple[Tensor, float, Tensor, Tensor] | None = None  # gates after a round, their loss and worth
 
     def round(
         self, gates: Tensor, share: float, generator: torch.Generator, after_trial: Callable[[], None]
@@ -56,9 +57,11 @@ class Trades:
         Returns:
             The gates after the trades, and what each channel is then worth, both of shape (M,).
         """
-        least, size = self.judge.loss(gates), float(_FIRST)
-        worth, error = self.worth(gates)
-        guess, is_old = worth, False
+        known = self._last
+        if known is None or not torch.equal(known[0], gates):
+            known = (gates, self.judge.loss(gates), *self.worth(gates))
+        _, least, worth, error = known
+        guess, size, is_old = worth, float(_FIRST), False
         for _ in range(TRIALS):
             trial = self.trade(gates, guess, int(size), share)
             loss = least if torch.equal(trial, gates) else self.judge.loss(trial)
@@ -73,7 +76,10 @@ class Trades:
             else:
                 guess = worth + error * torch.randn(len(worth), generator=generator).to(worth)
             after_trial()
-        return gates, self.worth(gates)[0] if is_old else worth
+        if is_old:
+            worth, error = self.worth(gates)
+        self._last = gates, least, worth, error
+        return gates, worth
 
     def way_down(self, share: float, after_step: Callable[[], None]) -> Tensor:
         """Close an open network in equal steps of its cost, by what channels are worth on the way.

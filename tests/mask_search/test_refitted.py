@@ -43,10 +43,12 @@ class Streamed:
 def test_the_sample_is_balanced_over_the_subgroups(wrap):
     data = biased_data(n=900, rho=0.9)
     found = assemble(network("mlp"), wrap(BatchLoader(data, 50)), SearchConfig(steps=12))
-    parts, numbers = balanced_sample(
+    parts, numbers, larger = balanced_sample(
         found.data, found.labels, found.state.position, torch.Generator().manual_seed(1), 3000
     )
     batches = [found.data.batch(part) for part in parts]
+    again = torch.cat([found.data.batch(part).input for part in larger])
+    assert torch.equal(again, torch.cat([batch.input for batch in batches]))  # the same samples in the same order
     labels, bias = torch.cat([b.target for b in batches]), torch.cat([b.bias for b in batches])[:, 0]
     classes, values = len(data.target.unique()), len(data.bias.unique())
     cells = torch.bincount(labels * values + bias, minlength=classes * values)
@@ -61,5 +63,8 @@ def test_the_sample_is_balanced_over_the_subgroups(wrap):
 def test_a_set_that_is_balanced_is_its_own_sample():
     data = biased_data(n=120)
     found = assemble(network("mlp"), BatchLoader(data, 50), SearchConfig(steps=12, weighting="none"))
-    parts, _ = balanced_sample(found.data, found.labels, found.state.position, torch.Generator().manual_seed(1), 120)
+    parts, _, larger = balanced_sample(
+        found.data, found.labels, found.state.position, torch.Generator().manual_seed(1), 120
+    )
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(120)) and len(parts) > 1
+    assert torch.equal(torch.cat(larger), torch.cat(parts)) and {len(part) for part in larger[:-1]} == {50}
