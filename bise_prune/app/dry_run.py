@@ -41,8 +41,9 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
         session = read_session(config, StageClock(progress), Path(scratch))
         if session.plan is not None:
             pruned(session, session.plan, None)
+        sites = gate_sites(session.dense, session.example, config.search.placement)
+        estimate = estimated(session, sites)
     checkpoint, splits = session.checkpoint, session.splits
-    sites = gate_sites(session.dense, session.example, config.search.placement)
     return {
         "checkpoint": {
             "arch": checkpoint.arch,
@@ -63,7 +64,7 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
         },
         "biases": _biases(session),
         "gates": [{"name": s.name, "channels": s.num_channels} for s in sites],
-        "estimate": estimated(session, sites),
+        "estimate": estimate,
         "doubt": session.doubt,
     }
 

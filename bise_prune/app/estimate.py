@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..config import Budget
 from ..data import BatchLoader
+from ..export.onnx_file import export_onnx
+from ..export.runtime import timed_files
+from ..gates.bottleneck import readout_of
 from ..gates.gated_model import GatedModel
-from ..gates.masks import GateSite
+from ..gates.masks import GateSite, MaskSet
 from ..mask_search.assembly import VALIDATION_PART, VALIDATION_SAMPLES, assemble
 from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, steps_per_round
+from ..mask_search.refitted import refitted_head
 from ..mask_search.schedule import temperatures
 from ..mask_search.trades import STEPS_DOWN, TRIALS
-from ..tracing import logits_of, run
-from ..tuning.ladder import BALANCED, MOST_FITTED
+from ..pruning import prune
+from ..pruning.widths import MULTIPLES
+from ..report.results import LATENCY_BATCHES
+from ..tracing import logits_of, run, trace
+from ..tuning.ladder import BALANCED, MOST_FITTED, PENALTIES
 from ..tuning.norms import TRAINED_ON, batch_norms, norm_parameters
 from .session import Session
 from .stages.ladder import fits_again, trains_norms_first
 from .stages.search import budget_of
+from .stages.widths import exported, on_device
 
 _REPEATS = 5
 _BATCHES = 8  # of the training set, on which a search is begun
 _FORWARDS = 3  # forward passes that take as long as a step of the training of norm layers
+_ITERATIONS, _FEW_ITERATIONS = 70, 10  # of the fit of a last layer: as many as there are, and as are timed
 _KEPT = 0.25  # share of the trades that are taken to lower the loss
+_EXPORTS, _TIMED = 1, 4  # files that are written, and timed, beside those by which widths are chosen
 _LEFT = 0.7  # share of the dense network's time that the slim one is taken to need without a budget
 
 
@@ -51,7 +63,7 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
     search = (_of_gradual if config.search.is_gradual else _of_paper)(session, sites, per_sample, budget)
     left = _LEFT if budget is None else budget.share
     after = (1 + left) * (_time_of_ladder(session, per_sample) + per_sample * len(session.held_out[1]))
-    return {**search, "run_seconds": search["seconds"] + after}
+    return {**search, "run_seconds": search["seconds"] + after + _time_of_removal(session, sites)}
 
 
 def _of_paper(session: Session, sites: Sequence[GateSite], per_sample: float, budget: Budget | None) -> dict[str, Any]:
@@ -99,7 +111,47 @@ def _time_of_ladder(session: Session, per_sample: float, is_first: bool = False)
     has_statistics, is_trained = bool(batch_norms(session.dense)), bool(norm_parameters(session.dense))
     forwards = (1 + has_statistics + is_trained) * (fit + num_val) + again + has_statistics * BALANCED
     forwards += 0 if is_first else len(session.held_out[1])
-    return per_sample * (forwards + is_trained * trainings * _FORWARDS * TRAINED_ON)
+    kinds, samples = 1 + has_statistics + is_trained, fit + num_val // 2 if again else fit
+    heads = kinds * len(PENALTIES) * (3 if again else 1)  # with those by which heads are judged on each half
+    passes = per_sample * (forwards + is_trained * trainings * _FORWARDS * TRAINED_ON)
+    return passes + heads * _time_of_head(session, samples)
+
+
+def _time_of_head(session: Session, num_samples: int) -> float:
+    """Seconds of the fit of a last layer to so many samples, on made-up features; 0 if it is not linear."""
+    readout = readout_of(session.dense, trace(session.dense, session.example))
+    layer = session.dense.get_submodule(readout.layers[0])
+    if not isinstance(layer, torch.nn.Linear):
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.arange(num_samples) % layer.out_features).to(session.device)
+    features = torch.randn(num_samples, layer.in_features, generator=generator).to(session.device)
+    seconds = 0.0
+    for _ in range(2):  # the first fit in a process takes longer
+        start = time.perf_counter()
+        refitted_head(features, target, layer.out_features, penalty=0.0, iterations=_FEW_ITERATIONS)
+        seconds = time.perf_counter() - start
+    return seconds * _ITERATIONS / _FEW_ITERATIONS
+
+
+def _time_of_removal(session: Session, sites: Sequence[GateSite]) -> float:
+    """Seconds of removal, export and timing in onnxruntime, by those of a network of which half is removed.
+
+    0 if the dense network was not exported, as for what does not get that far.
+    """
+    if session.dense_file is None:
+        return 0.0
+    half = MaskSet({site.name: 0.5 - torch.arange(site.num_channels) % 2 for site in sites})
+    with tempfile.TemporaryDirectory() as folder:
+        path, start = Path(folder) / "half.onnx", time.perf_counter()
+        slim = prune(*on_device(session, half))
+        export_onnx(exported(session, slim.model.cpu()), path, session.example, opset=session.config.opset)
+        made = time.perf_counter()
+        timed_files([path], session.held_out[1], LATENCY_BATCHES, session.device)
+        timed = time.perf_counter()
+    rounded = {tuple(-(-(site.num_channels // 2) // multiple) * multiple for site in sites) for multiple in MULTIPLES}
+    widths = len(rounded) if session.config.round_to == "auto" else 0
+    return (1 + widths + _EXPORTS) * (made - start) + (1 + widths + _TIMED) * (timed - made)
 
 
 def _time_of_forward(session: Session, loader: BatchLoader) -> float:

@@ -38,7 +38,7 @@ from .shift import Figure, fitted_offsets, mean_of_groups, worst_of_groups
 MOST_FITTED = 5_000  # samples that a rung is fitted to, at most
 BALANCED = 1_000  # samples for the statistics of batch norms
 _BATCH = 100
-_PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of a refitted head, from which the other samples choose
+PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of a refitted head, from which the other samples choose
 
 
 class Rung(StrEnum):
@@ -227,7 +227,7 @@ class Ladder:
                 continue
             shifted = self._fitted(replace(plain, part=Rung.SHIFT), fitted)
             found[Rung.SHIFT if is_own else Rung.NORMS].append(shifted)
-            heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in _PENALTIES)
+            heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in PENALTIES)
             found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
         return found
 
