@@ -20,7 +20,7 @@ from ..gates.bottleneck import readout_of
 from ..gates.gated_model import GatedModel
 from ..gates.masks import GateSite, MaskSet
 from ..mask_search.assembly import VALIDATION_PART, VALIDATION_SAMPLES, assemble
-from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, steps_per_round
+from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, sample_size, steps_per_round
 from ..mask_search.refitted import refitted_head
 from ..mask_search.schedule import temperatures
 from ..mask_search.trades import STEPS_DOWN, TRIALS
@@ -199,7 +199,8 @@ def _times_of_round(session: Session, loader: BatchLoader) -> tuple[float, float
     trades = TRIALS * trial + (1 + _KEPT * TRIALS) * worth
     if rounds.judge.refits:  # the second start, once in a search
         trades += STEPS_DOWN / TRADING * worth
-    return max(0.0, whole - look) / EVERY, look, trades
+    larger = sample_size(settings, len(loader.data)) / sample_size(settings, len(few))
+    return max(0.0, whole - look) / EVERY, larger * look, larger * trades
 
 
 def _median_seconds(action: Callable[[], object], session: Session) -> float:

@@ -68,7 +68,7 @@ _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _WALK = 7  # round in which the share has come down, or a later one for small budgets
 _MOST_CLOSED = 0.1  # share of the cost that goes in a round on the way to a small budget
 _SETTLING = 2  # rounds at the end in which the steps become smaller
-_SAMPLE = 600  # samples of the balanced sample, at most
+_SAMPLE, _REFITTED_SAMPLE = 600, 2_000  # samples of the balanced sample, at most; those to which heads are fitted
 _MEAN, _SQUARE = 0.9, 0.95  # memory of the running means of the gradient and of its square, from step to step
 _LR = 0.05  # largest step of a mask logit
 _START, _SHUT = 0.67, -0.1  # mask logits of open channels at the start, and of those for which there is no room
@@ -112,6 +112,15 @@ def steps_per_round(config: SearchConfig) -> int:
     return -(-(config.steps or _STEPS) // ROUNDS)
 
 
+def sample_size(config: SearchConfig, num_samples: int) -> int:
+    """Number of samples of the balanced sample by which masks are judged, of a training set of so many.
+
+    >>> [sample_size(SearchConfig(refit=refit), 5_000) for refit in ("none", "head")]
+    [600, 2000]
+    """
+    return min(num_samples, _REFITTED_SAMPLE if config.refit == "head" else _SAMPLE)
+
+
 class Rounds:
     """The rounds of a gradual search.
 
@@ -122,10 +131,8 @@ class Rounds:
     def __init__(self, search: Search) -> None:
         assert isinstance(search.state, GradualState) and isinstance(search.budget, Projection)
         self.search, self.state, self.projection = search, search.state, search.budget
-        size = len(search.labels.known.target)
-        self.sample = balanced_sample(
-            search.data, search.labels, search.state.position, search.state.generator, min(size, _SAMPLE)
-        )
+        size = sample_size(search.config, len(search.labels.known.target))
+        self.sample = balanced_sample(search.data, search.labels, search.state.position, search.state.generator, size)
         self.judge = Judge(search, self.sample)
         self.trades = Trades(search, search.budget, self.judge)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))

@@ -21,10 +21,9 @@ from torch.nn.functional import cross_entropy, linear
 from ..distributed import gathered, summed
 from ..errors import ConfigError
 from .assembly import Search
-from .refitted import Sample, balanced_sample, refitted_head
+from .refitted import Sample, refitted_head
 
 _PENALTY = 3e-2  # of a head that is fitted to half of the sample
-_MOST = 2_000  # samples to which a head is fitted that is judged on validation data
 
 
 class Judge:
@@ -41,12 +40,6 @@ class Judge:
     def __init__(self, search: Search, sample: Sample) -> None:
         self.search, self.sample = search, sample
         self.refits = search.config.refit == "head"
-        self.larger = sample
-        if self.refits:
-            size = min(len(search.labels.known.target), _MOST)
-            self.larger = balanced_sample(
-                search.data, search.labels, search.state.position, search.state.generator, size
-            )
         readout = search.network.readout
         if self.refits and not readout.is_plain:
             raise ConfigError("refit 'head' changes the last layer, and this network does not end in a linear one")
@@ -74,7 +67,7 @@ class Judge:
 
     def _refitted_loss(self, gates: Tensor) -> float:
         """The loss on each half of the sample of a head that is fitted to the other half."""
-        features, target = self._seen(gates, self.sample)
+        features, target = self._seen(gates)
         is_odd = self._halves
         total = 0.0
         for side in (is_odd, ~is_odd):
@@ -84,17 +77,17 @@ class Judge:
         return total / len(target)
 
     @torch.no_grad()
-    def head(self, gates: Tensor, sample: Sample | None = None) -> Tensor | None:
-        """Weights of a head that is fitted to a sample, shape (C, D + 1); None where none is refitted."""
+    def head(self, gates: Tensor) -> Tensor | None:
+        """Weights of a head that is fitted to the sample, shape (C, D + 1); None where none is refitted."""
         if not self.refits:
             return None
-        features, target = self._seen(gates, sample or self.sample)
+        features, target = self._seen(gates)
         return refitted_head(features, target, self.search.network.num_classes)
 
-    def _seen(self, gates: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
+    def _seen(self, gates: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, D) and classes (N,) of the samples of all processes."""
         features, targets = [], []
-        for part, inputs in self.search.passes.inputs(sample.batches):
+        for part, inputs in self.search.passes.inputs(self.sample.batches):
             features.append(self.search.passes.forward(gates, inputs)[1])
             targets.append(self.search.labels.of(part).target)
         return gathered(torch.cat(features)), gathered(torch.cat(targets))
@@ -113,7 +106,7 @@ class Judge:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """A context in which the network has the head that masks are judged by, fitted to the present masks."""
-        head = self.head(self.search.network.gates.values.detach(), self.larger)
+        head = self.head(self.search.network.gates.values.detach())
         if head is None:
             yield
             return

@@ -107,7 +107,7 @@ def test_validation_is_judged_with_the_refitted_head_and_the_own_one_is_put_back
     net = rounds.search.network
     layer = net.model.get_submodule(net.readout.layers[0])
     own = [tensor.clone() for tensor in (layer.weight, layer.bias)]
-    head = rounds.judge.head(net.gates.values.detach(), rounds.judge.larger)
+    head = rounds.judge.head(net.gates.values.detach())
     with rounds.judge.applied():
         assert torch.equal(layer.weight, head[:, :-1]) and torch.equal(layer.bias, head[:, -1])
         inside = evaluate(net.gated, VALIDATION, torch.arange(3)[:, None])
