@@ -18,7 +18,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,12 @@ def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
 
 PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "defaults.md"
 _RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/defaults.json"
+_TIMES = {
+    "search": "search_seconds",
+    "search, estimated": "estimated_seconds",
+    "run": "run_seconds",
+    "run, estimated": "estimated_run_seconds",
+}
 _HEADS = ["network", "dense", "worst", "slim", "worst", "verdict", "FLOPs left", "batch 1", "batch 16"]
 
 
@@ -131,7 +137,28 @@ def markdown(record: dict[str, Any]) -> str:
         row += [found["verdict"], f"{100 * found['flops_left']:.1f}"]
         row += [f"{found['latency_ratio'][batch]['median']:.2f}" for batch in ("batch_1", "batch_16")]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_times(cells)]) + "\n"
+
+
+def _times(cells: Mapping[str, Any]) -> list[str]:
+    """A row per cell whose run was estimated: seconds of the search and of the run, each beside its estimate."""
+    timed = {name: found for name, found in cells.items() if "estimated_run_seconds" in found}
+    if not timed:
+        return []
+    heads = ["network", *_TIMES, "search, in vanilla epochs"]
+    lines = [
+        "",
+        "## Times",
+        "",
+        "Seconds of the search and of the whole run, beside what the dry run had estimated just before.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "| --- |" + " ---: |" * (len(heads) - 1),
+    ]
+    for name, found in timed.items():
+        row = [name, *(f"{found[key]:.0f}" for key in _TIMES.values()), f"{found['vanilla_epochs']:.1f}"]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
 
 
 if __name__ == "__main__":

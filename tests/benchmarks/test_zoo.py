@@ -131,6 +131,18 @@ def test_the_page_of_the_ladder_counts_who_is_ahead():
     assert "| b | 25.0 | 50.0 (25.0) | 50.4 (25.2) | 60.0 (30.0) | 50.0 (25.0) | 70.0 (35.0) | 80.0 (40.0) |" in page
 
 
+def test_the_times_of_runs_stand_beside_their_estimates():
+    network = {"unbiased_accuracy": 0.5, "worst_group_accuracy": 0.25}
+    times = {"search_seconds": 12.4, "estimated_seconds": 11.0, "run_seconds": 40.0, "estimated_run_seconds": 38.6}
+    row = {"exit_code": 0, "dense": network, "slim": network, "verdict": "equal", "flops_left": 0.5, "commit": "x"}
+    row |= {"latency_ratio": {batch: {"median": 0.5} for batch in ("batch_1", "batch_16")}, "vanilla_epochs": 4.0}
+    record = {"cells": {"a": row}, "protocol": "p", "command": "c", "commit": "x"}
+    assert "## Times" not in defaults.markdown(record)  # of a run that was not estimated
+    record["cells"] = {"a": row, "b": row | times}
+    times = defaults.markdown(record).split("## Times")[1]
+    assert "| b | 12 | 11 | 40 | 39 | 4.0 |" in times and "| a |" not in times
+
+
 def test_a_cell_that_was_interrupted_has_no_figures_and_is_run_again(tmp_path, monkeypatch):
     name = zoo.CELLS[0].name
     (tmp_path / name).mkdir()
