@@ -137,7 +137,7 @@ def _time_of_head(session: Session, num_samples: int) -> float:
 def _time_of_removal(session: Session, sites: Sequence[GateSite]) -> float:
     """Seconds of removal, export and timing in onnxruntime, by those of a network of which half is removed.
 
-    0 if the dense network was not exported, as for what does not get that far.
+    0 in processes that export nothing.
     """
     if session.dense_file is None:
         return 0.0
