@@ -38,11 +38,13 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
         BiseError: the run itself would refuse these settings or files.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        session = read_session(config, StageClock(progress), Path(scratch))
+        clock = StageClock(progress)
+        session = read_session(config, clock, Path(scratch))
         if session.plan is not None:
             pruned(session, session.plan, None)
         sites = gate_sites(session.dense, session.example, config.search.placement)
         estimate = estimated(session, sites)
+        estimate["run_seconds"] += sum(clock.timings.values()) if estimate["run_seconds"] else 0.0  # to read it all
     checkpoint, splits = session.checkpoint, session.splits
     return {
         "checkpoint": {

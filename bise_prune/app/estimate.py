@@ -40,7 +40,7 @@ _BATCHES = 8  # of the training set, on which a search is begun
 _FORWARDS = 3  # forward passes that take as long as a step of the training of norm layers
 _ITERATIONS, _FEW_ITERATIONS = 70, 10  # of the fit of a last layer: as many as there are, and as are timed
 _KEPT = 0.25  # share of the trades that are taken to lower the loss
-_EXPORTS, _TIMED = 1, 4  # files that are written, and timed, beside those by which widths are chosen
+_EXPORTS, _TIMED = 2, 4  # files that are written, and timed, beside those by which widths are chosen
 _LEFT = 0.7  # share of the dense network's time that the slim one is taken to need without a budget
 
 
