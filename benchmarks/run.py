@@ -47,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
     arguments = parser.parse_args(argv)
+    plans = [PLANS[SAME.get(table, table)] for table in arguments.table if table not in _ALONE]
+    known = {rho for plan in plans for rho in plan.rhos(arguments.size)}
+    if unknown := sorted(set(arguments.rho or ()) - known):
+        there = ", ".join(f"{rho:g}" for rho in sorted(known)) if any(known) else "nothing to choose"
+        parser.error(f"--rho: {unknown[0]:g} is in none of these tables at the size {arguments.size} (there: {there})")
     if arguments.device == "cpu":
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)  # gradients of memorised samples; arithmetic on them takes 40 times as long

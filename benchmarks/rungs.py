@@ -83,8 +83,7 @@ def markdown(records: Recorded) -> str:
 def _places(records: Recorded) -> list[tuple[Setting, float]]:
     """The settings that there are records of."""
     settings = [setting_of(name, size) for name, size in _SETS.items()]
-    places = [(setting, rho) for setting in settings for rho in setting.rhos or (0.0,)]
-    return [(each, rho) for each, rho in places if records.of(Where(each.name, each.size, rho, "rungs", ""))]
+    return [(each, rho) for each in settings for rho in records.rhos(each.name, each.size, "rungs")]
 
 
 def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:

@@ -105,7 +105,9 @@ PLANS: dict[str, Plan] = {
     "searches-digits": Plan("digits", ("vanilla", "bise", "gradual", "budgets")),
     "searches-cifar": Plan("corrupted_cifar10", ("vanilla", "bise", "gradual", "budgets")),
     "searches-multi-color": Plan("multi_color_mnist", ("vanilla", "bise", "gradual")),
-    "rungs": Plan("biased_mnist", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria")),
+    "rungs": Plan(
+        "biased_mnist", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria"), extra_rhos=(0.99,)
+    ),
     "rungs-digits": Plan("digits", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria")),
     "rungs-cifar": Plan("corrupted_cifar10", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria")),
     "rungs-multi-color": Plan("multi_color_mnist", ("vanilla", "rungs", "rungs-criteria")),

@@ -1,7 +1,9 @@
 """Records are written once, and read back."""
 
 import json
+import re
 
+import pytest
 import run
 from tables.recorded import Recorded, Where
 from tiny_benchmark import tiny
@@ -25,6 +27,16 @@ def test_a_record_is_written_once(tmp_path, monkeypatch, capsys, untimed):
     read = Recorded(tmp_path / "records")
     (value,) = read.values(Where("digits", "small", 0.9, "vanilla", "vanilla"), "unbiased")
     assert value == record["rows"]["vanilla"]["unbiased"]
+
+
+@pytest.mark.parametrize(
+    ("table", "told"), [("rungs", "0.9 is in none.*0.95, 0.98, 0.99"), ("rungs-multi-color", "nothing to choose")]
+)
+def test_a_share_that_no_table_has_is_refused(tmp_path, capsys, table, told):
+    size = ["--size", "full"] if table == "rungs-multi-color" else []
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["--table", table, *size, "--rho", "0.9", "--data-root", str(tmp_path)])
+    assert stopped.value.code == 2 and re.search(told, capsys.readouterr().err)
 
 
 def test_seeds_are_read_as_people_write_them():
