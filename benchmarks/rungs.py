@@ -68,7 +68,7 @@ def markdown(records: Recorded) -> str:
         "the worst subgroup. The search without `--tune` serves all rungs; with `--tune norms` and `--tune head`, it "
         "starts from the network with trained norm layers where that helps, and for a head judges masks by a refitted "
         "last layer. Records of sets whose norm layers are batch-norm statistics alone are from before that, and from "
-        "before heads were judged by more samples.",
+        "before heads were judged by more samples, but for the row of the search of `--tune head`.",
         "",
         "![Unbiased accuracy by share of the FLOPs, one line for each rule](../images/rungs.png)",
         "",
