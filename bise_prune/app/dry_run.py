@@ -18,7 +18,7 @@ from ..gates.sites import gate_sites
 from ..mask_search.weights import sample_weights
 from ..metrics.subgroups import count_subgroups, is_aligned
 from ..report.warnings import warnings_of_inputs
-from .estimate import estimated
+from .estimate import estimated, seconds_after_search
 from .progress import Progress, StageClock
 from .reading import read_session
 from .session import Session
@@ -44,7 +44,10 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
             pruned(session, session.plan, None)
         sites = gate_sites(session.dense, session.example, config.search.placement)
         estimate = estimated(session, sites)
-        estimate["run_seconds"] += sum(clock.timings.values()) if estimate["run_seconds"] else 0.0  # to read it all
+        estimate["run_seconds"] = 0.0
+        if estimate["epochs"]:
+            after = seconds_after_search(session, sites)
+            estimate["run_seconds"] = sum(clock.timings.values()) + estimate["seconds"] + after
     checkpoint, splits = session.checkpoint, session.splits
     return {
         "checkpoint": {

@@ -45,25 +45,37 @@ _LEFT = 0.7  # share of the dense network's time that the slim one is taken to n
 
 
 def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
-    """Epochs and steps of the search, and its estimated time in seconds, and that of the run without finetuning.
+    """Epochs and steps of the search, and its estimated time in seconds.
 
     Args:
         session: inputs of the run.
         sites: gate sites of the network.
 
     Returns:
-        ``epochs`` (rounds of a gradual search), ``steps_per_epoch``, ``seconds`` (of the search) and ``run_seconds``;
-        zeros if there is no search.
+        ``epochs`` (rounds of a gradual search), ``steps_per_epoch`` and ``seconds``; zeros if there is no search.
     """
     config = session.config
     if session.masks is not None or config.criterion != "learned":
-        return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0, "run_seconds": 0.0}
+        return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
     per_sample = _time_of_forward(session, session.search_loader()) / config.batch_size
-    budget = config.search.budget or budget_of(config, None)
-    search = (_of_gradual if config.search.is_gradual else _of_paper)(session, sites, per_sample, budget)
-    left = _LEFT if budget is None else budget.share
-    after = (1 + left) * (_time_of_ladder(session, per_sample) + per_sample * len(session.held_out[1]))
-    return {**search, "run_seconds": search["seconds"] + after + _time_of_removal(session, sites)}
+    return (_of_gradual if config.search.is_gradual else _of_paper)(session, sites, per_sample, _budget(session))
+
+
+def seconds_after_search(session: Session, sites: Sequence[GateSite]) -> float:
+    """Estimated time of what follows a search, without finetuning, in seconds; a removal and an export are tried.
+
+    Raises:
+        BiseError: the removal or the export failed.
+    """
+    per_sample = _time_of_forward(session, session.search_loader()) / session.config.batch_size
+    budget = _budget(session)
+    judged = _time_of_ladder(session, per_sample) + per_sample * len(session.held_out[1])
+    return (1 + (_LEFT if budget is None else budget.share)) * judged + _time_of_removal(session, sites)
+
+
+def _budget(session: Session) -> Budget | None:
+    """The budget of the search, as far as it is known before it."""
+    return session.config.search.budget or budget_of(session.config, None)
 
 
 def _of_paper(session: Session, sites: Sequence[GateSite], per_sample: float, budget: Budget | None) -> dict[str, Any]:
@@ -135,12 +147,7 @@ def _time_of_head(session: Session, num_samples: int) -> float:
 
 
 def _time_of_removal(session: Session, sites: Sequence[GateSite]) -> float:
-    """Seconds of removal, export and timing in onnxruntime, by those of a network of which half is removed.
-
-    0 in processes that export nothing.
-    """
-    if session.dense_file is None:
-        return 0.0
+    """Seconds of removal, export and timing in onnxruntime, by those of a network of which half is removed."""
     half = MaskSet({site.name: 0.5 - torch.arange(site.num_channels) % 2 for site in sites})
     with tempfile.TemporaryDirectory() as folder:
         path, start = Path(folder) / "half.onnx", time.perf_counter()
