@@ -186,6 +186,8 @@ class Budget:
         layer_floor: share of each mask's channels, those that are worth most, that stay open whatever they cost, in
             [0, 1), so that no layer is emptied on the way; at least one channel stays open.
         joins: lowering that the cost is counted for, where masks that meet disagree; see :func:`bise_prune.prune`.
+        multiple: multiple that the widths of layers are rounded up to where the cost is counted, >= 1. Of a gradual
+            search.
     """
 
     share: float
@@ -194,6 +196,7 @@ class Budget:
     descent: float = 0.5
     layer_floor: float = 0.05
     joins: Literal["intersection", "expand"] = "expand"
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         _require_finite(self)
@@ -203,6 +206,9 @@ class Budget:
         _require(self.weight > 0, "budget weight", self.weight, "a number > 0")
         _require(0 <= self.descent < 1, "budget descent", self.descent, "a number in [0, 1)")
         _require(0 <= self.layer_floor < 1, "budget layer_floor", self.layer_floor, "a number in [0, 1)")
+        _require(
+            isinstance(self.multiple, int) and self.multiple >= 1, "budget multiple", self.multiple, "an integer >= 1"
+        )
 
     def is_met(self, cost: float) -> bool:
         """Whether a cost, as a share of the dense network's, is at most one percentage point above the budget."""

@@ -24,6 +24,7 @@ from ..distributed import share_object
 from ..gates.masks import GateCall, GateSite
 from ..metrics.cost import time_by_turns
 from ..tracing import WITHOUT_MEAN, Attention, Call, Side, Trace, UnionFind
+from .rounded_widths import round_up
 
 _WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of a layer's inputs and outputs at which it is timed
 _RUNS = 9
@@ -39,12 +40,19 @@ class GateCost:
         of: cost to count: "flops" (multiply-accumulates of convolutions, linear layers and attention), "params", or
             "latency" (measured times of layers at several widths, interpolated).
         joins: lowering at places where gates disagree; see :func:`bise_prune.prune`.
+        multiple: multiple that the widths of layers, and of the heads of attention, are rounded up to.
     """
 
     def __init__(
-        self, trace: Trace, model: nn.Module, sites: Sequence[GateSite], of: CostUnit = "flops", joins: Joins = "expand"
+        self,
+        trace: Trace,
+        model: nn.Module,
+        sites: Sequence[GateSite],
+        of: CostUnit = "flops",
+        joins: Joins = "expand",
+        multiple: int = 1,
     ) -> None:
-        self.trace, self.sites = trace, list(sites)
+        self.trace, self.sites, self.multiple = trace, list(sites), multiple
         self.gates_on: dict[int, list[tuple[int, GateCall]]] = {}
         self.normed = {trace.call_of[c.key].index for site in sites for c in site.calls if c.is_layer_norm}
         for number, site in enumerate(sites):
@@ -94,9 +102,11 @@ class GateCost:
                 needed[index] = _either(wanted[index], value.num_channels)
         present = [a * b for a, b in zip(live, needed, strict=True)]
         for attention in self.trace.attentions:
-            _fill_heads(attention, present)
+            _fill_heads(attention, present, self.multiple)
         for index, members in self.joined.items():
             present[index] = _either([present[member] for member in members], len(present[index]))
+        if self.multiple > 1:
+            round_up(self.trace, present, self.multiple)
         return present
 
     def _gated(self, call: Call, channels: Tensor, gates: Sequence[Tensor]) -> Tensor:
@@ -179,10 +189,10 @@ def _want_attended(
         wanted[value].append(torch.ones_like(live[value]))
 
 
-def _fill_heads(attention: Attention, present: list[Tensor]) -> None:
+def _fill_heads(attention: Attention, present: list[Tensor], multiple: int) -> None:
     """Make all heads that are present as wide as the widest one: of values and results, of queries and keys.
 
-    A head has at least one channel.
+    A head has at least one channel, and its width is rounded up to a multiple.
     """
     kept = present[attention.results.whole][attention.results.channels]
     heads = torch.ones_like(kept[:, :1])
@@ -193,8 +203,10 @@ def _fill_heads(attention: Attention, present: list[Tensor]) -> None:
         pairs = torch.minimum(*(present[side.whole][side.channels] for side in sides))
         filled += [(side, pairs) for side in sides]
     for side, cells in filled:
-        width = (heads * cells.mean(1).amax().clamp(min=1 / cells.shape[1])).expand(cells.shape)
-        present[side.whole] = _put(present[side.whole], side, width)
+        width = cells.mean(1).amax().clamp(min=1 / cells.shape[1])
+        channels = round(float(width) * cells.shape[1], 6)
+        width = width + (min(-(-channels // multiple) * multiple, cells.shape[1]) - channels) / cells.shape[1]
+        present[side.whole] = _put(present[side.whole], side, (heads * width).expand(cells.shape))
 
 
 def _put(numbers: Tensor, side: Side, cells: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import Budget
+from ..gates.masks import GateSite, gates_a_layer
 from ..gates.ranking import least_open
 from .gate_cost import GateCost
 
@@ -27,6 +28,7 @@ class Projection:
 
     def __init__(self, cost: GateCost, sizes: list[int], layer_floor: float = Budget.layer_floor) -> None:
         self.sizes, self.layer_floor, self._cost = sizes, layer_floor, cost
+        self._blocks = [_channels_of_block(site, cost.multiple) for site in cost.sites]
 
     def cost(self, gates: Tensor) -> float:
         """Cost under gates (M,) of 0 and 1, as a share of the dense network's."""
@@ -70,7 +72,7 @@ class Projection:
             Bool of shape (M,). If even the channels that always stay open cost more, only these do.
         """
         protected = self.protected(worth)
-        order = torch.where(protected, torch.inf, worth).argsort(stable=True)
+        order = torch.where(protected, torch.inf, self._of_blocks(worth)).argsort(stable=True)
         low, high = -1, len(worth) - int(protected.sum())  # closing low channels is too little, closing high enough
         if share >= 1.0 or self.cost(self._gates(order, 0)) <= share:
             return torch.ones_like(protected)
@@ -80,7 +82,34 @@ class Projection:
                 high = middle
             else:
                 low = middle
-        return self._gates(order, high) > 0
+        kept = self._gates(order, high) > 0
+        filled = self._filled(kept, worth)
+        return filled if filled is kept or self.cost(filled.float()) <= share else kept
+
+    def _of_blocks(self, worth: Tensor) -> Tensor:
+        """The mean worth of the block that each channel belongs to, shape (M,): a width has room for whole blocks."""
+        if max(self._blocks) == 1:
+            return worth
+        parts = []
+        for part, block in zip(worth.split(self.sizes), self._blocks, strict=True):
+            number = part.argsort(descending=True, stable=True).argsort() // block
+            known = part > -torch.inf
+            sums = torch.zeros(len(part), dtype=part.dtype, device=part.device)
+            counts = sums.index_add(0, number, known.to(part))
+            sums = sums.index_add(0, number, torch.where(known, part, 0.0))
+            parts.append(torch.where(known, (sums / counts)[number], -torch.inf))
+        return torch.cat(parts)
+
+    def _filled(self, kept: Tensor, worth: Tensor) -> Tensor:
+        """The channels that stay open, with those that were open and have room in rounded widths, bool of (M,)."""
+        if max(self._blocks) == 1:
+            return kept
+        parts = []
+        for own, part, block in zip(kept.split(self.sizes), worth.split(self.sizes), self._blocks, strict=True):
+            width = min(-(-int(own.sum()) // block) * block, len(own))
+            best = torch.where(own, torch.inf, part).topk(width).indices
+            parts.append(own.index_fill(0, best, True) & (own | (part > -torch.inf)))
+        return torch.cat(parts)
 
     def protected(self, worth: Tensor) -> Tensor:
         """The channels that always stay open, those of each site that are worth most, bool of shape (M,)."""
@@ -96,3 +125,10 @@ class Projection:
         gates = torch.ones(len(order), device=order.device)
         gates[order[:count]] = 0
         return gates
+
+
+def _channels_of_block(site: GateSite, multiple: int) -> int:
+    """How many channels of a site fill a width up to its next multiple; 1 inside attention, where heads are rounded."""
+    if not gates_a_layer(site.name) and not site.is_stream:
+        return 1
+    return max(1, multiple // max(1, (site.calls[0].entries or (0,)).count(0)))

@@ -19,6 +19,7 @@ def prune_as_searched(
     example_inputs: Inputs,
     target: Target,
     *,
+    counted_at: int = 1,
     joins: JoinsChoice = "auto",
     round_to: RoundTo = 1,
     round_fill: RoundFill = "zero",
@@ -32,9 +33,10 @@ def prune_as_searched(
         masks: the masks that the search found.
         example_inputs: input(s) of the network, batch first.
         target: the size that the search was to reach.
+        counted_at: multiple at which the search counted widths, and at which the target is judged.
         joins: see :func:`bise_prune.prune`.
-        round_to: see :func:`bise_prune.prune`; the target is judged before widths are rounded up, and its
-            outcome in the plan is the share that is removed after that (except for a latency, which is measured once).
+        round_to: see :func:`bise_prune.prune`; the target's outcome in the plan is the share that is removed with
+            widths rounded up to this multiple (except for a latency, which is measured once).
         round_fill: see :class:`bise_prune.config.Rounding`.
 
     Returns:
@@ -42,7 +44,7 @@ def prune_as_searched(
         the input would reach the logits.
     """
     try:
-        result = prune(model, masks, example_inputs, joins=joins)
+        result = prune(model, masks, example_inputs, joins=joins, round_to=counted_at, round_fill=round_fill)
     except DeadNetworkError:
         return None
     slim, plan = result.model, result.plan
@@ -50,7 +52,7 @@ def prune_as_searched(
     if abs(reached - target.removed) > target.tolerance:
         return None
     planned = replace(plan, target={**outcome_of(target, reached), "by": "search"})
-    if round_to == 1:
+    if round_to == counted_at:
         return replace(result, plan=planned)
     result = prune(model, masks, example_inputs, joins=joins, round_to=round_to, round_fill=round_fill)
     return replace(result, plan=replace(result.plan, target=outcome_after(planned, result.plan)))

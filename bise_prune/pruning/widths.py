@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..metrics.cost import AS_FAST, LatencyRatio
 
 MULTIPLES = (1, 4, 8, 16, 32)  # tried in any case
+SMALLEST_MULTIPLE = 4  # at which runtimes are fast as a rule; a search for a target counts widths at it
 
 
 @dataclass(frozen=True)

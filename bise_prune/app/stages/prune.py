@@ -19,6 +19,7 @@ from ...report.advice import advice
 from ...report.files import MASK_FILE
 from ..session import Session
 from .latency import with_target_latency
+from .search import counted_at
 from .widths import on_device, with_measured_widths
 
 
@@ -103,7 +104,7 @@ def _by_masks(
     config, arguments = session.config, on_device(session, masks)
     widths: dict[str, Any] = {"joins": joins, "round_to": round_to, "round_fill": config.round_fill}
     if found is not None and config.target is not None:
-        result = prune_as_searched(*arguments, config.target, **widths)
+        result = prune_as_searched(*arguments, config.target, counted_at=counted_at(config), **widths)
         if result is not None:
             return result
     return prune(

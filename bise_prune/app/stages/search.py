@@ -21,6 +21,7 @@ from ...gates.sites import gate_sites
 from ...mask_search import EpochRecord, SearchResult, search
 from ...mask_search.state_file import finished_epochs, started_with
 from ...mask_search.weights import sample_weights
+from ...pruning.widths import SMALLEST_MULTIPLE
 from ...report.files import STATE_FILE
 from ...report.record import epoch_record
 from ..progress import EpochFigures, StageClock
@@ -121,7 +122,17 @@ def budget_of(config: RunConfig, start: MaskSet | None) -> Budget | None:
         descent=config.budget_descent if start is None or config.search.is_gradual else 0.0,  # it is near the budget
         layer_floor=config.layer_floor,
         joins=lowering_of(config.joins),
+        multiple=counted_at(config),
     )
+
+
+def counted_at(config: RunConfig) -> int:
+    """The multiple at which a search counts widths."""
+    if config.search.budget is not None:
+        return config.search.budget.multiple
+    if not config.search.is_gradual:
+        return 1
+    return SMALLEST_MULTIPLE if config.round_to == "auto" else config.round_to
 
 
 @contextmanager
