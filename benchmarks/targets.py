@@ -6,8 +6,8 @@
 
 Runs `bise-prune CHECKPOINT --data DATA --target-flops SHARE` for each cell, on one thread: once as it is, with a search
 that counts widths rounded up to multiples of 4, and once with a search that counts every channel. In both, the widths
-that are delivered are chosen by latency in onnxruntime afterwards. Measures accuracies of the dense and the slim network
-on the test split, FLOPs left, and latency of both ONNX files in onnxruntime. What is there is not run again;
+that are delivered are chosen by latency in onnxruntime afterwards. Measures accuracies of the dense and the slim
+network on the test split, FLOPs left, and latency of both ONNX files in onnxruntime. What is there is not run again;
 ``--record`` writes benchmarks/records/targets.json from what is there, and ``benchmarks/results.py`` the page of it.
 """
 
@@ -39,9 +39,7 @@ _COUNTED = {"steps of 4": None, "single channels": 1}  # multiples of the search
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     zoo.add_arguments(parser)
-    parser.add_argument(
-        "--shares", type=float, nargs="+", default=[0.5, 0.33], help="shares of the FLOPs that may stay"
-    )
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.33], help="shares of the FLOPs")
     parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -120,9 +118,8 @@ def markdown(record: dict[str, Any]) -> str:
         "channels; latency in onnxruntime is a share of the dense network's.",
     ]
     for share in sorted({found["share"] for found in runs}, reverse=True):
-        pairs = {
-            name: pair for name in (cell.name for cell in zoo.CELLS) if (pair := _pair(runs, name, share)) is not None
-        }
+        found = {cell.name: _pair(runs, cell.name, share) for cell in zoo.CELLS}
+        pairs = {name: pair for name, pair in found.items() if pair is not None}
         lines += [
             "",
             f"## {share:.0%} of the FLOPs, {len(pairs)} networks",
@@ -144,7 +141,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def _pair(runs: Sequence[Mapping[str, Any]], name: str, share: float) -> list[Mapping[str, Any]] | None:
-    """The runs of a cell at a share, in the order of ``_COUNTED``; None unless both are there and delivered a network."""
+    """The runs of a cell at a share, in the order of ``_COUNTED``; None unless both delivered a network."""
     own = {found["counted"]: found for found in runs if (found["cell"], found["share"]) == (name, share)}
     if set(own) != set(_COUNTED) or any(found["exit_code"] for found in own.values()):
         return None

@@ -186,8 +186,8 @@ class Budget:
         layer_floor: share of each mask's channels, those that are worth most, that stay open whatever they cost, in
             [0, 1), so that no layer is emptied on the way; at least one channel stays open.
         joins: lowering that the cost is counted for, where masks that meet disagree; see :func:`bise_prune.prune`.
-        multiple: multiple that the widths of layers are rounded up to where the cost is counted, >= 1. Of a gradual
-            search.
+        multiple: multiple that the widths of layers are rounded up to where the cost is counted, >= 1; if the network
+            would cost more than ``share`` at any such widths, every channel is counted. Of a gradual search.
     """
 
     share: float

@@ -143,7 +143,10 @@ def _budget(config: SearchConfig, network: MaskedNetwork, num_epochs: int) -> Bu
     parts, sizes = (network.trace, network.model, network.sites), network.gates.sizes
     if budget is None:
         return Projection(GateCost(*parts), sizes)
-    return Projection(GateCost(*parts, budget.of, budget.joins, budget.multiple), sizes, budget.layer_floor)
+    projection = Projection(GateCost(*parts, budget.of, budget.joins, budget.multiple), sizes, budget.layer_floor)
+    if budget.multiple == 1 or projection.reaches(budget.share):
+        return projection
+    return Projection(GateCost(*parts, budget.of, budget.joins), sizes, budget.layer_floor)
 
 
 def _validation(loader: Loader, aligned: Tensor, num_biases: int) -> Validation:

@@ -9,6 +9,7 @@ a channel would change.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ class GateCost:
         """
         present = self._present([gate.cpu().double() for gate in gates])
         return torch.stack([term(present) for term in self.terms]).sum() / self.dense
+
+    def by_channels(self) -> GateCost:
+        """The same cost where every channel is counted: widths are not rounded up."""
+        single = copy.copy(self)
+        single.multiple = 1
+        return single
 
     def _present(self, gates: Sequence[Tensor]) -> list[Tensor]:
         """For each tensor of the trace, how far each of its channels is present, in [0, 1]."""

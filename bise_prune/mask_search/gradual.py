@@ -13,7 +13,8 @@ down:
   more than one. So a channel closes, or opens, after some steps that agree.
 * **A budget by construction.** A share of the network's cost is allowed: all of it in the first round, then less and
   less, down to the budget. Whenever there is too little room, the channels that are worth least for what they cost are
-  closed (:mod:`.projection`).
+  closed (:mod:`.projection`). Where widths are rounded up in what is delivered, they are so at the end of each round
+  from there on, and in the trades; on the way, closing one channel of a layer would save nothing.
 * **Balanced batches.** Samples are drawn by their weight r (Eq. 4) instead of being weighted by it, so that a step
   does not hang on the one rare sample of its batch. Aligned and conflicting samples make up half of the draws each:
   with many classes, r alone would leave aligned samples next to nothing.
@@ -130,7 +131,8 @@ class Rounds:
 
     def __init__(self, search: Search) -> None:
         assert isinstance(search.state, GradualState) and isinstance(search.budget, Projection)
-        self.search, self.state, self.projection = search, search.state, search.budget
+        self.search, self.state, self.projection = search, search.state, search.budget.by_channels()
+        self.rounded = search.budget
         size = sample_size(search.config, len(search.labels.known.target))
         self.sample = balanced_sample(search.data, search.labels, search.state.position, search.state.generator, size)
         self.judge = Judge(search, self.sample)
@@ -238,10 +240,13 @@ class Rounds:
             self._take_steps(self._drawn(number)[done:], after_step)
         else:
             self._take_steps_of_passes(self.per_round - done, after_step)
+        budget = self.search.config.budget
+        if budget is not None and number >= self.walk:
+            state.logits[self.rounded.without_room(self.worth[0], gates.closed, budget.share)] = _SHUT
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
         accuracies = self.accuracies(*self.outputs())
-        is_on_the_way = self.search.config.budget is None or number < self.walk
+        is_on_the_way = budget is None or number < self.walk
         ranks = self.ranks(self.worth[0], gates.closed)
         with self.judge.applied():
             record = record_epoch(self.search, number, None, *accuracies, logits=ranks)
@@ -258,7 +263,7 @@ class Rounds:
         state.tally = EpochTally(gates.closed)
         start = (self.best >= 0).to(state.logits) if number == ROUNDS + 1 else gates.values.detach()
         generator = torch.Generator().manual_seed(search.config.seed * (ROUNDS + TRADING) + number)
-        room = max(self.projection.cost(start), 0.0 if budget is None else budget.share)
+        room = max(self.rounded.cost(start), 0.0 if budget is None else budget.share)
         if number == _SECOND_START and self.judge.refits:
             start = min(start, self.trades.way_down(room, after_trial), key=self.judge.loss)
         traded, worth = self.trades.round(start, room, generator, after_trial)

@@ -34,6 +34,14 @@ class Projection:
         """Cost under gates (M,) of 0 and 1, as a share of the dense network's."""
         return float(self._cost(gates.split(self.sizes)))
 
+    def by_channels(self) -> Projection:
+        """The same projection where every channel is counted, whatever widths are rounded up to."""
+        return self if self._cost.multiple == 1 else Projection(self._cost.by_channels(), self.sizes, self.layer_floor)
+
+    def reaches(self, share: float) -> bool:
+        """Whether the network costs at most a share if only the channels are open that always stay open."""
+        return self.cost(self.protected(torch.zeros(sum(self.sizes))).float()) <= share
+
     def savings(self, gates: Tensor) -> Tensor:
         """What each channel adds to the cost under these gates, as a share of the dense network's, shape (M,)."""
         leaf = gates.detach().cpu().double().requires_grad_()
@@ -82,26 +90,31 @@ class Projection:
                 high = middle
             else:
                 low = middle
-        kept = self._gates(order, high) > 0
-        filled = self._filled(kept, worth)
-        return filled if filled is kept or self.cost(filled.float()) <= share else kept
+        return self.filled(self._gates(order, high) > 0, worth, share)
 
     def _of_blocks(self, worth: Tensor) -> Tensor:
-        """The mean worth of the block that each channel belongs to, shape (M,): a width has room for whole blocks."""
+        """What the block that each channel belongs to is worth, shape (M,): widths grow and shrink by whole blocks."""
         if max(self._blocks) == 1:
             return worth
         parts = []
         for part, block in zip(worth.split(self.sizes), self._blocks, strict=True):
             number = part.argsort(descending=True, stable=True).argsort() // block
             known = part > -torch.inf
-            sums = torch.zeros(len(part), dtype=part.dtype, device=part.device)
-            counts = sums.index_add(0, number, known.to(part))
-            sums = sums.index_add(0, number, torch.where(known, part, 0.0))
-            parts.append(torch.where(known, (sums / counts)[number], -torch.inf))
+            sums = torch.zeros_like(part).index_add(0, number, torch.where(known, part, 0.0))
+            parts.append(torch.where(known, sums[number], -torch.inf))
         return torch.cat(parts)
 
-    def _filled(self, kept: Tensor, worth: Tensor) -> Tensor:
-        """The channels that stay open, with those that were open and have room in rounded widths, bool of (M,)."""
+    def filled(self, kept: Tensor, worth: Tensor, share: float) -> Tensor:
+        """Open channels, and with them those of highest worth for which rounded widths have room in any case.
+
+        Args:
+            kept: which channels are open, bool of shape (M,).
+            worth: number by which the others are ranked, shape (M,); minus infinity for those that stay closed.
+            share: share of the dense network's cost, in (0, 1].
+
+        Returns:
+            Bool of shape (M,); what was given if the network would cost more.
+        """
         if max(self._blocks) == 1:
             return kept
         parts = []
@@ -109,7 +122,8 @@ class Projection:
             width = min(-(-int(own.sum()) // block) * block, len(own))
             best = torch.where(own, torch.inf, part).topk(width).indices
             parts.append(own.index_fill(0, best, True) & (own | (part > -torch.inf)))
-        return torch.cat(parts)
+        filled = torch.cat(parts)
+        return filled if self.cost(filled.float()) <= max(share, self.cost(kept.float())) else kept
 
     def protected(self, worth: Tensor) -> Tensor:
         """The channels that always stay open, those of each site that are worth most, bool of shape (M,)."""

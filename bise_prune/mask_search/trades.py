@@ -113,8 +113,10 @@ class Trades:
         closed = gates == 0
         value = self.projection.per_cost(worth, closed)
         opened = torch.where(closed, value, -torch.inf).topk(min(size, int(closed.sum()))).indices
-        value = torch.where(closed, -torch.inf, value).index_fill(0, opened, torch.inf)
-        return (self.projection.kept(value, share) & (value > -torch.inf)).to(gates)
+        ranked = torch.where(closed, -torch.inf, value).index_fill(0, opened, torch.inf)
+        kept = self.projection.kept(ranked, share) & (ranked > -torch.inf)
+        spare = torch.where(closed & (value <= 0), -torch.inf, value)
+        return self.projection.filled(kept, spare, share).to(gates)
 
     def worth(self, gates: Tensor) -> tuple[Tensor, Tensor]:
         """What each channel is worth on the sample, and the standard error of the gradient in it, shape (M,) each."""

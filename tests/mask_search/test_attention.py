@@ -67,15 +67,17 @@ def runs_once(seed):
     return len(set(map(id, blocks))) == len(blocks)
 
 
+@pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("of", ["flops", "params"])
 @pytest.mark.parametrize("placement", ["all", "tied"])
 @pytest.mark.parametrize("seed", [seed for seed in range(16) if runs_once(seed)])
-def test_the_cost_of_gates_is_that_of_the_plan(seed, placement, of):
+def test_the_cost_of_gates_is_that_of_the_plan(seed, placement, of, multiple):
     model, inputs = RandomTransformer(seed).eval().double(), torch.randn(2, 4, 5, dtype=torch.float64)
     masks = masks_for(model, inputs, placement, seed, 0.5)
     for logits in masks.logits.values():
         logits[0] = 1.0  # where nothing is left, a channel may stay since its size is asked for
-    sites, plan = gate_sites(model, inputs, placement), prune(model, masks, inputs).plan
-    cost = GateCost(trace(model, inputs), model, sites, of)([masks.keep[site.name].double() for site in sites])
+    sites, plan = gate_sites(model, inputs, placement), prune(model, masks, inputs, round_to=multiple).plan
+    gates = [plan.keep[site.name].double() for site in sites]
+    cost = GateCost(trace(model, inputs), model, sites, of, multiple=multiple)(gates)
     left = {"flops": plan.macs[1] / plan.macs[0], "params": plan.params[1] / plan.params[0]}[of]
     assert float(cost) == pytest.approx(left, abs=0.02)

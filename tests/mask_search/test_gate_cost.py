@@ -5,16 +5,17 @@ import torch
 from cases import NETWORKS, images, network, random_masks, torchvision_network
 
 from bise_prune import gate_sites
+from bise_prune.config import Rounding
 from bise_prune.mask_search.gate_cost import GateCost
 from bise_prune.pruning.planner import Planner
 from bise_prune.tracing import trace
 
 
-def both(model, inputs, masks, placement, joins, of):
+def both(model, inputs, masks, placement, joins, of, multiple=1):
     """The cost as a function of the gates, and what the planner counts."""
     sites = gate_sites(model, inputs, placement)
-    cost = GateCost(trace(model, inputs), model, sites, of, joins)
-    plan = Planner(model, sites, inputs).propose(masks.keep, joins).plan
+    cost = GateCost(trace(model, inputs), model, sites, of, joins, multiple)
+    plan = Planner(model, sites, inputs, rounding=Rounding(multiple=multiple)).propose(masks.keep, joins).plan
     gates = [masks.keep[site.name].double() for site in sites]
     counted = plan.macs if of == "flops" else plan.params
     return float(cost(gates)), counted[1] / counted[0]
@@ -30,6 +31,29 @@ def test_cost_is_what_removal_leaves(name, placement, joins, of):
         masks = random_masks(model, inputs, placement, seed)
         ours, planned = both(model, inputs, masks, placement, joins, of)
         assert ours == pytest.approx(planned, abs=0.02 if of == "params" else 1e-9)  # carriers and biases apart
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 8])
+@pytest.mark.parametrize("of", ["flops", "params"])
+@pytest.mark.parametrize("joins", ["expand", "intersection"])
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_widths_are_counted_as_they_are_rounded_up(name, joins, of, multiple):
+    model, inputs = network(name), images()
+    for seed in range(3):
+        masks = random_masks(model, inputs, "tied", seed)
+        ours, planned = both(model, inputs, masks, "tied", joins, of, multiple)
+        assert ours == pytest.approx(planned, abs=0.03 if of == "params" else 1e-9)
+
+
+def test_a_rounded_cost_has_the_slopes_of_single_channels():
+    model, inputs = network("mlp"), images()
+    sites = gate_sites(model, inputs)
+    slopes = []
+    for multiple in (1, 1000):
+        cost = GateCost(trace(model, inputs), model, sites, multiple=multiple)
+        ones = [torch.ones(site.num_channels, dtype=torch.float64, requires_grad=True) for site in sites]
+        slopes.append(torch.cat(torch.autograd.grad(cost(ones), ones)))
+    assert torch.allclose(*slopes)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

@@ -5,6 +5,7 @@ import torch
 from cases import images, network
 
 from bise_prune import gate_sites
+from bise_prune.config import Rounding
 from bise_prune.gates.ranking import least_open
 from bise_prune.mask_search.gate_cost import GateCost
 from bise_prune.mask_search.projection import Projection
@@ -12,10 +13,10 @@ from bise_prune.pruning.planner import Planner
 from bise_prune.tracing import trace
 
 
-def projection(name="simple_convnet", floor=0.05):
+def projection(name="simple_convnet", floor=0.05, multiple=1):
     model = network(name)
     sites = gate_sites(model, images())
-    cost = GateCost(trace(model, images()), model, sites)
+    cost = GateCost(trace(model, images()), model, sites, multiple=multiple)
     return Projection(cost, [site.num_channels for site in sites], floor), model, sites
 
 
@@ -55,6 +56,36 @@ def test_the_channels_without_room_are_worth_least_for_what_they_cost():
     keep = dict(zip((site.name for site in sites), kept.split(project.sizes), strict=True))
     plan = Planner(model, sites, images()).propose(keep, "expand").plan
     assert plan.macs[1] / plan.macs[0] == pytest.approx(project.cost(kept.float()), abs=0.02)  # as after the removal
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet"])
+def test_widths_are_whole_multiples_and_hold_the_best_channels(name):
+    project, model, sites = projection(name, multiple=4)
+    for seed in range(5):
+        worth = torch.randn(sum(project.sizes), generator=torch.Generator().manual_seed(seed))
+        kept = project.kept(worth, 0.5)
+        keep = dict(zip((site.name for site in sites), kept.split(project.sizes), strict=True))
+        plan = Planner(model, sites, images(), rounding=Rounding(multiple=4)).propose(keep, "expand").plan
+        assert plan.macs[1] / plan.macs[0] <= 0.5
+        for own, part in zip(kept.split(project.sizes), worth.split(project.sizes), strict=True):
+            assert int(own.sum()) in (*range(4, len(own), 4), len(own))
+            assert part[own].min() > part[~own].max() if not bool(own.all()) else True
+
+
+def test_channels_that_always_stay_open_have_their_widths_filled():
+    project, _, _ = projection("simple_convnet", multiple=4)
+    kept = project.kept(torch.randn(sum(project.sizes)), 0.1)
+    assert [int(part.sum()) for part in kept.split(project.sizes)] == [4, 4, 4]
+    assert not project.reaches(0.1) and project.reaches(project.cost(kept.float()))
+
+
+def test_rounded_widths_are_not_filled_with_channels_that_were_closed():
+    project, _, _ = projection("mlp", multiple=4)
+    worth = torch.rand(sum(project.sizes), generator=torch.Generator().manual_seed(3))
+    closed = torch.arange(len(worth)) % 3 == 0
+    out = project.without_room(worth, closed, 0.5)
+    assert bool(out.any()) and not bool((out & closed).any())
+    assert project.cost((~closed & ~out).float()) <= 0.5
 
 
 def test_a_network_that_fits_has_room_for_all_its_channels():

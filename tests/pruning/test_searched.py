@@ -36,6 +36,19 @@ def test_masks_that_leave_a_dead_network_are_left_to_the_ranking():
     assert prune_as_searched(model, masks, inputs, Target.of(0.9, None, None)) is None
 
 
+def test_a_target_is_judged_at_the_widths_that_the_search_has_counted():
+    model, inputs = network("resnet"), images()
+    masks = random_masks(model, inputs, "tied")
+    rounded = prune(model, masks, inputs, round_to=4)
+    target = Target.of(rounded.plan.sparsity, None, None)
+    assert prune_as_searched(model, masks, inputs, target, round_to=4) is None  # counted one by one
+    for multiple in (1, 4):
+        result = prune_as_searched(model, masks, inputs, target, counted_at=4, round_to=multiple)
+        assert result.plan.target["by"] == "search"
+        same = prune(model, masks, inputs, round_to=multiple).plan
+        assert (result.plan.params, result.plan.target["reached"]) == (same.params, pytest.approx(same.sparsity))
+
+
 def test_widths_are_rounded_up_after_the_target_is_met():
     model, inputs = network("resnet"), images()
     masks = random_masks(model, inputs, "tied")

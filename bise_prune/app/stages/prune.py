@@ -104,9 +104,10 @@ def _by_masks(
     config, arguments = session.config, on_device(session, masks)
     widths: dict[str, Any] = {"joins": joins, "round_to": round_to, "round_fill": config.round_fill}
     if found is not None and config.target is not None:
-        result = prune_as_searched(*arguments, config.target, counted_at=counted_at(config), **widths)
-        if result is not None:
-            return result
+        for multiple in dict.fromkeys((counted_at(config), 1)):  # or 1, if the target was not to be reached otherwise
+            result = prune_as_searched(*arguments, config.target, counted_at=multiple, **widths)
+            if result is not None:
+                return result
     return prune(
         *arguments,
         config.target_sparsity,
