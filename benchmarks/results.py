@@ -3,8 +3,8 @@
     python benchmarks/results.py
 
 Written as a whole: the pages of tables/pages.py, and those of architectures.py, attention.py, contest.py, defaults.py,
-ladder.py, other_networks.py, removal.py, rungs.py, unlabelled.py and variants.py below docs/pages/evidence. Filled in
-between "<!-- NAME -->" and "<!-- end -->": README.md and whatever page has such marks.
+ladder.py, other_networks.py, removal.py, rungs.py, targets.py, unlabelled.py and variants.py below docs/pages/evidence.
+Filled in between "<!-- NAME -->" and "<!-- end -->": README.md and whatever page has such marks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import ladder
 import other_networks
 import removal
 import rungs
+import targets
 import unlabelled
 import variants
 from records import RECORDS
@@ -52,6 +53,7 @@ def pages() -> dict[Path, str]:
     written[rungs.PAGE] = rungs.markdown(records)
     written[unlabelled.PAGE] = unlabelled.markdown(json.loads((RECORDS / "unlabelled.json").read_text()))
     written[defaults.PAGE] = defaults.markdown(json.loads((RECORDS / "defaults.json").read_text()))
+    written[targets.PAGE] = targets.markdown(json.loads((RECORDS / "targets.json").read_text()))
     for path in (ROOT / "README.md", *sorted(PAGES.rglob("*.md"))):
         if path not in written and "<!-- end -->" in path.read_text():
             written[path] = _filled(path.read_text(), records)

@@ -207,6 +207,6 @@ def _of_target(results: RunResults) -> Iterator[str]:
     tolerance = Target(plan.target["kind"], 0.5).tolerance
     if abs(asked - reached) > tolerance:
         is_rounded = plan.rounding.get("multiple", 1) > 1
-        why = "with widths rounded up" if is_rounded else "by whole channels"
+        why = "with widths rounded up" if is_rounded and reached < asked else "by whole channels"
         hint = "; --round-to 1 does not round" if is_rounded and results.trials else ""
         yield f"the target ({plan.target['of']} {asked:.1%}) was not met: {why} it came to {reached:.1%}{hint}"
