@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..config import FARTHEST, JoinsChoice, RoundFill, RoundTo, Target
+from ..config import JoinsChoice, RoundFill, RoundTo, Target
 from ..gates.masks import MaskSet
 from ..tracing import Inputs
 from .exact import PruningResult, prune, removed_share, time_ratio
@@ -40,8 +40,8 @@ def prune_as_searched(
         round_fill: see :class:`bise_prune.config.Rounding`.
 
     Returns:
-        The pruned network, whose plan has the outcome of the target; None if it is larger than the target allows or
-        smaller by more than five points, or if nothing of the input would reach the logits.
+        The pruned network, whose plan has the outcome of the target; None if it is larger than the target allows, or
+        if nothing of the input would reach the logits.
     """
     try:
         result = prune(model, masks, example_inputs, joins=joins, round_to=counted_at, round_fill=round_fill)
@@ -49,7 +49,7 @@ def prune_as_searched(
         return None
     slim, plan = result.model, result.plan
     reached = removed_share(target, plan, plan.macs[0], lambda: time_ratio(model, slim, example_inputs))
-    if not -target.tolerance <= reached - target.removed <= FARTHEST:
+    if reached < target.removed - target.tolerance:
         return None
     planned = replace(plan, target={**outcome_of(target, reached), "by": "search"})
     if round_to == counted_at:

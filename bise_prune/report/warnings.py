@@ -206,7 +206,10 @@ def _of_target(results: RunResults) -> Iterator[str]:
     asked, reached = plan.target["asked"], plan.target["reached"]
     tolerance = Target(plan.target["kind"], 0.5).tolerance
     if abs(asked - reached) > tolerance:
+        if plan.target.get("by") == "search" and reached > asked:
+            yield f"the target ({plan.target['of']} {asked:.1%}) was exceeded: the best masks came to {reached:.1%}"
+            return
         is_rounded = plan.rounding.get("multiple", 1) > 1
-        why = "with widths rounded up" if is_rounded and reached < asked else "by whole channels"
+        why = "with widths rounded up" if is_rounded else "by whole channels"
         hint = "; --round-to 1 does not round" if is_rounded and results.trials else ""
         yield f"the target ({plan.target['of']} {asked:.1%}) was not met: {why} it came to {reached:.1%}{hint}"

@@ -200,9 +200,9 @@ def test_a_target_is_met_by_the_widths_that_are_delivered(wide, tmp_path, multip
     assert cli.main([str(argument) for argument in arguments]) == 0
     record = json.loads((tmp_path / "out" / "report.json").read_text())
     assert record["plan"]["target"]["by"] == "search" and record["plan"]["rounding"]["multiple"] == multiple
-    assert 0.59 <= record["sparsity"] <= 0.65 and record["plan"]["target"]["reached"] == record["sparsity"]
+    assert record["sparsity"] >= 0.59 and record["plan"]["target"]["reached"] == record["sparsity"]
     assert all(layer["slim"] % multiple == 0 for layer in record["layers"])
-    told = any("was not met: by whole channels it came to" in warning for warning in record["warnings"])
+    told = any("was exceeded: the best masks came to" in warning for warning in record["warnings"])
     assert told == (record["sparsity"] > 0.61)
 
 

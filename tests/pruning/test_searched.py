@@ -30,6 +30,14 @@ def test_a_target_that_the_search_has_missed_is_left_to_the_ranking():
     assert prune_as_searched(model, masks, inputs, Target.of(sparsity + 0.05, None, None)) is None
 
 
+def test_a_network_that_is_smaller_than_asked_is_left_as_searched():
+    model, inputs = network("resnet"), images()
+    masks = random_masks(model, inputs, "tied")
+    sparsity = prune(model, masks, inputs).plan.sparsity
+    result = prune_as_searched(model, masks, inputs, Target.of(sparsity - 0.2, None, None))
+    assert result.plan.target["reached"] == pytest.approx(sparsity) and result.plan.sparsity == sparsity
+
+
 def test_masks_that_leave_a_dead_network_are_left_to_the_ranking():
     model, inputs = network("simple_convnet"), images()
     masks = MaskSet({site.name: torch.full((site.num_channels,), -1.0) for site in gate_sites(model, inputs)})
@@ -41,7 +49,6 @@ def test_a_target_is_judged_at_the_widths_that_the_search_has_counted():
     masks = random_masks(model, inputs, "tied")
     rounded = prune(model, masks, inputs, round_to=4)
     target = Target.of(rounded.plan.sparsity, None, None)
-    assert prune_as_searched(model, masks, inputs, target, round_to=4) is None  # counted one by one
     for multiple in (1, 4):
         result = prune_as_searched(model, masks, inputs, target, counted_at=4, round_to=multiple)
         assert result.plan.target["by"] == "search"
