@@ -80,4 +80,4 @@ def test_the_cost_of_gates_is_that_of_the_plan(seed, placement, of, multiple):
     gates = [plan.keep[site.name].double() for site in sites]
     cost = GateCost(trace(model, inputs), model, sites, of, multiple=multiple)(gates)
     left = {"flops": plan.macs[1] / plan.macs[0], "params": plan.params[1] / plan.params[0]}[of]
-    assert float(cost) == pytest.approx(left, abs=0.02)
+    assert float(cost) == pytest.approx(left, abs=0.02 if multiple == 1 else 0.1)  # of heads of a few channels
