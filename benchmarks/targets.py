@@ -18,7 +18,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.record:
         rows = {place.parent.name: json.loads(place.read_text()) for place in sorted(folder.glob("*/figures.json"))}
         protocol = " ".join((__doc__ or "").split("Runs ")[1].split(" What is")[0].split())
-        write_json(RECORDS / "targets.json", {**base_record([0], f"Runs {protocol}", "cpu"), "cells": rows})
+        write_json(
+            RECORDS / "targets.json",
+            {
+                **base_record([0], f"Runs {protocol}", "cpu"),
+                "cells": rows,
+                "medians": {f"{share:g}": _medians(_pairs(rows.values(), share)) for share in _shares(rows.values())},
+            },
+        )
         return 0
     for cell in zoo.chosen(arguments.cells):
         if not (arguments.work / cell.name / "about.json").exists():
@@ -117,12 +124,13 @@ def markdown(record: dict[str, Any]) -> str:
         "Each cell has the figure with a search in steps of 4 channels, and in brackets that with a search of single "
         "channels; latency in onnxruntime is a share of the dense network's.",
     ]
-    for share in sorted({found["share"] for found in runs}, reverse=True):
-        found = {cell.name: _pair(runs, cell.name, share) for cell in zoo.CELLS}
-        pairs = {name: pair for name, pair in found.items() if pair is not None}
+    for share in _shares(runs):
+        pairs = _pairs(runs, share)
         lines += [
             "",
             f"## {share:.0%} of the FLOPs, {len(pairs)} networks",
+            "",
+            f"[Record]({_RECORD_URL}).",
             "",
             f"| network | dense | {' | '.join(_COLUMNS)} |",
             "| --- |" + " ---: |" * (1 + len(_COLUMNS)),
@@ -132,15 +140,30 @@ def markdown(record: dict[str, Any]) -> str:
             lines.append(
                 _row(name, f"{dense:.1f}", [[column(found) for found in pair] for column in _COLUMNS.values()])
             )
-        medians = [
-            [statistics.median(column(pair[i]) for pair in pairs.values()) for i in range(2)]
-            for column in _COLUMNS.values()
-        ]
-        lines.append(_row("median", "", medians))
+        lines.append(_row("median", "", list(record["medians"][f"{share:g}"].values())))
     return "\n".join(lines) + "\n"
 
 
-def _pair(runs: Sequence[Mapping[str, Any]], name: str, share: float) -> list[Mapping[str, Any]] | None:
+def _shares(runs: Collection[Mapping[str, Any]]) -> list[float]:
+    """The shares of the FLOPs that there are, the largest first."""
+    return sorted({found["share"] for found in runs}, reverse=True)
+
+
+def _pairs(runs: Collection[Mapping[str, Any]], share: float) -> dict[str, list[Mapping[str, Any]]]:
+    """The runs of each cell at a share, in the order of ``_COUNTED``, where both delivered a network."""
+    found = {cell.name: _pair(runs, cell.name, share) for cell in zoo.CELLS}
+    return {name: pair for name, pair in found.items() if pair is not None}
+
+
+def _medians(pairs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """The medians over cells, a pair for each column."""
+    return {
+        name: [statistics.median(column(pair[i]) for pair in pairs.values()) for i in range(len(_COUNTED))]
+        for name, column in _COLUMNS.items()
+    }
+
+
+def _pair(runs: Collection[Mapping[str, Any]], name: str, share: float) -> list[Mapping[str, Any]] | None:
     """The runs of a cell at a share, in the order of ``_COUNTED``; None unless both delivered a network."""
     own = {found["counted"]: found for found in runs if (found["cell"], found["share"]) == (name, share)}
     if set(own) != set(_COUNTED) or any(found["exit_code"] for found in own.values()):
