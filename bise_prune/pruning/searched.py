@@ -20,6 +20,7 @@ def prune_as_searched(
     target: Target,
     *,
     counted_at: int = 1,
+    or_smaller: bool = False,
     joins: JoinsChoice = "auto",
     round_to: RoundTo = 1,
     round_fill: RoundFill = "zero",
@@ -34,14 +35,15 @@ def prune_as_searched(
         example_inputs: input(s) of the network, batch first.
         target: the size that the search was to reach.
         counted_at: multiple at which the search counted widths, and at which the target is judged.
+        or_smaller: whether a network that is smaller than asked is left as searched too.
         joins: see :func:`bise_prune.prune`.
         round_to: see :func:`bise_prune.prune`; the target's outcome in the plan is the share that is removed with
             widths rounded up to this multiple (except for a latency, which is measured once).
         round_fill: see :class:`bise_prune.config.Rounding`.
 
     Returns:
-        The pruned network, whose plan has the outcome of the target; None if it is larger than the target allows, or
-        if nothing of the input would reach the logits.
+        The pruned network, whose plan has the outcome of the target; None if the target is missed, or if nothing of
+        the input would reach the logits.
     """
     try:
         result = prune(model, masks, example_inputs, joins=joins, round_to=counted_at, round_fill=round_fill)
@@ -49,7 +51,8 @@ def prune_as_searched(
         return None
     slim, plan = result.model, result.plan
     reached = removed_share(target, plan, plan.macs[0], lambda: time_ratio(model, slim, example_inputs))
-    if reached < target.removed - target.tolerance:
+    is_smaller = reached > target.removed + target.tolerance
+    if reached < target.removed - target.tolerance or (is_smaller and not or_smaller):
         return None
     planned = replace(plan, target={**outcome_of(target, reached), "by": "search"})
     if round_to == counted_at:

@@ -104,8 +104,9 @@ def _by_masks(
     config, arguments = session.config, on_device(session, masks)
     widths: dict[str, Any] = {"joins": joins, "round_to": round_to, "round_fill": config.round_fill}
     if found is not None and config.target is not None:
+        kept = {"or_smaller": config.search.is_gradual, **widths}  # the paper's may end far below its target
         for multiple in dict.fromkeys((counted_at(config), 1)):  # or 1, if the target was not to be reached otherwise
-            result = prune_as_searched(*arguments, config.target, counted_at=multiple, **widths)
+            result = prune_as_searched(*arguments, config.target, counted_at=multiple, **kept)
             if result is not None:
                 return result
     return prune(
