@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..metrics.cost import AS_FAST, LatencyRatio
 
 MULTIPLES = (1, 4, 8, 16, 32)  # tried in any case
-SMALLEST_MULTIPLE = 4  # at which runtimes are fast as a rule; a search for a target counts widths at it
+SMALLEST_MULTIPLE = MULTIPLES[1]  # at which runtimes are fast as a rule; a search for a target counts widths at it
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class WidthTrial:
         multiple: multiple that the number of kept channels per layer was rounded up to; 1 = no rounding.
         joins: lowering, as in :attr:`bise_prune.pruning.plan.PruningPlan.joins`.
         flops_left: share of the dense network's multiply-accumulates that is left, in [0, 1].
-        meets_target: whether its size is still within the tolerance of the target; True without a target.
+        meets_target: whether it is no larger than the target, but for its tolerance; True without a target.
         ratios: batch size -> latency divided by the dense network's.
     """
 

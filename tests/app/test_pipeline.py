@@ -190,7 +190,7 @@ def test_a_target_of_the_papers_search_is_met_before_widths_are_rounded(wide, tm
     assert record["sparsity"] > 0.45 and record["plan"]["rounding"]["multiple"] == 8
     assert record["plan"]["target"]["reached"] == record["sparsity"]
     told = any("was not met: with widths rounded up it came to" in warning for warning in record["warnings"])
-    assert told == (record["sparsity"] < 0.59)
+    assert told == (abs(record["sparsity"] - 0.6) > 0.01)
 
 
 @pytest.mark.parametrize("multiple", [4, 8])
