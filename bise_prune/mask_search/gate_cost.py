@@ -211,7 +211,7 @@ def _fill_heads(attention: Attention, present: list[Tensor], multiple: int) -> N
         filled += [(side, pairs) for side in sides]
     for side, cells in filled:
         width = cells.mean(1).amax().clamp(min=1 / cells.shape[1])
-        channels = round(float(width) * cells.shape[1], 6)
+        channels = round(float(width.detach()) * cells.shape[1], 6)
         width = width + (min(-(-channels // multiple) * multiple, cells.shape[1]) - channels) / cells.shape[1]
         present[side.whole] = _put(present[side.whole], side, (heads * width).expand(cells.shape))
 
