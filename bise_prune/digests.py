@@ -6,9 +6,17 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _CHUNK = 2**26  # bytes that are copied at a time, if a tensor is not contiguous in the main memory
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors in a network's state dict, under all of their names, without what else its modules keep there.
+
+    A module can add anything to the state dict (``get_extra_state``).
+    """
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def tensors_digest(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..channels import Edit
 from ..channels.edited_model import RewiredModel
+from ..digests import state_tensors
 from ..errors import CheckpointError, counted
 from ..models import build_model, identify_architecture, is_factory, parse_architecture
 from ..models.matching import difference, left_out, matched
@@ -95,7 +96,7 @@ def _built(
         return build_model(name, num_classes, arguments), num_classes
     default = default_classes(name)
     model = build_model(name, 2 if default is None else default, arguments)
-    like = model.state_dict()
+    like = state_tensors(model)
     found = matched(like, checkpoint.state)
     if default is not None and not difference(like, found).count:
         return model, default
@@ -195,7 +196,7 @@ def save_slim(
         "identities": identities,
         "groups": groups,
     }
-    state = {**model.state_dict(), **dict(model.named_buffers())}  # surgery may have cut non-persistent ones
+    state = {**state_tensors(model), **dict(model.named_buffers())}  # surgery may have cut non-persistent ones
     save_checkpoint(
         Path(path),
         dataclasses.replace(
@@ -234,7 +235,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path, arch: str) 
     Raises:
         CheckpointError: names or shapes do not fit, or there are values that a network cannot have.
     """
-    expected = model.state_dict()
+    expected = state_tensors(model)
     found = matched(expected, state, path)
     differing = difference(expected, found)
     if differing.count and arch == TRANSFORMER:
@@ -243,8 +244,9 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path, arch: str) 
     if differing.count:
         raise CheckpointError(f"the weights in {path} do not fit '{arch}': {differing}")
     check_values(model, found, path)
-    expected.update(found)  # keeps the modules' versions, which torchvision needs
-    model.load_state_dict(expected)
+    whole = model.state_dict()  # with the modules' versions, which torchvision needs
+    whole.update(found)
+    model.load_state_dict(whole)
     others = left_out(state, found)
     listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     return [f"{counted(len(others), 'tensor')} beside the network left out: {listed}"] if others else []
@@ -257,7 +259,7 @@ def check_values(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         CheckpointError: some are complex, sparse, quantised, without values, NaN, integers in the place of floats, or,
             of parameters and running statistics, infinite.
     """
-    expected = model.state_dict()
+    expected = state_tensors(model)
     finite = {name for name, _ in model.named_parameters()}
     finite |= {name for name in expected if name.rpartition(".")[2].startswith("running_")}
     for name, tensor in state.items():
@@ -284,7 +286,7 @@ def _resize(model: nn.Module, state: dict[str, Tensor], groups: dict[str, int]) 
 
     Buffers that are not persistent get their values here and are removed from ``state``.
     """
-    persistent = set(model.state_dict())
+    persistent = set(state_tensors(model))
     for name, fresh in list(state.items()):
         owner_name, _, leaf = name.rpartition(".")
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..digests import state_tensors
 from ..errors import CheckpointError
 from .inert import Inert
 
@@ -56,14 +57,18 @@ def network_in(content: Any, path: Path) -> tuple[dict[str, Tensor], nn.Module |
                 f"{path}: '{name}' is no plain tensor but made by {unusual[name]} (such as a sparse, quantised or meta "
                 "tensor), which cannot be pruned: save plain float weights"
             )
-        return _bare({key: value for key, value in found.items() if isinstance(value, Tensor)}), None, tuple(notes)
+        state = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+        extra = [key for key in found if key not in state and key.endswith("_extra_state")]
+        if extra:
+            notes.append(f"'{extra[0]}' in {path.name} is no tensor and left out: modules keep their own extra state")
+        return _bare(state), None, tuple(notes)
     while type(found).__name__ in _WRAPPERS:
         inner = getattr(found, "module", None) or getattr(found, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
             break
         found = inner
     try:
-        state = {key: value for key, value in found.state_dict().items() if isinstance(value, Tensor)}
+        state = state_tensors(found)
     except AttributeError as error:
         raise CheckpointError(f"{path} holds a module that is not complete ({error})") from error
     return state, found, tuple(notes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..channels.norms import normalise_open
+from ..digests import state_tensors
 from ..errors import ModelError
 from ..tracing import CallCounter, FunctionMode, Inputs
 from .masks import GateCall, GateSite, MaskSet
@@ -45,7 +46,7 @@ def with_learned_state(model: nn.Module, masks: MaskSet) -> nn.Module:
     if not masks.state:
         return model
     model = copy.deepcopy(model)
-    own = model.state_dict()
+    own = state_tensors(model)
     for name, tensor in masks.state.items():
         if name not in own or own[name].shape != tensor.shape:
             raise ModelError(f"the masks come with '{name}' {tuple(tensor.shape)}, which this network does not have")

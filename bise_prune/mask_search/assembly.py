@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config import SearchConfig
 from ..data.batch import Loader, as_batch, input_map
 from ..data.loader import BatchLoader, sharded
-from ..digests import tensors_digest
+from ..digests import state_tensors, tensors_digest
 from ..distributed import world
 from ..errors import ConfigError, DataError
 from ..gates.masks import MaskSet
@@ -123,7 +123,7 @@ def assemble(
     rule = resolve(config.select, validation is not None, validation is not None and validation.has_bias)
     return Search(
         config, schedule, network, data, labels, passes, state, budget, validation, rule,
-        weights=tensors_digest(model.state_dict()),
+        weights=tensors_digest(state_tensors(model)),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import SearchConfig
-from ..digests import tensors_digest
+from ..digests import state_tensors, tensors_digest
 from .heads import BiasHeads
 from .mutual_information import JointPool
 from .network import MaskedNetwork
@@ -125,8 +125,8 @@ class SearchState:
         changed = set(self.network.start.state)
         if self.network.config.batchnorm != "frozen":
             names = {id(module): name for name, module in self.network.model.named_modules()}
-            changed |= {f"{names[id(norm)]}.{leaf}" for norm in self.network.norms for leaf in norm.state_dict()}
-        tensors = {name: tensor for name, tensor in self.network.model.state_dict().items() if name in changed}
+            changed |= {f"{names[id(norm)]}.{leaf}" for norm in self.network.norms for leaf in state_tensors(norm)}
+        tensors = {name: tensor for name, tensor in state_tensors(self.network.model).items() if name in changed}
         return {name: tensor.cpu().clone() for name, tensor in {"logits": self.logits, **tensors}.items()}
 
     def extra(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..digests import state_tensors
 from ..distributed import gathered, summed, world
 from ..errors import BiseError
 from ..files import atomic_path
@@ -138,7 +139,7 @@ def started_with(path: Path, model: nn.Module) -> MaskSet | None:
     Raises:
         BiseError: the file cannot be read, or is not as it was written.
     """
-    content, own = _content(path) if path.exists() else {}, model.state_dict()
+    content, own = _content(path) if path.exists() else {}, state_tensors(model)
     if not content.get("trained_before"):
         return None
     tensors = {name: tensor for name, tensor in content["learned"].items() if name != "logits"}

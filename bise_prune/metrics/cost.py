@@ -163,6 +163,7 @@ def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
     inputs = replace_tensors(example_inputs, lambda tensor: tensor[:1].cpu())
     if isinstance(inputs, dict):
         model, inputs = ByPosition(model, list(inputs)).eval(), tuple(inputs.values())
+    model.register_state_dict_post_hook(_leave_tensors)
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level, fast = logger.level, torch.backends.mha.get_fastpath_enabled()
     try:
@@ -177,6 +178,12 @@ def _count_flops(model: nn.Module, example_inputs: Inputs) -> Any:
     finally:
         logger.setLevel(level)
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _leave_tensors(model: nn.Module, state: dict[str, Any], *_: object) -> None:
+    """Remove what is no tensor from a state dict, as torch's tracer takes nothing else."""
+    for name in [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        del state[name]
 
 
 def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..channels import Edit, Merge, Regather, Split
 from ..config import Target, TargetKind
-from ..digests import tensors_digest
+from ..digests import state_tensors, tensors_digest
 from ..errors import PruningError
 from ..files import write_json
 from ..gates.masks import MaskSet
@@ -240,4 +240,4 @@ def _structure(change: Regather | Split | Merge) -> list[Any]:
 
 def fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of the names, shapes, dtypes and bytes of a model's parameters and buffers."""
-    return tensors_digest((name, found) for name, found in model.state_dict().items() if isinstance(found, Tensor))
+    return tensors_digest(state_tensors(model))

@@ -123,7 +123,7 @@ def finetune(
     if config.schedule == "cosine":
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     history: list[FinetuneEpoch] = []
-    best: tuple[float, int, dict[str, Tensor]] | None = None
+    best: tuple[float, int, dict[str, Any]] | None = None
 
     def note(epoch: int, loss: float) -> None:
         nonlocal best
@@ -131,7 +131,7 @@ def finetune(
         history.append(FinetuneEpoch(epoch, loss, validation))
         score = RULES[rule](validation) if validation is not None and rule != LAST else 0.0
         if best is None or score >= best[0]:
-            best = (score, epoch, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+            best = (score, epoch, copy.deepcopy(model.state_dict()))
         if on_epoch is not None and epoch:
             on_epoch(history[-1], config.epochs)
 

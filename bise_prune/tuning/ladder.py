@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..data import BatchLoader, BiasedDataset
+from ..digests import state_tensors
 from ..gates.bottleneck import head_name
 from ..mask_search.refitted import refitted_head
 from ..metrics.accuracy import Evaluation, score, subgroup_members
@@ -212,7 +213,7 @@ class Ladder:
 
     def changed_norms(self, rung: Rung) -> dict[str, Tensor]:
         """The tensors of norm layers that a rung changes, by their name in the network's state dict, on the CPU."""
-        own, present = (_tensors(self.models[norms]) for norms in (Norms.OWN, self.steps[rung].norms))
+        own, present = (state_tensors(self.models[norms]) for norms in (Norms.OWN, self.steps[rung].norms))
         return {name: tensor.cpu() for name, tensor in present.items() if not torch.equal(tensor, own[name])}
 
     # -- candidates ------------------------------------------------------------------------------
@@ -350,11 +351,6 @@ def _numbers(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of numbers with a fraction in a network, each once: weights, and statistics of batch norms."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensor.detach() for name, tensor in named.items() if tensor.is_floating_point()}
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors in a network's state dict, under all of their names."""
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _accuracies(hits: Tensor, groups: Tensor) -> Tensor:
