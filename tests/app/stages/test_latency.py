@@ -60,9 +60,9 @@ def made(project, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("is_searched", [False, True])
-@pytest.mark.parametrize("round_to", [1, "auto"])
-@pytest.mark.parametrize("asked", [0.5, 0.8])
+@pytest.mark.parametrize(
+    ("asked", "round_to", "is_searched"), [(0.5, 1, False), (0.8, 1, True), (0.5, "auto", True), (0.8, "auto", False)]
+)
 def test_the_latency_that_was_asked_for_is_met(asked, round_to, is_searched, made, timed):
     tries = timed(0.1)
     result, trials = made(asked, round_to, is_searched)
