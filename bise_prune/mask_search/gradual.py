@@ -274,7 +274,7 @@ class Rounds:
         state.tally.sums += self._figures(logits, features)
         accuracies = self.accuracies(logits, features)
         with self.judge.applied():
-            return record_epoch(search, number, None, *accuracies)
+            return record_epoch(search, number, None, *accuracies, is_traded=True)
 
     def _figures(self, logits: Tensor, features: Tensor) -> Tensor:
         """This process's shares of the figures in :data:`.state.SUMS` on the balanced sample."""

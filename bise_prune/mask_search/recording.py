@@ -27,6 +27,7 @@ def record_epoch(
     training_accuracy: float | None = None,
     refitted_accuracy: float | None = None,
     logits: Tensor | None = None,
+    is_traded: bool = False,
 ) -> EpochRecord:
     """Add the finished epoch to the history, and keep its masks for the selection rules by which they are the best.
 
@@ -37,6 +38,7 @@ def record_epoch(
         training_accuracy: see :class:`.result.EpochRecord`.
         refitted_accuracy: see :class:`.result.EpochRecord`.
         logits: mask logits that are kept, shape (M,), if not those of the search.
+        is_traded: whether the epoch's masks are the best ones so far after trades, which lower the loss.
 
     Raises:
         BiseError: the loss is not finite.
@@ -58,7 +60,7 @@ def record_epoch(
         refitted_accuracy=refitted_accuracy,
     )
     state.history.append(record)
-    _pick(search, record, logits)
+    _pick(search, record, logits, is_traded)
     return record
 
 
@@ -83,13 +85,14 @@ def _validated(search: Search, unchanged: bool) -> Evaluation | None:
     return search.passes.validated(partial(search.validation.evaluate, search.network.gated), last, unchanged)
 
 
-def _pick(search: Search, record: EpochRecord, logits: Tensor | None = None) -> None:
+def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded: bool) -> None:
     """Keep the epoch's masks for every rule by which no earlier epoch is better.
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
-    its network is smaller. If masks are judged by a refitted head, an epoch is kept if it is not worse than the best by
-    more than one standard error, since later masks are smaller, or have been traded for more rounds.
+    its network is smaller. After trades, and in any epoch if masks are judged by a refitted head, an epoch is kept if
+    it is not worse than the best by more than one standard error: a few validation samples say less than the loss that
+    trades have lowered.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
     if logits is not None:
@@ -110,13 +113,14 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None = None) -> 
             for epoch in history
             if epoch.validation is not None and (budget is None or budget.is_met(epoch.cost or 0.0))
         ]
-        if search.config.refit == "head":
-            highest = max(scores)
-            least = highest - math.sqrt(highest * (1 - highest) / record.validation.n)
+        highest, less = max(scores), 0.0
+        if is_traded or search.config.refit == "head":
+            less = math.sqrt(highest * (1 - highest) / record.validation.n)
         elif closes_more:
-            least = max(max(scores) - _TOLERANCE, scores[0])
-        else:
-            least = picks[rule][1] or 0.0 if rule in picks else value
+            less = _TOLERANCE
+        least = highest - less
+        if closes_more and search.config.refit == "none":
+            least = max(least, scores[0])
         if value >= least:
             picks[rule] = (record.epoch, value, learned)
 

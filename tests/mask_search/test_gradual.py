@@ -13,6 +13,7 @@ from bise_prune.config import Budget
 from bise_prune.data import BatchLoader, BiasedDataset
 from bise_prune.errors import ConfigError
 from bise_prune.gates.ranking import least_open
+from bise_prune.mask_search import recording
 from bise_prune.mask_search.assembly import assemble
 from bise_prune.mask_search.gradual import ROUNDS, TRADING, Rounds
 from bise_prune.mask_search.recording import _pick
@@ -71,8 +72,25 @@ def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_wh
     for number, accuracy in enumerate(accuracies, 1):
         validation = dataclasses.replace(record.validation, unbiased_accuracy=accuracy)
         found.state.history.append(dataclasses.replace(record, epoch=number, validation=validation))
-        _pick(found, found.state.history[-1])
+        _pick(found, found.state.history[-1], None, is_traded=False)
     assert found.state.picks["best"][0] == epoch
+
+
+@pytest.mark.parametrize(
+    ("share", "before", "after", "epoch"),
+    [(0.6, 0.80, 0.77, 16), (0.6, 0.80, 0.75, 12), (0.6, 0.70, 0.75, 16), (None, 0.80, 0.79, 12)],
+)
+def test_after_trades_noise_does_not_decide_but_no_network_is_below_the_whole(share, before, after, epoch, monkeypatch):
+    validated = recording._validated
+
+    def as_if(found, unchanged):  # of 90 samples, four points are a standard error
+        accuracy = before if len(found.state.history) < ROUNDS else after
+        return dataclasses.replace(validated(found, unchanged), unbiased_accuracy=accuracy)
+
+    monkeypatch.setattr(recording, "_validated", as_if)
+    budget = None if share is None else Budget(share=share)
+    found = search(trained(), loader(), SearchConfig(steps=12, budget=budget), loader(90, rho=0.4))
+    assert found.picks["best"].epoch == epoch
 
 
 def test_a_collapse_is_backed_out_of():
