@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..config import Select
+from ..config import SearchConfig, Select
 from ..errors import ConfigError
 from ..gates.masks import MaskSet
 from ..metrics.accuracy import Evaluation
@@ -18,29 +18,34 @@ RULES: Mapping[str, Callable[[Evaluation], float]] = {
     "worst-class": lambda evaluation: evaluation.worst_class_accuracy,
 }
 NEED_BIAS = ("best", "worst-group")
-DESCRIPTIONS = {
-    "best": "highest unbiased accuracy on the validation split, the later epoch of equals",
-    "worst-group": "highest worst-group accuracy on the validation split, the later epoch of equals",
-    "accuracy": "highest accuracy on the validation split (no bias labels used), the later epoch of equals",
-    "worst-class": "highest worst-class accuracy on the validation split (no bias labels used), the later of equals",
-    LAST: "last epoch",
+_FIGURES = {
+    "best": "unbiased accuracy on the validation split",
+    "worst-group": "worst-group accuracy on the validation split",
+    "accuracy": "accuracy on the validation split (no bias labels used)",
+    "worst-class": "worst-class accuracy on the validation split (no bias labels used)",
 }
-# Of a gradual search without a target, in which each epoch closes more.
-SMALLEST = {
-    "best": "last epoch within half a point of the highest unbiased accuracy on the validation split",
-    "worst-group": "last epoch within half a point of the highest worst-group accuracy on the validation split",
-    "accuracy": "last epoch within half a point of the highest accuracy on the validation split (no bias labels used)",
-    "worst-class": "last epoch within half a point of the highest worst-class accuracy on the validation split",
-    LAST: "last epoch within half a point of the whole network's accuracy on a balanced training sample",
-}
-# Of a search that judges by a refitted last layer.
-REFITTED = {
-    "best": "last epoch within one standard error of the highest unbiased validation accuracy, last layer refitted",
-    "worst-group": "last epoch within one standard error of the highest worst-group accuracy, last layer refitted",
-    "accuracy": "last epoch within one standard error of the highest validation accuracy, last layer refitted",
-    "worst-class": "last epoch within one standard error of the highest worst-class accuracy, last layer refitted",
-    LAST: "last epoch",
-}
+
+
+def description(rule: str, search: SearchConfig | None = None, has_target: bool = False) -> str:
+    """What a rule picks, for reports.
+
+    Args:
+        rule: name of the rule.
+        search: settings of the search whose epochs are picked from; None for epochs of training.
+        has_target: whether the search has a target.
+    """
+    is_gradual = search is not None and search.is_gradual
+    if rule == LAST:
+        within = " within half a point of the whole network's accuracy on a balanced training sample"
+        return "last epoch" + (within if is_gradual and not has_target else "")
+    highest = f"highest {_FIGURES[rule]}"
+    if search is not None and search.refit == "head":
+        return f"last epoch within one standard error of the {highest}, last layer refitted"
+    if not is_gradual:
+        return f"{highest}, the later epoch of equals"
+    if has_target:
+        return f"{highest}; after trades, the last epoch within one standard error of it"
+    return f"last epoch within half a point of the {highest}; after trades, within one standard error"
 
 
 @dataclass(frozen=True)

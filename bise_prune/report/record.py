@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import portable
 from ..data import BiasedDataset
 from ..mask_search import EpochRecord, SearchResult
-from ..mask_search.selection import DESCRIPTIONS, LAST, REFITTED, SMALLEST
+from ..mask_search.selection import LAST, description
 from ..metrics.accuracy import Evaluation, subgroup_labels, subgroup_members
 from ..metrics.cost import FLOPS_CONVENTION, Latency, LatencyRatio, Measurement
 from ..metrics.fairness import fairness_record
@@ -240,11 +240,8 @@ def _selection(results: RunResults, labels: dict[str, str]) -> dict[str, Any]:
             return {"rule": "given masks"}
         return {"rule": f"criterion '{config.criterion}', without a search"}
     picked = found.picks[found.rule]
-    described = SMALLEST if config.search.is_gradual and config.target is None else DESCRIPTIONS
-    if config.search.refit == "head":
-        described = REFITTED
     record: dict[str, Any] = {
-        "rule": described[found.rule],
+        "rule": description(found.rule, config.search, config.target is not None),
         "name": found.rule,
         "epoch": picked.epoch,
         "epoch_by_rule": {rule: pick.epoch for rule, pick in found.picks.items()},
@@ -268,7 +265,7 @@ def _finetuning(results: RunResults, labels: dict[str, str]) -> dict[str, Any] |
          "validation_unbiased_accuracy": e.validation.unbiased_accuracy if e.validation else None}
         for e in tuned.history
     ]  # fmt: skip
-    record = {"rule": DESCRIPTIONS[tuned.rule], "epoch": tuned.epoch, "history": epochs}
+    record = {"rule": description(tuned.rule), "epoch": tuned.epoch, "history": epochs}
     return {**record, "before": evaluation_record(results.before_tuning, labels)}
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from awkward import masks_for
+from cases import slow
 from torch.nn.functional import cross_entropy
 from transformers_at_random import RandomTransformer
 
@@ -15,6 +16,7 @@ from bise_prune.mask_search.speed import Speedups
 from bise_prune.tracing import trace
 
 PAPER = dict(method="paper", anneal_every=1, min_temperature=0.2, head_epochs=1)
+STEPS = dict(steps=48)
 
 
 def biased_tokens(count=180, seed=0):
@@ -38,8 +40,7 @@ def trained(seed, data):
     return model.eval()
 
 
-@pytest.mark.parametrize("options", [PAPER, {"steps": 48}])
-@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize(("seed", "options"), [(0, PAPER), (5, PAPER), (0, STEPS), *slow((5, STEPS))])
 def test_shortcuts_change_no_mask(seed, options):
     data = biased_tokens()
     model, val = trained(seed, data), BatchLoader(biased_tokens(60, 1), 30)
@@ -67,8 +68,7 @@ def runs_once(seed):
     return len(set(map(id, blocks))) == len(blocks)
 
 
-@pytest.mark.parametrize("multiple", [1, 4])
-@pytest.mark.parametrize("of", ["flops", "params"])
+@pytest.mark.parametrize(("of", "multiple"), [("flops", 4), ("params", 1)])
 @pytest.mark.parametrize("placement", ["all", "tied"])
 @pytest.mark.parametrize("seed", [seed for seed in range(16) if runs_once(seed)])
 def test_the_cost_of_gates_is_that_of_the_plan(seed, placement, of, multiple):

@@ -7,7 +7,7 @@ from cases import SHORT, biased_loader, images, network, same_masks
 from bise_prune import SearchConfig, apply_masks, search
 from bise_prune.data import BatchLoader
 from bise_prune.errors import ConfigError
-from bise_prune.mask_search.selection import resolve
+from bise_prune.mask_search.selection import LAST, RULES, description, resolve
 from bise_prune.metrics.accuracy import evaluate
 
 
@@ -58,3 +58,11 @@ def test_rules_need_no_more_than_there_is():
     found = search(network("mlp"), biased_loader(), SearchConfig(**SHORT), unlabelled)
     assert found.rule == "worst-class" and set(found.picks) == {"last", "accuracy", "worst-class"}
     assert [group.name for group in found.history[0].validation.subgroups] == ["y=0", "y=1", "y=2"]
+
+
+def test_what_a_rule_picks_is_said_for_each_search():
+    paper, gradual, head = SearchConfig(method="paper"), SearchConfig(), SearchConfig(refit="head")
+    for rule in RULES:
+        said = [description(rule, search, target) for search in (paper, gradual, head) for target in (False, True)]
+        assert len(set(said)) == 4 and description(rule) == said[0] == said[1] and said[4] == said[5]
+    assert description(LAST) == description(LAST, gradual, True) != description(LAST, gradual)
