@@ -90,9 +90,9 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
-    its network is smaller. After trades, and in any epoch if masks are judged by a refitted head, an epoch is kept if
-    it is not worse than the best by more than one standard error: a few validation samples say less than the loss that
-    trades have lowered.
+    its network is smaller. After trades at a budget, and in any epoch if masks are judged by a refitted head, an epoch
+    is kept if it is not worse than the best by more than one standard error: a few validation samples say less than the
+    loss that trades have lowered.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
     if logits is not None:
@@ -113,14 +113,11 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
             for epoch in history
             if epoch.validation is not None and (budget is None or budget.is_met(epoch.cost or 0.0))
         ]
-        highest, less = max(scores), 0.0
-        if is_traded or search.config.refit == "head":
-            less = math.sqrt(highest * (1 - highest) / record.validation.n)
+        least = highest = max(scores)
+        if search.config.refit == "head" or (is_traded and budget is not None):
+            least = highest - math.sqrt(highest * (1 - highest) / record.validation.n)
         elif closes_more:
-            less = _TOLERANCE
-        least = highest - less
-        if closes_more and search.config.refit == "none":
-            least = max(least, scores[0])
+            least = max(highest - _TOLERANCE, scores[0])
         if value >= least:
             picks[rule] = (record.epoch, value, learned)
 

@@ -45,7 +45,7 @@ def description(rule: str, search: SearchConfig | None = None, has_target: bool 
         return f"{highest}, the later epoch of equals"
     if has_target:
         return f"{highest}; after trades, the last epoch within one standard error of it"
-    return f"last epoch within half a point of the {highest}; after trades, within one standard error"
+    return f"last epoch within half a point of the {highest}"
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_wh
     ("share", "before", "after", "epoch"),
     [(0.6, 0.80, 0.77, 16), (0.6, 0.80, 0.75, 12), (0.6, 0.70, 0.75, 16), (None, 0.80, 0.79, 12)],
 )
-def test_after_trades_noise_does_not_decide_but_no_network_is_below_the_whole(share, before, after, epoch, monkeypatch):
+def test_after_trades_at_a_budget_noise_does_not_decide(share, before, after, epoch, monkeypatch):
     validated = recording._validated
 
     def as_if(found, unchanged):  # of 90 samples, four points are a standard error
