@@ -1,5 +1,13 @@
 import pytest
+import torch
 from tables import cases
+
+
+@pytest.fixture(autouse=True)
+def _small_numbers_afterwards():
+    """Benchmarks let their whole process read denormal numbers as zero."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
