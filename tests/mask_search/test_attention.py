@@ -68,7 +68,7 @@ def runs_once(seed):
     return len(set(map(id, blocks))) == len(blocks)
 
 
-@pytest.mark.parametrize(("of", "multiple"), [("flops", 4), ("params", 1)])
+@pytest.mark.parametrize(("of", "multiple"), [("flops", 4), ("params", 1), *slow(("flops", 1), ("params", 4))])
 @pytest.mark.parametrize("placement", ["all", "tied"])
 @pytest.mark.parametrize("seed", [seed for seed in range(16) if runs_once(seed)])
 def test_the_cost_of_gates_is_that_of_the_plan(seed, placement, of, multiple):

@@ -5,7 +5,7 @@ import math
 
 import onnx
 import pytest
-from cases import random_masks
+from cases import random_masks, slow
 from projects import fails, run, write_project
 
 from bise_prune.app.progress import StageClock
@@ -61,8 +61,12 @@ def made(project, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "round_to", "is_searched"), [(0.5, 1, False), (0.8, 1, True), (0.5, "auto", True), (0.8, "auto", False)]
-)
+    ("asked", "round_to", "is_searched"),
+    [
+        (0.5, 1, False), (0.8, 1, True), (0.5, "auto", True), (0.8, "auto", False),
+        *slow((0.5, 1, True), (0.8, 1, False), (0.5, "auto", False), (0.8, "auto", True)),
+    ],
+)  # fmt: skip
 def test_the_latency_that_was_asked_for_is_met(asked, round_to, is_searched, made, timed):
     tries = timed(0.1)
     result, trials = made(asked, round_to, is_searched)
