@@ -166,7 +166,7 @@ def test_rounding_fills_streams_of_zeros_with_zeros(affine):
     model = TwoNorms(lambda width: nn.LayerNorm(width, elementwise_affine=affine)).eval().double()
     masks = masks_for(model, WORDS, "all", 0, 0.5)
     masks.logits["words@zeros"][:] = torch.arange(16) - 10.5  # five are open
-    result = prune(model, masks, WORDS, round_to=8, tolerance=1e-10)
+    result = prune(model, masks, WORDS, joins="intersection", round_to=8, tolerance=1e-10)
     assert int(result.plan.keep["words@zeros"].sum()) == 5
     own = result.model.model
     assert own.words.weight.shape[1] == own.up.in_features == 8
