@@ -18,8 +18,8 @@ down:
 * **Balanced batches.** Samples are drawn by their weight r (Eq. 4) instead of being weighted by it, so that a step
   does not hang on the one rare sample of its batch. Aligned and conflicting samples make up half of the draws each:
   with many classes, r alone would leave aligned samples next to nothing.
-* **Settling.** In the last rounds the share is held, and the steps become smaller at the end: at the budget or, without
-  one, at the share of the best masks so far, from which the search goes on.
+* **Settling.** In the last rounds the search goes on from the best masks so far, ranked by worth per cost. The share is
+  held, at the budget or, without one, at that of these masks, and the steps become smaller at the end.
 * **Trades.** What is estimated up to here is measured at the end: from the best masks so far, channels open and others
   close in their place if that lowers the loss (:mod:`.trades`).
 * **A second start.** If the last layer is refitted, masks are judged by what a refitted one reads, but the steps go by
@@ -164,7 +164,7 @@ class Rounds:
         return _WALK if budget is None else max(_WALK, 1 + math.ceil((1 - budget.share) / _MOST_CLOSED - 1e-9))
 
     def plan(self, number: int) -> None:
-        """Set the shares at which a round starts and ends; after a walk without a budget, go back to its best masks.
+        """Set the shares at which a round starts and ends; after the way down, go back to the best masks.
 
         Args:
             number: number of the round, from 1.
@@ -180,11 +180,10 @@ class Rounds:
             start, left = state.shares[1], self.walk - number + 1
             end = max(_FREE_SHARE, start - state.drop) if budget is None else start + (budget.share - start) / left
             state.shares = (start, min(start, end))
-        elif budget is not None:
-            state.shares = (min(state.shares[1], budget.share),) * 2
         elif number == self.walk + 1:
             state.logits.copy_(self.best)
-            state.shares = (self.projection.cost(gates.values),) * 2
+            held = self.projection.cost(gates.values) if budget is None else min(state.shares[1], budget.share)
+            state.shares = (held, held)
             state.moments[0] = 0
         state.before = state.logits.clone()
 
@@ -246,11 +245,11 @@ class Rounds:
         state.tally.flipped |= gates.closed != state.tally.closed_before
         state.steps = self.per_round
         accuracies = self.accuracies(*self.outputs())
-        is_on_the_way = budget is None or number < self.walk
+        may_go_back = budget is None or number != self.walk  # masks before that round do not meet the budget
         ranks = self.ranks(self.worth[0], gates.closed)
         with self.judge.applied():
             record = record_epoch(self.search, number, None, *accuracies, logits=ranks)
-        if is_on_the_way and self.has_collapsed(record):
+        if may_go_back and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
             state.history[-1] = record
             self.back_out()
