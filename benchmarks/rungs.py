@@ -120,9 +120,10 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
     lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left], *last])
     lines += _lower_worst(records, setting, rho)
-    view = records.only(records.seeds(where("dense", "none")))
+    seeds = records.seeds(where("dense", "none"))
+    view = records.only(seeds)
     others = [
-        f"{label} {spread(found)}"
+        f"{label} {spread(found)}" + (f" ({len(found)} seeds)" if len(found) < len(seeds) else "")
         for label, run in _PEERS.items()
         if (found := view.values(Where(setting.name, setting.size, rho, *run), "unbiased"))
     ]
