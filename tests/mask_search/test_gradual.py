@@ -117,6 +117,20 @@ def test_a_budget_is_met_after_a_collapse_as_well():
     assert records[3].cost >= records[2].cost - 0.1 and all(record.cost <= 0.4 for record in records[9:])
 
 
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_after_the_way_down_it_goes_on_from_the_best_masks(share):
+    budget = None if share is None else Budget(share=share)
+    found = assemble(trained(), loader(), SearchConfig(steps=24, budget=budget), loader(90, rho=0.4))
+    rounds, state = Rounds(found), found.state
+    for number in range(1, rounds.walk + 1):
+        rounds.round(number, lambda: None)
+    assert not torch.equal(state.logits, rounds.best) and bool(state.moments[0].any())
+    rounds.plan(rounds.walk + 1)
+    assert torch.equal(state.logits, rounds.best) and not bool(state.moments[0].any())
+    held = rounds.projection.cost(found.network.gates.values) if share is None else share
+    assert state.shares == pytest.approx((held, held))
+
+
 @pytest.mark.parametrize(("share", "walk"), [(None, 7), (0.9, 7), (0.4, 7), (0.33, 8), (0.2, 9), (0.1, 10)])
 def test_a_smaller_budget_has_a_longer_way_down(share, walk):
     budget = None if share is None else Budget(share=share)
