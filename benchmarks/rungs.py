@@ -130,7 +130,25 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     if others:
         about = "For comparison, the same seeds; these do not train on validation samples, but for DFR: "
         lines += [*textwrap.wrap(about + "; ".join(others) + ".", 120), ""]
+    lines += _clean_start(records, setting, rho)
     return lines
+
+
+def _clean_start(records: Recorded, setting: Setting, rho: float) -> list[str]:
+    """What the weights are worth that vanilla training starts from, which have not learned the bias."""
+    found = {
+        row: spread(values)
+        for row in ("dense, none", "dense, head", "dense, all", "0.5, all")
+        if (values := records.values(Where(setting.name, setting.size, rho, "rungs-clean", row), "unbiased"))
+    }
+    if not found:
+        return []
+    told = (
+        "From the weights that vanilla training starts from, which have not learned the bias, dense: as they are "
+        f"{found['dense, none']}, with the last layer {found['dense, head']}, with all weights {found['dense, all']}; "
+        f"with the masks of half of the FLOPs and all weights {found['0.5, all']}."
+    )
+    return [*textwrap.wrap(told, 120), ""]
 
 
 def _lower_worst(records: Recorded, setting: Setting, rho: float) -> list[str]:

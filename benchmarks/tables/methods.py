@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from bise_prune import MaskSet, SearchConfig, measure
+from bise_prune import MaskSet, SearchConfig, measure, prune
 from bise_prune.app.halves import halved
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
@@ -173,23 +174,49 @@ def rungs(case: Case) -> Rows:
 
     The lower rungs and the finetuning of ``--tune all`` as in a run of the command with its own settings.
     """
-    learned, selecting = _halves(case)
     networks = {"dense": case.vanilla}
     for share in (1.0, *SHARES):
         networks[f"{share:g}"] = case.pruned(_selected(case, _gradual(case, share))).model
     rows, teacher = {}, None
     for name, network in networks.items():
-        ladder = Ladder(network, learned, selecting, case.aligned, again=case.val)
-        for rung in Rung:
-            rows[f"{name}, {rung.value}"] = case.figures(ladder.model(rung), num_changed=ladder.num_changed(rung))
-        start = Ladder(network, learned, selecting, case.aligned).model(Rung.HEAD)
-        teacher = teacher or start
-        loader = None if selecting is None else BatchLoader(selecting, 500)
-        more = None if selecting is None else learned
-        train = partial(finetune, start, case.loader(), STRONG, loader, aligned=case.aligned, more=more)
-        tuned, seconds = timed(partial(train, teacher=teacher))
-        rows[f"{name}, all"] = case.figures(tuned.model, seconds, epoch=tuned.epoch)
+        more, start = _climbed(case, name, network, teacher)
+        rows, teacher = rows | more, teacher or start
     return rows
+
+
+def rungs_clean(case: Case) -> Rows:
+    """The same from the weights that vanilla training starts from, dense and with the masks of the search at half.
+
+    It says what starting from a network that has learned the bias costs.
+    """
+    clean = case.untrained().eval()
+    masks = _selected(case, _gradual(case, 0.5))
+    slim = prune(clean, masks, case.example, joins="expand", batch_sizes=(1, 2)).model
+    rows, teacher = _climbed(case, "dense", clean)
+    return rows | _climbed(case, "0.5", slim, teacher)[0]
+
+
+def _climbed(case: Case, name: str, network: nn.Module, teacher: nn.Module | None = None) -> tuple[Rows, nn.Module]:
+    """A network at each rung and finetuned, and the refitted one that the finetuning starts from.
+
+    Args:
+        case: the case.
+        name: of the network, in the rows.
+        network: the network.
+        teacher: of the finetuning; None for what it starts from.
+    """
+    learned, selecting = _halves(case)
+    rows = {}
+    ladder = Ladder(network, learned, selecting, case.aligned, again=case.val)
+    for rung in Rung:
+        rows[f"{name}, {rung.value}"] = case.figures(ladder.model(rung), num_changed=ladder.num_changed(rung))
+    start = Ladder(network, learned, selecting, case.aligned).model(Rung.HEAD)
+    loader = None if selecting is None else BatchLoader(selecting, 500)
+    more = None if selecting is None else learned
+    train = partial(finetune, start, case.loader(), STRONG, loader, aligned=case.aligned, more=more)
+    tuned, seconds = timed(partial(train, teacher=teacher or start))
+    rows[f"{name}, all"] = case.figures(tuned.model, seconds, epoch=tuned.epoch)
+    return rows, start
 
 
 def rungs_tuned(rung: Rung) -> Run:
@@ -346,6 +373,7 @@ METHODS: dict[str, Run] = {
     "gradual": gradual,
     "budgets": budgets,
     "rungs": rungs,
+    "rungs-clean": rungs_clean,
     "rungs-norms": rungs_tuned(Rung.NORMS),
     "rungs-head": rungs_tuned(Rung.HEAD),
     "rungs-criteria": rungs_criteria,

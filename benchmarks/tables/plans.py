@@ -109,7 +109,9 @@ PLANS: dict[str, Plan] = {
         "biased_mnist", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria"), extra_rhos=(0.99,)
     ),
     "rungs-digits": Plan("digits", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria")),
-    "rungs-cifar": Plan("corrupted_cifar10", ("vanilla", "rungs", "rungs-norms", "rungs-head", "rungs-criteria")),
+    "rungs-cifar": Plan(
+        "corrupted_cifar10", ("vanilla", "rungs", "rungs-clean", "rungs-norms", "rungs-head", "rungs-criteria")
+    ),
     "rungs-multi-color": Plan("multi_color_mnist", ("vanilla", "rungs", "rungs-criteria")),
     "rungs-texts": Plan("toxic_comments", ("vanilla", "rungs", "rungs-norms", "rungs-head")),
     "transfer": Plan("biased_mnist", ("transfer",)),

@@ -1,5 +1,6 @@
 """The networks of ``--tune norms`` and ``--tune head`` by searches that know these rungs."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,9 @@ from tables.settings import setting_of
 from tiny_benchmark import case_in
 
 from bise_prune import MaskSet
-from bise_prune.tuning.ladder import Ladder
+from bise_prune.tuning.ladder import Ladder, Rung
+
+_RUNGS = [rung.value for rung in Rung]
 
 
 @pytest.mark.parametrize("rung", ["norms", "head"])
@@ -25,6 +28,17 @@ def test_the_search_starts_from_trained_norms_where_that_helps(tmp_path, untimed
     name = ("gradual" if rung == "norms" else "refit-head") + ("-trained" if helps else "")
     assert masks.keys() == {f"{name}-1", f"{name}-0.5"}
     assert all(found.trained_before == helps for found in masks.values())
+
+
+def test_from_clean_weights_masks_and_rungs_are_those_of_the_biased_network(tmp_path, untimed, monkeypatch):
+    monkeypatch.setattr(methods, "STRONG", dataclasses.replace(methods.STRONG, epochs=1))
+    case = case_in(tmp_path)
+    rows = methods.METHODS["rungs-clean"](case)
+    assert list(rows) == [f"{name}, {rung}" for name in ("dense", "0.5") for rung in (*_RUNGS, "all")]
+    assert rows["dense, none"]["unbiased"] == case.figures(case.untrained().eval())["unbiased"]
+    assert rows["0.5, all"]["flops_left"] <= 0.5 and rows["dense, all"]["flops_left"] == 1
+    masks = MaskSet.load(case.work / "masks" / "gradual-0.5" / "best.safetensors")
+    assert rows["0.5, none"]["flops_left"] == case.figures(case.pruned(masks).model)["flops_left"]
 
 
 def test_rows_whose_worst_subgroup_is_lower_are_named(tmp_path):
