@@ -34,7 +34,6 @@ _SETS: dict[str, Size] = {
 _ACROSS = 3  # panels of the figure side by side
 _NETWORKS = {"dense": "dense", "1": "slim, no target", **{f"{share:g}": f"slim, {share:.0%}" for share in SHARES}}
 _RUNGS = {**{rung.value: RUNG_NAMES[rung] for rung in Rung}, "all": "all weights"}
-_OLDER = "+ batch-norm statistics"  # what this rung was before weights of norms were trained
 _PEERS = {
     "last layer refitted on the validation set (DFR), dense": ("last-layer", "DFR, validation set"),
     "finetuned as in the paper, dense": ("finetuned", "dense, finetuned"),
@@ -67,8 +66,7 @@ def markdown(records: Recorded) -> str:
         "Unbiased accuracy on test data in %, mean ± sample standard deviation, and in brackets the mean accuracy of "
         "the worst subgroup. The search without `--tune` serves all rungs; with `--tune norms` and `--tune head`, it "
         "starts from the network with trained norm layers where that helps, and for a head judges masks by a refitted "
-        "last layer. Records of sets whose norm layers are batch-norm statistics alone are from before that, and from "
-        "before heads were judged by more samples, but for the row of the search of `--tune head`.",
+        "last layer.",
         "",
         "![Unbiased accuracy by share of the FLOPs, one line for each rule](../images/rungs.png)",
         "",
@@ -98,7 +96,7 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         for network in _NETWORKS:
             worst = mean(records.values(where(network, rung), "worst_group")) or 0.0
             cells.append(f"{spread(records.values(where(network, rung), 'unbiased'))} ({100 * worst:.0f})")
-        rows.append([_OLDER if rung == "norms" and _is_older(records, setting, rho) else label, *cells])
+        rows.append([label, *cells])
     rows = [
         row for rung, row in zip(_RUNGS, rows, strict=True) for row in (row, *_peer_rows(records, setting, rho, rung))
     ]
@@ -173,12 +171,6 @@ def _best_place(records: Recorded, place: Where, rung: str) -> Where:
     return own if records.of(own) else place
 
 
-def _is_older(records: Recorded, setting: Setting, rho: float) -> bool:
-    """Whether the records of a set are from before weights of norms were trained."""
-    place = Where(setting.name, setting.size, rho, "rungs", "dense, norms")
-    return not records.values(place, "num_changed")
-
-
 def _peer_rows(records: Recorded, setting: Setting, rho: float, rung: str) -> list[list[str]]:
     """At a rung, the best of Torch-Pruning's criteria at each share, and re-estimated Taylor scores."""
 
@@ -218,8 +210,6 @@ def main() -> int:
     colours = ("#8a97a8", "#c08a3e", "#4f8f5f", "#2f6f8f", "#7a3e8f")
     for axis, (setting, rho) in zip(axes.flat, places, strict=False):
         for (rung, label), colour in zip(_RUNGS.items(), colours, strict=True):
-            if rung == "norms" and _is_older(records, setting, rho):  # nearly the same as the offsets
-                continue
             points = []
             for network in _NETWORKS:
                 place = Where(setting.name, setting.size, rho, "rungs", f"{network}, {rung}")
