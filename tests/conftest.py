@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from cases import biased_data, torchvision_network
 from filelock import FileLock
 from paths import SHARED
 from projects import FAST, long_command, write_project
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from bise_prune import prune
 from bise_prune.app import cli
@@ -42,6 +44,14 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_once():
+    """Torch makes its table of ONNX operators anew for each export, which takes as long as a tiny network's export."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="module")
