@@ -135,16 +135,17 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
 def _clean_start(records: Recorded, setting: Setting, rho: float) -> list[str]:
     """What the weights are worth that vanilla training starts from, which have not learned the bias."""
     found = {
-        row: spread(values)
+        row: records.values(Where(setting.name, setting.size, rho, "rungs-clean", row), "unbiased")
         for row in ("dense, none", "dense, head", "dense, all", "0.5, all")
-        if (values := records.values(Where(setting.name, setting.size, rho, "rungs-clean", row), "unbiased"))
     }
-    if not found:
+    if not all(found.values()):
         return []
+    none, head, every, half = map(spread, found.values())
+    count = len(found["dense, none"])
     told = (
-        "From the weights that vanilla training starts from, which have not learned the bias, dense: as they are "
-        f"{found['dense, none']}, with the last layer {found['dense, head']}, with all weights {found['dense, all']}; "
-        f"with the masks of half of the FLOPs and all weights {found['0.5, all']}."
+        "From the weights that vanilla training starts from, which have not learned the bias "
+        f"({count} {'seed' if count == 1 else 'seeds'}), dense: as they are {none}, with the last layer {head}, with "
+        f"all weights {every}; with the masks of half of the FLOPs and all weights {half}."
     )
     return [*textwrap.wrap(told, 120), ""]
 

@@ -57,3 +57,17 @@ def test_rows_whose_worst_subgroup_is_lower_are_named(tmp_path):
             (tmp_path / "digits" / "small" / f"{method}-seed{seed}.json").write_text(json.dumps(about))
     told = " ".join(rungs._lower_worst(Recorded(tmp_path), setting_of("digits", "small"), 0.95))
     assert told.strip().endswith("in points: + the last layer, slim, 33% (-5; unbiased -2.0).")
+
+
+def test_what_clean_weights_give_is_told_with_its_seeds(tmp_path):
+    rows = ("dense, none", "dense, head", "dense, all", "0.5, all")
+    (tmp_path / "digits" / "small").mkdir(parents=True)
+    about = {"setting": "digits", "size": "small", "rho": 0.95, "method": "rungs-clean"}
+    for seed in range(2):
+        found = {row: {"unbiased": 0.5 + 0.1 * i + 0.02 * seed} for i, row in enumerate(rows)}
+        place = tmp_path / "digits" / "small" / f"rungs-clean-seed{seed}.json"
+        place.write_text(json.dumps({**about, "seed": seed, "rows": found}))
+    told = " ".join(rungs._clean_start(Recorded(tmp_path), setting_of("digits", "small"), 0.95))
+    assert "(2 seeds), dense: as they are 51.0 ± 1.4, with the last layer 61.0 ± 1.4" in told
+    assert "with all weights 71.0 ± 1.4; with the masks of half of the FLOPs and all weights 81.0 ± 1.4." in told
+    assert rungs._clean_start(Recorded(tmp_path), setting_of("biased_mnist", "small"), 0.95) == []
