@@ -66,7 +66,8 @@ def markdown(records: Recorded) -> str:
         "Unbiased accuracy on test data in %, mean ± sample standard deviation, and in brackets the mean accuracy of "
         "the worst subgroup. The search without `--tune` serves all rungs; with `--tune norms` and `--tune head`, it "
         "starts from the network with trained norm layers where that helps, and for a head judges masks by a refitted "
-        "last layer.",
+        "last layer. Each record names its commit; where those of a set differ, the networks of the same seeds were "
+        "trained anew between them.",
         "",
         "![Unbiased accuracy by share of the FLOPs, one line for each rule](../images/rungs.png)",
         "",
@@ -134,18 +135,17 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
 
 def _clean_start(records: Recorded, setting: Setting, rho: float) -> list[str]:
     """What the weights are worth that vanilla training starts from, which have not learned the bias."""
-    found = {
-        row: records.values(Where(setting.name, setting.size, rho, "rungs-clean", row), "unbiased")
-        for row in ("dense, none", "dense, head", "dense, all", "0.5, all")
-    }
-    if not all(found.values()):
+    place = Where(setting.name, setting.size, rho, "rungs-clean", "")
+    if not (runs := records.of(place)):
         return []
-    none, head, every, half = map(spread, found.values())
-    count = len(found["dense, none"])
+    none, head, every, half = (
+        spread(records.values(replace(place, row=row), "unbiased"))
+        for row in ("dense, none", "dense, head", "dense, all", "0.5, all")
+    )
     told = (
         "From the weights that vanilla training starts from, which have not learned the bias "
-        f"({count} {'seed' if count == 1 else 'seeds'}), dense: as they are {none}, with the last layer {head}, with "
-        f"all weights {every}; with the masks of half of the FLOPs and all weights {half}."
+        f"({seeds_of(runs)}), dense: as they are {none}, with the last layer {head}, with all weights {every}; with "
+        f"the masks of half of the FLOPs and all weights {half}."
     )
     return [*textwrap.wrap(told, 120), ""]
 

@@ -248,9 +248,10 @@ class Case:
         found = self.found()
         return found.best if self.setting.rule == "best" else found.last
 
-    def pruned(self, masks: MaskSet | None = None, **target: Any) -> PruningResult:
-        """The vanilla network without the channels that masks close, by one lowering on every machine."""
-        return prune(self.vanilla, masks or self.masks(), self.example, joins="expand", batch_sizes=(1, 2), **target)
+    def pruned(self, masks: MaskSet | None = None, model: nn.Module | None = None, **target: Any) -> PruningResult:
+        """The vanilla network, or another, without the channels that masks close, by one lowering on every machine."""
+        model, masks = self.vanilla if model is None else model, masks or self.masks()
+        return prune(model, masks, self.example, joins="expand", batch_sizes=(1, 2), **target)
 
     def tuned(self, model: nn.Module, **changes: Any) -> tuple[nn.Module, float]:
         """``model`` finetuned as the setting says, and the CPU seconds it took."""

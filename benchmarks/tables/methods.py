@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bise_prune import MaskSet, SearchConfig, measure, prune
+from bise_prune import MaskSet, SearchConfig, measure
 from bise_prune.app.halves import halved
 from bise_prune.baselines.magnitude import magnitude_masks
 from bise_prune.baselines.random_scores import random_masks
@@ -190,8 +190,7 @@ def rungs_clean(case: Case) -> Rows:
     It says what starting from a network that has learned the bias costs.
     """
     clean = case.untrained().eval()
-    masks = _selected(case, _gradual(case, 0.5))
-    slim = prune(clean, masks, case.example, joins="expand", batch_sizes=(1, 2)).model
+    slim = case.pruned(_selected(case, _gradual(case, 0.5)), clean).model
     rows, teacher = _climbed(case, "dense", clean)
     return rows | _climbed(case, "0.5", slim, teacher)[0]
 
