@@ -66,8 +66,8 @@ def markdown(records: Recorded) -> str:
         "Unbiased accuracy on test data in %, mean ± sample standard deviation, and in brackets the mean accuracy of "
         "the worst subgroup. The search without `--tune` serves all rungs; with `--tune norms` and `--tune head`, it "
         "starts from the network with trained norm layers where that helps, and for a head judges masks by a refitted "
-        "last layer. Each record names its commit; where those of a set differ, the networks of the same seeds may have "
-        "been trained anew between them.",
+        "last layer. Each record names its commit; where those of a set differ, the networks of the same seeds may "
+        "have been trained anew between them.",
         "",
         "![Unbiased accuracy by share of the FLOPs, one line for each rule](../images/rungs.png)",
         "",
