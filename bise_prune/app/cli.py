@@ -63,11 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is no reason to fail at the end of a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with stopping() as is_stopped:
+    with stopping() as stopped:
         try:
-            return _code_of(argv)
+            code = _code_of(argv)
+            stopped.set()  # what is done is done
+            return code
         except (KeyboardInterrupt, Exception) as error:  # a signal during an import can become another error
-            if not isinstance(error, KeyboardInterrupt) and not is_stopped():
+            if not isinstance(error, KeyboardInterrupt) and not stopped.is_set():
                 raise
             searches = argv[:1] not in (["compare"], ["diagnose"]) and "--dry-run" not in argv
             goes_on = "; the same command takes the search up where it stopped" if searches else ""
@@ -80,7 +82,10 @@ def command() -> NoReturn:
     for number in signals():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: None)  # for the moment before the next lines
-    code = main()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before `main` had come to its first line
+        code = 130
     for number in signals():
         signal.signal(number, signal.SIG_IGN)  # Python takes other handlers away before its end
     sys.exit(code)

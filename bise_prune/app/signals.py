@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,14 +15,15 @@ def signals() -> list[int]:
 
 
 @contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
+def stopping() -> Iterator[threading.Event]:
     """A context in which the first signal raises KeyboardInterrupt, and no further one disturbs the end.
 
-    Its value tells whether there was one. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    Its value is set by that signal; who sets it at the end of the work has no signal change what is done. A signal that
+    is ignored, as SIGHUP is under nohup, stays ignored.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stopped.is_set
+        yield stopped
         return
 
     def stop(number: int, frame: Any) -> None:
@@ -35,7 +36,7 @@ def stopping() -> Iterator[Callable[[], bool]]:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, stop)
-        yield stopped.is_set
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

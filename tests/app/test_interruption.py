@@ -179,6 +179,26 @@ def test_signals_end_a_run_anywhere_in_one_line(project, tmp_path, capsys, monke
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_signal_after_the_work_changes_nothing(monkeypatch, capsys):
+    """It comes while the handlers from before are put back."""
+    put, before, done = signal.signal, signal.getsignal(signal.SIGTERM), []
+
+    def late(number, handler):
+        if done:
+            os.kill(os.getpid(), done.pop())
+        return put(number, handler)
+
+    def working(arguments):
+        done.append(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(cli, "_code_of", working)
+    monkeypatch.setattr(signal, "signal", late)
+    assert cli.main([]) == 0
+    assert not done and capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_code_of_the_network_cannot_end_a_run(project, tmp_path, capsys, monkeypatch):
     def leaving(*arguments, **options):
         print("among the results")
