@@ -238,6 +238,8 @@ class Growth:
 
     def _attention(self, attention: Attention) -> None:
         """Keep as many channels in each head that is left, of values and results and of queries and keys."""
+        for index in attention.inner:  # whichever of its calls had to be looked at, this is for all of them
+            self.waiting.pop(index, None)
         results, values = attention.results, attention.values
         is_asked = self.values[results.whole].measured or self.demands.square_heads
         if is_asked and not bool(self.present[results.whole].any()):

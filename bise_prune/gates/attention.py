@@ -105,6 +105,8 @@ def _removable(
         entries = torch.arange(_num_entries(gate)) % (2 if kind == "heads" else width) % 2 == 1
         index, there = record.call_of[gate.key].index, gate.spread(entries, False)
         closed[index] = closed.get(index, torch.zeros_like(there)) | there
+    if not closed:
+        return set()
     layout = lay_out(record, model, closed, "intersection")
     found = set()
     for (number, kind), gate in tried.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,15 @@ from ..tracing import Call, Inputs, Nonlinearity, Reason, Trace, Why, trace
 from .attention import attention_sites
 from .masks import GateCall, GateSite, MaskSet
 from .streams import stream_sites, streams
+
+# What names of sites have behind a layer's name, and which placements give such names.
+_MARK = re.compile(r"(@[a-z]+|\+(?=\d+$))[.\d+]*$")
+_TIED = frozenset({"+", "@unit"})
+_IN_BLOCKS = _TIED | {"@groups", "@heads", "@values", "@pairs"}
+_MARKS: Mapping[Placement, frozenset[str]] = {
+    "all": _IN_BLOCKS | {"@zeros"}, "streams": _IN_BLOCKS | {"@stream"}, "tied": _IN_BLOCKS, "feed-forward": _TIED,
+    "paper": frozenset(),
+}  # fmt: skip
 
 
 def gate_sites(model: nn.Module, example_inputs: Inputs, placement: Placement = "all") -> list[GateSite]:
@@ -100,7 +110,7 @@ def matching_sites(record: Trace, model: nn.Module, masks: MaskSet) -> list[Gate
     """Find the gate sites as :func:`sites_of` does, for a network that has already been traced."""
     wanted = {name: len(logits) for name, logits in masks.logits.items()}
     complaint = ""
-    for placement in reversed(PLACEMENTS):  # those of placement "paper" are found faster
+    for placement in sorted(reversed(PLACEMENTS), key=lambda placement: not _may_name(placement, wanted)):
         try:
             sites = sites_in(record, model, placement)
         except ModelError as error:
@@ -114,6 +124,11 @@ def matching_sites(record: Trace, model: nn.Module, masks: MaskSet) -> list[Gate
         sizes = [name for name in wanted if name in found and wanted[name] != found[name]]
         complaint += f"; {placement}: unknown {foreign[:3]}, missing {missing[:3]}, other length {sizes[:3]}"
     raise ModelError(f"the masks do not belong to this network{complaint}")
+
+
+def _may_name(placement: Placement, names: Iterable[str]) -> bool:
+    """Whether sites of a placement may have such names: it takes much longer to find the sites."""
+    return {found[1] for name in names if (found := _MARK.search(name))} <= _MARKS[placement]
 
 
 def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:

@@ -155,6 +155,8 @@ def _removable(sites: list[GateSite], record: Trace, model: nn.Module) -> list[G
         for gate in site.calls:
             places = normed if gate.is_layer_norm else closed
             places[record.call_of[gate.key].index] = gate.spread(mask, False)
+    if not sites:
+        return []
     layout = lay_out(record, model, closed, "intersection", normed=normed)
     shut = {**closed, **normed}
 
