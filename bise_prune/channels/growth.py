@@ -111,8 +111,9 @@ class Growth:
         for value in self.trace.values:
             if value.parameter and (value.parameter in self.trace.rigid or times[value.parameter] > 1):
                 self.present[value.index][:] = True
+        frozen = self.trace.frozen
         for call in self.trace.calls:
-            if call.layer in self.trace.frozen:
+            if call.layer in frozen:
                 for v in (call.operands[0], *call.outputs):
                     if v is not None:
                         self.present[v][:] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +91,18 @@ class Layout:
                 return fold
         return None
 
+    @cached_property
+    def _frozen(self) -> set[str]:
+        """Names of layers whose weights must keep their shape."""
+        return self.trace.frozen
+
     def silent(self, call: Call) -> Tensor:
         """Return the output channels of a layer that are present, but whose weights are set to zero."""
         output = call.outputs[0]
         silent = self.present[output] & ~self.analysis.live(output) & ~self.clean[output]
         if call.index in self.closed:  # a gate on the layer's own output
             silent |= self.present[output] & self.closed[call.index]
-        return torch.zeros_like(silent) if call.layer in self.trace.frozen else silent
+        return torch.zeros_like(silent) if call.layer in self._frozen else silent
 
 
 def lay_out(

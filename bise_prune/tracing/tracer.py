@@ -143,8 +143,9 @@ class _Tracer(CallCounter):
         self.trace.logits = self._mark(logits_of(output))
         self.trace.totals = dict(self.counts)
         self._find_rigid()
+        frozen = self.trace.frozen
         for call in self.trace.calls:
-            call.whole |= call.kind == "mixing" and call.layer in self.trace.frozen
+            call.whole |= call.kind == "mixing" and call.layer in frozen
         compose_activations(self.trace)
         self.trace.attentions = attentions_in(self.trace)
 
