@@ -1,10 +1,10 @@
-import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import operators
 import pytest
 import torch
 from awkward import masks_for
@@ -12,7 +12,6 @@ from cases import biased_data, torchvision_network
 from filelock import FileLock
 from paths import SHARED
 from projects import FAST, long_command, write_project
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from bise_prune import prune
 from bise_prune.app import cli
@@ -48,9 +47,8 @@ def _seeded():
 
 @pytest.fixture(scope="session", autouse=True)
 def _operators_once():
-    """Torch makes its table of ONNX operators anew for each export, which takes as long as a tiny network's export."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        operators.make_once(patch)
         yield
 
 

@@ -2,30 +2,22 @@
 
 import json
 import multiprocessing
-import pkgutil
+import os
 import resource
 import signal
 import sys
 import traceback
+from multiprocessing import forkserver
+from pathlib import Path
 
+import pytest
 import torch
 
-import bise_prune
 from bise_prune.app import cli
 
 # A copy of a process that has run tests would inherit what they left: autograd's threads cannot be copied, for one.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_OWN = [module.name for module in pkgutil.walk_packages(bise_prune.__path__, "bise_prune.")]
-_OTHERS = [
-    "matplotlib.pyplot",
-    "onnxruntime",
-    "onnxscript",
-    "scipy.stats",
-    "torch.export",
-    "torch.onnx",
-    "tritonclient",
-]
-_PROCESSES.set_forkserver_preload([*(name for name in _OWN if "__main__" not in name), *_OTHERS])  # what is there
+_PROCESSES.set_forkserver_preload(["preloaded"])
 
 
 def _command(arguments, log, before):
@@ -47,6 +39,9 @@ def _nothing():
 
 def forked(arguments, log, before=_nothing):
     """Start the command in a process that first calls ``before``, a function that can be pickled; the process."""
+    with pytest.MonkeyPatch.context() as patch:  # for the process that is copied, which imports modules of the tests
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
     child = _PROCESSES.Process(target=_command, args=([str(argument) for argument in arguments], log, before))
     child.start()
     return child
