@@ -37,11 +37,19 @@ def _nothing():
     pass
 
 
-def forked(arguments, log, before=_nothing):
-    """Start the command in a process that first calls ``before``, a function that can be pickled; the process."""
-    with pytest.MonkeyPatch.context() as patch:  # for the process that is copied, which imports modules of the tests
+def ready():
+    """Wait until the process that is copied has imported what it is to import."""
+    with pytest.MonkeyPatch.context() as patch:  # so that it finds modules of the tests
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         forkserver.ensure_running()
+    child = _PROCESSES.Process(target=_nothing)
+    child.start()
+    child.join()
+
+
+def forked(arguments, log, before=_nothing):
+    """Start the command in a process that first calls ``before``, a function that can be pickled; the process."""
+    ready()
     child = _PROCESSES.Process(target=_command, args=([str(argument) for argument in arguments], log, before))
     child.start()
     return child

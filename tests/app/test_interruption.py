@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from forks import ended, forked, lasting
+from forks import ended, forked, lasting, ready
 from projects import FAST, fails, interrupted, long_command, run
 
 from bise_prune import MaskSet
@@ -83,6 +83,7 @@ def test_a_run_that_is_stopped_resumes_to_the_same_bits(project, tmp_path, undis
 def test_a_run_killed_at_any_moment_resumes_to_the_same_report(project, tmp_path, one_thread):
     moments, log = random.Random(1), tmp_path / "log"
     assert cli.main(long_command(project, tmp_path / "first")[3:]) == 0
+    ready()
     began = time.monotonic()
     assert ended(forked(long_command(project, tmp_path / "timing")[3:], log), 600.0) == 0, log.read_text()
     duration = time.monotonic() - began
