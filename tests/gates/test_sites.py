@@ -3,10 +3,15 @@
 import pytest
 import torch
 from cases import NETWORKS, images, network, torchvision_network
+from normed_at_random import NormedNetwork
 from torch import nn
+from transformers_at_random import RandomTransformer
 
 from bise_prune import MaskSet, gate_sites, prune
+from bise_prune.config import PLACEMENTS
 from bise_prune.errors import ConfigError, ModelError
+from bise_prune.gates import sites as finding
+from bise_prune.gates import sites_of
 from bise_prune.models import build_model
 from bise_prune.tracing import trace
 
@@ -162,3 +167,42 @@ def test_torchs_own_encoder_layer(norm_first):
     model, x = nn.Sequential(layer, nn.LayerNorm(8), nn.Flatten(), nn.Linear(32, 3)).eval(), torch.randn(2, 4, 8)
     normed = [s for s in gate_sites(model, x, "paper") if any(call.is_layer_norm for call in s.calls)]
     assert len(normed) == (0 if norm_first else 1)
+
+
+_MANY = {
+    **{name: lambda name=name: (network(name), images()) for name in NETWORKS},
+    **{f"normed {seed}": lambda seed=seed: (NormedNetwork(seed).eval(), _words_or_images(seed)) for seed in range(6)},
+    **{
+        f"transformer {seed}": lambda seed=seed: (RandomTransformer(seed).eval(), torch.randn(2, 4, 5))
+        for seed in range(6)
+    },
+}
+
+
+def _words_or_images(seed):
+    return torch.zeros(2, 5, dtype=torch.int64) if NormedNetwork(seed).reads == "words" else torch.randn(2, 3, 5, 5)
+
+
+@pytest.mark.parametrize("name", list(_MANY))
+def test_masks_are_matched_as_if_every_placement_were_tried_in_turn(name, monkeypatch):
+    model, inputs = _MANY[name]()
+    found = {}
+    for placement in reversed(PLACEMENTS):
+        try:
+            found[placement] = gate_sites(model, inputs, placement)
+        except ModelError:
+            continue
+    sites_in, tried = finding.sites_in, []
+
+    def noted(record, model, placement):
+        tried.append(placement)
+        return sites_in(record, model, placement)
+
+    monkeypatch.setattr(finding, "sites_in", noted)
+    for placement, sites in found.items():
+        sizes = {site.name: site.num_channels for site in sites}
+        tried.clear()
+        matched = sites_of(MaskSet({name: torch.ones(size) for name, size in sizes.items()}), model, inputs)
+        assert matched == next(s for s in found.values() if {site.name: site.num_channels for site in s} == sizes)
+        marked = {"all": "@zeros", "streams": "@stream"}.get(placement)
+        assert tried == [placement] or marked is None or not any(marked in name for name in sizes)
