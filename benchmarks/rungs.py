@@ -59,8 +59,9 @@ def markdown(records: Recorded) -> str:
         "refitted dense network as its teacher; the epoch is selected on the other half. The dense network has the "
         "same treatment. Torch-Pruning's criteria prune to the same FLOPs by its own graph, and have the same "
         "changes, fitted to and decided on the same samples; re-estimated Taylor scores refit statistics and head in "
-        "60 steps on the way. The validation samples are balanced in all sets. Command: "
+        "60 steps on the way. The validation samples are balanced in all sets that have some. Commands: "
         "`python benchmarks/run.py --table rungs rungs-digits rungs-cifar --seeds 0-4 --data-root data`, "
+        "`--table rungs-multi-color --size full`, "
         f"[records]({RECORDS_URL}), [protocols](protocols.md).",
         "",
         "Unbiased accuracy on test data in %, mean ± sample standard deviation, and in brackets the mean accuracy of "
@@ -74,7 +75,13 @@ def markdown(records: Recorded) -> str:
     ]
     for setting, rho in _places(records):
         where = Where(setting.name, setting.size, rho, "rungs", "dense, none")
-        lines += [f"## {title_of(setting, rho)}, {seeds_of(records.of(where))}", "", *_table(records, setting, rho)]
+        lines += [f"## {title_of(setting, rho)}, {seeds_of(records.of(where))}", ""]
+        if setting.rule == "last":
+            lines += [
+                "There is no validation set here: all is fitted to training samples, and the last epoch counts.",
+                "",
+            ]
+        lines += _table(records, setting, rho)
         lines += [f"[Records]({RECORDS_URL}/{setting.folder}).", ""]
     return "\n".join(lines).rstrip() + "\n"
 

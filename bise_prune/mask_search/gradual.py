@@ -135,6 +135,7 @@ class Rounds:
         self.rounded = search.budget
         size = sample_size(search.config, len(search.labels.known.target))
         self.sample = balanced_sample(search.data, search.labels, search.state.position, search.state.generator, size)
+        self.num_judged = size
         self.judge = Judge(search, self.sample)
         self.trades = Trades(search, search.budget, self.judge)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
@@ -248,7 +249,7 @@ class Rounds:
         may_go_back = budget is None or number != self.walk  # masks before that round do not meet the budget
         ranks = self.ranks(self.worth[0], gates.closed)
         with self.judge.applied():
-            record = record_epoch(self.search, number, None, *accuracies, logits=ranks)
+            record = record_epoch(self.search, number, None, *accuracies, logits=ranks, num_judged=self.num_judged)
         if may_go_back and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
             state.history[-1] = record
@@ -273,7 +274,7 @@ class Rounds:
         state.tally.sums += self._figures(logits, features)
         accuracies = self.accuracies(logits, features)
         with self.judge.applied():
-            return record_epoch(search, number, None, *accuracies, is_traded=True)
+            return record_epoch(search, number, None, *accuracies, is_traded=True, num_judged=self.num_judged)
 
     def _figures(self, logits: Tensor, features: Tensor) -> Tensor:
         """This process's shares of the figures in :data:`.state.SUMS` on the balanced sample."""

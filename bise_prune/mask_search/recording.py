@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ def record_epoch(
     refitted_accuracy: float | None = None,
     logits: Tensor | None = None,
     is_traded: bool = False,
+    num_judged: int = 0,
 ) -> EpochRecord:
     """Add the finished epoch to the history, and keep its masks for the selection rules by which they are the best.
 
@@ -39,6 +41,7 @@ def record_epoch(
         refitted_accuracy: see :class:`.result.EpochRecord`.
         logits: mask logits that are kept, shape (M,), if not those of the search.
         is_traded: whether the epoch's masks are the best ones so far after trades, which lower the loss.
+        num_judged: number of samples that ``training_accuracy`` is of; 0 if there is none.
 
     Raises:
         BiseError: the loss is not finite.
@@ -60,7 +63,7 @@ def record_epoch(
         refitted_accuracy=refitted_accuracy,
     )
     state.history.append(record)
-    _pick(search, record, logits, is_traded)
+    _pick(search, record, logits, is_traded, num_judged)
     return record
 
 
@@ -85,12 +88,14 @@ def _validated(search: Search, unchanged: bool) -> Evaluation | None:
     return search.passes.validated(partial(search.validation.evaluate, search.network.gated), last, unchanged)
 
 
-def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded: bool) -> None:
+def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded: bool, num_judged: int) -> None:
     """Keep the epoch's masks for every rule by which no earlier epoch is better.
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
-    its network is smaller. After trades at a budget, and in any epoch if masks are judged by a refitted head, an epoch
+    its network is smaller. For the last one, what counts is the whole network's accuracy on training samples; a
+    standard error may be missing as long as nothing else is there, since trades cannot start from the whole network.
+    After trades at a budget, and in any epoch if masks are judged by a refitted head, an epoch
     is kept if it is not worse than the best by more than one standard error: a few validation samples say less than the
     loss that trades have lowered.
     """
@@ -98,8 +103,7 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
     if logits is not None:
         learned["logits"] = logits.cpu()
     closes_more = search.config.is_gradual and search.config.budget is None
-    before, after = history[0].training_accuracy, record.training_accuracy
-    if not closes_more or before is None or after is None or after >= before - _TOLERANCE:
+    if not closes_more or _keeps_up(history, num_judged):
         picks[LAST] = (record.epoch, None, learned)
     budget = search.config.budget
     if budget is not None and not budget.is_met(record.cost or 0.0):
@@ -120,6 +124,16 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
             least = max(highest - _TOLERANCE, scores[0])
         if value >= least:
             picks[rule] = (record.epoch, value, learned)
+
+
+def _keeps_up(history: Sequence[EpochRecord], num_judged: int) -> bool:
+    """Whether the last epoch is about as accurate on training samples as the first one, with the whole network."""
+    first, *others = [record.training_accuracy for record in history]
+    if first is None or not others or others[-1] is None:
+        return True
+    is_alone = not any(other is not None and other >= first - _TOLERANCE for other in others)
+    noise = math.sqrt(first * (1 - first) / num_judged) if num_judged and is_alone else 0.0
+    return others[-1] >= first - max(_TOLERANCE, noise)
 
 
 def result_of(search: Search, stopped_early: bool) -> SearchResult:

@@ -36,7 +36,10 @@ def description(rule: str, search: SearchConfig | None = None, has_target: bool 
     """
     is_gradual = search is not None and search.is_gradual
     if rule == LAST:
-        within = " within half a point of the whole network's accuracy on a balanced training sample"
+        within = (
+            " within half a point of the whole network's accuracy on a balanced training sample, "
+            "or within one standard error if no other is"
+        )
         return "last epoch" + (within if is_gradual and not has_target else "")
     highest = f"highest {_FIGURES[rule]}"
     if search is not None and search.refit == "head":

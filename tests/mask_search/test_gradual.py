@@ -72,8 +72,28 @@ def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_wh
     for number, accuracy in enumerate(accuracies, 1):
         validation = dataclasses.replace(record.validation, unbiased_accuracy=accuracy)
         found.state.history.append(dataclasses.replace(record, epoch=number, validation=validation))
-        _pick(found, found.state.history[-1], None, is_traded=False)
+        _pick(found, found.state.history[-1], None, is_traded=False, num_judged=0)
     assert found.state.picks["best"][0] == epoch
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "epoch"),
+    [
+        ([0.8, 0.5, 0.785, 0.79, 0.77], 4),
+        ([0.8, 0.785, 0.796, 0.785], 3),
+        ([0.8, 0.7, 0.7], 1),
+        ([1.0, 0.996, 0.99], 2),
+    ],
+)
+def test_without_validation_data_noise_does_not_leave_the_whole_network(accuracies, epoch):
+    found = assemble(trained(), loader(), SearchConfig(steps=12))
+    record = Rounds(found).round(1, lambda: None)
+    found.state.history.clear()
+    found.state.picks.clear()
+    for number, accuracy in enumerate(accuracies, 1):
+        found.state.history.append(dataclasses.replace(record, epoch=number, training_accuracy=accuracy))
+        _pick(found, found.state.history[-1], None, is_traded=False, num_judged=600)  # 1.6 points
+    assert found.state.picks["last"][0] == epoch
 
 
 @pytest.mark.parametrize(
