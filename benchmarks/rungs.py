@@ -98,15 +98,20 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     def where(network: str, rung: str) -> Where:
         return Where(setting.name, setting.size, rho, "rungs", f"{network}, {rung}")
 
+    def unbiased(rung: str) -> list[list[float]]:
+        return [records.values(where(network, rung), "unbiased") for network in _NETWORKS]
+
+    has_norms = unbiased("norms") != unbiased("shift")
+    rungs = {rung: label for rung, label in _RUNGS.items() if rung != "norms" or has_norms}
     rows = []
-    for rung, label in _RUNGS.items():
+    for rung, label in rungs.items():
         cells = []
         for network in _NETWORKS:
             worst = mean(records.values(where(network, rung), "worst_group")) or 0.0
             cells.append(f"{spread(records.values(where(network, rung), 'unbiased'))} ({100 * worst:.0f})")
         rows.append([label, *cells])
     rows = [
-        row for rung, row in zip(_RUNGS, rows, strict=True) for row in (row, *_peer_rows(records, setting, rho, rung))
+        row for rung, row in zip(rungs, rows, strict=True) for row in (row, *_peer_rows(records, setting, rho, rung))
     ]
     last: list[list[str]] = []
     for rung in ("norms", "head"):
@@ -125,6 +130,9 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
         last.append([f"FLOPs left by the search of --tune {rung} ({len(searched)} seeds), %", *own_left])
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
     lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left], *last])
+    whole = sum(share == 1 for share in records.values(where("1", "none"), "flops_left"))
+    if whole:
+        lines += [f"Without a target, the search has left the whole network in {whole} of these seeds.", ""]
     lines += _lower_worst(records, setting, rho)
     seeds = records.seeds(where("dense", "none"))
     view = records.only(seeds)

@@ -71,3 +71,24 @@ def test_what_clean_weights_give_is_told_with_its_seeds(tmp_path):
     assert "(2 seeds), dense: as they are 51.0 ± 1.4, with the last layer 61.0 ± 1.4" in told
     assert "with all weights 71.0 ± 1.4; with the masks of half of the FLOPs and all weights 81.0 ± 1.4." in told
     assert rungs._clean_start(Recorded(tmp_path), setting_of("biased_mnist", "small"), 0.95) == []
+
+
+def test_without_norm_layers_there_is_no_row_of_them_and_whole_networks_are_counted(tmp_path):
+    (tmp_path / "multi_color_mnist" / "full").mkdir(parents=True)
+    about = {"setting": "multi_color_mnist", "size": "full", "rho": None, "method": "rungs"}
+    for seed in range(3):
+        found = {
+            f"{network}, {rung}": {
+                "unbiased": 0.5 + (0.1 if rung in ("head", "all") else 0.0) + 0.01 * seed,
+                "worst_group": 0.2,
+                "flops_left": 1.0 if network == "dense" or (network == "1" and seed) else 0.5,
+            }
+            for network in rungs._NETWORKS
+            for rung in rungs._RUNGS
+        }
+        place = tmp_path / "multi_color_mnist" / "full" / f"rungs-seed{seed}.json"
+        place.write_text(json.dumps({**about, "seed": seed, "rows": found}))
+    page = rungs.markdown(Recorded(tmp_path))
+    assert "| logit offsets | 51.0 ± 1.0 (20)" in page and "| + the last layer | 61.0" in page
+    assert "norm layers |" not in page and "left the whole network in 2 of these seeds" in page
+    assert "There is no validation set here" in page
