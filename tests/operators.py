@@ -8,8 +8,3 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 def make_once(monkeypatch):
     """Let the table be made by the first export, and all others read it."""
     monkeypatch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-
-
-def table():
-    """The table."""
-    return ONNXRegistry.from_torchlib()

@@ -95,9 +95,9 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
     its network is smaller. For the last one, what counts is the whole network's accuracy on training samples; a
     standard error may be missing as long as nothing else is there, since trades cannot start from the whole network.
-    After trades at a budget, and in any epoch if masks are judged by a refitted head, an epoch
-    is kept if it is not worse than the best by more than one standard error: a few validation samples say less than the
-    loss that trades have lowered.
+    After trades at a budget, and in any epoch if masks are judged by a refitted head, an epoch is kept if it is not
+    worse than the best by more than one standard error: a few validation samples say less than the loss that trades
+    have lowered.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
     if logits is not None:
