@@ -1,5 +1,6 @@
 """The command in copies of a process that has imported it and run nothing, and what of a report lasts."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -37,6 +38,7 @@ def _nothing():
     pass
 
 
+@functools.cache
 def ready():
     """Wait until the process that is copied has imported what it is to import."""
     with pytest.MonkeyPatch.context() as patch:  # so that it finds modules of the tests

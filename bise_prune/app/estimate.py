@@ -20,8 +20,8 @@ from ..gates.bottleneck import readout_of
 from ..gates.gated_model import GatedModel
 from ..gates.masks import GateSite, MaskSet
 from ..mask_search.assembly import VALIDATION_PART, VALIDATION_SAMPLES, assemble
-from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, sample_size, steps_per_round
-from ..mask_search.refitted import refitted_head
+from ..mask_search.gradual import EVERY, ROUNDS, TRADING, Rounds, steps_per_round
+from ..mask_search.refitted import refitted_head, sample_size
 from ..mask_search.schedule import temperatures
 from ..mask_search.trades import STEPS_DOWN, TRIALS
 from ..pruning import prune

@@ -110,8 +110,17 @@ def gates_a_layer(name: str) -> bool:
     >>> gates_a_layer("conv1+2"), gates_a_layer("conv1@1"), gates_a_layer("blocks.0.attn@heads")
     (True, True, False)
     """
-    _, _, part = name.partition("+")[0].partition("@")
-    return not part or part.isdigit()
+    return not part_gated(name)
+
+
+def part_gated(name: str) -> str:
+    """Return which part of a layer, or what around it, the site ``name`` gates; "" for the outputs of layers.
+
+    >>> part_gated("conv1@1"), part_gated("blocks.0.attn@heads.2"), part_gated("conv1@groups+1")
+    ('', 'heads', 'groups')
+    """
+    part = name.partition("+")[0].partition("@")[2].partition(".")[0]
+    return "" if part.isdigit() else part
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,16 +15,14 @@ from ..config import PLACEMENTS, Placement
 from ..errors import ConfigError, ModelError
 from ..tracing import Call, Inputs, Nonlinearity, Reason, Trace, Why, trace
 from .attention import attention_sites
-from .masks import GateCall, GateSite, MaskSet
+from .masks import GateCall, GateSite, MaskSet, part_gated
 from .streams import stream_sites, streams
 
-# What names of sites have behind a layer's name, and which placements give such names.
-_MARK = re.compile(r"(@[a-z]+|\+(?=\d+$))[.\d+]*$")
-_TIED = frozenset({"+", "@unit"})
-_IN_BLOCKS = _TIED | {"@groups", "@heads", "@values", "@pairs"}
-_MARKS: Mapping[Placement, frozenset[str]] = {
-    "all": _IN_BLOCKS | {"@zeros"}, "streams": _IN_BLOCKS | {"@stream"}, "tied": _IN_BLOCKS, "feed-forward": _TIED,
-    "paper": frozenset(),
+# What the sites of a placement may gate beside the outputs of layers, by their names.
+_IN_BLOCKS = frozenset({"unit", "groups", "heads", "values", "pairs"})
+_PARTS: Mapping[Placement, frozenset[str]] = {
+    "all": _IN_BLOCKS | {"zeros"}, "streams": _IN_BLOCKS | {"stream"}, "tied": _IN_BLOCKS,
+    "feed-forward": frozenset({"unit"}), "paper": frozenset(),
 }  # fmt: skip
 
 
@@ -128,7 +125,7 @@ def matching_sites(record: Trace, model: nn.Module, masks: MaskSet) -> list[Gate
 
 def _may_name(placement: Placement, names: Iterable[str]) -> bool:
     """Whether sites of a placement may have such names: it takes much longer to find the sites."""
-    return {found[1] for name in names if (found := _MARK.search(name))} <= _MARKS[placement]
+    return {part_gated(name) for name in names} - {""} <= _PARTS[placement]
 
 
 def _paper_sites(eligible: list[Nonlinearity], record: Trace) -> list[GateSite]:

@@ -53,7 +53,7 @@ from .judge import Judge
 from .objective import objective_of, silent_share
 from .projection import Projection
 from .recording import record_epoch, result_of
-from .refitted import balanced_sample, refitted_head
+from .refitted import balanced_sample, refitted_head, sample_size
 from .result import EpochRecord, SearchResult
 from .selection import LAST
 from .state import EpochTally, GradualState
@@ -69,7 +69,6 @@ _FREE_SHARE = 0.3  # share of the cost at which a search without a budget ends
 _WALK = 7  # round in which the share has come down, or a later one for small budgets
 _MOST_CLOSED = 0.1  # share of the cost that goes in a round on the way to a small budget
 _SETTLING = 2  # rounds at the end in which the steps become smaller
-_SAMPLE, _REFITTED_SAMPLE = 600, 2_000  # samples of the balanced sample, at most; those to which heads are fitted
 _MEAN, _SQUARE = 0.9, 0.95  # memory of the running means of the gradient and of its square, from step to step
 _LR = 0.05  # largest step of a mask logit
 _START, _SHUT = 0.67, -0.1  # mask logits of open channels at the start, and of those for which there is no room
@@ -113,15 +112,6 @@ def steps_per_round(config: SearchConfig) -> int:
     return -(-(config.steps or _STEPS) // ROUNDS)
 
 
-def sample_size(config: SearchConfig, num_samples: int) -> int:
-    """Number of samples of the balanced sample by which masks are judged, of a training set of so many.
-
-    >>> [sample_size(SearchConfig(refit=refit), 5_000) for refit in ("none", "head")]
-    [600, 2000]
-    """
-    return min(num_samples, _REFITTED_SAMPLE if config.refit == "head" else _SAMPLE)
-
-
 class Rounds:
     """The rounds of a gradual search.
 
@@ -135,7 +125,6 @@ class Rounds:
         self.rounded = search.budget
         size = sample_size(search.config, len(search.labels.known.target))
         self.sample = balanced_sample(search.data, search.labels, search.state.position, search.state.generator, size)
-        self.num_judged = size
         self.judge = Judge(search, self.sample)
         self.trades = Trades(search, search.budget, self.judge)
         self.batch_size = int(summed(torch.tensor(len(search.data.first.target), device=search.network.device)))
@@ -249,7 +238,7 @@ class Rounds:
         may_go_back = budget is None or number != self.walk  # masks before that round do not meet the budget
         ranks = self.ranks(self.worth[0], gates.closed)
         with self.judge.applied():
-            record = record_epoch(self.search, number, None, *accuracies, logits=ranks, num_judged=self.num_judged)
+            record = record_epoch(self.search, number, None, *accuracies, logits=ranks)
         if may_go_back and self.has_collapsed(record):
             record = dataclasses.replace(record, backed_out=True)
             state.history[-1] = record
@@ -274,7 +263,7 @@ class Rounds:
         state.tally.sums += self._figures(logits, features)
         accuracies = self.accuracies(logits, features)
         with self.judge.applied():
-            return record_epoch(search, number, None, *accuracies, is_traded=True, num_judged=self.num_judged)
+            return record_epoch(search, number, None, *accuracies, is_traded=True)
 
     def _figures(self, logits: Tensor, features: Tensor) -> Tensor:
         """This process's shares of the figures in :data:`.state.SUMS` on the balanced sample."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..errors import BiseError
 from ..gates.masks import MaskSet
 from ..metrics.accuracy import Evaluation
 from .assembly import Search
+from .refitted import sample_size
 from .result import EpochRecord, SearchResult
 from .selection import LAST, NEED_BIAS, RULES, Selected
 from .state import SUMS
@@ -29,7 +29,6 @@ def record_epoch(
     refitted_accuracy: float | None = None,
     logits: Tensor | None = None,
     is_traded: bool = False,
-    num_judged: int = 0,
 ) -> EpochRecord:
     """Add the finished epoch to the history, and keep its masks for the selection rules by which they are the best.
 
@@ -41,7 +40,6 @@ def record_epoch(
         refitted_accuracy: see :class:`.result.EpochRecord`.
         logits: mask logits that are kept, shape (M,), if not those of the search.
         is_traded: whether the epoch's masks are the best ones so far after trades, which lower the loss.
-        num_judged: number of samples that ``training_accuracy`` is of; 0 if there is none.
 
     Raises:
         BiseError: the loss is not finite.
@@ -63,7 +61,7 @@ def record_epoch(
         refitted_accuracy=refitted_accuracy,
     )
     state.history.append(record)
-    _pick(search, record, logits, is_traded, num_judged)
+    _pick(search, record, logits, is_traded)
     return record
 
 
@@ -88,7 +86,7 @@ def _validated(search: Search, unchanged: bool) -> Evaluation | None:
     return search.passes.validated(partial(search.validation.evaluate, search.network.gated), last, unchanged)
 
 
-def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded: bool, num_judged: int) -> None:
+def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded: bool) -> None:
     """Keep the epoch's masks for every rule by which no earlier epoch is better.
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
@@ -103,7 +101,7 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
     if logits is not None:
         learned["logits"] = logits.cpu()
     closes_more = search.config.is_gradual and search.config.budget is None
-    if not closes_more or _keeps_up(history, num_judged):
+    if not closes_more or _keeps_up(search):
         picks[LAST] = (record.epoch, None, learned)
     budget = search.config.budget
     if budget is not None and not budget.is_met(record.cost or 0.0):
@@ -119,21 +117,26 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
         ]
         least = highest = max(scores)
         if search.config.refit == "head" or (is_traded and budget is not None):
-            least = highest - math.sqrt(highest * (1 - highest) / record.validation.n)
+            least = highest - _standard_error(highest, record.validation.n)
         elif closes_more:
             least = max(highest - _TOLERANCE, scores[0])
         if value >= least:
             picks[rule] = (record.epoch, value, learned)
 
 
-def _keeps_up(history: Sequence[EpochRecord], num_judged: int) -> bool:
+def _keeps_up(search: Search) -> bool:
     """Whether the last epoch is about as accurate on training samples as the first one, with the whole network."""
-    first, *others = [record.training_accuracy for record in history]
-    if first is None or not others or others[-1] is None:
-        return True
-    is_alone = not any(other is not None and other >= first - _TOLERANCE for other in others)
-    noise = math.sqrt(first * (1 - first) / num_judged) if num_judged and is_alone else 0.0
-    return others[-1] >= first - max(_TOLERANCE, noise)
+    first, *others = [record.training_accuracy or 0.0 for record in search.state.history]
+    missing = _TOLERANCE
+    if all(other < first - _TOLERANCE for other in others):
+        size = sample_size(search.config, len(search.labels.known.target))
+        missing = max(missing, _standard_error(first, size))
+    return not others or others[-1] >= first - missing
+
+
+def _standard_error(accuracy: float, num_samples: int) -> float:
+    """Standard error of an accuracy on so many samples."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_samples)
 
 
 def result_of(search: Search, stopped_early: bool) -> SearchResult:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from ..config import SearchConfig
 from ..data.batch import Batch, input_map
 from ..distributed import world
 from .training_data import Part, Position, TrainingData, TrainingLabels
@@ -21,6 +22,7 @@ from .training_data import Part, Position, TrainingData, TrainingLabels
 _PENALTY = 1e-2  # weight of the squared norm of the refitted head's weights, on standardised features
 _ITERATIONS = 100  # of L-BFGS
 _BATCH = 50  # samples in a part of the balanced sample
+_SAMPLE, _REFITTED_SAMPLE = 600, 2_000  # samples of the balanced sample, at most; those to which heads are fitted
 
 
 class Sample(NamedTuple):
@@ -37,6 +39,15 @@ class Sample(NamedTuple):
     parts: list[Part]
     numbers: list[Tensor]
     batches: list[Part]
+
+
+def sample_size(config: SearchConfig, num_samples: int) -> int:
+    """Number of samples of the balanced sample by which masks are judged, of a training set of so many.
+
+    >>> [sample_size(SearchConfig(refit=refit), 5_000) for refit in ("none", "head")]
+    [600, 2000]
+    """
+    return min(num_samples, _REFITTED_SAMPLE if config.refit == "head" else _SAMPLE)
 
 
 def balanced_sample(

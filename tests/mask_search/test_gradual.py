@@ -72,7 +72,7 @@ def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_wh
     for number, accuracy in enumerate(accuracies, 1):
         validation = dataclasses.replace(record.validation, unbiased_accuracy=accuracy)
         found.state.history.append(dataclasses.replace(record, epoch=number, validation=validation))
-        _pick(found, found.state.history[-1], None, is_traded=False, num_judged=0)
+        _pick(found, found.state.history[-1], None, is_traded=False)
     assert found.state.picks["best"][0] == epoch
 
 
@@ -85,14 +85,15 @@ def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_wh
         ([1.0, 0.996, 0.99], 2),
     ],
 )
-def test_without_validation_data_noise_does_not_leave_the_whole_network(accuracies, epoch):
+def test_without_validation_data_noise_does_not_leave_the_whole_network(accuracies, epoch, monkeypatch):
+    monkeypatch.setattr(recording, "sample_size", lambda *_: 600)  # of which 1.6 points are a standard error at .8
     found = assemble(trained(), loader(), SearchConfig(steps=12))
     record = Rounds(found).round(1, lambda: None)
     found.state.history.clear()
     found.state.picks.clear()
     for number, accuracy in enumerate(accuracies, 1):
         found.state.history.append(dataclasses.replace(record, epoch=number, training_accuracy=accuracy))
-        _pick(found, found.state.history[-1], None, is_traded=False, num_judged=600)  # 1.6 points
+        _pick(found, found.state.history[-1], None, is_traded=False)
     assert found.state.picks["last"][0] == epoch
 
 
