@@ -112,7 +112,7 @@ PLANS: dict[str, Plan] = {
     "rungs-cifar": Plan(
         "corrupted_cifar10", ("vanilla", "rungs", "rungs-clean", "rungs-norms", "rungs-head", "rungs-criteria")
     ),
-    "rungs-multi-color": Plan("multi_color_mnist", ("vanilla", "rungs", "rungs-criteria")),
+    "rungs-multi-color": Plan("multi_color_mnist", ("vanilla", "rungs", "rungs-head", "rungs-criteria")),
     "rungs-texts": Plan("toxic_comments", ("vanilla", "rungs", "rungs-norms", "rungs-head")),
     "transfer": Plan("biased_mnist", ("transfer",)),
     "transfer-cifar": Plan("corrupted_cifar10", ("transfer",)),
