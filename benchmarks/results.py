@@ -61,7 +61,7 @@ def pages() -> dict[Path, str]:
 
 
 def _filled(text: str, records: Recorded) -> str:
-    for name, block in BLOCKS.items():
+    for name, block in {**BLOCKS, "rules": rungs.overview}.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if marked.search(text):
             table = "\n".join(block(records)).strip()

@@ -16,7 +16,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from records import RECORDS
-from tables.comparisons import RECORDS_URL, title_of
+from tables.comparisons import CRITERION_NAMES, RECORDS_URL, title_of
 from tables.methods import RE_ESTIMATED, SHARES
 from tables.peers import CRITERIA
 from tables.recorded import Recorded, Where, mean, seeds_of, spread, write_table
@@ -98,10 +98,7 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     def where(network: str, rung: str) -> Where:
         return Where(setting.name, setting.size, rho, "rungs", f"{network}, {rung}")
 
-    def unbiased(rung: str) -> list[list[float]]:
-        return [records.values(where(network, rung), "unbiased") for network in _NETWORKS]
-
-    has_norms = unbiased("norms") != unbiased("shift")
+    has_norms = _has_norms(records, setting, rho)
     rungs = {rung: label for rung, label in _RUNGS.items() if rung != "norms" or has_norms}
     rows = []
     for rung, label in rungs.items():
@@ -148,6 +145,66 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     return lines
 
 
+# The README's data sets: one in the paper's size, the others small.
+_README: tuple[tuple[str, Size, float], ...] = (
+    ("digits", "small", 0.95),
+    ("biased_mnist", "small", 0.98),
+    ("corrupted_cifar10", "small", 0.95),
+    ("toxic_comments", "small", 0.0),
+    ("multi_color_mnist", "full", 0.0),
+)
+
+
+def overview(records: Recorded) -> list[str]:
+    """The README's table: a data set in a line, dense and slim networks by what may change."""
+    rows = []
+    for name, size, rho in _README:
+        setting = setting_of(name, size)
+        dense = Where(name, size, rho, "rungs", "dense, none")
+        if not records.of(dense):
+            continue
+        free, half = replace(dense, row="1, none"), replace(dense, row="0.5, none")
+        pairs = {
+            rung: [
+                records.values(place, "unbiased")
+                for place in (
+                    replace(dense, row=f"dense, {rung}"),
+                    _best_place(records, replace(half, row=f"0.5, {rung}"), rung),
+                )
+            ]
+            for rung in ("norms", "head", "all")
+        }
+        if not _has_norms(records, setting, rho):
+            pairs["norms"] = [[]]
+        peer = _best_criterion(records, half)
+        rows.append([
+            f"[{title_of(setting, rho)}](benchmarks/records/{setting.folder})",
+            str(len(records.of(dense))),
+            *(spread(records.values(place, "unbiased")) for place in (dense, free)),
+            spread(records.values(free, "flops_left"), digits=0),
+            spread(records.values(half, "unbiased")),
+            f"{spread(peer[1])} ({CRITERION_NAMES[peer[0]]})" if peer else "–",
+            *(" → ".join(map(spread, pair)) or "–" for pair in pairs.values()),
+        ])  # fmt: skip
+    header = (
+        "unbiased accuracy, %", "seeds", "dense", "slim", "FLOPs left, %", "slim, half", "best criterion, half",
+        "norm layers, dense → half", "last layer, dense → half", "all weights, dense → half",
+    )  # fmt: skip
+    return write_table(header, rows)
+
+
+def _has_norms(records: Recorded, setting: Setting, rho: float) -> bool:
+    """Whether the networks have norm layers; without them, that rung gives what offsets give."""
+    norms, shift = (
+        [
+            records.values(Where(setting.name, setting.size, rho, "rungs", f"{name}, {rung}"), "unbiased")
+            for name in _NETWORKS
+        ]
+        for rung in ("norms", "shift")
+    )
+    return norms != shift
+
+
 def _clean_start(records: Recorded, setting: Setting, rho: float) -> list[str]:
     """What the weights are worth that vanilla training starts from, which have not learned the bias."""
     place = Where(setting.name, setting.size, rho, "rungs-clean", "")
@@ -190,23 +247,30 @@ def _best_place(records: Recorded, place: Where, rung: str) -> Where:
 def _peer_rows(records: Recorded, setting: Setting, rho: float, rung: str) -> list[list[str]]:
     """At a rung, the best of Torch-Pruning's criteria at each share, and re-estimated Taylor scores."""
 
-    def found(criterion: str, network: str) -> list[float]:
-        place = Where(setting.name, setting.size, rho, "rungs-criteria", f"{criterion} {network}, {rung}")
-        return records.values(place, "unbiased")
+    def place(network: str) -> Where:
+        return Where(setting.name, setting.size, rho, "rungs", f"{network}, {rung}")
 
+    targets = list(_NETWORKS)[2:]
     rows = []
-    best = ["–", "–"]
-    for network in list(_NETWORKS)[2:]:
-        means = {name: mean(values) for name in CRITERIA if (values := found(name, network))}
-        if means:
-            name = max(means, key=means.__getitem__)
-            best.append(f"{spread(found(name, network))} ({name})")
-    if len(best) > 2:
-        rows.append(["best of Torch-Pruning's five criteria, the same change", *best])
-    again = [spread(found(RE_ESTIMATED, network)) for network in list(_NETWORKS)[2:]]
+    best = [found for network in targets if (found := _best_criterion(records, place(network)))]
+    if best:
+        cells = [f"{spread(values)} ({CRITERION_NAMES[name]})" for name, values in best]
+        rows.append(["best of Torch-Pruning's five criteria, the same change", "–", "–", *cells])
+    again = [spread(_by_criterion(records, RE_ESTIMATED, place(network))) for network in targets]
     if all(again):
         rows.append(["re-estimated Taylor scores, the same change", "–", "–", *again])
     return rows
+
+
+def _best_criterion(records: Recorded, place: Where) -> tuple[str, list[float]] | None:
+    """That of Torch-Pruning's criteria with the highest mean at the share and rung of a place, and its accuracies."""
+    found = {name: values for name in CRITERIA if (values := _by_criterion(records, name, place))}
+    return max(found.items(), key=lambda item: mean(item[1]) or 0.0, default=None)
+
+
+def _by_criterion(records: Recorded, criterion: str, place: Where) -> list[float]:
+    """Accuracies by a criterion at the share and rung of a place."""
+    return records.values(replace(place, method="rungs-criteria", row=f"{criterion} {place.row}"), "unbiased")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Comparisons beyond the paper: peers, conflicting samples, wrong labels, other test sets, the README's table."""
+"""Comparisons beyond the paper: peers, conflicting samples, wrong labels, other test sets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .settings import NAMES, Setting, setting_of
 
 RECORDS_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records"
 
-_CRITERIA = {"magnitude": "magnitude", "lamp": "LAMP", "taylor": "Taylor", "fpgm": "FPGM", "random": "random"}
+CRITERION_NAMES = {"magnitude": "magnitude", "lamp": "LAMP", "taylor": "Taylor", "fpgm": "FPGM", "random": "random"}
 
 # -- peers -----------------------------------------------------------------------------------------
 
 
 def peer_rows(setting: Setting) -> list[tuple[str, str, str, str]]:
     """Kind, label, run and row of everything that is compared on a data set."""
-    cut = [(label, f"tp-{criterion}") for criterion, label in _CRITERIA.items()]
+    cut = [(label, f"tp-{criterion}") for criterion, label in CRITERION_NAMES.items()]
     return [
         ("", "vanilla", "vanilla", "vanilla"),
         ("", "the weights it started from", "vanilla", "starting weights"),
@@ -223,16 +223,6 @@ def title_of(setting: Setting, rho: float) -> str:
     return f"{NAMES[setting.name]}, {setting.size}" + (f", rho {rho:g}" if rho else "")
 
 
-# The README's data sets: one in the paper's size, the others small.
-_README = (
-    ("multi_color_mnist", "full", 0.0),
-    ("digits", "small", 0.95),
-    ("biased_mnist", "small", 0.95),
-    ("corrupted_cifar10", "small", 0.95),
-    ("toxic_comments", "small", 0.0),
-)
-
-
 # Where the two searches are compared.
 _SEARCHED = (
     ("digits", "small", 0.95),
@@ -244,29 +234,24 @@ _SEARCHED = (
 )
 
 
-def evidence(records: Recorded) -> list[str]:
-    """The README's table: five data sets, one in a line."""
-    return _evidence(records, [(setting_of(name, size), rho) for name, size, rho in _README], "benchmarks/records")
-
-
 def all_evidence(records: Recorded) -> list[str]:
-    """The same for every data set and share of aligned samples, one table a size."""
+    """The paper's search beside cheap alternatives, on every data set and share of aligned samples, a table a size."""
     names = ("digits", "biased_mnist", "corrupted_cifar10", "toxic_comments")
     small = [(each, rho) for each in map(setting_of, names, ["small"] * 4) for rho in each.rhos or (0.0,)]
     return [
         "The paper's data and network:", "",
-        *_evidence(records, [(setting_of("multi_color_mnist", "full"), 0.0)], RECORDS_URL),
+        *_evidence(records, [(setting_of("multi_color_mnist", "full"), 0.0)]),
         "Small settings for a CPU, with protocols of their own:", "",
-        *_evidence(records, small, RECORDS_URL),
+        *_evidence(records, small),
     ]  # fmt: skip
 
 
-def _evidence(records: Recorded, places: Sequence[tuple[Setting, float]], folder: str) -> list[str]:
+def _evidence(records: Recorded, places: Sequence[tuple[Setting, float]]) -> list[str]:
     """One data set in a line, over the seeds that all its cells have."""
     rows = []
     for setting, rho in places:
         place = (setting.name, setting.size, rho)
-        criteria = {title: Where(*place, f"tp-{criterion}", "as is") for criterion, title in _CRITERIA.items()}
+        criteria = {title: Where(*place, f"tp-{criterion}", "as is") for criterion, title in CRITERION_NAMES.items()}
         columns = [
             Where(*place, *run)
             for run in (
@@ -286,7 +271,7 @@ def _evidence(records: Recorded, places: Sequence[tuple[Setting, float]], folder
         others = {title: found for title, found in others.items() if len(found) == len(bise)}
         best = max(others, key=lambda name: mean(others[name]) or 0.0, default="")
         rows.append([
-            f"[{title_of(setting, rho)}]({folder}/{setting.folder})",
+            f"[{title_of(setting, rho)}]({RECORDS_URL}/{setting.folder})",
             str(len(bise)), spread(vanilla), spread(bise), spread(shared.values(columns[1], "flops_left")),
             f"{spread(others[best])} ({best})" if best else "–", *(spread(values) or "–" for values in cures),
         ])  # fmt: skip

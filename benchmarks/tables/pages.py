@@ -12,7 +12,6 @@ from .comparisons import (
     after_finetuning,
     all_evidence,
     conflicting,
-    evidence,
     noise,
     peer_table,
     searches,
@@ -364,7 +363,6 @@ WHOLE: dict[str, Callable[[Recorded], str]] = {
 }
 # Tables that pages take between "<!-- NAME -->" and "<!-- end -->".
 BLOCKS: dict[str, Callable[[Recorded], list[str]]] = {
-    "evidence": evidence,
     "all evidence": all_evidence,
     "conflicting": conflicting,
     "noise": noise,

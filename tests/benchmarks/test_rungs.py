@@ -92,3 +92,28 @@ def test_without_norm_layers_there_is_no_row_of_them_and_whole_networks_are_coun
     assert "| logit offsets | 51.0 ± 1.0 (20)" in page and "| + the last layer | 61.0" in page
     assert "norm layers |" not in page and "left the whole network in 2 of these seeds" in page
     assert "There is no validation set here" in page
+
+
+@pytest.mark.parametrize("has_norms", [True, False])
+def test_the_readme_has_a_row_a_set_by_the_searches_that_know_the_rungs(tmp_path, has_norms):
+    (tmp_path / "digits" / "small").mkdir(parents=True)
+    about = {"setting": "digits", "size": "small", "rho": 0.95}
+    of_all = {"none": 0.4, "shift": 0.4, "norms": 0.45 if has_norms else 0.4, "head": 0.8, "all": 0.9}
+    rows = {
+        "rungs": {
+            f"{name}, {rung}": {"unbiased": found + 0.01 * (name == "0.5"), "flops_left": 0.5 if name == "1" else 1.0}
+            for name in rungs._NETWORKS
+            for rung, found in of_all.items()
+        },
+        "rungs-head": {"0.5, head": {"unbiased": 0.85}},
+        "rungs-criteria": {"lamp 0.5, none": {"unbiased": 0.3}, "taylor 0.5, none": {"unbiased": 0.2}},
+    }
+    for method, found in rows.items():
+        for seed in range(2):
+            place = tmp_path / "digits" / "small" / f"{method}-seed{seed}.json"
+            place.write_text(json.dumps({**about, "method": method, "seed": seed, "rows": found}))
+    row, _ = rungs.overview(Recorded(tmp_path))[2:]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    norms = "45.0 ± 0.0 → 46.0 ± 0.0" if has_norms else "–"
+    free, half = ["40.0 ± 0.0", "40.0 ± 0.0", "50 ± 0"], ["41.0 ± 0.0", "30.0 ± 0.0 (LAMP)"]
+    assert cells == ["2", *free, *half, norms, "80.0 ± 0.0 → 85.0 ± 0.0", "90.0 ± 0.0 → 91.0 ± 0.0"]
