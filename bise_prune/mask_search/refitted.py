@@ -21,6 +21,7 @@ from .training_data import Part, Position, TrainingData, TrainingLabels
 
 _PENALTY = 1e-2  # weight of the squared norm of the refitted head's weights, on standardised features
 _ITERATIONS = 100  # of L-BFGS
+_LEAST_VARIANCE = 1e-6  # added to that of standardised features, which may depend on each other
 _BATCH = 50  # samples in a part of the balanced sample
 _SAMPLE, _REFITTED_SAMPLE = 600, 2_000  # samples of the balanced sample, at most; those to which heads are fitted
 
@@ -106,7 +107,8 @@ def refitted_head(
     """Logistic regression with an L2 penalty on standardised features (last-layer retraining, Kirichenko et al., 2023).
 
     It minimises the mean cross-entropy, weighted, plus ``penalty / 2`` times the squared norm of the weights of the
-    standardised features; the additive bias is not penalised.
+    standardised features; the additive bias is not penalised. L-BFGS looks for the minimum in coordinates in which the
+    features are uncorrelated, where it needs far fewer iterations, if there are no more features than samples.
 
     Args:
         features_ND: bottleneck features.
@@ -125,19 +127,43 @@ def refitted_head(
     mean = weights @ features
     scale = (weights @ (features - mean).square()).sqrt() + 1e-5
     inputs = (features - mean) / scale
+    way_back = _decorrelating(inputs, weights, num_classes * penalty)
+    if way_back is not None:
+        inputs = inputs @ way_back.T
     weight = torch.zeros(num_classes, inputs.shape[1], dtype=torch.double, device=inputs.device, requires_grad=True)
     offset = torch.zeros(num_classes, dtype=torch.double, device=inputs.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, offset], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def standardised() -> Tensor:
+        """The weights of the standardised features."""
+        return weight if way_back is None else weight @ way_back
 
     def closure() -> Tensor:
         """The penalised loss, with its gradient."""
         optimizer.zero_grad()
         losses = cross_entropy(linear(inputs, weight, offset), target_N, reduction="none")
-        loss = weights @ losses + penalty / 2 * weight.square().sum()
+        loss = weights @ losses + penalty / 2 * standardised().square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    slope = weight.detach() / scale
+    slope = standardised().detach() / scale
     return torch.cat([slope, (offset.detach() - slope @ mean)[:, None]], 1).to(features_ND.dtype)
+
+
+def _decorrelating(inputs_ND: Tensor, weight_N: Tensor, more: float) -> Tensor | None:
+    """Matrix (D, D) that makes features of mean 0 uncorrelated; None if there are more of them than samples.
+
+    Args:
+        inputs_ND: the features.
+        weight_N: weights of the samples, of sum 1.
+        more: variance that is added to that of each feature, >= 0.
+    """
+    count, width = inputs_ND.shape
+    if width > count:
+        return None
+    identity = torch.eye(width, dtype=inputs_ND.dtype, device=inputs_ND.device)
+    covariance = (inputs_ND * weight_N[:, None]).T @ inputs_ND
+    factor, failed = torch.linalg.cholesky_ex(covariance + (more + _LEAST_VARIANCE) * identity)
+    return None if failed else torch.linalg.solve_triangular(factor, identity, upper=False)

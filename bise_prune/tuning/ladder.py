@@ -10,7 +10,8 @@ Each rung may change what the rungs below it may:
 What a rung may change is fitted to balanced samples, and whether it is changed is decided by other samples: the best
 candidate of a rung is taken if it is better than the rung below by more than one standard error of the difference. So a
 rung can be the same as the one below it. A last layer that will be fitted to the samples that decide as well is judged
-on each half of them by a fit to all others, since it gains much by more samples.
+on each half of them by a fit to all others, since it gains much by more samples. Without other samples, its penalty
+becomes weaker if fits to either half are better on the other one.
 """
 
 # Shape suffixes: N samples, D features, C classes, G groups.
@@ -36,10 +37,11 @@ from .features import bottleneck_features
 from .norms import batch_norms, reestimated, trained
 from .shift import Figure, fitted_offsets, mean_of_groups, worst_of_groups
 
-MOST_FITTED = 5_000  # samples that a rung is fitted to, at most
+MOST_FITTED = 5_000  # samples that a rung is fitted to, at most, as many of each subgroup as there are or as fit in
 BALANCED = 1_000  # samples for the statistics of batch norms
 _BATCH = 100
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of a refitted head, from which the other samples choose
+WEAKER_PENALTIES = (1e-4, 1e-5, 1e-6)  # further ones if there are no other samples
 
 
 class Rung(StrEnum):
@@ -161,7 +163,7 @@ class Ladder:
         present = self._unchanged(Norms.OWN)
         decided = {Rung.NONE: present}
         others = fitted if again is not None and choose is not None else None
-        for rung, steps in self._candidates(fitted).items():
+        for rung, steps in self._candidates(fitted, is_alone=choose is None).items():
             hits = [self._hits(step, chosen[step.norms], others) for step in (present, *steps)]
             groups = chosen[Norms.OWN].groups
             best = max(
@@ -218,8 +220,13 @@ class Ladder:
 
     # -- candidates ------------------------------------------------------------------------------
 
-    def _candidates(self, fitted: dict[Norms, _Seen]) -> dict[Rung, list[Step]]:
-        """The changes that each rung can make beyond those of the rungs below it, the lowest rung first."""
+    def _candidates(self, fitted: dict[Norms, _Seen], is_alone: bool) -> dict[Rung, list[Step]]:
+        """The changes that each rung can make beyond those of the rungs below it, the lowest rung first.
+
+        Args:
+            fitted: the samples that changes are fitted to, behind each kind of norm layers.
+            is_alone: whether there are no other samples to decide.
+        """
         found: dict[Rung, list[Step]] = {rung: [] for rung in Rung if rung is not Rung.NONE}
         for norms in fitted:
             plain, is_own = self._unchanged(norms), norms is Norms.OWN
@@ -228,9 +235,23 @@ class Ladder:
                 continue
             shifted = self._fitted(replace(plain, part=Rung.SHIFT), fitted)
             found[Rung.SHIFT if is_own else Rung.NORMS].append(shifted)
-            heads = (replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in PENALTIES)
+            heads = [replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in PENALTIES]
+            if is_alone:
+                heads += self._weaker(heads[-1], fitted[norms])
             found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
         return found
+
+    def _weaker(self, step: Step, seen: _Seen) -> list[Step]:
+        """A head with a weaker penalty, if fits to either half of the samples are better on the other half."""
+        best = step
+        before = highest = self._hits(step, seen, {})
+        for penalty in WEAKER_PENALTIES:
+            weaker = replace(step, penalty=penalty)
+            hits = self._hits(weaker, seen, {})
+            if self._figure(_accuracies(hits, seen.groups)) <= self._figure(_accuracies(highest, seen.groups)):
+                break
+            best, highest = weaker, hits
+        return [best] if self._is_better(before, highest, seen.groups) else []
 
     def _fitted(self, step: Step, samples: dict[Norms, _Seen]) -> Step:
         """A step whose offsets, or whose head, are fitted to samples; the same step if no fit is finite."""
@@ -264,13 +285,14 @@ class Ladder:
         Args:
             step: the step.
             seen: the samples that decide.
-            others: those that a head is fitted to beside the samples that decide; None if it is not fitted to these.
+            others: those that a head is fitted to beside the samples that decide, if any; None if it is not fitted to
+                the latter.
         """
         hits = seen.hits(step)
         if step.part is Rung.HEAD and others is not None:
             first = _every_other(seen.subgroups)
             for half in (first, ~first):
-                fitted = self._fitted(step, {step.norms: self._joined(others[step.norms], seen, ~half)})
+                fitted = self._fitted(step, {step.norms: self._joined(others.get(step.norms), seen, ~half)})
                 hits[half] = seen.hits(fitted)[half]
         return hits
 
@@ -306,14 +328,14 @@ class Ladder:
         labels = (target.to(device), data.bias.cpu(), groups.to(device), subgroups.to(device))
         return {norms: _Seen(self._features(norms, data), *labels) for norms in kinds or self.models}
 
-    def _joined(self, seen: _Seen, more: _Seen, which: Tensor) -> _Seen:
+    def _joined(self, seen: _Seen | None, more: _Seen, which: Tensor) -> _Seen:
         """Some samples, and those among others that ``which`` (N,) is True for, or a part of them if they are many."""
         rows = which.nonzero().flatten()
         rows = rows[:: max(1, -(-len(rows) // MOST_FITTED))]
-        features, target = (
-            torch.cat([getattr(seen, name), getattr(more, name)[rows]]) for name in ("features", "target")
-        )
-        bias = torch.cat([seen.bias, more.bias[rows.cpu()]])
+        features, target, bias = more.features[rows], more.target[rows], more.bias[rows.cpu()]
+        if seen is not None:
+            features, target = torch.cat([seen.features, features]), torch.cat([seen.target, target])
+            bias = torch.cat([seen.bias, bias])
         subgroups = self._members(target.cpu(), bias).to(target.device)
         return _Seen(features, target, bias, subgroups, subgroups)
 
@@ -338,8 +360,13 @@ class Ladder:
         return layer
 
     def _some_of(self, data: BiasedDataset) -> BiasedDataset:
-        """The data, or a balanced draw from them if there are many."""
-        return data if len(data) <= MOST_FITTED else data.subset(self._drawn(data, MOST_FITTED))
+        """The data, or a part of them if there are many, of each subgroup as many samples as there are or fit in."""
+        if len(data) <= MOST_FITTED:
+            return data
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        members = self._members(data.target.cpu(), data.bias.cpu())[:, order]
+        places = (members.long().cumsum(1) * members).sum(0)  # in its subgroup
+        return data.subset(order[places.argsort(stable=True)[:MOST_FITTED]].sort().values)
 
     def _drawn(self, data: BiasedDataset, count: int) -> Tensor:
         """Numbers of samples that are drawn with equal chance for each subgroup, shape (count,)."""

@@ -23,6 +23,30 @@ def test_the_head_is_a_logistic_regression_on_standardised_features():
     assert torch.allclose(ours, torch.tensor(oracle.predict_proba(inputs.numpy())).float(), atol=0.01)
 
 
+@pytest.mark.parametrize(("count", "penalty", "bound"), [(600, 1e-6, 1e-3), (12, 1e-4, 1e-2)])
+def test_features_that_depend_on_each_other_and_a_weak_penalty_give_the_minimum(count, penalty, bound):
+    """The second case has more features than samples."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(count, 4, generator=generator, dtype=torch.double)
+    features = hidden @ torch.randn(4, 60, generator=generator, dtype=torch.double)
+    features += 0.03 * torch.randn(count, 60, generator=generator)
+    target = (hidden[:, :3] + torch.randn(count, 3, generator=generator)).argmax(1)
+    weights = 0.5 + torch.rand(count, generator=generator, dtype=torch.double)
+    weights /= weights.sum()
+    head = refitted_head(features, target, 3, weights, penalty)
+    mean = weights @ features
+    inputs = ((features - mean) / (weights @ (features - mean).square()).sqrt()).numpy()
+    oracle = LogisticRegression(C=1 / penalty, max_iter=100_000, tol=1e-10)
+    expected = oracle.fit(inputs, target.numpy(), weights.numpy()).predict_proba(inputs)
+    ours = torch.softmax(nn.functional.linear(features, head[:, :-1], head[:, -1]), 1)
+    assert torch.allclose(ours, torch.tensor(expected), rtol=0, atol=bound)
+
+
+def test_features_that_are_not_finite_give_a_head_that_is_not():
+    features = torch.full((50, 3), torch.nan)
+    assert not refitted_head(features, torch.arange(50) % 2, 2).isfinite().all()
+
+
 def test_a_constant_feature_does_no_harm():
     features = torch.cat([torch.randn(50, 2), torch.zeros(50, 1)], 1)
     head = refitted_head(features, (features[:, 0] > 0).long(), 2)

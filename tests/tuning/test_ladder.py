@@ -197,13 +197,16 @@ def test_networks_that_have_less_to_change():
         Ladder(nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.Softmax(1)).eval(), FIT, CHOOSE, ALIGNED)
 
 
-def test_many_samples_are_drawn_from_with_equal_chance_for_each_subgroup(model, monkeypatch):
+def test_of_many_samples_as_many_of_each_subgroup_are_taken_as_there_are_or_fit_in(model, monkeypatch):
     monkeypatch.setattr("bise_prune.tuning.ladder.MOST_FITTED", 300)
-    many = biased_data(n=3000, rho=0.9, seed=4)
+    many = biased_data(n=3000, rho=0.98, seed=4)
     ladder = Ladder(damaged(model, Rung.HEAD), many, CHOOSE, ALIGNED)
-    drawn = ladder._some_of(many)
-    cells = torch.bincount(3 * drawn.target + drawn.bias[:, 0], minlength=9)
-    assert len(drawn) == 300 and int(cells.min()) > 15
+    taken = ladder._some_of(many)
+    there, found = (torch.bincount(3 * data.target + data.bias[:, 0], minlength=9).view(3, 3) for data in (many, taken))
+    rare = ~torch.eye(3, dtype=torch.bool)
+    assert torch.equal(found[rare], there[rare]) and int(there[rare].max()) < 25  # without repetition
+    common = found.diag()
+    assert len(taken) == 300 and int(common.max() - common.min()) <= 1
     assert judged(ladder)[Rung.HEAD] > 0.5
 
 
@@ -241,3 +244,36 @@ def test_one_sample_of_each_subgroup_can_decide(model):
     few = CHOOSE.subset(torch.stack([(cells == cell).nonzero()[0, 0] for cell in range(9)]))
     ladder = Ladder(damaged(model, Rung.HEAD), FIT, few, ALIGNED, again=CHOOSE)
     assert judged(ladder)[Rung.HEAD] > unbiased(model) - 0.05
+
+
+def test_without_other_samples_a_penalty_is_weaker_if_halves_say_so(model, monkeypatch):
+    """Checked against fits to halves by hand."""
+    ladder = Ladder(damaged(model, Rung.HEAD), FIT, None, ALIGNED)
+    generator = torch.Generator().manual_seed(0)
+    # The small difference of two large features tells the classes apart: a strong penalty does not let it count.
+    size = 20 * torch.randn(600, 1, generator=generator)
+    features = torch.cat([size, size + FIT.target[:, None] + 0.1 * torch.randn(600, 1, generator=generator)], 1)
+    seen = replace(ladder._all_seen(FIT, [Norms.OWN])[Norms.OWN], features=features)
+    step = replace(ladder._unchanged(Norms.OWN), head=torch.zeros(3, 3), part=Rung.HEAD, penalty=0.01)
+    monkeypatch.setattr(ladder, "_unchanged", lambda norms: step)
+    cells = 3 * FIT.target + FIT.bias[:, 0]
+    first = torch.tensor([int((cells[:i] == cells[i]).sum()) % 2 == 0 for i in range(600)])
+
+    def accuracy(penalty):
+        right = torch.zeros(600, dtype=torch.bool)
+        for half in (first, ~first):
+            counts = torch.bincount(cells[~half], minlength=9)
+            weights = 1 / counts[cells[~half]].double()
+            head = refitted_head(features[~half], FIT.target[~half], 3, weights, penalty)
+            right[half] = (features[half] @ head[:, :-1].T + head[:, -1]).argmax(1) == FIT.target[half]
+        return torch.stack([right[cells == cell].double().mean() for cell in range(9)]).mean()
+
+    (found,) = ladder._weaker(step, seen)
+    by_penalty = {penalty: accuracy(penalty) for penalty in (0.01, 1e-4, 1e-5, 1e-6)}
+    assert by_penalty[found.penalty] == max(by_penalty.values()) > by_penalty[0.01] + 0.1
+    assert ladder._weaker(replace(step, penalty=found.penalty), seen) == []  # no better than that
+
+
+def test_with_other_samples_they_choose_among_the_stronger_penalties(model, monkeypatch):
+    monkeypatch.setattr(Ladder, "_weaker", lambda *arguments: pytest.fail("they are there to be asked"))
+    assert judged(Ladder(damaged(model, Rung.HEAD), FIT, CHOOSE, ALIGNED))[Rung.HEAD] > 0.5
