@@ -3,13 +3,15 @@
     python benchmarks/zoo.py --data-root data --work FOLDER
     python benchmarks/defaults.py --data-root data --work FOLDER
     python benchmarks/ladder.py --data-root data --work FOLDER
+    python benchmarks/ladder.py --data-root data --work FOLDER --alone
 
 Climbs the ladder of `bise-prune --tune` for the dense network of each cell, and for the slim one by the masks that
 `benchmarks/defaults.py` has found and left in FOLDER, without rounding of widths. Changes are fitted to half of the
 validation split if each class has ten bias-conflicting samples there, otherwise to training samples, and decided on the
 other half, or on the validation split; then they are fitted again to the whole split. Accuracies are those on the test
 split. Writes benchmarks/records/ladder.json, in place of what the record had of these cells; ``benchmarks/results.py``
-writes the page of it.
+writes the page of it. With ``--alone``, the dense networks' changes are fitted to training samples and decided by them,
+as in a run without a validation split, and the record is benchmarks/records/ladder_alone.json.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ import zoo
 from records import RECORDS, base_record, commits_of
 
 from bise_prune import MaskSet, prune
+from bise_prune.app.session import Session
 from bise_prune.app.stages.ladder import ladder_of
 from bise_prune.files import write_json
 from bise_prune.report.ladder import NAMES
-from bise_prune.tuning.ladder import Rung
+from bise_prune.tuning.ladder import Ladder, Rung
 
 _FIGURES = ("unbiased_accuracy", "worst_group_accuracy")
 
@@ -39,8 +42,11 @@ _FIGURES = ("unbiased_accuracy", "worst_group_accuracy")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     zoo.add_arguments(parser)
+    parser.add_argument("--alone", action="store_true", help="dense networks, by training samples alone")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if arguments.alone:
+        return _alone(zoo.chosen(arguments.cells), arguments.work)
     protocol = " ".join((__doc__ or "").split("Climbs ")[1].split(" Writes")[0].split())
     about = base_record([0], f"Climbs {protocol}", "cpu")
     before = json.loads((RECORDS / "ladder.json").read_text())
@@ -61,26 +67,49 @@ def _climbed(cell: zoo.Cell, work: Path, masks: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"flops_left": round(pruned.plan.macs[1] / pruned.plan.macs[0], 4)}
     start = time.process_time()
     for name, model in (("dense", session.dense), ("slim", pruned.model)):
-        ladder = ladder_of(session, model)
-        rungs = ladder.evaluations(session.held_out[1], session.held_out_aligned)
-        found[name] = {
-            rung.value: {
-                **{figure: round(getattr(evaluation, figure), 4) for figure in _FIGURES},
-                "changes": list(ladder.steps[rung].changes),
-            }
-            for rung, evaluation in rungs.items()
-        }
+        found[name] = _rungs(ladder_of(session, model), session)
     return {**found, "trains_norms": True, "cpu_seconds": round(time.process_time() - start, 1)}
+
+
+def _rungs(ladder: Ladder, session: Session) -> dict[str, Any]:
+    """Figures of a network at each rung on the test split, and what changes there."""
+    rungs = ladder.evaluations(session.held_out[1], session.held_out_aligned)
+    return {
+        rung.value: {
+            **{figure: round(getattr(evaluation, figure), 4) for figure in _FIGURES},
+            "changes": list(ladder.steps[rung].changes),
+        }
+        for rung, evaluation in rungs.items()
+    }
+
+
+def _alone(cells: Sequence[zoo.Cell], work: Path) -> int:
+    """Write the record of dense networks whose changes are fitted to training samples and decided by them."""
+    protocol = (
+        "The ladder of the dense networks, fitted to training samples and decided by them, as in a run without a "
+        "validation split. Accuracies are those on the test split."
+    )
+    about, found = base_record([0], protocol, "cpu"), {}
+    for cell in cells:
+        if (work / cell.name / "about.json").exists():
+            session = zoo.session_of(cell, work, work / cell.name / "unused")
+            start = time.process_time()
+            ladder = Ladder(session.dense, session.splits.train, None, session.aligned)
+            found[cell.name] = {**_rungs(ladder, session), "cpu_seconds": round(time.process_time() - start, 1)}
+            print(f"{cell.name}: {found[cell.name]}", flush=True)
+    write_json(RECORDS / "ladder_alone.json", {**about, "cells": found})
+    return 0
 
 
 # -- the page ------------------------------------------------------------------------------------
 
 PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "ladder.md"
+_ALONE_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/ladder_alone.json"
 _RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/ladder.json"
 
 
-def markdown(record: Mapping[str, Any]) -> str:
-    """The record as a page."""
+def markdown(record: Mapping[str, Any], alone: Mapping[str, Any]) -> str:
+    """The record as a page, with that of dense networks whose changes are decided by training samples alone."""
     cells = record["cells"]
     lines = [
         "# If a little more may change",
@@ -108,6 +137,14 @@ def markdown(record: Mapping[str, Any]) -> str:
         *_table(cells),
         "",
         f"[Record]({_RECORD_URL}).",
+        "",
+        "## Dense networks without a validation split",
+        "",
+        f"{alone['protocol']} Seed 0. Command: `{alone['command']}`, {commits_of(alone)}.",
+        "",
+        *_table_of_alone(alone["cells"]),
+        "",
+        f"[Record]({_ALONE_URL}).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -153,6 +190,15 @@ def _table(cells: Mapping[str, Any]) -> list[str]:
                 unbiased, worst = (100 * cell[network][rung.value][figure] for figure in _FIGURES)
                 row.append(f"{unbiased:.1f} ({worst:.1f})")
         lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _table_of_alone(cells: Mapping[str, Any]) -> list[str]:
+    """A row per cell: the dense network at each rung."""
+    lines = [f"| network | {' | '.join(NAMES[rung] for rung in Rung)} |", "| --- |" + " ---: |" * len(Rung)]
+    for name, cell in cells.items():
+        found = ((100 * cell[rung.value][figure] for figure in _FIGURES) for rung in Rung)
+        lines.append(f"| {name} | {' | '.join(f'{unbiased:.1f} ({worst:.1f})' for unbiased, worst in found)} |")
     return lines
 
 

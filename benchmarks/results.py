@@ -49,7 +49,9 @@ def pages() -> dict[Path, str]:
     written[other_networks.PAGE] = other_networks.markdown()
     written[attention.PAGE] = attention.markdown(json.loads((RECORDS / "attention.json").read_text()))
     written[contest.PAGE] = contest.markdown(json.loads((RECORDS / "contest.json").read_text()))
-    written[ladder.PAGE] = ladder.markdown(json.loads((RECORDS / "ladder.json").read_text()))
+    written[ladder.PAGE] = ladder.markdown(
+        *(json.loads((RECORDS / f"{name}.json").read_text()) for name in ("ladder", "ladder_alone"))
+    )
     written[rungs.PAGE] = rungs.markdown(records)
     written[unlabelled.PAGE] = unlabelled.markdown(json.loads((RECORDS / "unlabelled.json").read_text()))
     written[defaults.PAGE] = defaults.markdown(json.loads((RECORDS / "defaults.json").read_text()))

@@ -126,7 +126,7 @@ def _time_of_ladder(session: Session, per_sample: float, is_first: bool = False)
     kinds, samples = 1 + has_statistics + is_trained, fit + num_val // 2 if again else fit
     heads = kinds * len(PENALTIES) * (3 if again else 1)  # with those by which heads are judged on each half
     if not num_val:
-        heads += kinds * 3  # by halves for two penalties or more, and perhaps to all
+        heads = len(PENALTIES) + 3  # behind one kind; by halves for two penalties or more
     passes = per_sample * (forwards + is_trained * trainings * _FORWARDS * TRAINED_ON)
     return passes + heads * _time_of_head(session, samples)
 

@@ -10,8 +10,11 @@ Each rung may change what the rungs below it may:
 What a rung may change is fitted to balanced samples, and whether it is changed is decided by other samples: the best
 candidate of a rung is taken if it is better than the rung below by more than one standard error of the difference. So a
 rung can be the same as the one below it. A last layer that will be fitted to the samples that decide as well is judged
-on each half of them by a fit to all others, since it gains much by more samples. Without other samples, its penalty
-becomes weaker if fits to either half are better on the other one.
+on each half of them by a fit to all others, since it gains much by more samples.
+
+Training samples alone say little, since a network may know them by heart. So without other samples, but with bias
+labels, norm layers and then the last layer behind them are changed unless that is worse on the samples that they are
+fitted to. The penalty of the last layer becomes weaker if fits to either half of these are better on the other half.
 """
 
 # Shape suffixes: N samples, D features, C classes, G groups.
@@ -159,19 +162,12 @@ class Ladder:
             self.models[Norms.STATISTICS] = reestimated(start, drawn)
         self._train_norms(fit)
         fitted = self._all_seen(fit)
-        chosen = fitted if choose is None else self._all_seen(choose)
+        chosen = None if choose is None else self._all_seen(choose)
+        others = fitted if again is not None and choose is not None else None
         present = self._unchanged(Norms.OWN)
         decided = {Rung.NONE: present}
-        others = fitted if again is not None and choose is not None else None
-        for rung, steps in self._candidates(fitted, is_alone=choose is None).items():
-            hits = [self._hits(step, chosen[step.norms], others) for step in (present, *steps)]
-            groups = chosen[Norms.OWN].groups
-            best = max(
-                range(len(steps)), key=lambda k: float(self._figure(_accuracies(hits[1 + k], groups))), default=None
-            )
-            if best is not None and self._is_better(hits[0], hits[1 + best], groups):
-                present = steps[best]
-            decided[rung] = present
+        for rung in (Rung.SHIFT, Rung.NORMS, Rung.HEAD):
+            decided[rung] = present = self._decided(rung, present, fitted, chosen, others)
         if again is not None:
             again, kinds = self._some_of(again), {step.norms for step in decided.values()}
             if Norms.TRAINED in kinds:
@@ -220,25 +216,27 @@ class Ladder:
 
     # -- candidates ------------------------------------------------------------------------------
 
-    def _candidates(self, fitted: dict[Norms, _Seen], is_alone: bool) -> dict[Rung, list[Step]]:
-        """The changes that each rung can make beyond those of the rungs below it, the lowest rung first.
+    def _candidates(self, rung: Rung, fitted: dict[Norms, _Seen], is_alone: bool) -> list[Step]:
+        """The changes that a rung can make beyond those of the rungs below it.
 
         Args:
-            fitted: the samples that changes are fitted to, behind each kind of norm layers.
+            rung: the rung.
+            fitted: the samples that changes are fitted to, behind each kind of norm layers that may be changed further.
             is_alone: whether there are no other samples to decide.
         """
-        found: dict[Rung, list[Step]] = {rung: [] for rung in Rung if rung is not Rung.NONE}
+        found: list[Step] = []
         for norms in fitted:
             plain, is_own = self._unchanged(norms), norms is Norms.OWN
-            found[Rung.NORMS] += [] if is_own else [plain]
+            if rung is Rung.NORMS and not is_own:
+                found.append(plain)
             if self._layer_of(self.models[norms], norms).bias is None:  # there is no place for offsets
                 continue
-            shifted = self._fitted(replace(plain, part=Rung.SHIFT), fitted)
-            found[Rung.SHIFT if is_own else Rung.NORMS].append(shifted)
-            heads = [replace(plain, part=Rung.HEAD, penalty=penalty) for penalty in PENALTIES]
-            if is_alone:
-                heads += self._weaker(heads[-1], fitted[norms])
-            found[Rung.HEAD] += [self._fitted(step, fitted) for step in heads]
+            if rung is (Rung.SHIFT if is_own else Rung.NORMS):
+                found.append(self._fitted(replace(plain, part=Rung.SHIFT), fitted))
+            if rung is Rung.HEAD:
+                heads = [replace(plain, part=rung, penalty=penalty) for penalty in PENALTIES]
+                heads += self._weaker(heads[-1], fitted[norms]) if is_alone else []
+                found += [self._fitted(step, fitted) for step in heads]
         return found
 
     def _weaker(self, step: Step, seen: _Seen) -> list[Step]:
@@ -273,6 +271,33 @@ class Ladder:
             self.models[Norms.TRAINED] = found
 
     # -- the decision ----------------------------------------------------------------------------
+
+    def _decided(
+        self, rung: Rung, below: Step, fitted: dict[Norms, _Seen], chosen: dict[Norms, _Seen] | None,
+        others: dict[Norms, _Seen] | None,
+    ) -> Step:  # fmt: skip
+        """What a rung changes: its best candidate if that is taken, otherwise what the rung below it changes.
+
+        Args:
+            rung: the rung.
+            below: what the rung below it changes.
+            fitted: the samples that changes are fitted to, behind each kind of norm layers.
+            chosen: those that decide; None if there are no others.
+            others: as of :meth:`_hits`.
+        """
+        is_alone, judging = chosen is None, fitted if chosen is None else chosen
+        groups = judging[below.norms].groups
+        behind = {below.norms: fitted[below.norms]} if is_alone and rung is Rung.HEAD else fitted
+        steps = self._candidates(rung, behind, is_alone)
+        if not steps:
+            return below
+        before, *after = (self._hits(step, judging[step.norms], others) for step in (below, *steps))
+        figures = [float(self._figure(_accuracies(hits, groups))) for hits in after]
+        # Of equal ones, the last and most thorough change if all may be known by heart, otherwise the first.
+        best = max(range(len(steps))[:: -1 if is_alone else 1], key=figures.__getitem__)
+        if is_alone and rung is not Rung.SHIFT and fitted[below.norms].bias.shape[1]:
+            return below if self._is_better(after[best], before, groups) else steps[best]
+        return steps[best] if self._is_better(before, after[best], groups) else below
 
     @property
     def _figure(self) -> Figure:

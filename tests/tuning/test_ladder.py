@@ -277,3 +277,22 @@ def test_without_other_samples_a_penalty_is_weaker_if_halves_say_so(model, monke
 def test_with_other_samples_they_choose_among_the_stronger_penalties(model, monkeypatch):
     monkeypatch.setattr(Ladder, "_weaker", lambda *arguments: pytest.fail("they are there to be asked"))
     assert judged(Ladder(damaged(model, Rung.HEAD), FIT, CHOOSE, ALIGNED))[Rung.HEAD] > 0.5
+
+
+def test_without_other_samples_norms_and_head_are_changed_although_the_network_knows_all_by_heart(model):
+    """Unless there are no bias labels, by which the changes could be balanced."""
+    known = type(FIT)(FIT.inputs, model(FIT.inputs).argmax(1), FIT.bias)
+    ladder = Ladder(model, known, None, ALIGNED)
+    assert not ladder.steps[Rung.SHIFT].changes
+    assert ladder.steps[Rung.NORMS].norms is ladder.steps[Rung.HEAD].norms is Norms.TRAINED
+    assert ladder.steps[Rung.HEAD].part is Rung.HEAD
+    assert not any(step.changes for step in Ladder(model, known, known, ALIGNED).steps.values())  # no gain
+    without = known.with_bias(known.bias[:, :0])
+    assert not any(step.changes for step in Ladder(model, without, None, ALIGNED).steps.values())
+
+
+def test_without_other_samples_what_harms_is_left(model, monkeypatch):
+    monkeypatch.setattr("bise_prune.tuning.ladder.trained", lambda *arguments: damaged(model, Rung.HEAD))
+    monkeypatch.setattr("bise_prune.tuning.ladder.reestimated", lambda *arguments: damaged(model, Rung.HEAD))
+    monkeypatch.setattr(Ladder, "_fitted", lambda self, step, samples: replace(step, head=step.head.roll(1, 0)))
+    assert not any(step.changes for step in Ladder(model, FIT, None, ALIGNED).steps.values())
