@@ -60,7 +60,7 @@ def markdown(records: Recorded) -> str:
         "same treatment. Torch-Pruning's criteria prune to the same FLOPs by its own graph, and have the same "
         "changes, fitted to and decided on the same samples; re-estimated Taylor scores refit statistics and head in "
         "60 steps on the way. The validation samples are balanced in all sets that have some. Commands: "
-        "`python benchmarks/run.py --table rungs rungs-digits rungs-cifar --seeds 0-4 --data-root data`, "
+        "`python benchmarks/run.py --table rungs rungs-digits rungs-cifar rungs-texts --seeds 0-4 --data-root data`, "
         "`--table rungs-multi-color --size full`, "
         f"[records]({RECORDS_URL}), [protocols](protocols.md).",
         "",
@@ -113,8 +113,8 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
     last: list[list[str]] = []
     for rung in ("norms", "head"):
         known = {name: Where(setting.name, setting.size, rho, f"rungs-{rung}", f"{name}, {rung}") for name in _NETWORKS}
-        searched = records.seeds(known["1"])
-        if not searched:
+        searched = seeds_of(records.of(known["1"]))
+        if not records.of(known["1"]):
             continue
         cells, own_left = [], []
         for network, at in known.items():
@@ -122,9 +122,9 @@ def _table(records: Recorded, setting: Setting, rho: float) -> list[str]:
             gain = records.gain(where(network, rung), at, "unbiased")
             cells.append(f"{spread(found)} ({100 * worst:.0f}), {gain}" if found else "–")
             own_left.append(spread(records.values(at, "flops_left")) or "–")
-        label = f"{_RUNGS[rung]}, by the search of --tune {rung} ({len(searched)} seeds), and points ahead on these"
+        label = f"{_RUNGS[rung]}, by the search of --tune {rung} ({searched}), and points ahead on these"
         rows.insert([row[0] for row in rows].index(_RUNGS[rung]) + 1, [label, *cells])
-        last.append([f"FLOPs left by the search of --tune {rung} ({len(searched)} seeds), %", *own_left])
+        last.append([f"FLOPs left by the search of --tune {rung} ({searched}), %", *own_left])
     left = [spread(records.values(where(network, "none"), "flops_left")) for network in _NETWORKS]
     lines = write_table(("may change", *_NETWORKS.values()), [*rows, ["FLOPs left, %", *left], *last])
     whole = sum(share == 1 for share in records.values(where("1", "none"), "flops_left"))
@@ -194,7 +194,9 @@ def overview(records: Recorded) -> list[str]:
 
 
 def _has_norms(records: Recorded, setting: Setting, rho: float) -> bool:
-    """Whether the networks have norm layers; without them, that rung gives what offsets give."""
+    """Whether the networks have norm layers: there is a search for that rung, or it differs from that of offsets."""
+    if records.of(Where(setting.name, setting.size, rho, "rungs-norms", "")):
+        return True
     norms, shift = (
         [
             records.values(Where(setting.name, setting.size, rho, "rungs", f"{name}, {rung}"), "unbiased")
@@ -225,6 +227,8 @@ def _clean_start(records: Recorded, setting: Setting, rho: float) -> list[str]:
 def _lower_worst(records: Recorded, setting: Setting, rho: float) -> list[str]:
     """Where the worst subgroup is lower than the dense network's at the same rung, beyond the noise between seeds."""
     told = []
+    if len(records.seeds(Where(setting.name, setting.size, rho, "rungs", ""))) < 3:
+        return []
     for rung, label in _RUNGS.items():
         place = Where(setting.name, setting.size, rho, "rungs", f"dense, {rung}")
         for name in list(_NETWORKS)[1:]:
