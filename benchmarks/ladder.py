@@ -37,6 +37,10 @@ from bise_prune.report.ladder import NAMES
 from bise_prune.tuning.ladder import Ladder, Rung
 
 _FIGURES = ("unbiased_accuracy", "worst_group_accuracy")
+_ALONE = (
+    "The ladder of the dense networks, fitted to training samples and decided by them, as in a run without a "
+    "validation split. Accuracies are those on the test split."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,23 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--alone", action="store_true", help="dense networks, by training samples alone")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if arguments.alone:
-        return _alone(zoo.chosen(arguments.cells), arguments.work)
-    protocol = " ".join((__doc__ or "").split("Climbs ")[1].split(" Writes")[0].split())
-    about = base_record([0], f"Climbs {protocol}", "cpu")
-    before = json.loads((RECORDS / "ladder.json").read_text())
+    protocol = "Climbs " + " ".join((__doc__ or "").split("Climbs ")[1].split(" Writes")[0].split())
+    about = base_record([0], _ALONE if arguments.alone else protocol, "cpu")
+    path = RECORDS / ("ladder_alone.json" if arguments.alone else "ladder.json")
+    before = json.loads(path.read_text())
     cells = {name: {"commit": before["commit"], **row} for name, row in before["cells"].items()}
     for cell in zoo.chosen(arguments.cells):
-        masks = arguments.work / "defaults" / cell.name / "slim" / "masks.safetensors"
-        if masks.exists():
-            cells[cell.name] = {"commit": about["commit"], **_climbed(cell, arguments.work, masks)}
+        if found := (_alone if arguments.alone else _climbed)(cell, arguments.work):
+            cells[cell.name] = {"commit": about["commit"], **found}
             print(f"{cell.name}: {cells[cell.name]}", flush=True)
-    write_json(RECORDS / "ladder.json", {**about, "cells": cells})
+    write_json(path, {**about, "cells": cells})
     return 0
 
 
-def _climbed(cell: zoo.Cell, work: Path, masks: Path) -> dict[str, Any]:
-    """Figures of both networks at each rung, the FLOPs left, and the seconds that the rungs took."""
+def _climbed(cell: zoo.Cell, work: Path) -> dict[str, Any] | None:
+    """Figures of both networks at each rung, the FLOPs left, and the seconds that it took; None without masks."""
+    masks = work / "defaults" / cell.name / "slim" / "masks.safetensors"
+    if not masks.exists():
+        return None
     session = zoo.session_of(cell, work, work / cell.name / "unused")
     pruned = prune(session.dense, MaskSet.load(masks), session.example, joins="expand", batch_sizes=(1, 2))
     found: dict[str, Any] = {"flops_left": round(pruned.plan.macs[1] / pruned.plan.macs[0], 4)}
@@ -83,22 +88,14 @@ def _rungs(ladder: Ladder, session: Session) -> dict[str, Any]:
     }
 
 
-def _alone(cells: Sequence[zoo.Cell], work: Path) -> int:
-    """Write the record of dense networks whose changes are fitted to training samples and decided by them."""
-    protocol = (
-        "The ladder of the dense networks, fitted to training samples and decided by them, as in a run without a "
-        "validation split. Accuracies are those on the test split."
-    )
-    about, found = base_record([0], protocol, "cpu"), {}
-    for cell in cells:
-        if (work / cell.name / "about.json").exists():
-            session = zoo.session_of(cell, work, work / cell.name / "unused")
-            start = time.process_time()
-            ladder = Ladder(session.dense, session.splits.train, None, session.aligned)
-            found[cell.name] = {**_rungs(ladder, session), "cpu_seconds": round(time.process_time() - start, 1)}
-            print(f"{cell.name}: {found[cell.name]}", flush=True)
-    write_json(RECORDS / "ladder_alone.json", {**about, "cells": found})
-    return 0
+def _alone(cell: zoo.Cell, work: Path) -> dict[str, Any] | None:
+    """Figures of the dense network, by training samples alone, and seconds; None if there is no network."""
+    if not (work / cell.name / "about.json").exists():
+        return None
+    session = zoo.session_of(cell, work, work / cell.name / "unused")
+    start = time.process_time()
+    ladder = Ladder(session.dense, session.splits.train, None, session.aligned)
+    return {**_rungs(ladder, session), "cpu_seconds": round(time.process_time() - start, 1)}
 
 
 # -- the page ------------------------------------------------------------------------------------

@@ -124,8 +124,9 @@ def _time_of_ladder(session: Session, per_sample: float, is_first: bool = False)
     forwards = (1 + has_statistics + is_trained) * (fit + num_val) + again + has_statistics * BALANCED
     forwards += 0 if is_first else len(session.held_out[1])
     kinds, samples = 1 + has_statistics + is_trained, fit + num_val // 2 if again else fit
-    heads = kinds * len(PENALTIES) * (3 if again else 1)  # with those by which heads are judged on each half
-    if not num_val:
+    if num_val:
+        heads = kinds * len(PENALTIES) * (3 if again else 1)  # with those by which heads are judged on each half
+    else:
         heads = len(PENALTIES) + 3  # behind one kind; by halves for two penalties or more
     passes = per_sample * (forwards + is_trained * trainings * _FORWARDS * TRAINED_ON)
     return passes + heads * _time_of_head(session, samples)

@@ -390,8 +390,7 @@ class Ladder:
             return data
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
         members = self._members(data.target.cpu(), data.bias.cpu())[:, order]
-        places = (members.long().cumsum(1) * members).sum(0)  # in its subgroup
-        return data.subset(order[places.argsort(stable=True)[:MOST_FITTED]].sort().values)
+        return data.subset(order[_places(members).argsort(stable=True)[:MOST_FITTED]].sort().values)
 
     def _drawn(self, data: BiasedDataset, count: int) -> Tensor:
         """Numbers of samples that are drawn with equal chance for each subgroup, shape (count,)."""
@@ -412,7 +411,12 @@ def _accuracies(hits: Tensor, groups: Tensor) -> Tensor:
 
 def _every_other(groups: Tensor) -> Tensor:
     """Which samples are the first, third, ... of their group, bool of shape (N,), for groups (G, N) without overlap."""
-    return ((groups.long().cumsum(1) * groups).sum(0) % 2).bool()
+    return (_places(groups) % 2).bool()
+
+
+def _places(groups: Tensor) -> Tensor:
+    """Place of each sample in its group, from 1, shape (N,), for groups (G, N) without overlap."""
+    return (groups.long().cumsum(1) * groups).sum(0)
 
 
 def _weights(groups: Tensor) -> Tensor:
