@@ -125,10 +125,13 @@ def test_the_page_of_the_ladder_counts_who_is_ahead():
         "a": {"flops_left": 0.5, "dense": rungs(0.5, 0.6, 0.6, 0.9), "slim": rungs(0.7, 0.7, 0.7, 0.8)},
         "b": {"flops_left": 0.25, "dense": rungs(0.5, 0.6, 0.6, 0.7), "slim": rungs(0.504, 0.5, 0.5, 0.8)},
     }
-    page = ladder.markdown({"cells": cells, "protocol": "p", "command": "c", "commit": "x"})
+    record = {"protocol": "p", "command": "c", "commit": "x"}
+    alone = rungs(0.2, 0.2, 0.4, 0.6)
+    page = ladder.markdown(record | {"cells": cells}, record | {"cells": {"c": alone}})
     assert "| nothing | 50 | 60 | 1 | 1 | 0 | 25 | 30 |" in page
     assert "| + the last layer | 80 | 80 | 1 | 0 | 1 | 40 | 40 |" in page
     assert "| b | 25.0 | 50.0 (25.0) | 50.4 (25.2) | 60.0 (30.0) | 50.0 (25.0) | 70.0 (35.0) | 80.0 (40.0) |" in page
+    assert "| c | 20.0 (10.0) | 20.0 (10.0) | 40.0 (20.0) | 60.0 (30.0) |" in page
 
 
 def test_the_times_of_runs_stand_beside_their_estimates():
