@@ -15,10 +15,11 @@ test: ## run the default tests, which leave the slow ones out
 test-all: ## run all tests, slow ones included
 	$(PYTHON) -m pytest -n auto -m ""
 
-lint: ## check style, format and types
+lint: ## check style, format, types and calls
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(PYTHON) -m mypy --config-file .ci/calls.ini benchmarks tools tests
 
 docs: ## build the documentation; a warning is an error
 	$(PYTHON) -m mkdocs build --strict -f docs/mkdocs.yml

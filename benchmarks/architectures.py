@@ -107,10 +107,10 @@ def _row(name: str) -> dict[str, Any]:
 
 def _send_halves(name: str, folder: Path, sender: Connection) -> None:
     try:
-        dense, *network = _dense(name, folder / "weights.pt")
+        dense, model, checkpoint, images = _dense(name, folder / "weights.pt")
         sender.send(dense)
         (folder / "weights.pt").unlink()
-        sender.send(_slim(*network, folder / "slim.safetensors"))
+        sender.send(_slim(model, checkpoint, images, folder / "slim.safetensors"))
     except Exception as error:  # one network's; the others go on
         sender.send({"failed": f"{type(error).__name__}: {error}".replace(f"{folder}/", "")})
 

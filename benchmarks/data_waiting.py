@@ -3,10 +3,10 @@
     python benchmarks/data_waiting.py
 
 Protocol: JPEG files of 224 x 224 in a folder with metadata.csv, loaded as a run loads them (decoded once, into a
-file-backed array), and steps of a search on torchvision's ResNet-18 in batches of 100, on one core, with the given
-numbers of threads that make batches ahead. Waiting is the time between asking for a batch and having it; its share is
-waiting / (waiting + stepping), over all steps but the first. The images are drawn from a seed, half noise, so that they
-compress and decode as photographs do (about 19 kB each).
+file-backed array), and steps of the paper's search on torchvision's ResNet-18 in batches of 100, on one core, with the
+given numbers of threads that make batches ahead. Waiting is the time between asking for a batch and having it; its
+share is waiting / (waiting + stepping), over all steps but the first. The images are drawn from a seed, half noise, so
+that they compress and decode as photographs do (about 19 kB each).
 Writes benchmarks/records/data_waiting.json.
 """
 
@@ -31,6 +31,7 @@ from bise_prune import SearchConfig
 from bise_prune.data import BatchLoader, BiasedDataset, load_data
 from bise_prune.files import write_json
 from bise_prune.mask_search.assembly import assemble
+from bise_prune.mask_search.step import MaskStep
 from bise_prune.mask_search.training_data import TrainingData, TrainingLabels
 from bise_prune.models import build_model
 
@@ -86,12 +87,13 @@ def waiting(model: torch.nn.Module, data: BiasedDataset, workers: int, steps: in
     subset = data.subset(torch.arange(100))  # what a search computes before its first step is not asked for here
     config = SearchConfig(head_epochs=1, cache_bytes=0)
     run = assemble(model, BatchLoader(subset, 100), config)
-    passes, step = run.passes, run.step
+    passes = run.passes
     passes.data = TrainingData(BatchLoader(data, 100, shuffle=True, workers=workers))
-    step.labels = TrainingLabels(
+    labels = TrainingLabels(
         data.target, data.bias, run.network.num_classes, config, run.labels.aligned, run.network.device,
-        run.network.dtype, in_order=True,
+        run.network.dtype,
     )  # fmt: skip
+    step = MaskStep(run.state, labels, config, None)
     batches = passes.inputs(itertools.islice(passes.data.next_pass(run.state.position), steps + 1))
     waited = stepped = 0.0
     for number in range(steps + 1):
@@ -103,7 +105,6 @@ def waiting(model: torch.nn.Module, data: BiasedDataset, workers: int, steps: in
         if number:
             waited += there - start
             stepped += time.perf_counter() - there
-    batches.close()
     return {"waiting_seconds": waited, "stepping_seconds": stepped, "share": waited / (waited + stepped)}
 
 

@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     if arguments.step:
-        print(json.dumps(one_step(arguments.step[0], *map(int, arguments.step[1:3]), arguments.step[3])))
+        name, size, n, kind = arguments.step
+        print(json.dumps(one_step(name, int(size), int(n), kind)))
         return 0
     record = base_record(arguments.seeds, (__doc__ or "").split("Protocol: ")[1].split("Writes")[0].strip(), "cpu")
     record["settings"] = SETTINGS

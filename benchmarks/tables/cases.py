@@ -160,7 +160,9 @@ class Case:
         model, recipe, path = self.untrained(), self.setting.recipe, self.work / "vanilla.pt"
         optimizer = recipe.optimizer(model.parameters())
         scheduler = None if recipe.scheduler is None else recipe.scheduler(optimizer)
-        parts = {"model": model, "optimizer": optimizer, **({} if scheduler is None else {"scheduler": scheduler})}
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+        if scheduler is not None:
+            parts["scheduler"] = scheduler
         done, seconds = 0, 0.0
         state = torch.load(path, map_location=self.device) if path.exists() else {}
         of = f"{len(self.data.vanilla)} samples, {recipe.epochs} epochs, batches of {recipe.batch_size}"

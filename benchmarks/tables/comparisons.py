@@ -167,9 +167,10 @@ def transfer(records: Recorded, name: str) -> list[str]:
     for condition in dict.fromkeys(row.rpartition(", ")[0] for row in named):
         cells = [condition]
         for rho in rhos:
-            both = [Where(name, "small", rho, "transfer", f"{condition}, {model}") for model in ("vanilla", "BISE")]
-            cells += [spread(records.values(where, "accuracy")) for where in both]
-            cells.append(records.gain(*both, "accuracy"))
+            vanilla = Where(name, "small", rho, "transfer", f"{condition}, vanilla")
+            ours = Where(name, "small", rho, "transfer", f"{condition}, BISE")
+            cells += [spread(records.values(where, "accuracy")) for where in (vanilla, ours)]
+            cells.append(records.gain(vanilla, ours, "accuracy"))
         rows.append(cells)
     header = [f"{NAMES[name]}, {seeds}"]
     for rho in rhos:
