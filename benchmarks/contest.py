@@ -7,7 +7,8 @@
 Every method closes channels of a cell's network; the masked network is then judged as it is, with its batch-norm
 statistics re-estimated, and with its last layer refitted, on training or on validation data. Each result is kept in
 FOLDER and not computed again, so that the contest can be stopped and resumed, and several processes can share it.
-``--record`` writes benchmarks/records/contest.json from what is there, and ``benchmarks/results.py`` the page of it.
+``--record`` writes benchmarks/records/contest.json from what is there, in place of what the record had of these cells,
+methods and budgets, and ``benchmarks/results.py`` the page of it.
 """
 
 from __future__ import annotations
@@ -94,18 +95,17 @@ def _contend(cell: zoo.Cell, method: str, budgets: Sequence[float], work: Path, 
 
 
 def _record(results: Path) -> dict[str, Any]:
-    """The record of all results: cell -> method -> share -> figures; ``repeats`` has those of other seeds."""
+    """What there is: cell -> method -> share -> figures; ``repeats`` has those of other seeds."""
     before = json.loads((RECORDS / "contest.json").read_text())
-    found: list[dict[str, Any]] = [{} for _ in range(_SEEDS)]
+    cells, repeats = before["cells"], before["repeats"]
     for seed, cell in itertools.product(range(_SEEDS), zoo.CELLS):
         name = zoo.repeated(cell, seed).name
         for place in sorted((results / name).glob("*.json")):
             method, _, share = place.stem.rpartition("-")
-            known = before["cells"].get(name, {}).get(method, {}).get(share, before)  # older results do not say
+            shares = (repeats if seed else cells).setdefault(name, {}).setdefault(method, {})
+            known = shares.get(share, before)  # older results do not say
             figures = {"commit": known["commit"], **json.loads(place.read_text())}
-            figures |= {key: round(value, 4) for key, value in figures.items() if key != "commit"}
-            found[seed].setdefault(name, {}).setdefault(method, {})[share] = figures
-    cells, repeats = found[0], {name: methods for more in found[1:] for name, methods in more.items()}
+            shares[share] = figures | {key: round(value, 4) for key, value in figures.items() if key != "commit"}
     summary = {f"{share:g}": _summaries(cells, f"{share:g}") for share in BUDGETS}
     return {**base_record([0], PROTOCOL, "cpu"), "cells": cells, "repeats": repeats, "summary": summary}
 

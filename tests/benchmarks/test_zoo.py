@@ -96,24 +96,27 @@ def test_the_page_of_the_contest_has_the_seeds_of_close_cells():
     assert not contest._close(cells, {}, "0.5")
 
 
-def test_a_record_holds_what_is_there(tmp_path):
+def test_a_record_holds_what_is_there_and_what_it_had(tmp_path):
     folder = tmp_path / zoo.CELLS[0].name
     folder.mkdir()
-    (folder / "taylor, statistics-0.5.json").write_text(json.dumps({"as is": 0.123456, "commit": "abc"}))
-    (folder / "taylor, statistics-0.33.json").write_text(json.dumps({"as is": 0.2}))
-    (folder / "taylor, statistics-0.9.json").write_text(json.dumps({"as is": 0.3}))
+    before = json.loads((contest.RECORDS / "contest.json").read_text())
+    known = before["cells"][zoo.CELLS[0].name]["taylor, statistics"]
+    unsaid = {key: value for key, value in known["0.33"].items() if key != "commit"}
+    for share, figures in {
+        "0.5": known["0.5"] | {"as is": 0.123456, "commit": "abc"}, "0.33": unsaid | {"as is": 0.2}, "0.9": unsaid,
+    }.items():  # fmt: skip
+        (folder / f"taylor, statistics-{share}.json").write_text(json.dumps(figures))
     repeat = tmp_path / f"{zoo.CELLS[0].name}~2"
     repeat.mkdir()
     (repeat / "gradual-0.5.json").write_text(json.dumps({"as is": 0.25, "commit": "def"}))
-    repeats = contest._record(tmp_path)["repeats"]
-    assert repeats == {repeat.name: {"gradual": {"0.5": {"as is": 0.25, "commit": "def"}}}}
-    found = contest._record(tmp_path)["cells"][zoo.CELLS[0].name]["taylor, statistics"]
-    before = json.loads((contest.RECORDS / "contest.json").read_text())
-    known = before["cells"][zoo.CELLS[0].name]["taylor, statistics"]["0.33"]["commit"]
-    assert found == {
-        "0.5": {"as is": 0.1235, "commit": "abc"}, "0.33": {"as is": 0.2, "commit": known},
-        "0.9": {"as is": 0.3, "commit": before["commit"]},
+    record = contest._record(tmp_path)
+    assert record["repeats"].pop(repeat.name)["gradual"]["0.5"] == {"as is": 0.25, "commit": "def"}
+    assert record["repeats"] == {name: row for name, row in before["repeats"].items() if name != repeat.name}
+    assert record["cells"].pop(zoo.CELLS[0].name)["taylor, statistics"] == known | {
+        "0.5": known["0.5"] | {"as is": 0.1235, "commit": "abc"}, "0.33": known["0.33"] | {"as is": 0.2},
+        "0.9": unsaid | {"commit": before["commit"]},
     }  # fmt: skip
+    assert record["cells"] == {name: row for name, row in before["cells"].items() if name != zoo.CELLS[0].name}
 
 
 def test_the_page_of_the_ladder_counts_who_is_ahead():
