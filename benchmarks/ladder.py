@@ -11,7 +11,8 @@ validation split if each class has ten bias-conflicting samples there, otherwise
 other half, or on the validation split; then they are fitted again to the whole split. Accuracies are those on the test
 split. Writes benchmarks/records/ladder.json, in place of what the record had of these cells; ``benchmarks/results.py``
 writes the page of it. With ``--alone``, the dense networks' changes are fitted to training samples and decided by them,
-as in a run without a validation split, and the record is benchmarks/records/ladder_alone.json.
+as in a run without a validation split, by their bias labels and by pseudo labels, and the record is
+benchmarks/records/ladder_alone.json.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from records import RECORDS, base_record, commits_of
 
 from bise_prune import MaskSet, prune
 from bise_prune.app.session import Session
+from bise_prune.app.stages.identify import identified
 from bise_prune.app.stages.ladder import ladder_of
 from bise_prune.files import write_json
 from bise_prune.report.ladder import NAMES
@@ -39,7 +41,8 @@ from bise_prune.tuning.ladder import Ladder, Rung
 _FIGURES = ("unbiased_accuracy", "worst_group_accuracy")
 _ALONE = (
     "The ladder of the dense networks, fitted to training samples and decided by them, as in a run without a "
-    "validation split. Accuracies are those on the test split."
+    "validation split, by their bias labels and by pseudo labels as of --unsupervised. Accuracies are those on the "
+    "test split."
 )
 
 
@@ -94,8 +97,12 @@ def _alone(cell: zoo.Cell, work: Path) -> dict[str, Any] | None:
         return None
     session = zoo.session_of(cell, work, work / cell.name / "unused")
     start = time.process_time()
-    ladder = Ladder(session.dense, session.splits.train, None, session.aligned)
-    return {**_rungs(ladder, session), "cpu_seconds": round(time.process_time() - start, 1)}
+    by_labels, by_pseudo_labels = (
+        _rungs(Ladder(found.dense, found.splits.train, None, found.search_aligned), found)
+        for found in (session, identified(session))
+    )
+    seconds = round(time.process_time() - start, 1)
+    return {**by_labels, "pseudo labels": by_pseudo_labels, "cpu_seconds": seconds}
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -194,8 +201,11 @@ def _table_of_alone(cells: Mapping[str, Any]) -> list[str]:
     """A row per cell: the dense network at each rung."""
     lines = [f"| network | {' | '.join(NAMES[rung] for rung in Rung)} |", "| --- |" + " ---: |" * len(Rung)]
     for name, cell in cells.items():
-        found = ((100 * cell[rung.value][figure] for figure in _FIGURES) for rung in Rung)
-        lines.append(f"| {name} | {' | '.join(f'{unbiased:.1f} ({worst:.1f})' for unbiased, worst in found)} |")
+        rows = {name: cell, f"{name}, pseudo labels": cell.get("pseudo labels")}
+        for row, rungs in rows.items():
+            if rungs is not None:
+                found = ((100 * rungs[rung.value][figure] for figure in _FIGURES) for rung in Rung)
+                lines.append(f"| {row} | {' | '.join(f'{unbiased:.1f} ({worst:.1f})' for unbiased, worst in found)} |")
     return lines
 
 
