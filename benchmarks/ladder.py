@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import zoo
 from records import RECORDS, base_record, commits_of
 
 from bise_prune import MaskSet, prune
+from bise_prune.app.progress import StageClock
 from bise_prune.app.session import Session
 from bise_prune.app.stages.identify import identified
 from bise_prune.app.stages.ladder import ladder_of
@@ -39,10 +41,13 @@ from bise_prune.report.ladder import NAMES
 from bise_prune.tuning.ladder import Ladder, Rung
 
 _FIGURES = ("unbiased_accuracy", "worst_group_accuracy")
+_OF_PSEUDO_LABELS = ("precision", "recall", "agreement")
 _ALONE = (
     "The ladder of the dense networks, fitted to training samples and decided by them, as in a run without a "
-    "validation split, by their bias labels and by pseudo labels as of --unsupervised. Accuracies are those on the "
-    "test split."
+    "validation split, by their bias labels and by pseudo labels as of --unsupervised. Pseudo labels that are warned "
+    "of are not used there; what they would have led to is shown as well. Precision: share of the samples that count "
+    "as bias-conflicting that are. Agreement: share that both of two identification models get wrong of the samples "
+    "that either does. Accuracies are those on the test split."
 )
 
 
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if found := (_alone if arguments.alone else _climbed)(cell, arguments.work):
             cells[cell.name] = {"commit": about["commit"], **found}
             print(f"{cell.name}: {cells[cell.name]}", flush=True)
-    write_json(path, {**about, "cells": cells})
+            write_json(path, {**about, "cells": cells})
     return 0
 
 
@@ -96,13 +101,22 @@ def _alone(cell: zoo.Cell, work: Path) -> dict[str, Any] | None:
     if not (work / cell.name / "about.json").exists():
         return None
     session = zoo.session_of(cell, work, work / cell.name / "unused")
+    session = replace(session, splits=replace(session.splits, val=None), halves=None)
     start = time.process_time()
-    by_labels, by_pseudo_labels = (
-        _rungs(Ladder(found.dense, found.splits.train, None, found.search_aligned), found)
-        for found in (session, identified(session))
-    )
+    found = identified(session, StageClock())
+    assert found.pseudo is not None
+    pseudo = {key: round(value, 3) for key in _OF_PSEUDO_LABELS if (value := getattr(found.pseudo, key)) is not None}
+    rows = {"pseudo labels": _rungs(ladder_of(found, found.dense), found)}
+    if not found.pseudo.is_trusted:
+        rows["doubted"] = _rungs(Ladder(found.dense, found.splits.train, None, found.search_aligned), found)
+    by_labels = _rungs(ladder_of(session, session.dense), session)
     seconds = round(time.process_time() - start, 1)
-    return {**by_labels, "pseudo labels": by_pseudo_labels, "cpu_seconds": seconds}
+    return {
+        **by_labels,
+        **rows,
+        "identification": {**pseudo, "is_trusted": found.pseudo.is_trusted},
+        "cpu_seconds": seconds,
+    }
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -198,14 +212,18 @@ def _table(cells: Mapping[str, Any]) -> list[str]:
 
 
 def _table_of_alone(cells: Mapping[str, Any]) -> list[str]:
-    """A row per cell: the dense network at each rung."""
-    lines = [f"| network | {' | '.join(NAMES[rung] for rung in Rung)} |", "| --- |" + " ---: |" * len(Rung)]
+    """A row per cell and kind of labels: the dense network at each rung, and what tells of pseudo labels."""
+    heads = ["network", *(NAMES[rung] for rung in Rung), "precision", "agreement"]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for name, cell in cells.items():
-        rows = {name: cell, f"{name}, pseudo labels": cell.get("pseudo labels")}
-        for row, rungs in rows.items():
+        told = cell.get("identification", {})
+        for label, key in (("", None), (", pseudo labels", "pseudo labels"), (", doubted labels used", "doubted")):
+            rungs = cell if key is None else cell.get(key)
             if rungs is not None:
-                found = ((100 * rungs[rung.value][figure] for figure in _FIGURES) for rung in Rung)
-                lines.append(f"| {row} | {' | '.join(f'{unbiased:.1f} ({worst:.1f})' for unbiased, worst in found)} |")
+                found = [[100 * rungs[rung.value][figure] for figure in _FIGURES] for rung in Rung]
+                row = [name + label, *(f"{unbiased:.1f} ({worst:.1f})" for unbiased, worst in found)]
+                row += [f"{100 * told[what]:.0f}" if key and what in told else "" for what in heads[-2:]]
+                lines.append(f"| {' | '.join(row)} |")
     return lines
 
 

@@ -31,6 +31,7 @@ from .stages.identify import identified
 from .stages.ladder import ladder_of
 
 _SHOWN = 20  # subgroups, the worst first
+_OF_PSEUDO_LABELS = ("precision", "recall", "agreement")
 
 
 def diagnose(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -55,8 +56,7 @@ def diagnose(config: RunConfig, progress: Progress | None = None) -> dict[str, A
     if session.doubt:
         raise DataError(session.doubt)
     if session.config.unsupervised and session.needs_bias_labels:
-        with clock.stage("identify"):
-            session = identified(session)
+        session = identified(session, clock)
     with clock.stage("diagnose"):
         ladder = ladder_of(session, session.dense)
         name, held_out = session.held_out
@@ -95,7 +95,7 @@ def diagnose(config: RunConfig, progress: Progress | None = None) -> dict[str, A
             ],
             "bias_read": _bias_read(session),
             "validation": validation,
-            "identification": None if pseudo is None else {"precision": pseudo.precision, "recall": pseudo.recall},
+            "identification": None if pseudo is None else {key: getattr(pseudo, key) for key in _OF_PSEUDO_LABELS},
             "estimate": estimated(session, sites),
             "advice": _advice(session, ladder, found, fairness["dense"], validation),
         }  # fmt: skip

@@ -23,6 +23,7 @@ from .features import bottleneck_features
 from .vanilla import train_vanilla
 
 _FEW = 0.001  # share of misclassified training samples below which the labels are useless
+_LEAST_AGREEMENT = 0.7  # of two models on what they get wrong, below which it is not the bias that they have learned
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class PseudoLabels:
             if these are not known.
         recall: share of the truly bias-conflicting samples that are misclassified, in [0, 1]; None if the true bias
             labels are not known.
+        agreement: share of the training samples misclassified by either of two identification models that both
+            misclassify, in [0, 1]; None without a second one.
         warnings: reasons why the labels may be useless, one sentence each.
     """
 
@@ -45,13 +48,20 @@ class PseudoLabels:
     accuracy: float
     precision: float | None
     recall: float | None
+    agreement: float | None
     warnings: tuple[str, ...]
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether there is no reason why they may be useless."""
+        return not self.warnings
 
 
 def pseudo_bias_labels(
     identification_model: nn.Module,
     train: BiasedDataset,
     *others: BiasedDataset,
+    second: nn.Module | None = None,
     epochs: int = 1,
     batch_size: int = 100,
     lr: float = 1e-3,
@@ -60,25 +70,36 @@ def pseudo_bias_labels(
 ) -> PseudoLabels:
     """Train a network for a short time and use its predictions as pseudo bias labels.
 
-    This works because networks learn biases before classes.
+    This works because networks learn biases before classes. Whether it did can be told without bias labels: networks
+    that start from different weights then misclassify the same samples.
 
     Args:
         identification_model: untrained network of the architecture to debias; trained in place with Adam.
         train: the biased training set; its bias labels, if any, serve only to measure precision and recall.
         others: further data sets to label, such as the validation set.
+        second: untrained network with other weights, which is trained in place on another order of the samples, to
+            measure the agreement; None = it is not measured.
         epochs: training epochs; 1 in the paper.
         batch_size: samples per batch in the training.
         lr: learning rate of the optimiser (Adam).
         weight_decay: weight decay of the optimiser (Adam).
         seed: random seed of the order of the samples.
     """
-    optimizer = torch.optim.Adam(identification_model.parameters(), lr=lr, weight_decay=weight_decay)
-    train_vanilla(
-        identification_model, BatchLoader(train, batch_size, shuffle=True, seed=seed), optimizer, epochs=epochs
-    )
-    labels = tuple(predictions(identification_model, BatchLoader(data, 256))[0][:, None] for data in (train, *others))
+
+    def labels_by(model: nn.Module, order: int, *sets: BiasedDataset) -> tuple[Tensor, ...]:
+        """Train a network, and predict the classes of some data sets by it."""
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
+        train_vanilla(model, BatchLoader(train, batch_size, shuffle=True, seed=order), optimizer, epochs=epochs)
+        return tuple(predictions(model, BatchLoader(data, 256))[0][:, None] for data in sets)
+
+    labels = labels_by(identification_model, seed, train, *others)
     suspected = labels[0][:, 0] != train.target.cpu()
     count, share = int(suspected.sum()), float(suspected.double().mean())
+    agreement = None
+    if second is not None:
+        again = labels_by(second, seed + 1, train)[0][:, 0] != train.target.cpu()
+        either = int((suspected | again).sum())
+        agreement = int((suspected & again).sum()) / either if either else 1.0
     precision = recall = None
     if train.has_bias:
         target, bias = train.target.cpu(), train.bias.cpu()
@@ -87,7 +108,8 @@ def pseudo_bias_labels(
         hits = int((conflicting & suspected).sum())
         precision = hits / count if count else 0.0
         recall = hits / int(conflicting.sum()) if bool(conflicting.any()) else 0.0
-    return PseudoLabels(labels, count, 1 - share, precision, recall, tuple(_warnings(suspected, labels[0], train)))
+    warnings = tuple(_warnings(suspected, labels[0], train, agreement))
+    return PseudoLabels(labels, count, 1 - share, precision, recall, agreement, warnings)
 
 
 def predicted_bias_labels(model: nn.Module, labelled: BiasedDataset, *others: BiasedDataset) -> tuple[Tensor, ...]:
@@ -160,7 +182,7 @@ def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     return fresh
 
 
-def _warnings(suspected: Tensor, labels: Tensor, train: BiasedDataset) -> list[str]:
+def _warnings(suspected: Tensor, labels: Tensor, train: BiasedDataset, agreement: float | None) -> list[str]:
     """Reasons why the pseudo bias labels may be useless, one sentence each."""
     share, classes = float(suspected.double().mean()), len(train.target.unique())
     found = []
@@ -173,5 +195,18 @@ def _warnings(suspected: Tensor, labels: Tensor, train: BiasedDataset) -> list[s
         found.append(
             f"the identification model has learned next to nothing ({1 - share:.1%} right): its errors say nothing of "
             "a bias; train it for longer"
+        )
+    else:
+        target = train.target.cpu()
+        worst, number = max((float(suspected[target == y].double().mean()), y) for y in target.unique().tolist())
+        if worst > 0.5:
+            found.append(
+                f"the identification model misclassifies {worst:.0%} of the training samples of class {number}: it has "
+                "not learned to see that class at all; train it for longer"
+            )
+    if agreement is not None and agreement < _LEAST_AGREEMENT:
+        found.append(
+            f"two identification models share {agreement:.0%} of the samples that either of them gets wrong: what they "
+            "learn first is not one bias, so that the pseudo labels say little of it"
         )
     return found

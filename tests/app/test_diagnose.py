@@ -54,7 +54,7 @@ def test_pseudo_labels_are_judged_where_true_ones_are_known(project, capsys):
     command = ["diagnose", project / "net.pt", "--data", project / "data", "--unsupervised", "--json"]
     assert cli.main([str(argument) for argument in command]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert set(record["identification"]) == {"precision", "recall"} and record["bias_read"] is None
+    assert set(record["identification"]) == {"precision", "recall", "agreement"} and record["bias_read"] is None
 
 
 def test_the_change_that_validation_data_speak_for_is_named():

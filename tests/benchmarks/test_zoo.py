@@ -129,15 +129,18 @@ def test_the_page_of_the_ladder_counts_who_is_ahead():
         "b": {"flops_left": 0.25, "dense": rungs(0.5, 0.6, 0.6, 0.7), "slim": rungs(0.504, 0.5, 0.5, 0.8)},
     }
     record = {"protocol": "p", "command": "c", "commit": "x"}
-    alone = rungs(0.2, 0.2, 0.4, 0.6)
-    page = ladder.markdown(
-        record | {"cells": cells}, record | {"cells": {"c": alone | {"pseudo labels": rungs(0.2, 0.1, 0.1, 0.3)}}}
-    )
+    alone = rungs(0.2, 0.2, 0.4, 0.6) | {
+        "pseudo labels": rungs(0.2, 0.2, 0.2, 0.2),
+        "doubted": rungs(0.2, 0.1, 0.1, 0.3),
+        "identification": {"precision": 0.126, "recall": 0.3, "agreement": 0.504, "is_trusted": False},
+    }
+    page = ladder.markdown(record | {"cells": cells}, record | {"cells": {"c": alone}})
     assert "| nothing | 50 | 60 | 1 | 1 | 0 | 25 | 30 |" in page
     assert "| + the last layer | 80 | 80 | 1 | 0 | 1 | 40 | 40 |" in page
     assert "| b | 25.0 | 50.0 (25.0) | 50.4 (25.2) | 60.0 (30.0) | 50.0 (25.0) | 70.0 (35.0) | 80.0 (40.0) |" in page
-    assert "| c | 20.0 (10.0) | 20.0 (10.0) | 40.0 (20.0) | 60.0 (30.0) |" in page
-    assert "| c, pseudo labels | 20.0 (10.0) | 10.0 (5.0) | 10.0 (5.0) | 30.0 (15.0) |" in page
+    assert "| c | 20.0 (10.0) | 20.0 (10.0) | 40.0 (20.0) | 60.0 (30.0) |  |  |" in page
+    assert "| c, pseudo labels | 20.0 (10.0) | 20.0 (10.0) | 20.0 (10.0) | 20.0 (10.0) | 13 | 50 |" in page
+    assert "| c, doubted labels used | 20.0 (10.0) | 10.0 (5.0) | 10.0 (5.0) | 30.0 (15.0) | 13 | 50 |" in page
 
 
 def test_the_times_of_runs_stand_beside_their_estimates():

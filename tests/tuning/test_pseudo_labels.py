@@ -78,6 +78,35 @@ def test_pseudo_labels_that_separate_nothing_are_warned_of():
     assert unknown.precision is None and unknown.recall is None
 
 
+def test_agreement_is_what_two_models_get_wrong_of_what_either_does():
+    data, options = biased_data(n=600, rho=0.9), {"batch_size": 40, "lr": 0.01}
+    models = []
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        models.append(SimpleConvNet(3, widths=(6, 8), kernel_size=3))
+    first, second, alone = models
+    pseudo = pseudo_bias_labels(first, data, second=second, seed=4, **options)
+    other = pseudo_bias_labels(alone, data, seed=5, **options)
+    assert other.agreement is None
+    wrong, too = (set((found.labels[0][:, 0] != data.target).nonzero().flatten().tolist()) for found in (pseudo, other))
+    assert pseudo.agreement == len(wrong & too) / len(wrong | too) and wrong != too
+    assert pseudo.agreement > 0.7 and not pseudo.warnings and pseudo.is_trusted  # both have learned the bias
+
+
+def test_models_that_disagree_are_warned_of():
+    data = biased_data(n=300)
+    constant = []
+    for logits in ([9.0, 0.0, 0.0], [0.0, 9.0, 0.0]):
+        constant.append(SimpleConvNet(3, widths=(4,), kernel_size=3))
+        with torch.no_grad():
+            constant[-1].head.weight.zero_()
+            constant[-1].head.bias.copy_(torch.tensor(logits))
+    pseudo = pseudo_bias_labels(constant[0], data, second=constant[1], lr=1e-9)
+    share = int((data.target == 2).sum()) / 300
+    assert pseudo.agreement == share and not pseudo.is_trusted
+    assert pseudo.warnings[-1].startswith(f"two identification models share {share:.0%} of the samples")
+
+
 def test_an_untrained_copy_has_new_weights():
     model = torchvision_network("resnet18")
     fresh = untrained_copy(model, seed=3)

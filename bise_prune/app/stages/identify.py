@@ -1,33 +1,41 @@
-"""The stage that finds pseudo bias labels, by a network of the same architecture that is trained for a few epochs."""
+"""The stage that finds pseudo bias labels, by networks of the same architecture that are trained for a few epochs."""
 
 from __future__ import annotations
 
 from typing import cast
 
 import torch
+from torch import nn
 
 from ...distributed import share_object
 from ...errors import DataError
 from ...models import build_model
 from ...tuning.pseudo_labels import PseudoLabels, pseudo_bias_labels
+from ..progress import StageClock
 from ..session import Session
 
 
-def identified(session: Session) -> Session:
+def identified(session: Session, clock: StageClock) -> Session:
     """The session with pseudo bias labels for training and validation data.
+
+    What speaks against the labels is told at once, since the search that goes by them takes long.
+
+    Args:
+        session: inputs of the run.
+        clock: clock that times the stage.
 
     Raises:
         DataError: the trained network makes no mistake, so that no sample counts as bias-conflicting.
     """
-    checkpoint, config, splits = session.checkpoint, session.config, session.splits
-    assert checkpoint.arch is not None  # checked before
+    config, splits = session.config, session.splits
     others = [] if splits.val is None else [splits.val]
-    with torch.random.fork_rng():
-        torch.manual_seed(config.search.seed)
+    with clock.stage("identify"), torch.random.fork_rng():
+        second, first = (_untrained(session, config.search.seed + number) for number in (1, 0))
         pseudo = pseudo_bias_labels(
-            build_model(checkpoint.arch, session.num_classes, checkpoint.arguments).to(session.device),
+            first,
             splits.train,
             *others,
+            second=second,
             epochs=config.identification_epochs,
             batch_size=config.batch_size,
             seed=config.search.seed,
@@ -38,4 +46,14 @@ def identified(session: Session) -> Session:
             "no pseudo bias labels were found: the identification model classifies every training sample correctly; "
             "train it for fewer epochs (--identification-epochs), or give bias labels"
         )
+    for warning in pseudo.warnings:
+        clock.message(f"warning: {warning}")
     return session.with_pseudo(pseudo)
+
+
+def _untrained(session: Session, seed: int) -> nn.Module:
+    """A network of the architecture to debias with random weights; what is drawn next hangs on the seed too."""
+    checkpoint = session.checkpoint
+    assert checkpoint.arch is not None  # checked before
+    torch.manual_seed(seed)
+    return build_model(checkpoint.arch, session.num_classes, checkpoint.arguments).to(session.device)
