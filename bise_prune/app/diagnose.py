@@ -31,7 +31,7 @@ from .stages.identify import identified
 from .stages.ladder import ladder_of
 
 _SHOWN = 20  # subgroups, the worst first
-_OF_PSEUDO_LABELS = ("precision", "recall", "agreement")
+_OF_PSEUDO_LABELS = ("precision", "recall", "agreement", "warnings")
 
 
 def diagnose(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -137,7 +137,8 @@ def _advice(
     is_readable = not conflicting or any(_is_above_chance(value, session) for value in conflicting)
     gaps = [bias["aligned_conflicting_gap"]["low"] for bias in dense["biases"]]
     is_biased = not gaps or any(low is None or low > 0 for low in gaps)
-    return advice_of(unbiased, rung, is_readable, is_biased, validation)
+    is_doubted = session.pseudo is not None and not session.pseudo.is_trusted
+    return advice_of(unbiased, rung, is_readable, is_biased, validation, is_doubted=is_doubted)
 
 
 def advice_of(
@@ -146,6 +147,8 @@ def advice_of(
     is_readable: bool,
     is_biased: bool,
     validation: Mapping[str, Any] | None,
+    *,
+    is_doubted: bool = False,
 ) -> dict[str, Any]:
     """What to do.
 
@@ -156,12 +159,19 @@ def advice_of(
             samples.
         is_biased: whether the network does worse on bias-conflicting samples than on aligned ones, beyond the noise.
         validation: what selects masks, as in the record; None without validation data.
+        is_doubted: whether bias labels are pseudo labels that are warned of.
 
     Returns:
         ``kind``: "prune", "both" (prune and tune) or "neither"; ``text``, and ``flags`` of the run.
     """
     kind, flags = "prune", ["--target-sparsity", "auto"]
-    if not is_readable:
+    if is_doubted:
+        kind, flags = "neither", []
+        text = (
+            "The pseudo bias labels say little about the bias (see the warnings), so masks and cheap changes that go "
+            "by them may do harm: label a few hundred validation samples, and diagnose again with these labels."
+        )
+    elif not is_readable:
         kind, flags = "neither", []
         text = (
             "Where class and bias label disagree, neither the network nor a refitted last layer of it does better than "
@@ -228,9 +238,8 @@ def diagnosis_tables(record: Mapping[str, Any]) -> Group:
         found = record["validation"]
         about.add_row("smallest subgroup that selects", f"{found['smallest_group']}, n = {found['n']:,}")
     if record["identification"]:
-        about.add_row(
-            "pseudo labels", ", ".join(f"{k} {v:.1%}" for k, v in record["identification"].items() if v is not None)
-        )
+        shares = {key: value for key, value in record["identification"].items() if isinstance(value, float)}
+        about.add_row("pseudo labels", ", ".join(f"{key} {value:.1%}" for key, value in shares.items()))
     minutes = math.ceil(record["estimate"]["seconds"] / 60)
     about.add_row("search", f"about {minutes:,} min on this device")
     return Group(groups, ladder, about)

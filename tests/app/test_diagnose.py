@@ -54,7 +54,9 @@ def test_pseudo_labels_are_judged_where_true_ones_are_known(project, capsys):
     command = ["diagnose", project / "net.pt", "--data", project / "data", "--unsupervised", "--json"]
     assert cli.main([str(argument) for argument in command]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert set(record["identification"]) == {"precision", "recall", "agreement"} and record["bias_read"] is None
+    assert set(record["identification"]) == {"precision", "recall", "agreement", "warnings"}
+    assert record["bias_read"] is None
+    assert record["advice"]["kind"] == "neither" or not record["identification"]["warnings"]
 
 
 def test_the_change_that_validation_data_speak_for_is_named():
@@ -80,6 +82,13 @@ def test_without_a_bias_the_network_is_pruned_for_its_size():
 def test_a_network_that_has_learned_the_bias_alone_is_not_pruned():
     advice = advice_of(FLAT, Rung.NONE, False, True, SELECTING)
     assert advice["kind"] == "neither" and advice["flags"] == []
+
+
+def test_nothing_is_advised_by_pseudo_labels_that_are_warned_of():
+    better = {**FLAT, Rung.HEAD: 0.9}
+    assert advice_of(better, Rung.HEAD, True, True, SELECTING)["kind"] == "both"
+    doubted = advice_of(better, Rung.HEAD, True, True, SELECTING, is_doubted=True)
+    assert doubted["kind"] == "neither" and doubted["flags"] == [] and "label a few hundred" in doubted["text"]
 
 
 def test_few_validation_samples_are_told():
