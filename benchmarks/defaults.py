@@ -3,12 +3,15 @@
     python benchmarks/zoo.py --data-root data --work FOLDER
     python benchmarks/defaults.py --data-root data --work FOLDER [--cells NAME ...]
     python benchmarks/defaults.py --data-root data --work FOLDER --record
+    python benchmarks/defaults.py --data-root data --work FOLDER [--cells NAME ...] --unsupervised [--record]
 
 Runs `bise-prune CHECKPOINT --data DATA` for each cell, with no other setting than what names the cell's architecture
 and columns, on one thread. Measures accuracies of the dense and the slim network on the test split, FLOPs left, latency
 of both ONNX files in onnxruntime, the time of the search beside its estimate and beside the vanilla training, and the
 exit code. A cell that is there is not run again; ``--record`` writes benchmarks/records/defaults.json from what is
-there, in place of what the record had of these cells, and ``benchmarks/results.py`` the page of it.
+there, in place of what the record had of these cells, and ``benchmarks/results.py`` the page of it. With
+``--unsupervised``, the runs have that option, so that neither the search nor what selects its masks sees a bias label,
+and the record is benchmarks/records/defaults_unsupervised.json.
 """
 
 from __future__ import annotations
@@ -39,23 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     zoo.add_arguments(parser)
     parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
+    parser.add_argument("--unsupervised", action="store_true", help="without bias labels")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    folder = arguments.work / "defaults"
+    name = "defaults_unsupervised" if arguments.unsupervised else "defaults"
+    folder, record = arguments.work / name, RECORDS / f"{name}.json"
     if arguments.record:
         found = {cell.name: folder / cell.name / "figures.json" for cell in zoo.CELLS}
-        before = json.loads((RECORDS / "defaults.json").read_text())
+        before = json.loads(record.read_text()) if record.exists() else {"cells": {}}
         rows = {name: {"commit": before["commit"], **row} for name, row in before["cells"].items()}
         rows |= {name: json.loads(place.read_text()) for name, place in found.items() if place.exists()}
         protocol = " ".join((__doc__ or "").split("Runs ")[1].split(" A cell")[0].split())
-        write_json(RECORDS / "defaults.json", {**base_record([0], f"Runs {protocol}", "cpu"), "cells": rows})
+        write_json(record, {**base_record([0], f"Runs {protocol}", "cpu"), "cells": rows})
         return 0
     for cell in zoo.chosen(arguments.cells):
         place = folder / cell.name
         if (arguments.work / cell.name / "about.json").exists() and not place.exists():
             place.mkdir(parents=True)
             try:
-                figures = {"commit": base_record([0], "", "cpu")["commit"], **_figures(cell, arguments.work, place)}
+                commit = base_record([0], "", "cpu")["commit"]
+                figures = {"commit": commit, **_figures(cell, arguments.work, place, arguments.unsupervised)}
             except BaseException:  # the cell is to be run again
                 shutil.rmtree(place)
                 raise
@@ -64,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
+def _figures(cell: zoo.Cell, work: Path, place: Path, unsupervised: bool) -> dict[str, Any]:
     """Figures of one run, or its error and exit code."""
     about = json.loads((work / cell.name / "about.json").read_text())
-    config = zoo.config_of(cell, work, place / "slim")
+    config = zoo.config_of(cell, work, place / "slim", unsupervised=unsupervised)
     estimate = dry_run(config)["estimate"]
     start = time.perf_counter()
     try:
@@ -92,6 +98,7 @@ def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
         "run_seconds": time.perf_counter() - start,
         "estimated_run_seconds": estimate["run_seconds"],
         "timings": report["timings"],
+        "identification": report["identification"],
     }
 
 
@@ -99,6 +106,7 @@ def _figures(cell: zoo.Cell, work: Path, place: Path) -> dict[str, Any]:
 
 PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "defaults.md"
 _RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/defaults.json"
+_UNSUPERVISED_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/defaults_unsupervised.json"
 _TIMES = {
     "search": "search_seconds",
     "search, estimated": "estimated_seconds",
@@ -108,8 +116,8 @@ _TIMES = {
 _HEADS = ["network", "dense", "worst", "slim", "worst", "verdict", "FLOPs left", "batch 1", "batch 16"]
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """The record as a page."""
+def markdown(record: dict[str, Any], unsupervised: dict[str, Any]) -> str:
+    """The record as a page, with that of the runs without bias labels."""
     cells = record["cells"]
     lines = [
         "# The defaults",
@@ -137,7 +145,35 @@ def markdown(record: dict[str, Any]) -> str:
         row += [found["verdict"], f"{100 * found['flops_left']:.1f}"]
         row += [f"{found['latency_ratio'][batch]['median']:.2f}" for batch in ("batch_1", "batch_16")]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, *_times(cells)]) + "\n"
+    return "\n".join([*lines, *_times(cells), *_unsupervised(unsupervised, cells)]) + "\n"
+
+
+def _unsupervised(record: Mapping[str, Any], labelled: Mapping[str, Any]) -> list[str]:
+    """A row per cell that was run without bias labels, beside the run with them."""
+    lines = [
+        "",
+        "## Without bias labels",
+        "",
+        "The same command with `--unsupervised`: pseudo bias labels in training and validation data, from the samples "
+        "that a network gets wrong which was trained for one epoch. Precision: share of these that are "
+        "bias-conflicting; agreement: share that both of two such networks get wrong of the samples that either does. "
+        "Warned: the command says that the labels are not to be trusted. "
+        f"Command: `{record['command']}`, {commits_of(record)}, [record]({_UNSUPERVISED_URL}).",
+        "",
+        "| network | dense | worst | with labels | worst | without | worst | precision | agreement | warned |",
+        "| --- |" + " ---: |" * 8 + " --- |",
+    ]
+    for name, found in record["cells"].items():
+        if found["exit_code"]:
+            lines.append(f"| {name} |  |  |  |  | exit code {found['exit_code']} |  |  |  |  |")
+            continue
+        row = [name]
+        for figures in (found["dense"], labelled[name]["slim"], found["slim"]):
+            row += [f"{100 * figures[key]:.1f}" for key in ("unbiased_accuracy", "worst_group_accuracy")]
+        told = found["identification"]
+        row += [f"{100 * told[key]:.0f}" for key in ("precision", "agreement")]
+        lines.append(f"| {' | '.join([*row, 'yes' if told['warnings'] else 'no'])} |")
+    return lines
 
 
 def _times(cells: Mapping[str, Any]) -> list[str]:

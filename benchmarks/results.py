@@ -54,7 +54,9 @@ def pages() -> dict[Path, str]:
     )
     written[rungs.PAGE] = rungs.markdown(records)
     written[unlabelled.PAGE] = unlabelled.markdown(json.loads((RECORDS / "unlabelled.json").read_text()))
-    written[defaults.PAGE] = defaults.markdown(json.loads((RECORDS / "defaults.json").read_text()))
+    written[defaults.PAGE] = defaults.markdown(
+        *(json.loads((RECORDS / f"{name}.json").read_text()) for name in ("defaults", "defaults_unsupervised"))
+    )
     written[targets.PAGE] = targets.markdown(json.loads((RECORDS / "targets.json").read_text()))
     for path in (ROOT / "README.md", *sorted(PAGES.rglob("*.md"))):
         if path not in written and "<!-- end -->" in path.read_text():

@@ -149,9 +149,12 @@ def test_the_times_of_runs_stand_beside_their_estimates():
     row = {"exit_code": 0, "dense": network, "slim": network, "verdict": "equal", "flops_left": 0.5, "commit": "x"}
     row |= {"latency_ratio": {batch: {"median": 0.5} for batch in ("batch_1", "batch_16")}, "vanilla_epochs": 4.0}
     record = {"cells": {"a": row}, "protocol": "p", "command": "c", "commit": "x"}
-    assert "## Times" not in defaults.markdown(record)  # of a run that was not estimated
+    told = {"precision": 0.126, "recall": 0.5, "agreement": 0.3, "warnings": ["two models"]}
+    without = {**record, "cells": {"a": row | {"slim": {key: 0.4 for key in network}, "identification": told}}}
+    assert "## Times" not in defaults.markdown(record, without)  # of a run that was not estimated
     record["cells"] = {"a": row, "b": row | times}
-    times = defaults.markdown(record).split("## Times")[1]
+    times, unsupervised = defaults.markdown(record, without).split("## Times")[1].split("## Without bias labels")
+    assert "| a | 50.0 | 25.0 | 50.0 | 25.0 | 40.0 | 40.0 | 13 | 30 | yes |" in unsupervised
     assert "| b | 12 | 11 | 40 | 39 | 4.0 |" in times and "| a |" not in times
 
 
@@ -159,7 +162,7 @@ def test_a_cell_that_was_interrupted_has_no_figures_and_is_run_again(tmp_path, m
     name = zoo.CELLS[0].name
     (tmp_path / name).mkdir()
     (tmp_path / name / "about.json").write_text('{"cpu_seconds": 1, "epochs": 1}')
-    monkeypatch.setattr(zoo, "config_of", lambda *_: None)
+    monkeypatch.setattr(zoo, "config_of", lambda *_, **__: None)
     monkeypatch.setattr(defaults, "dry_run", lambda _: {"estimate": {"seconds": 1.0, "run_seconds": 2.0}})
     asked = []
 
