@@ -31,6 +31,7 @@ Augment = Literal["none", "auto", "flip", "crop", "crop-flip"]
 JoinsChoice = Literal["auto", "intersection", "expand"]
 Engine = Literal["exact", "torch-pruning"]
 RoundTo = int | Literal["auto"]
+Epochs = int | Literal["auto"]
 RoundFill = Literal["zero", "best"]
 
 TargetKind = Literal["sparsity", "flops", "latency"]
@@ -510,7 +511,9 @@ class RunConfig:
             "training".
         unsupervised: whether to find pseudo bias labels, even if there are bias labels; with neither, a search is
             refused.
-        identification_epochs: training epochs of the network that finds pseudo bias labels, >= 1.
+        identification_epochs: training epochs of the network that finds pseudo bias labels, >= 1; "auto" = one, as in
+            the paper, for the paper's search, otherwise as many as tell most of the bias
+            (:func:`bise_prune.tuning.pseudo_labels.pseudo_bias_labels`).
         bias_noise: share of the training set's bias labels that are first replaced by wrong ones, in [0, 1] (App. L).
         stratified: whether every batch of the search gets its share of every subgroup.
         tune: what may change in the slim network: "none", "shift" = one offset per class on the logits, "norms" = the
@@ -559,7 +562,7 @@ class RunConfig:
     criterion: Criterion = "learned"
     search_on: SearchOn = "auto"
     unsupervised: bool = False
-    identification_epochs: int = 1
+    identification_epochs: Epochs = "auto"
     bias_noise: float = 0.0
     stratified: bool = False
     tune: Tune = "none"
@@ -624,9 +627,11 @@ class RunConfig:
         if self.tune not in ("none", "all") and self.finetune is not None:
             raise ConfigError(f"finetuning may change all weights already: leave out tune = '{self.tune}', or finetune")
         _require(0 <= self.bias_noise <= 1, "bias_noise", self.bias_noise, "a number in [0, 1]")
-        _require(
-            self.identification_epochs >= 1, "identification_epochs", self.identification_epochs, "an integer >= 1"
-        )
+        if self.identification_epochs != "auto":
+            epochs = self.identification_epochs
+            _require(
+                isinstance(epochs, int) and epochs >= 1, "identification_epochs", epochs, "an integer >= 1, or 'auto'"
+            )
         chosen = is_targeted or self.masks is not None or self.joins != "auto" or self.round_to != "auto"
         if self.plan is not None and chosen:
             raise ConfigError("a plan holds its masks and widths: give no masks, target, joins or rounding beside it")

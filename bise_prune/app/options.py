@@ -184,7 +184,8 @@ _HELP: Mapping[str, Mapping[str, str]] = {
     },
     "bias labels": {
         "unsupervised": "find pseudo bias labels with a network trained for a moment, even if there are bias labels",
-        "identification_epochs": "epochs of training of the network that finds pseudo bias labels",
+        "identification_epochs": "epochs of training of the network that finds pseudo bias labels; auto is 1 for the "
+        "paper's search, and otherwise the moment at which two such networks agree the most",
         "bias_noise": "share of the training set's bias labels to make wrong, to study how much they matter",
     },
     "what may change in the slim network": {

@@ -6,24 +6,33 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..data.loader import BatchLoader, BiasedDataset
-from ..errors import DataError, ModelError
+from ..digests import state_tensors
+from ..errors import ConfigError, DataError, ModelError
 from ..gates.bottleneck import readout_of
 from ..mask_search.refitted import refitted_head
 from ..metrics.accuracy import predictions
 from ..metrics.subgroups import aligned_values, is_aligned
 from ..tracing import trace
 from .features import bottleneck_features
+from .norms import reestimated
 from .vanilla import train_vanilla
 
+_LOOKS = (0.125, 0.25, 0.5, 1, 1.5, 2, 3, 4)  # epochs after which it is looked how far two models agree
+_SEEN = 5_000  # training samples that are looked at, at most
+_NORMALISING = 1_000  # those that statistics of batch norms are taken from
+_PATIENCE = 2  # looks in a row that are worse than the best one, after which it is enough,
+_SOMETHING = 0.2  # if the best one is above this: some networks learn nothing in their first epoch
 _FEW = 0.001  # share of misclassified training samples below which the labels are useless
-_LEAST_AGREEMENT = 0.7  # of two models on what they get wrong, below which it is not the bias that they have learned
+_LEAST = 0.45  # product of agreement and accuracy above chance, below which it is not a bias that was learned first
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class PseudoLabels:
             labels are not known.
         agreement: share of the training samples misclassified by either of two identification models that both
             misclassify, in [0, 1]; None without a second one.
+        epochs: training epochs of the identification model.
         warnings: reasons why the labels may be useless, one sentence each.
     """
 
@@ -49,6 +59,7 @@ class PseudoLabels:
     precision: float | None
     recall: float | None
     agreement: float | None
+    epochs: float
     warnings: tuple[str, ...]
 
     @property
@@ -62,7 +73,7 @@ def pseudo_bias_labels(
     train: BiasedDataset,
     *others: BiasedDataset,
     second: nn.Module | None = None,
-    epochs: int = 1,
+    epochs: int | None = 1,
     batch_size: int = 100,
     lr: float = 1e-3,
     weight_decay: float = 1e-4,
@@ -79,37 +90,130 @@ def pseudo_bias_labels(
         others: further data sets to label, such as the validation set.
         second: untrained network with other weights, which is trained in place on another order of the samples, to
             measure the agreement; None = it is not measured.
-        epochs: training epochs; 1 in the paper.
+        epochs: training epochs; 1 in the paper. None = as long as gives the highest product of the agreement and the
+            accuracy above chance, of eight moments up to four epochs, for which the second network is needed. Batch
+            norms then have the statistics of some training samples, since running ones come too late for some networks.
         batch_size: samples per batch in the training.
         lr: learning rate of the optimiser (Adam).
         weight_decay: weight decay of the optimiser (Adam).
         seed: random seed of the order of the samples.
+
+    Raises:
+        ConfigError: ``epochs`` is None, and there is no second network.
     """
-
-    def labels_by(model: nn.Module, order: int, *sets: BiasedDataset) -> tuple[Tensor, ...]:
-        """Train a network, and predict the classes of some data sets by it."""
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
-        train_vanilla(model, BatchLoader(train, batch_size, shuffle=True, seed=order), optimizer, epochs=epochs)
-        return tuple(predictions(model, BatchLoader(data, 256))[0][:, None] for data in sets)
-
-    labels = labels_by(identification_model, seed, train, *others)
-    suspected = labels[0][:, 0] != train.target.cpu()
+    if epochs is None and second is None:
+        raise ConfigError("two networks are needed to find how long to train them: give a second one, or epochs")
+    target = train.target.cpu()
+    models = [identification_model] if second is None else [identification_model, second]
+    trainings = [
+        _Training(model, BatchLoader(train, batch_size, shuffle=True, seed=seed + number), lr, weight_decay)
+        for number, model in enumerate(models)
+    ]
+    if epochs is None:
+        seen = train.subset(torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:_SEEN])
+        for training in trainings:
+            training.normalising = BatchLoader(seen.subset(torch.arange(min(_NORMALISING, len(seen)))), batch_size)
+        _train_to_agreement(trainings, seen)
+    else:
+        for training in trainings:
+            training.go_on(epochs)
+    labels = tuple(trainings[0].predicted(data)[:, None] for data in (train, *others))
+    suspected = labels[0][:, 0] != target
     count, share = int(suspected.sum()), float(suspected.double().mean())
-    agreement = None
-    if second is not None:
-        again = labels_by(second, seed + 1, train)[0][:, 0] != train.target.cpu()
-        either = int((suspected | again).sum())
-        agreement = int((suspected & again).sum()) / either if either else 1.0
+    wrong = [suspected] if second is None else [suspected, trainings[1].predicted(train) != target]
+    agreement = None if second is None else _agreement(*wrong)
     precision = recall = None
     if train.has_bias:
-        target, bias = train.target.cpu(), train.bias.cpu()
+        bias = train.bias.cpu()
         num_classes = int(target.max()) + 1
         conflicting = (~is_aligned(target, bias, aligned_values(target, bias, num_classes))).any(1)
         hits = int((conflicting & suspected).sum())
         precision = hits / count if count else 0.0
         recall = hits / int(conflicting.sum()) if bool(conflicting.any()) else 0.0
-    warnings = tuple(_warnings(suspected, labels[0], train, agreement))
-    return PseudoLabels(labels, count, 1 - share, precision, recall, agreement, warnings)
+    warnings = tuple(_warnings(wrong, labels[0], target, agreement))
+    return PseudoLabels(labels, count, 1 - share, precision, recall, agreement, trainings[0].epochs, warnings)
+
+
+class _Training:
+    """A network in training, which can be stopped at any step.
+
+    Attributes:
+        model: the network; trained in place, in eval mode between the steps.
+        normalising: samples whose statistics batch norms have in predictions; None for the running ones.
+    """
+
+    def __init__(self, model: nn.Module, loader: BatchLoader, lr: float, weight_decay: float) -> None:
+        self.model, self._loader = model, loader
+        self.normalising: BatchLoader | None = None
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
+        self._batches = chain.from_iterable(repeat(loader))
+        self._steps = 0
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training data so far."""
+        return self._steps / len(self._loader)
+
+    def go_on(self, epochs: float) -> None:
+        """Train until there were ``epochs`` passes over the training data in all, and one step at least."""
+        steps = max(1, round(epochs * len(self._loader)))
+        train_vanilla(self.model, islice(self._batches, steps - self._steps), self._optimizer, epochs=1)
+        self._steps = steps
+
+    def predicted(self, data: BiasedDataset) -> Tensor:
+        """Predicted classes, shape (N,)."""
+        model = self.model if self.normalising is None else reestimated(self.model, self.normalising)
+        return predictions(model, BatchLoader(data, 256))[0]
+
+    def state(self) -> tuple[int, dict[str, Tensor]]:
+        """A copy of what :meth:`go_back` returns to."""
+        return self._steps, {name: tensor.clone() for name, tensor in state_tensors(self.model).items()}
+
+    def go_back(self, state: tuple[int, dict[str, Tensor]]) -> None:
+        """Return to what the network was; it is not to be trained further."""
+        self._steps, tensors = state
+        self.model.load_state_dict(tensors, strict=False)
+
+
+def _train_to_agreement(trainings: Sequence[_Training], seen: BiasedDataset) -> None:
+    """Train two networks side by side to the moment at which their mistakes say most of what both learn first.
+
+    That both misclassify the same samples is not enough, since two networks that have learned nothing yet do so too,
+    and so do two that have learned a feature which tells little of the classes. Of the classes, a bias tells much.
+
+    Args:
+        trainings: the two networks.
+        seen: training samples whose classification is looked at.
+    """
+    best, worse = float("-inf"), 0
+    states: list[tuple[int, dict[str, Tensor]]] = []
+    for epochs in _LOOKS:
+        wrong = []
+        for training in trainings:
+            training.go_on(epochs)
+            wrong.append(training.predicted(seen) != seen.target.cpu())
+        score = _agreement(*wrong) * _above_chance(wrong, seen.target.cpu())
+        if score >= best:
+            best, states, worse = score, [training.state() for training in trainings], 0
+        else:
+            worse += 1
+        if best > _SOMETHING and worse == _PATIENCE:
+            break
+    for training, state in zip(trainings, states, strict=True):
+        training.go_back(state)
+
+
+def _agreement(wrong: Tensor, also: Tensor) -> float:
+    """Share of the samples that are wrong by either of two networks that are so by both, for bools of shape (N,)."""
+    either = int((wrong | also).sum())
+    return int((wrong & also).sum()) / either if either else 1.0
+
+
+def _above_chance(wrong: Sequence[Tensor], target: Tensor) -> float:
+    """Mean accuracy of networks over the classes: 0 for guessing, 1 without mistakes, which are bools of shape (N,)."""
+    classes = target.unique().tolist()
+    missed = sum(float(each[target == y].double().mean()) for each in wrong for y in classes) / len(wrong)
+    return 1 - missed / max(1, len(classes) - 1)
 
 
 def predicted_bias_labels(model: nn.Module, labelled: BiasedDataset, *others: BiasedDataset) -> tuple[Tensor, ...]:
@@ -182,31 +286,37 @@ def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     return fresh
 
 
-def _warnings(suspected: Tensor, labels: Tensor, train: BiasedDataset, agreement: float | None) -> list[str]:
-    """Reasons why the pseudo bias labels may be useless, one sentence each."""
-    share, classes = float(suspected.double().mean()), len(train.target.unique())
+def _warnings(wrong: Sequence[Tensor], labels: Tensor, target: Tensor, agreement: float | None) -> list[str]:
+    """Reasons why the pseudo bias labels may be useless, one sentence each.
+
+    Args:
+        wrong: which training samples the identification model misclassifies, and then the second one if there is one.
+        labels: pseudo bias labels of the training set.
+        target: its class labels, on the CPU.
+        agreement: what both share; None if there is no second one.
+    """
+    share, classes = float(wrong[0].double().mean()), target.unique().tolist()
     found = []
     if share < _FEW:
         found.append(
             f"the identification model misclassifies {share:.2%} of the training samples: it separates nothing; "
             "train it for a shorter time"
         )
-    if len(labels.unique()) == 1 or share > 1 - 1.5 / classes:
+    missed, worst = max((float(wrong[0][target == y].double().mean()), y) for y in classes)
+    if len(labels.unique()) == 1 or share > 1 - 1.5 / len(classes):
         found.append(
             f"the identification model has learned next to nothing ({1 - share:.1%} right): its errors say nothing of "
             "a bias; train it for longer"
         )
-    else:
-        target = train.target.cpu()
-        worst, number = max((float(suspected[target == y].double().mean()), y) for y in target.unique().tolist())
-        if worst > 0.5:
-            found.append(
-                f"the identification model misclassifies {worst:.0%} of the training samples of class {number}: it has "
-                "not learned to see that class at all; train it for longer"
-            )
-    if agreement is not None and agreement < _LEAST_AGREEMENT:
+    elif missed > 0.5:
         found.append(
-            f"two identification models share {agreement:.0%} of the samples that either of them gets wrong: what they "
-            "learn first is not one bias, so that the pseudo labels say little of it"
+            f"the identification model misclassifies {missed:.0%} of the training samples of class {worst}: it has not "
+            "learned to see that class at all; train it for longer"
+        )
+    if agreement is not None and agreement * (above := _above_chance(wrong, target)) < _LEAST:
+        found.append(
+            f"two identification models share {agreement:.0%} of the samples that either of them gets wrong, "
+            f"with an accuracy {above:.0%} of the way from chance: what they learn first is no bias that tells most of "
+            "the classes, so pseudo labels may be worth little; label some validation samples if you can"
         )
     return found

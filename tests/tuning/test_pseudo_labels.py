@@ -1,16 +1,20 @@
 """Pseudo bias labels."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from cases import biased_data, network, torchvision_network
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from bise_prune import SearchConfig, search
 from bise_prune.data import BatchLoader
-from bise_prune.errors import DataError, ModelError
+from bise_prune.errors import ConfigError, DataError, ModelError
 from bise_prune.models.simple_convnet import SimpleConvNet
+from bise_prune.tuning import pseudo_labels
 from bise_prune.tuning.pseudo_labels import (
     predicted_bias_labels,
     pseudo_bias_labels,
@@ -90,7 +94,77 @@ def test_agreement_is_what_two_models_get_wrong_of_what_either_does():
     assert other.agreement is None
     wrong, too = (set((found.labels[0][:, 0] != data.target).nonzero().flatten().tolist()) for found in (pseudo, other))
     assert pseudo.agreement == len(wrong & too) / len(wrong | too) and wrong != too
-    assert pseudo.agreement > 0.7 and not pseudo.warnings and pseudo.is_trusted  # both have learned the bias
+
+
+def test_the_moment_is_the_one_at_which_two_models_say_most(monkeypatch):
+    """By training anew for each number of epochs."""
+    monkeypatch.setattr(pseudo_labels, "_LOOKS", (1, 2, 3, 4))
+    monkeypatch.setattr(pseudo_labels, "_PATIENCE", 4)
+    data, found = biased_data(n=600, rho=0.9), {}
+
+    def labelled(epochs):
+        models = []
+        for seed in (0, 3):
+            torch.manual_seed(seed)
+            models.append(nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 3)))
+        options = {"second": models[1], "epochs": epochs, "batch_size": 40, "lr": 0.01}
+        return pseudo_bias_labels(models[0], data, data, **options), models
+
+    def above_chance(model):
+        predicted = model(data.inputs).argmax(1)
+        accuracies = [float((predicted[data.target == y] == y).double().mean()) for y in range(3)]
+        return (sum(accuracies) / 3 - 1 / 3) / (2 / 3)
+
+    for epochs in (1, 2, 3, 4):
+        pseudo, models = labelled(epochs)
+        found[epochs] = pseudo.agreement * sum(map(above_chance, models)) / 2, pseudo
+    chosen, _ = labelled(None)
+    score, same = found[int(chosen.epochs)]
+    assert score == pytest.approx(max(score for score, _ in found.values()))
+    assert chosen.agreement == same.agreement and all(map(torch.equal, chosen.labels, same.labels))
+
+
+def test_batch_norms_do_not_wait_for_their_running_statistics(trained):
+    """They have a small momentum in some networks, and a moment is over before they fit."""
+    data, models = biased_data(n=300), [copy.deepcopy(trained) for _ in range(2)]
+    right = trained.eval()(data.inputs).argmax(1)
+    for norm in (module for model in models for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean += 1000
+        norm.momentum = 0.0
+    options = {"second": models[1], "lr": 1e-9}
+    found = pseudo_bias_labels(models[0], data, **options, epochs=None).labels[0][:, 0]
+    late = pseudo_bias_labels(models[0], data, **options, epochs=1).labels[0][:, 0]
+    assert (found == right).double().mean() > 0.9 and len(late.unique()) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [((0.9, 0.8, 0.7), 1), ((0.5, 0.4, 0.6, 0.5), 3), ((0.1, 0.0, 0.0, 0.5), 4)]
+)
+def test_it_is_given_up_after_two_worse_moments_but_not_before_anything_is_learned(trained, monkeypatch, scores, best):
+    monkeypatch.setattr(pseudo_labels, "_LOOKS", (1, 2, 3, 4))
+    looks = iter((*scores, 1.0))  # the last one is that of the labels
+    monkeypatch.setattr(pseudo_labels, "_agreement", lambda *_: next(looks))
+    data, models = biased_data(n=200), [copy.deepcopy(trained) for _ in range(2)]
+    with torch.no_grad():
+        right = float((trained.eval()(data.inputs).argmax(1) == data.target).double().mean())
+    pseudo = pseudo_bias_labels(models[0], data, second=models[1], epochs=None, lr=1e-9)
+    assert right > 0.6 and pseudo.epochs == best and pseudo.agreement == 1 and next(looks, None) is None
+
+
+def test_two_models_are_needed_to_find_the_moment(trained):
+    with pytest.raises(ConfigError, match="two networks are needed"):
+        pseudo_bias_labels(copy.deepcopy(trained), biased_data(), epochs=None)
+
+
+def test_a_class_that_is_never_predicted_is_warned_of(trained):
+    """Two models agree on its samples, but these are no exceptions."""
+    data, models = biased_data(n=300), [copy.deepcopy(trained) for _ in range(2)]
+    for model in models:
+        with torch.no_grad():
+            model.head.bias[2] = -99.0
+    pseudo = pseudo_bias_labels(models[0], data, second=models[1], lr=1e-9)
+    assert pseudo.agreement > 0.7 and not pseudo.is_trusted
+    assert [warning for warning in pseudo.warnings if "100% of the training samples of class 2" in warning]
 
 
 def test_models_that_disagree_are_warned_of():
@@ -103,7 +177,7 @@ def test_models_that_disagree_are_warned_of():
             constant[-1].head.bias.copy_(torch.tensor(logits))
     pseudo = pseudo_bias_labels(constant[0], data, second=constant[1], lr=1e-9)
     share = int((data.target == 2).sum()) / 300
-    assert pseudo.agreement == share and not pseudo.is_trusted
+    assert pseudo.agreement == share and not pseudo.is_trusted  # both have learned nothing as well
     assert pseudo.warnings[-1].startswith(f"two identification models share {share:.0%} of the samples")
 
 

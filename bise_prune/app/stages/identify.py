@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from ...config import RunConfig
 from ...distributed import share_object
 from ...errors import DataError
 from ...models import build_model
@@ -36,7 +37,7 @@ def identified(session: Session, clock: StageClock) -> Session:
             splits.train,
             *others,
             second=second,
-            epochs=config.identification_epochs,
+            epochs=_epochs(config),
             batch_size=config.batch_size,
             seed=config.search.seed,
         )
@@ -49,6 +50,13 @@ def identified(session: Session, clock: StageClock) -> Session:
     for warning in pseudo.warnings:
         clock.message(f"warning: {warning}")
     return session.with_pseudo(pseudo)
+
+
+def _epochs(config: RunConfig) -> int | None:
+    """Training epochs; None for as long as two networks agree the most. The paper's search takes the paper's one."""
+    if config.identification_epochs != "auto":
+        return config.identification_epochs
+    return None if config.search.is_gradual else 1
 
 
 def _untrained(session: Session, seed: int) -> nn.Module:

@@ -47,7 +47,7 @@ def test_pseudo_labels_need_a_known_architecture_and_mistakes(project, tmp_path,
     def faultless(model, train, *others, **options):
         labels = tuple(data.target[:, None] for data in (train, *others))
         return PseudoLabels(
-            labels, num_conflicting=0, accuracy=1.0, precision=None, recall=None, agreement=1.0, warnings=()
+            labels, num_conflicting=0, accuracy=1.0, precision=None, recall=None, agreement=1.0, epochs=1.0, warnings=()
         )
 
     monkeypatch.setattr("bise_prune.app.stages.identify.pseudo_bias_labels", faultless)
