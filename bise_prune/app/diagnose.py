@@ -165,13 +165,7 @@ def advice_of(
         ``kind``: "prune", "both" (prune and tune) or "neither"; ``text``, and ``flags`` of the run.
     """
     kind, flags = "prune", ["--target-sparsity", "auto"]
-    if is_doubted:
-        kind, flags = "neither", []
-        text = (
-            "The pseudo bias labels say little about the bias (see the warnings), so masks and cheap changes that go "
-            "by them may do harm: label a few hundred validation samples, and diagnose again with these labels."
-        )
-    elif not is_readable:
+    if not is_readable:
         kind, flags = "neither", []
         text = (
             "Where class and bias label disagree, neither the network nor a refitted last layer of it does better than "
@@ -196,6 +190,11 @@ def advice_of(
         text = "Prune: none of the cheap changes helps, so that what is to be gained is in the choice of channels."
     if kind == "both":
         text += " If all weights may change, --tune all goes on from there and trains the slim network."
+    if is_doubted:
+        text += (
+            " The pseudo bias labels may say little of the bias (see the warnings), and what goes by them may do harm: "
+            "label a few hundred validation samples if you can, and diagnose again with these labels."
+        )
     if validation is None:
         text += " There is no validation split to select masks on, so that the last ones will be taken."
     elif validation["n"] < FEW_SAMPLES:
