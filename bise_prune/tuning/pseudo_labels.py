@@ -29,7 +29,8 @@ from .vanilla import train_vanilla
 _LOOKS = (0.125, 0.25, 0.5, 1, 1.5, 2, 3, 4)  # epochs after which it is looked how far two models agree
 _SEEN = 5_000  # training samples that are looked at, at most
 _NORMALISING = 1_000  # those that statistics of batch norms are taken from
-_PATIENCE = 2  # looks in a row that are worse than the best one, after which it is enough,
+_GAIN = 0.01  # by which a later moment must be better, since classes are learned meanwhile
+_PATIENCE = 2  # looks in a row that are not, after which it is enough,
 _SOMETHING = 0.2  # if the best one is above this: some networks learn nothing in their first epoch
 _FEW = 0.001  # share of misclassified training samples below which the labels are useless
 _LEAST = 0.45  # product of agreement and accuracy above chance, below which it is not a bias that was learned first
@@ -91,8 +92,9 @@ def pseudo_bias_labels(
         second: untrained network with other weights, which is trained in place on another order of the samples, to
             measure the agreement; None = it is not measured.
         epochs: training epochs; 1 in the paper. None = as long as gives the highest product of the agreement and the
-            accuracy above chance, of eight moments up to four epochs, for which the second network is needed. Batch
-            norms then have the statistics of some training samples, since running ones come too late for some networks.
+            accuracy above chance, of eight moments up to four epochs, the first of equal ones; the second network is
+            needed for it. Batch norms then have the statistics of some training samples, since running ones come too
+            late for some networks.
         batch_size: samples per batch in the training.
         lr: learning rate of the optimiser (Adam).
         weight_decay: weight decay of the optimiser (Adam).
@@ -185,7 +187,7 @@ def _train_to_agreement(trainings: Sequence[_Training], seen: BiasedDataset) -> 
         trainings: the two networks.
         seen: training samples whose classification is looked at.
     """
-    best, worse = float("-inf"), 0
+    best, later = float("-inf"), 0
     states: list[tuple[int, dict[str, Tensor]]] = []
     for epochs in _LOOKS:
         wrong = []
@@ -193,11 +195,11 @@ def _train_to_agreement(trainings: Sequence[_Training], seen: BiasedDataset) -> 
             training.go_on(epochs)
             wrong.append(training.predicted(seen) != seen.target.cpu())
         score = _agreement(*wrong) * _above_chance(wrong, seen.target.cpu())
-        if score >= best:
-            best, states, worse = score, [training.state() for training in trainings], 0
+        if score > best + _GAIN:
+            best, states, later = score, [training.state() for training in trainings], 0
         else:
-            worse += 1
-        if best > _SOMETHING and worse == _PATIENCE:
+            later += 1
+        if best > _SOMETHING and later >= _PATIENCE:
             break
     for training, state in zip(trainings, states, strict=True):
         training.go_back(state)

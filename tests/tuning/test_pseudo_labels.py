@@ -100,6 +100,7 @@ def test_the_moment_is_the_one_at_which_two_models_say_most(monkeypatch):
     """By training anew for each number of epochs."""
     monkeypatch.setattr(pseudo_labels, "_LOOKS", (1, 2, 3, 4))
     monkeypatch.setattr(pseudo_labels, "_PATIENCE", 4)
+    monkeypatch.setattr(pseudo_labels, "_GAIN", 0.0)
     data, found = biased_data(n=600, rho=0.9), {}
 
     def labelled(epochs):
@@ -138,7 +139,8 @@ def test_batch_norms_do_not_wait_for_their_running_statistics(trained):
 
 
 @pytest.mark.parametrize(
-    ("scores", "best"), [((0.9, 0.8, 0.7), 1), ((0.5, 0.4, 0.6, 0.5), 3), ((0.1, 0.0, 0.0, 0.5), 4)]
+    ("scores", "best"),
+    [((0.9, 0.8, 0.7), 1), ((0.5, 0.4, 0.6, 0.5), 3), ((0.1, 0.0, 0.0, 0.5), 4), ((0.9, 0.905, 0.905), 1)],
 )
 def test_it_is_given_up_after_two_worse_moments_but_not_before_anything_is_learned(trained, monkeypatch, scores, best):
     monkeypatch.setattr(pseudo_labels, "_LOOKS", (1, 2, 3, 4))
