@@ -182,6 +182,7 @@ def _train_to_agreement(trainings: Sequence[_Training], seen: BiasedDataset) -> 
 
     That both misclassify the same samples is not enough, since two networks that have learned nothing yet do so too,
     and so do two that have learned a feature which tells little of the classes. Of the classes, a bias tells much.
+    Networks without mistakes say nothing.
 
     Args:
         trainings: the two networks.
@@ -194,7 +195,8 @@ def _train_to_agreement(trainings: Sequence[_Training], seen: BiasedDataset) -> 
         for training in trainings:
             training.go_on(epochs)
             wrong.append(training.predicted(seen) != seen.target.cpu())
-        score = _agreement(*wrong) * _above_chance(wrong, seen.target.cpu())
+        has_mistakes = all(float(each.double().mean()) >= _FEW for each in wrong)
+        score = _agreement(*wrong) * _above_chance(wrong, seen.target.cpu()) if has_mistakes else 0.0
         if score > best + _GAIN:
             best, states, later = score, [training.state() for training in trainings], 0
         else:
