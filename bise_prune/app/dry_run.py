@@ -18,7 +18,7 @@ from ..gates.sites import gate_sites
 from ..mask_search.weights import sample_weights
 from ..metrics.subgroups import count_subgroups, is_aligned
 from ..report.warnings import warnings_of_inputs
-from .estimate import estimated, seconds_after_search
+from .estimate import estimated, seconds_after_search, seconds_of_identification
 from .progress import Progress, StageClock
 from .reading import read_session
 from .session import Session
@@ -46,7 +46,7 @@ def dry_run(config: RunConfig, progress: Progress | None = None) -> dict[str, An
         estimate = estimated(session, sites)
         estimate["run_seconds"] = 0.0
         if estimate["epochs"]:
-            after = seconds_after_search(session, sites)
+            after = seconds_of_identification(session) + seconds_after_search(session, sites)
             estimate["run_seconds"] = sum(clock.timings.values()) + estimate["seconds"] + after
     checkpoint, splits = session.checkpoint, session.splits
     return {

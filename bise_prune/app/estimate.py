@@ -30,17 +30,20 @@ from ..report.results import LATENCY_BATCHES
 from ..tracing import logits_of, run, trace
 from ..tuning.ladder import BALANCED, MOST_FITTED, PENALTIES
 from ..tuning.norms import TRAINED_ON, batch_norms, norm_parameters
+from ..tuning.pseudo_labels import SEEN
 from .session import Session
+from .stages.identify import epochs_of_identification
 from .stages.ladder import fits_again, trains_norms_first
 from .stages.search import budget_of
 from .stages.widths import exported, on_device
 
 _REPEATS = 5
 _BATCHES = 8  # of the training set, on which a search is begun
-_FORWARDS = 3  # forward passes that take as long as a step of the training of norm layers
+_FORWARDS = 3  # forward passes that take as long as a step of training, of the whole network or of its norm layers
 _ITERATIONS, _FEW_ITERATIONS = 70, 10  # of the fit of a last layer: as many as there are, and as are timed
 _KEPT = 0.25  # share of the trades that are taken to lower the loss
 _EXPORTS, _TIMED = 2, 4  # files that are written, and timed, beside those by which widths are chosen
+_IDENTIFICATION, _LOOKS = 2, 6  # epochs of the networks that find pseudo bias labels, if it is left to them, and looks
 _LEFT = 0.7  # share of the dense network's time that the slim one is taken to need without a budget
 
 
@@ -59,6 +62,17 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
         return {"epochs": 0, "steps_per_epoch": 0, "seconds": 0.0}
     per_sample = _time_of_forward(session, session.search_loader()) / config.batch_size
     return (_of_gradual if config.search.is_gradual else _of_paper)(session, sites, per_sample, _budget(session))
+
+
+def seconds_of_identification(session: Session) -> float:
+    """Estimated time in which pseudo bias labels are found, in seconds; 0 if they are not needed."""
+    if not (session.config.unsupervised and session.needs_bias_labels):
+        return 0.0
+    per_sample = _time_of_forward(session, session.search_loader()) / session.config.batch_size
+    size, epochs = len(session.splits.train), epochs_of_identification(session.config)
+    samples = _FORWARDS * size * (_IDENTIFICATION if epochs is None else epochs) + size
+    samples += 0 if epochs is not None else _LOOKS * min(size, SEEN)
+    return 2 * samples * per_sample
 
 
 def seconds_after_search(session: Session, sites: Sequence[GateSite]) -> float:

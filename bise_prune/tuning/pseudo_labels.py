@@ -27,7 +27,7 @@ from .norms import reestimated
 from .vanilla import train_vanilla
 
 _LOOKS = (0.125, 0.25, 0.5, 1, 1.5, 2, 3, 4)  # epochs after which it is looked how far two models agree
-_SEEN = 5_000  # training samples that are looked at, at most
+SEEN = 5_000  # training samples that are looked at, at most
 _NORMALISING = 1_000  # those that statistics of batch norms are taken from
 _GAIN = 0.01  # by which a later moment must be better, since classes are learned meanwhile
 _PATIENCE = 2  # looks in a row that are not, after which it is enough,
@@ -112,7 +112,7 @@ def pseudo_bias_labels(
         for number, model in enumerate(models)
     ]
     if epochs is None:
-        seen = train.subset(torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:_SEEN])
+        seen = train.subset(torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:SEEN])
         for training in trainings:
             training.normalising = BatchLoader(seen.subset(torch.arange(min(_NORMALISING, len(seen)))), batch_size)
         _train_to_agreement(trainings, seen)

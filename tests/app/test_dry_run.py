@@ -3,10 +3,14 @@
 import json
 import shutil
 
+import pytest
 import torch
 from projects import ARCHITECTURE, FAST, fails
 
-from bise_prune.app import cli
+from bise_prune.app import cli, estimate
+from bise_prune.app.progress import StageClock
+from bise_prune.app.reading import read_session
+from bise_prune.config import RunConfig, SearchConfig
 
 
 def test_a_dry_run_tells_what_was_understood_and_writes_nothing(project, tmp_path, capsys):
@@ -61,3 +65,19 @@ def test_a_dry_run_carries_a_plan_out(done, tmp_path, capsys):
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"fingerprint": "0" * 64}))
     capsys.readouterr()
     assert "plan" in fails(capsys, *command, "--plan", tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(("method", "epochs", "passes"), [("paper", "auto", 4), ("auto", 3, 10), ("auto", "auto", 13)])
+def test_the_time_in_which_pseudo_labels_are_found_counts(project, tmp_path, monkeypatch, method, epochs, passes):
+    """Two networks; three forward passes a step, one for the labels, and looks where the moment is left to them."""
+    monkeypatch.setattr(estimate, "_time_of_forward", lambda session, loader: float(session.config.batch_size))
+
+    def estimated(unsupervised):
+        checkpoint, data = project / "net.pt", str(project / "data")
+        more = {"identification_epochs": epochs, "search": SearchConfig(method=method), "unsupervised": unsupervised}
+        session = read_session(
+            RunConfig(checkpoint=checkpoint, data=data, output=tmp_path / "none", **more), StageClock()
+        )
+        return estimate.seconds_of_identification(session)
+
+    assert estimated(True) == 2 * passes * 90 and estimated(False) == 0

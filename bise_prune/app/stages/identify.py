@@ -37,7 +37,7 @@ def identified(session: Session, clock: StageClock) -> Session:
             splits.train,
             *others,
             second=second,
-            epochs=_epochs(config),
+            epochs=epochs_of_identification(config),
             batch_size=config.batch_size,
             seed=config.search.seed,
         )
@@ -52,7 +52,7 @@ def identified(session: Session, clock: StageClock) -> Session:
     return session.with_pseudo(pseudo)
 
 
-def _epochs(config: RunConfig) -> int | None:
+def epochs_of_identification(config: RunConfig) -> int | None:
     """Training epochs; None for as long as two networks agree the most. The paper's search takes the paper's one."""
     if config.identification_epochs != "auto":
         return config.identification_epochs
