@@ -155,10 +155,11 @@ def _unsupervised(record: Mapping[str, Any], labelled: Mapping[str, Any]) -> lis
         "## Without bias labels",
         "",
         "The same command with `--unsupervised`: pseudo bias labels in training and validation data, from the samples "
-        "that a network gets wrong which was trained for one epoch. Precision: share of these that are "
-        "bias-conflicting; agreement: share that both of two such networks get wrong of the samples that either does. "
-        "Warned: the command says that the labels are not to be trusted. "
-        f"Command: `{record['command']}`, {commits_of(record)}, [record]({_UNSUPERVISED_URL}).",
+        "that a network gets wrong which was trained for a moment ([when](../training.md#no-bias-labels)). Precision: "
+        "share of these that are bias-conflicting; agreement: share that both of two such networks get wrong of the "
+        "samples that either does. Warned: the command says that the labels may be worth little. "
+        f"Command: `{record['command']}`, {commits_of(record)}, [record]({_UNSUPERVISED_URL}); the runs with labels "
+        f"are those [above]({_RECORD_URL}).",
         "",
         "| network | dense | worst | with labels | worst | without | worst | precision | agreement | warned |",
         "| --- |" + " ---: |" * 8 + " --- |",
