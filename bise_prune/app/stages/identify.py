@@ -9,7 +9,7 @@ from torch import nn
 
 from ...config import RunConfig
 from ...distributed import share_object
-from ...errors import DataError
+from ...errors import DataError, counted
 from ...models import build_model
 from ...tuning.pseudo_labels import PseudoLabels, pseudo_bias_labels
 from ..progress import StageClock
@@ -47,6 +47,12 @@ def identified(session: Session, clock: StageClock) -> Session:
             "no pseudo bias labels were found: the identification model classifies every training sample correctly; "
             "train it for fewer epochs (--identification-epochs), or give bias labels"
         )
+    assert pseudo.agreement is not None  # since there was a second network
+    clock.message(
+        f"{counted(pseudo.num_conflicting, 'training sample')} of {len(splits.train):,} count as bias-conflicting, "
+        f"which a network gets wrong after {counted(round(pseudo.epochs, 2), 'epoch')}; agreement of two networks: "
+        f"{pseudo.agreement:.0%}"
+    )
     for warning in pseudo.warnings:
         clock.message(f"warning: {warning}")
     return session.with_pseudo(pseudo)
