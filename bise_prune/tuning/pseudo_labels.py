@@ -30,8 +30,7 @@ _LOOKS = (0.125, 0.25, 0.5, 1, 1.5, 2, 3, 4)  # epochs after which it is looked 
 SEEN = 5_000  # training samples that are looked at, at most
 _NORMALISING = 1_000  # those that statistics of batch norms are taken from
 _GAIN = 0.01  # by which a later moment must be better, since classes are learned meanwhile
-_PATIENCE = 2  # looks in a row that are not, after which it is enough,
-_SOMETHING = 0.2  # if the best one is above this: some networks learn nothing in their first epoch
+_PATIENCE = 2  # looks in a row that are not, after which it is enough, if the best one is
 _FEW = 0.001  # share of misclassified training samples below which the labels are useless
 _LEAST = 0.45  # product of agreement and accuracy above chance, below which it is not a bias that was learned first
 
@@ -201,7 +200,7 @@ def _train_to_agreement(trainings: Sequence[_Training], seen: BiasedDataset) -> 
             best, states, later = score, [training.state() for training in trainings], 0
         else:
             later += 1
-        if best > _SOMETHING and later >= _PATIENCE:
+        if best >= _LEAST and later >= _PATIENCE:
             break
     for training, state in zip(trainings, states, strict=True):
         training.go_back(state)

@@ -142,7 +142,7 @@ def test_batch_norms_do_not_wait_for_their_running_statistics(trained):
     ("scores", "best"),
     [((0.9, 0.8, 0.7), 1), ((0.5, 0.4, 0.6, 0.5), 3), ((0.1, 0.0, 0.0, 0.5), 4), ((0.9, 0.905, 0.905), 1)],
 )
-def test_it_is_given_up_after_two_worse_moments_but_not_before_anything_is_learned(trained, monkeypatch, scores, best):
+def test_it_is_given_up_after_two_worse_moments_but_not_before_one_is_good(trained, monkeypatch, scores, best):
     monkeypatch.setattr(pseudo_labels, "_LOOKS", (1, 2, 3, 4))
     looks = iter((*scores, 1.0))  # the last one is that of the labels
     monkeypatch.setattr(pseudo_labels, "_agreement", lambda *_: next(looks))
