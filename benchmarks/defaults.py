@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = {name: {"commit": before["commit"], **row} for name, row in before["cells"].items()}
         rows |= {name: json.loads(place.read_text()) for name, place in found.items() if place.exists()}
         protocol = " ".join((__doc__ or "").split("Runs ")[1].split(" A cell")[0].split())
+        protocol += " All runs have --unsupervised." if arguments.unsupervised else ""
         write_json(record, {**base_record([0], f"Runs {protocol}", "cpu"), "cells": rows})
         return 0
     for cell in zoo.chosen(arguments.cells):
@@ -157,7 +158,8 @@ def _unsupervised(record: Mapping[str, Any], labelled: Mapping[str, Any]) -> lis
         "The same command with `--unsupervised`: pseudo bias labels in training and validation data, from the samples "
         "that a network gets wrong which was trained for a moment ([when](../training.md#no-bias-labels)). Precision: "
         "share of these that are bias-conflicting; agreement: share that both of two such networks get wrong of the "
-        "samples that either does. Warned: the command says that the labels may be worth little. "
+        "samples that either does. Warned: the command says that the labels may be worth little. The rule for the "
+        "moment was set [on these networks](../decisions/2026-11-29-pseudo-labels.md), so others may fare worse. "
         f"Command: `{record['command']}`, {commits_of(record)}, [record]({_UNSUPERVISED_URL}); the runs with labels "
         f"are those [above]({_RECORD_URL}).",
         "",

@@ -158,7 +158,9 @@ def markdown(record: Mapping[str, Any], alone: Mapping[str, Any]) -> str:
         "",
         "## Dense networks without a validation split",
         "",
-        f"{alone['protocol']} Seed 0. Command: `{alone['command']}`, {commits_of(alone)}.",
+        f"{alone['protocol']} Seed 0. When identification models are stopped was set "
+        "[on the same networks](../decisions/2026-11-29-pseudo-labels.md), resnet20-tint excepted. "
+        f"Command: `{alone['command']}`, {commits_of(alone)}.",
         "",
         *_table_of_alone(alone["cells"]),
         "",

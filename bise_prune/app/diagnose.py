@@ -55,7 +55,7 @@ def diagnose(config: RunConfig, progress: Progress | None = None) -> dict[str, A
         session = read_session(dataclasses.replace(config, output=Path(folder) / "unused"), clock, Path(folder))
     if session.doubt:
         raise DataError(session.doubt)
-    if session.config.unsupervised and session.needs_bias_labels:
+    if session.needs_pseudo_labels:
         session = identified(session, clock)
     with clock.stage("diagnose"):
         ladder = ladder_of(session, session.dense)

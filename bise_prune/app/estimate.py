@@ -66,13 +66,13 @@ def estimated(session: Session, sites: Sequence[GateSite]) -> dict[str, Any]:
 
 def seconds_of_identification(session: Session) -> float:
     """Estimated time in which pseudo bias labels are found, in seconds; 0 if they are not needed."""
-    if not (session.config.unsupervised and session.needs_bias_labels):
+    if not session.needs_pseudo_labels:
         return 0.0
     per_sample = _time_of_forward(session, session.search_loader()) / session.config.batch_size
     size, epochs = len(session.splits.train), epochs_of_identification(session.config)
-    samples = _FORWARDS * size * (_IDENTIFICATION if epochs is None else epochs) + size
-    samples += 0 if epochs is not None else _LOOKS * min(size, SEEN)
-    return 2 * samples * per_sample
+    looked_at = _LOOKS * min(size, SEEN) if epochs is None else 0
+    trained_on = size * (_IDENTIFICATION if epochs is None else epochs)
+    return 2 * (_FORWARDS * trained_on + looked_at + size) * per_sample
 
 
 def seconds_after_search(session: Session, sites: Sequence[GateSite]) -> float:

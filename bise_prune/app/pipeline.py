@@ -93,7 +93,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
 
 def _all_of_it(session: Session, clock: StageClock) -> dict[str, Any]:
     """Find pseudo bias labels if they are needed, then make one result or a frontier."""
-    if session.config.unsupervised and session.needs_bias_labels:
+    if session.needs_pseudo_labels:
         session = identified(session, clock)
     return _frontier(session, clock) if session.config.targets else _one(session, clock)
 

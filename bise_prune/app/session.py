@@ -78,6 +78,11 @@ class Session:
         return ranks or self.config.finetune is not None
 
     @property
+    def needs_pseudo_labels(self) -> bool:
+        """Whether pseudo bias labels are to be found for the training data."""
+        return self.config.unsupervised and self.needs_bias_labels
+
+    @property
     def val(self) -> BiasedDataset | None:
         """Validation data: the split, or the half of it that no mask is learned on; None without one."""
         return self.splits.val if self.halves is None else self.halves[1]

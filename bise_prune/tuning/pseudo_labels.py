@@ -105,16 +105,17 @@ def pseudo_bias_labels(
     if epochs is None and second is None:
         raise ConfigError("two networks are needed to find how long to train them: give a second one, or epochs")
     target = train.target.cpu()
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    normalising = BatchLoader(train.subset(order[:_NORMALISING]), batch_size) if epochs is None else None
     models = [identification_model] if second is None else [identification_model, second]
     trainings = [
-        _Training(model, BatchLoader(train, batch_size, shuffle=True, seed=seed + number), lr, weight_decay)
+        _Training(
+            model, BatchLoader(train, batch_size, shuffle=True, seed=seed + number), normalising, lr, weight_decay
+        )
         for number, model in enumerate(models)
     ]
     if epochs is None:
-        seen = train.subset(torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:SEEN])
-        for training in trainings:
-            training.normalising = BatchLoader(seen.subset(torch.arange(min(_NORMALISING, len(seen)))), batch_size)
-        _train_to_agreement(trainings, seen)
+        _train_to_agreement(trainings, train.subset(order[:SEEN]))
     else:
         for training in trainings:
             training.go_on(epochs)
@@ -143,9 +144,10 @@ class _Training:
         normalising: samples whose statistics batch norms have in predictions; None for the running ones.
     """
 
-    def __init__(self, model: nn.Module, loader: BatchLoader, lr: float, weight_decay: float) -> None:
-        self.model, self._loader = model, loader
-        self.normalising: BatchLoader | None = None
+    def __init__(
+        self, model: nn.Module, loader: BatchLoader, normalising: BatchLoader | None, lr: float, weight_decay: float
+    ) -> None:
+        self.model, self._loader, self.normalising = model, loader, normalising
         self._optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
         self._batches = chain.from_iterable(repeat(loader))
         self._steps = 0
