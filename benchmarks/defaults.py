@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import zoo
@@ -43,9 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     zoo.add_arguments(parser)
     parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
     parser.add_argument("--unsupervised", action="store_true", help="without bias labels")
+    parser.add_argument("--validation", choices=get_args(zoo.Validation), default="balanced")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    name = "defaults_unsupervised" if arguments.unsupervised else "defaults"
+    situation = "" if arguments.validation == "balanced" else f"_{arguments.validation}"
+    name = f"defaults{'_unsupervised' if arguments.unsupervised else ''}{situation}"
     folder, record = arguments.work / name, RECORDS / f"{name}.json"
     if arguments.record:
         found = {cell.name: folder / cell.name / "figures.json" for cell in zoo.CELLS}
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows |= {name: json.loads(place.read_text()) for name, place in found.items() if place.exists()}
         protocol = " ".join((__doc__ or "").split("Runs ")[1].split(" A cell")[0].split())
         protocol += " All runs have --unsupervised." if arguments.unsupervised else ""
+        protocol += {"balanced": "", "natural": " The validation split is biased as the training set is.",
+                     "none": " There is no validation split."}[arguments.validation]  # fmt: skip
         write_json(record, {**base_record([0], f"Runs {protocol}", "cpu"), "cells": rows})
         return 0
     for cell in zoo.chosen(arguments.cells):
@@ -62,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             place.mkdir(parents=True)
             try:
                 commit = base_record([0], "", "cpu")["commit"]
-                figures = {"commit": commit, **_figures(cell, arguments.work, place, arguments.unsupervised)}
+                zoo.prepare_validation(cell, arguments.data_root, arguments.work, arguments.validation)
+                settings = {"validation": arguments.validation, "unsupervised": arguments.unsupervised}
+                figures = {"commit": commit, **_figures(cell, arguments.work, place, settings)}
             except BaseException:  # the cell is to be run again
                 shutil.rmtree(place)
                 raise
@@ -71,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _figures(cell: zoo.Cell, work: Path, place: Path, unsupervised: bool) -> dict[str, Any]:
+def _figures(cell: zoo.Cell, work: Path, place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of one run, or its error and exit code."""
     about = json.loads((work / cell.name / "about.json").read_text())
-    config = zoo.config_of(cell, work, place / "slim", unsupervised=unsupervised)
+    config = zoo.config_of(cell, work, place / "slim", **settings)
     estimate = dry_run(config)["estimate"]
     start = time.perf_counter()
     try:

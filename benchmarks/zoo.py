@@ -18,6 +18,7 @@ import argparse
 import csv
 import dataclasses
 import gzip
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ from bise_prune.files import write_json
 from bise_prune.models import build_model, parse_architecture
 from bise_prune.tuning.vanilla import train_vanilla
 
+Validation = Literal["balanced", "natural", "none"]
 Labels = Literal["cifar10", "animal", "cat", "digit", "odd"]
 Bias = Literal["tint", "patch", "corruption", "background", "colour", "halves", "mention"]
 
@@ -175,16 +177,19 @@ def session_of(cell: Cell, work: Path, output: Path, **settings: Any) -> Session
     return read_session(config_of(cell, work, output, **settings), StageClock())
 
 
-def config_of(cell: Cell, work: Path, output: Path, **settings: Any) -> RunConfig:
-    """Settings of a run on a prepared cell; for the other arguments see :func:`session_of`."""
+def config_of(cell: Cell, work: Path, output: Path, validation: Validation = "balanced", **settings: Any) -> RunConfig:
+    """Settings of a run on a prepared cell; for the other arguments see :func:`session_of`.
+
+    A validation split that is not the balanced one must be there (:func:`prepare_validation`).
+    """
     folder = work / cell.name
+    ending = "" if validation == "balanced" else f"-{validation}"
     if cell.bias == "mention":
-        return RunConfig(
-            checkpoint=folder / "network", data=_TEXTS.format(folder / "texts.csv"), output=output, **settings
-        )
+        data = _TEXTS.format(folder / f"texts{ending}.csv")
+        return RunConfig(checkpoint=folder / "network", data=data, output=output, **settings)
     columns = ("1", "2") if cell.bias == "halves" else ("1",)
     return RunConfig(
-        checkpoint=folder / "network.pt", data=str(folder / "data"), arch=cell.arch, bias_columns=columns,
+        checkpoint=folder / "network.pt", data=str(folder / f"data{ending}"), arch=cell.arch, bias_columns=columns,
         output=output, **settings,
     )  # fmt: skip
 
@@ -211,6 +216,33 @@ def prepare(cell: Cell, root: Path, work: Path) -> None:
     )
 
 
+def prepare_validation(cell: Cell, root: Path, work: Path, validation: Validation) -> None:
+    """Write the data of a prepared cell with another validation split, unless they are there.
+
+    Args:
+        cell: the cell.
+        root: folder of the data that the zoo is made of.
+        work: folder of the zoo.
+        validation: ``natural`` = as many samples, biased as the training set is; of texts, those of the balanced split
+            that are left when its bias-conflicting ones are thinned out. ``none`` = no validation split.
+    """
+    if validation == "balanced":
+        return
+    if cell.bias == "mention":
+        _write_texts_again(cell, work / cell.name, validation)
+        return
+    folder = Path(config_of(cell, work, work / cell.name / "unused", validation).data)
+    if folder.exists():
+        return
+    for part in ("train", "test"):
+        shutil.copytree(work / cell.name / "data" / part, folder / part)
+    if validation == "natural":
+        seed = sum(map(ord, cell.name)) + 1
+        generator = torch.Generator().manual_seed(seed)
+        images, labels = _plain_images(cell, root, "val", _NUM_VAL, generator)
+        _write_images(cell, root, folder, "val", images, labels, cell.rho, seed, generator)
+
+
 # -- images --------------------------------------------------------------------------------------
 
 
@@ -220,11 +252,8 @@ def _image_network(cell: Cell, root: Path, folder: Path) -> float:
     generator = torch.Generator().manual_seed(seed)
     for part, amount in (("train", cell.train), ("val", _NUM_VAL), ("test", _NUM_TEST)):
         images, labels = _plain_images(cell, root, part, amount, generator)
-        bias = _bias_labels(cell, labels, part, generator)
-        biased = _biased(cell, images, bias, root, part, (seed, ("train", "val", "test").index(part)), generator)
-        (folder / "data" / part).mkdir(parents=True)
-        np.save(folder / "data" / part / "images.npy", biased.permute(0, 2, 3, 1).contiguous().numpy())
-        np.save(folder / "data" / part / "attrs.npy", torch.cat([labels[:, None], bias], 1).numpy())
+        rho = cell.rho if part == "train" else 1 / cell.num_classes
+        _write_images(cell, root, folder / "data", part, images, labels, rho, seed, generator)
     columns = load_data(str(folder / "data"))
     torch.manual_seed(seed)
     name, arguments = parse_architecture(cell.arch)
@@ -237,6 +266,18 @@ def _image_network(cell: Cell, root: Path, folder: Path) -> float:
     seconds = time.process_time() - start
     torch.save(network.state_dict(), folder / "network.pt")
     return seconds
+
+
+def _write_images(
+    cell: Cell, root: Path, folder: Path, part: str, images: Tensor, labels: Tensor, rho: float, seed: int,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    """Write a split of a cell, whose images have got their bias."""
+    bias = _bias_labels(cell, labels, rho, generator)
+    biased = _biased(cell, images, bias, root, part, (seed, ("train", "val", "test").index(part)), generator)
+    (folder / part).mkdir(parents=True)
+    np.save(folder / part / "images.npy", biased.permute(0, 2, 3, 1).contiguous().numpy())
+    np.save(folder / part / "attrs.npy", torch.cat([labels[:, None], bias], 1).numpy())
 
 
 def _train(cell: Cell, network: nn.Module, loader: BatchLoader) -> None:
@@ -280,10 +321,9 @@ def _plain_images(cell: Cell, root: Path, part: str, amount: int, generator: tor
     return images[order].contiguous(), labels[order]
 
 
-def _bias_labels(cell: Cell, labels: Tensor, part: str, generator: torch.Generator) -> Tensor:
-    """Bias labels (N, K): correlated with the class in training, evenly spread elsewhere."""
+def _bias_labels(cell: Cell, labels: Tensor, rho: float, generator: torch.Generator) -> Tensor:
+    """Bias labels (N, K), of which a share ``rho`` is aligned with the class."""
     values, count = cell.num_classes, 2 if cell.bias == "halves" else 1
-    rho = cell.rho if part == "train" else 1 / values
     return torch.stack([assign_bias(labels, rho, generator, values) for _ in range(count)], 1)
 
 
@@ -388,6 +428,23 @@ def _text_network(cell: Cell, root: Path, folder: Path) -> float:
     seconds = time.process_time() - start
     network.save_pretrained(folder / "network")
     return seconds
+
+
+def _write_texts_again(cell: Cell, folder: Path, validation: Validation) -> None:
+    """Write the texts of a cell with another validation split; see :func:`prepare_validation`."""
+    with (folder / "texts.csv").open(encoding="utf-8", newline="") as file:
+        heads, *rows = csv.reader(file)
+    val = [row for row in rows if row[0] == "val"]
+    kept = [row for row in rows if row[0] != "val"]
+    if validation == "natural":
+        aligned = [row for row in val if row[1] == row[2]]
+        share = (1 - cell.rho) / cell.rho
+        for label in sorted({row[1] for row in val}):
+            others = [row for row in val if row[1] == label != row[2]]
+            kept += others[: round(share * sum(row[1] == label for row in aligned))]
+        kept += aligned
+    with (folder / f"texts-{validation}.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([heads, *kept])
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def test_a_bias_is_seen_in_the_images_and_nowhere_else(bias):
 def test_training_is_biased_and_the_rest_is_not():
     cell = zoo.Cell("test", "resnet18", "cifar10", "tint", 0.9, 1000, 1)
     labels, generator = torch.arange(1000) % 10, torch.Generator().manual_seed(0)
-    assert (zoo._bias_labels(cell, labels, "train", generator)[:, 0] == labels).double().mean() == 0.9
-    held_out = zoo._bias_labels(cell, labels, "test", generator)[:, 0]
+    assert (zoo._bias_labels(cell, labels, 0.9, generator)[:, 0] == labels).double().mean() == 0.9
+    held_out = zoo._bias_labels(cell, labels, 0.1, generator)[:, 0]
     assert torch.bincount(labels * 10 + held_out).float().std() < 3
 
 
