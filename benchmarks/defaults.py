@@ -94,7 +94,7 @@ def _figures(cell: zoo.Cell, work: Path, place: Path, settings: Mapping[str, Any
         "exit_code": 0,
         "verdict": report["verdict"],
         **{name: {key: report[name][key] for key in _NETWORK} for name in ("dense", "slim")},
-        "validation": [epoch["validation"]["unbiased_accuracy"] for epoch in report["history"]],
+        "validation": [epoch["validation"]["unbiased_accuracy"] for epoch in report["history"] if epoch["validation"]],
         "epoch": report["selection"]["epoch"],
         "flops_left": report["slim"]["flops"] / report["dense"]["flops"],
         "latency_ratio": report["latency_ratio"],
