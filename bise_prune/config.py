@@ -507,8 +507,8 @@ class RunConfig:
             search, which need a target.
         search_on: data on which a search learns masks: "training" = the training set; "validation" = half of the
             validation set, and the other half alone is then the validation set; "auto" = "validation" for a gradual
-            search if each class has enough bias-conflicting samples there (:mod:`bise_prune.app.halves`), otherwise
-            "training".
+            search if there are enough bias-conflicting samples there that the dense network gets wrong
+            (:mod:`bise_prune.app.halves`), otherwise "training".
         unsupervised: whether to find pseudo bias labels, even if there are bias labels; with neither, a search is
             refused.
         identification_epochs: training epochs of the network that finds pseudo bias labels, >= 1; "auto" = one, as in

@@ -1,31 +1,42 @@
 """The data that a search learns masks on: the training set, or half of the validation set.
 
-A trained network has memorised most of its training samples. By their losses, the few bias-conflicting ones among them
-are solved already, and say little about which channels carry the bias. A search on half of the validation set sees what
-the network does on samples that it was not trained on; the other half is for selection, so that masks are never
-selected on samples that they were learned on. Nor need the training set have bias labels then.
+Masks learn from the bias-conflicting samples that the network gets wrong. A trained network has memorised many of those
+that it was trained on: by their losses, they are solved already, and say little about which channels carry the bias. So
+a balanced validation set of some hundreds of samples has more to say than many a training set, while one that is as
+biased as the training set, and smaller, has less. What counts is where the network makes more of these mistakes; one on
+a sample that it was not trained on counts twice, since what is still wrong after training is not typical.
+
+A search on half of the validation set leaves the other half for selection, so that masks are never selected on samples
+that they were learned on. Nor need the training set have bias labels then.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import RunConfig
-from ..data import BiasedDataset, DataSplits
+from ..data import BatchLoader, BiasedDataset, DataSplits
 from ..errors import ConfigError, DataError
+from ..metrics.accuracy import predictions
 from ..metrics.subgroups import is_aligned
 
-LEAST_CONFLICTING = 10  # bias-conflicting validation samples of each class, from which on "auto" searches on half
+LEAST_CONFLICTING = 20  # bias-conflicting validation samples of each class, from which on "auto" may search on half
+_WORTH = 2.0  # mistakes on training samples that one on a sample of the validation set is worth
+_MOST = 2000  # bias-conflicting samples of a set that are looked at
+_BATCH = 256
 
 
-def halves_for(config: RunConfig, splits: DataSplits, aligned: Tensor) -> tuple[BiasedDataset, BiasedDataset] | None:
+def halves_for(
+    config: RunConfig, splits: DataSplits, aligned: Tensor, dense: nn.Module
+) -> tuple[BiasedDataset, BiasedDataset] | None:
     """Halves of the validation set for learning masks and for selecting them, as the setting ``search_on`` says.
 
     Args:
         config: settings of the run.
         splits: data set.
         aligned: bias value that each class is aligned with, shape (classes, K).
+        dense: dense network, on any device.
 
     Returns:
         The halves; None if masks are learned on the training set.
@@ -53,7 +64,20 @@ def halves_for(config: RunConfig, splits: DataSplits, aligned: Tensor) -> tuple[
         return halves
     is_plain = config.search.is_gradual and config.search.rho is None and not config.bias_noise
     has_enough = int(conflicting_per_class(val, aligned).min()) >= LEAST_CONFLICTING
-    return halves if is_plain and has_enough else None
+    if not is_plain or not has_enough:
+        return None
+    held_out, trained_on = (mistakes(dense, data, aligned) for data in (halves[0], splits.train))
+    return halves if _WORTH * held_out >= trained_on else None
+
+
+def mistakes(model: nn.Module, data: BiasedDataset, aligned: Tensor) -> float:
+    """About how many bias-conflicting samples a model gets wrong: all of them are looked at, or 2,000 at random."""
+    rows = (~is_aligned(data.target, data.bias, aligned).all(1)).nonzero().flatten()
+    if not len(rows):
+        return 0.0
+    seen = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_MOST]]
+    predicted, target, _ = predictions(model, BatchLoader(data.subset(seen), _BATCH))
+    return len(rows) * float((predicted != target).double().mean())
 
 
 def conflicting_per_class(data: BiasedDataset, aligned: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "refitted last layer; --tune head sets it where masks are learned on half of the validation split",
         "search_on": "data that masks are learned on: training, or validation for half of the validation split, whose "
         "other half then selects; auto takes half of the validation split if it has enough bias-conflicting samples of "
-        "each class, since a trained network says little about samples that it has memorised",
+        "each class, and the network gets not more than twice as many of those of the training split wrong",
         "placement": "which outputs share one mask: all lets outputs share one that can only be removed together, "
         "residual streams, heads, values and query-key pairs included, and whole groups under a group norm; tied "
         "leaves streams under layer norms alone, feed-forward these, attention and groups; with streams, layer norms "

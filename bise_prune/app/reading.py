@@ -177,7 +177,7 @@ def _earlier_results(config: RunConfig) -> tuple[MaskSet | None, PruningPlan | N
 def _with_halves(session: Session) -> Session:
     """The session with the validation set divided, if masks are learned on half of it; a note says so."""
     splits = session.splits
-    halves = halves_for(session.config, splits, session.aligned)
+    halves = halves_for(session.config, splits, session.aligned, session.on_device(session.dense))
     if halves is None:
         return session
     learned = halves[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..metrics.accuracy import Evaluation
 from .assembly import Search
 from .refitted import sample_size
 from .result import EpochRecord, SearchResult
-from .selection import LAST, NEED_BIAS, RULES, Selected
+from .selection import ERRORS, LAST, NEED_BIAS, RULES, Selected, standard_error
 from .state import SUMS
 
 _TOLERANCE = 0.005  # accuracy that a gradual search without a budget may give away for a smaller network
@@ -93,9 +92,8 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
     its network is smaller. For the last one, what counts is the whole network's accuracy on training samples; a
     standard error may be missing as long as nothing else is there, since trades cannot start from the whole network.
-    After trades at a budget, and in any epoch if masks are judged by a refitted head, an epoch is kept if it is not
-    worse than the best by more than one standard error: a few validation samples say less than the loss that trades
-    have lowered.
+    After trades, and in any epoch if masks are judged by a refitted head, the best may be better by up to one standard
+    error: a few validation samples say less than the loss that trades have lowered.
     """
     picks, learned, history = search.state.picks, search.state.learned(), search.state.history
     if logits is not None:
@@ -110,16 +108,19 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
         if record.validation is None or (rule in NEED_BIAS and not (search.validation and search.validation.has_bias)):
             continue
         value = score(record.validation)
-        scores = [
-            score(epoch.validation)
+        met = [
+            epoch.validation
             for epoch in history
             if epoch.validation is not None and (budget is None or budget.is_met(epoch.cost or 0.0))
         ]
-        least = highest = max(scores)
-        if search.config.refit == "head" or (is_traded and budget is not None):
-            least = highest - _standard_error(highest, record.validation.n)
+        best = max(met, key=score)
+        least = score(best)
+        if search.config.refit == "head" or is_traded:
+            least -= ERRORS[rule](best)
         elif closes_more:
-            least = max(highest - _TOLERANCE, scores[0])
+            least -= _TOLERANCE
+        if closes_more and search.config.refit != "head":
+            least = max(least, score(met[0]))
         if value >= least:
             picks[rule] = (record.epoch, value, learned)
 
@@ -130,13 +131,8 @@ def _keeps_up(search: Search) -> bool:
     missing = _TOLERANCE
     if all(other < first - _TOLERANCE for other in others):
         size = sample_size(search.config, len(search.labels.known.target))
-        missing = max(missing, _standard_error(first, size))
+        missing = max(missing, standard_error(first, size))
     return not others or others[-1] >= first - missing
-
-
-def _standard_error(accuracy: float, num_samples: int) -> float:
-    """Standard error of an accuracy on so many samples."""
-    return math.sqrt(accuracy * (1 - accuracy) / num_samples)
 
 
 def result_of(search: Search, stopped_early: bool) -> SearchResult:

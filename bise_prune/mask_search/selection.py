@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import SearchConfig, Select
 from ..errors import ConfigError
 from ..gates.masks import MaskSet
-from ..metrics.accuracy import Evaluation
+from ..metrics.accuracy import Evaluation, SubgroupAccuracy
 
 LAST = "last"
 RULES: Mapping[str, Callable[[Evaluation], float]] = {
@@ -17,6 +18,12 @@ RULES: Mapping[str, Callable[[Evaluation], float]] = {
     "accuracy": lambda evaluation: evaluation.accuracy,
     "worst-class": lambda evaluation: evaluation.worst_class_accuracy,
 }
+ERRORS: Mapping[str, Callable[[Evaluation], float]] = {
+    "best": lambda evaluation: _error_of_mean(evaluation.subgroups),
+    "worst-group": lambda evaluation: _error_of_mean([min(evaluation.subgroups, key=lambda group: group.accuracy)]),
+    "accuracy": lambda evaluation: standard_error(evaluation.accuracy, evaluation.n),
+    "worst-class": lambda evaluation: standard_error(evaluation.worst_class_accuracy, evaluation.n),
+}
 NEED_BIAS = ("best", "worst-group")
 _FIGURES = {
     "best": "unbiased accuracy on the validation split",
@@ -24,6 +31,21 @@ _FIGURES = {
     "accuracy": "accuracy on the validation split (no bias labels used)",
     "worst-class": "worst-class accuracy on the validation split (no bias labels used)",
 }
+
+
+def standard_error(accuracy: float, num_samples: int) -> float:
+    """Standard error of an accuracy on so many samples."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_samples)
+
+
+def _error_of_mean(groups: Sequence[SubgroupAccuracy]) -> float:
+    """Standard error of the mean of the groups' accuracies, half a success and half a failure added to each.
+
+    Without these, a group of one sample would seem to be known for sure.
+    """
+    shares = [(group.correct + 0.5) / (group.n + 1) for group in groups]
+    variance = sum(share * (1 - share) / group.n for share, group in zip(shares, groups, strict=True))
+    return math.sqrt(variance) / len(groups)
 
 
 def description(rule: str, search: SearchConfig | None = None, has_target: bool = False) -> str:
@@ -48,7 +70,7 @@ def description(rule: str, search: SearchConfig | None = None, has_target: bool 
         return f"{highest}, the later epoch of equals"
     if has_target:
         return f"{highest}; after trades, the last epoch within one standard error of it"
-    return f"last epoch within half a point of the {highest}"
+    return f"last epoch within half a point of the {highest}; after trades, within one standard error"
 
 
 @dataclass(frozen=True)

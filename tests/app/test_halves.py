@@ -12,11 +12,12 @@ from projects import FAST, edited, fails, run
 
 from bise_prune import SearchConfig
 from bise_prune.app import cli
-from bise_prune.app.halves import LEAST_CONFLICTING, conflicting_per_class, halved, halves_for
+from bise_prune.app.halves import LEAST_CONFLICTING, conflicting_per_class, halved, halves_for, mistakes
 from bise_prune.config import RunConfig
 from bise_prune.data import DataSplits
 from bise_prune.errors import ConfigError, DataError
 
+TRAIN = biased_data()
 TRUE = torch.arange(3)[:, None]  # each class is aligned with its own number
 
 
@@ -27,9 +28,24 @@ def labels(data):
     ]
 
 
-def decided(val, **settings):
+class Memory(torch.nn.Module):
+    """A network that is right on some images, and says class 0 of all others."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = known
+        self.images, self.target = known.inputs.flatten(1), torch.nn.functional.one_hot(known.target, 3)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input):
+        is_same = (input.flatten(1)[:, None] == self.images[None]).all(2)
+        return is_same.double() @ self.target.double()
+
+
+def decided(val, *, train=TRAIN, known=None, **settings):
+    """The halves for a network that knows the training set by heart, or the images of ``known`` instead."""
     config = RunConfig(checkpoint=Path("a.pt"), output=Path("b"), **settings)
-    return halves_for(config, DataSplits(biased_data(), val), TRUE)
+    return halves_for(config, DataSplits(train, val), TRUE, Memory(train if known is None else known))
 
 
 def with_conflicting(counts, n=300):
@@ -70,6 +86,32 @@ def test_auto_takes_half_of_the_validation_set_if_each_class_has_conflicting_sam
     assert decided(with_conflicting(enough)) is not None
     assert decided(with_conflicting([40, 40, LEAST_CONFLICTING - 1])) is None
     assert decided(None) is None
+
+
+def test_auto_searches_where_the_network_makes_more_mistakes():
+    val = with_conflicting([20, 20, 20])
+    constant = Memory(TRAIN.subset(torch.tensor([], dtype=torch.long)))  # it is right on class 0
+    half = halved(val)[0]
+    held_out = int(((half.target != half.bias[:, 0]) & (half.target != 0)).sum())
+    assert mistakes(constant, half, TRUE) == held_out > 0
+    is_wrong = (TRAIN.target != TRAIN.bias[:, 0]) & (TRAIN.target != 0)
+    rows = is_wrong.nonzero().flatten().repeat(3)
+    for number, is_half in ((2 * held_out, True), (2 * held_out + 1, False)):  # a mistake on a held-out sample counts twice
+        train = TRAIN.subset(rows[:number])
+        assert mistakes(constant, train, TRUE) == number
+        assert (decided(val, train=train, known=constant.known) is not None) == is_half
+        assert decided(val, train=train) is not None  # the training set is known by heart
+    aligned = TRAIN.subset((TRAIN.target == TRAIN.bias[:, 0]).nonzero().flatten())
+    assert mistakes(constant, aligned, TRUE) == 0
+
+
+def test_mistakes_among_many_samples_are_about_those_of_all(monkeypatch):
+    data = biased_data(n=1500, rho=0.0)
+    known = data.subset(torch.arange(0, 1500, 2))
+    exact = int((data.target[1::2] != 0).sum())
+    assert mistakes(Memory(known), data, TRUE) == pytest.approx(exact)
+    monkeypatch.setattr("bise_prune.app.halves._MOST", 400)
+    assert mistakes(Memory(known), data, TRUE) == pytest.approx(exact, rel=0.2)
 
 
 def test_auto_leaves_searches_alone_that_are_about_the_training_set():

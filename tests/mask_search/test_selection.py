@@ -7,8 +7,8 @@ from cases import SHORT, biased_loader, images, network, same_masks
 from bise_prune import SearchConfig, apply_masks, search
 from bise_prune.data import BatchLoader
 from bise_prune.errors import ConfigError
-from bise_prune.mask_search.selection import LAST, RULES, description, resolve
-from bise_prune.metrics.accuracy import evaluate
+from bise_prune.mask_search.selection import ERRORS, LAST, RULES, description, resolve
+from bise_prune.metrics.accuracy import Evaluation, SubgroupAccuracy, evaluate
 
 
 def test_best_is_the_latest_epoch_with_the_highest_unbiased_accuracy():
@@ -66,3 +66,26 @@ def test_what_a_rule_picks_is_said_for_each_search():
         said = [description(rule, search, target) for search in (paper, gradual, head) for target in (False, True)]
         assert len(set(said)) == 4 and description(rule) == said[0] == said[1] and said[4] == said[5]
     assert description(LAST) == description(LAST, gradual, True) != description(LAST, gradual)
+
+
+def test_the_standard_error_of_a_rule_is_that_of_repeated_samples():
+    """Of binomial samples of two subgroups, of which one is rare, against the spread of the figure over many draws."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, chances = (400, 25), (0.9, 0.6)
+    figures = {rule: [] for rule in RULES}
+    errors = {rule: [] for rule in RULES}
+    for _ in range(400):
+        groups = tuple(
+            SubgroupAccuracy(str(n), n, int((torch.rand(n, generator=generator) < chance).sum()))
+            for n, chance in zip(sizes, chances, strict=True)
+        )
+        correct = sum(group.correct for group in groups)
+        accuracies = [group.accuracy for group in groups]
+        found = Evaluation(425, correct / 425, sum(accuracies) / 2, min(accuracies), correct / 425, groups)
+        for rule in RULES:
+            figures[rule].append(RULES[rule](found))
+            errors[rule].append(ERRORS[rule](found))
+    for rule in RULES:
+        assert torch.tensor(errors[rule]).mean() == pytest.approx(float(torch.tensor(figures[rule]).std()), rel=0.15)
+    lone = Evaluation(1, 1.0, 1.0, 1.0, 1.0, (SubgroupAccuracy("", 1, 1),))
+    assert ERRORS["best"](lone) > 0.4  # one sample, which is right, tells little
