@@ -106,6 +106,7 @@ def _figures(cell: zoo.Cell, work: Path, place: Path, settings: Mapping[str, Any
         "estimated_run_seconds": estimate["run_seconds"],
         "timings": report["timings"],
         "identification": report["identification"],
+        "learned_on": report["data"]["learned_on"]["split"],
     }
 
 
