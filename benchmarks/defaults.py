@@ -4,6 +4,8 @@
     python benchmarks/defaults.py --data-root data --work FOLDER [--cells NAME ...]
     python benchmarks/defaults.py --data-root data --work FOLDER --record
     python benchmarks/defaults.py --data-root data --work FOLDER [--cells NAME ...] --unsupervised [--record]
+    python benchmarks/defaults.py --data-root data --work FOLDER [--cells NAME ...] --validation natural [--record]
+    python benchmarks/defaults.py --data-root data --work FOLDER [--cells NAME ...] --validation none [--record]
 
 Runs `bise-prune CHECKPOINT --data DATA` for each cell, with no other setting than what names the cell's architecture
 and columns, on one thread. Measures accuracies of the dense and the slim network on the test split, FLOPs left, latency
@@ -11,7 +13,9 @@ of both ONNX files in onnxruntime, the time of the search beside its estimate an
 exit code. A cell that is there is not run again; ``--record`` writes benchmarks/records/defaults.json from what is
 there, in place of what the record had of these cells, and ``benchmarks/results.py`` the page of it. With
 ``--unsupervised``, the runs have that option, so that neither the search nor what selects its masks sees a bias label,
-and the record is benchmarks/records/defaults_unsupervised.json.
+and the record is benchmarks/records/defaults_unsupervised.json. With ``--validation``, the balanced validation split
+is replaced by one that is biased as the training set is (``natural``), or left out (``none``), and the record is
+benchmarks/records/defaults_natural.json or defaults_none.json.
 """
 
 from __future__ import annotations
@@ -113,8 +117,10 @@ def _figures(cell: zoo.Cell, work: Path, place: Path, settings: Mapping[str, Any
 # -- the page ------------------------------------------------------------------------------------
 
 PAGE = RECORDS.parents[1] / "docs" / "pages" / "evidence" / "defaults.md"
-_RECORD_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/defaults.json"
-_UNSUPERVISED_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records/defaults_unsupervised.json"
+NAMES = ("defaults", "defaults_unsupervised", "defaults_natural", "defaults_none")  # records of the page
+_RECORDS_URL = "https://github.com/bise-prune/bise-prune/blob/main/benchmarks/records"
+_RECORD_URL = f"{_RECORDS_URL}/defaults.json"
+_UNSUPERVISED_URL = f"{_RECORDS_URL}/defaults_unsupervised.json"
 _TIMES = {
     "search": "search_seconds",
     "search, estimated": "estimated_seconds",
@@ -124,8 +130,10 @@ _TIMES = {
 _HEADS = ["network", "dense", "worst", "slim", "worst", "verdict", "FLOPs left", "batch 1", "batch 16"]
 
 
-def markdown(record: dict[str, Any], unsupervised: dict[str, Any]) -> str:
-    """The record as a page, with that of the runs without bias labels."""
+def markdown(
+    record: Mapping[str, Any], unsupervised: Mapping[str, Any], natural: Mapping[str, Any], none: Mapping[str, Any]
+) -> str:
+    """The record as a page, with those of the runs without bias labels and with other validation splits."""
     cells = record["cells"]
     lines = [
         "# The defaults",
@@ -153,7 +161,8 @@ def markdown(record: dict[str, Any], unsupervised: dict[str, Any]) -> str:
         row += [found["verdict"], f"{100 * found['flops_left']:.1f}"]
         row += [f"{found['latency_ratio'][batch]['median']:.2f}" for batch in ("batch_1", "batch_16")]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, *_times(cells), *_unsupervised(unsupervised, cells)]) + "\n"
+    lines += [*_times(cells), *_unsupervised(unsupervised, cells), *_other_splits(natural, none, cells)]
+    return "\n".join(lines) + "\n"
 
 
 def _unsupervised(record: Mapping[str, Any], labelled: Mapping[str, Any]) -> list[str]:
@@ -184,6 +193,44 @@ def _unsupervised(record: Mapping[str, Any], labelled: Mapping[str, Any]) -> lis
         row += [f"{100 * told[key]:.0f}" for key in ("precision", "agreement")]
         lines.append(f"| {' | '.join([*row, 'yes' if told['warnings'] else 'no'])} |")
     return lines
+
+
+def _other_splits(natural: Mapping[str, Any], none: Mapping[str, Any], balanced: Mapping[str, Any]) -> list[str]:
+    """A row per cell that was run with a biased validation split or without one, beside the run with a balanced one."""
+    lines = [
+        "",
+        "## With a biased validation split, or none",
+        "",
+        "The same command where the validation split is as biased as the training split, as a random part of it is, "
+        "and where there is none. Masks are then mostly learned on the training split ([why]"
+        "(../search.md#the-data-that-masks-are-learned-on)), and selected by few bias-conflicting samples, or by "
+        f"training samples. Commands: `{natural['command']}`, {commits_of(natural)}, "
+        f"[record]({_RECORDS_URL}/defaults_natural.json); `{none['command']}`, {commits_of(none)}, "
+        f"[record]({_RECORDS_URL}/defaults_none.json); balanced as [above]({_RECORD_URL}).",
+        "",
+        "Unbiased accuracy in %, that of the worst subgroup in brackets, and FLOPs left in %.",
+        "",
+        "| network | dense | balanced | FLOPs | biased | FLOPs | masks learned on | none | FLOPs |",
+        "| --- |" + " ---: |" * 5 + " --- |" + " ---: |" * 2,
+    ]
+    for name, found in natural["cells"].items():
+        row = [name, _accuracies(found["dense"])]
+        for found_here in (balanced[name], found, none["cells"].get(name)):
+            row += ["", ""] if found_here is None else _slim(found_here)
+            if found_here is found:
+                row.append({"train": "training", "val": "validation"}[found["learned_on"]])
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _slim(found: Mapping[str, Any]) -> list[str]:
+    """Accuracies and FLOPs left of the slim network."""
+    return [_accuracies(found["slim"]), f"{100 * found['flops_left']:.1f}"]
+
+
+def _accuracies(figures: Mapping[str, float]) -> str:
+    """Unbiased accuracy and that of the worst subgroup, in %."""
+    return f"{100 * figures['unbiased_accuracy']:.1f} ({100 * figures['worst_group_accuracy']:.1f})"
 
 
 def _times(cells: Mapping[str, Any]) -> list[str]:

@@ -55,7 +55,7 @@ def pages() -> dict[Path, str]:
     written[rungs.PAGE] = rungs.markdown(records)
     written[unlabelled.PAGE] = unlabelled.markdown(json.loads((RECORDS / "unlabelled.json").read_text()))
     written[defaults.PAGE] = defaults.markdown(
-        *(json.loads((RECORDS / f"{name}.json").read_text()) for name in ("defaults", "defaults_unsupervised"))
+        *(json.loads((RECORDS / f"{name}.json").read_text()) for name in defaults.NAMES)
     )
     written[targets.PAGE] = targets.markdown(json.loads((RECORDS / "targets.json").read_text()))
     for path in (ROOT / "README.md", *sorted(PAGES.rglob("*.md"))):

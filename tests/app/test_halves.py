@@ -96,7 +96,8 @@ def test_auto_searches_where_the_network_makes_more_mistakes():
     assert mistakes(constant, half, TRUE) == held_out > 0
     is_wrong = (TRAIN.target != TRAIN.bias[:, 0]) & (TRAIN.target != 0)
     rows = is_wrong.nonzero().flatten().repeat(3)
-    for number, is_half in ((2 * held_out, True), (2 * held_out + 1, False)):  # a mistake on a held-out sample counts twice
+    numbers = {2 * held_out: True, 2 * held_out + 1: False}  # a mistake on a held-out sample counts twice
+    for number, is_half in numbers.items():
         train = TRAIN.subset(rows[:number])
         assert mistakes(constant, train, TRUE) == number
         assert (decided(val, train=train, known=constant.known) is not None) == is_half

@@ -151,10 +151,14 @@ def test_the_times_of_runs_stand_beside_their_estimates():
     record = {"cells": {"a": row}, "protocol": "p", "command": "c", "commit": "x"}
     told = {"precision": 0.126, "recall": 0.5, "agreement": 0.3, "warnings": ["two models"]}
     without = {**record, "cells": {"a": row | {"slim": {key: 0.4 for key in network}, "identification": told}}}
-    assert "## Times" not in defaults.markdown(record, without)  # of a run that was not estimated
+    biased = {**record, "cells": {"a": row | {"learned_on": "train", "slim": {key: 0.3 for key in network}}}}
+    others = (without, biased, {**record, "cells": {"b": row}})
+    assert "## Times" not in defaults.markdown(record, *others)  # of a run that was not estimated
     record["cells"] = {"a": row, "b": row | times}
-    times, unsupervised = defaults.markdown(record, without).split("## Times")[1].split("## Without bias labels")
+    times, others = defaults.markdown(record, *others).split("## Times")[1].split("## Without bias labels")
+    unsupervised, splits = others.split("## With a biased validation split")
     assert "| a | 50.0 | 25.0 | 50.0 | 25.0 | 40.0 | 40.0 | 13 | 30 | yes |" in unsupervised
+    assert "| a | 50.0 (25.0) | 50.0 (25.0) | 50.0 | 30.0 (30.0) | 50.0 | training |  |  |" in splits
     assert "| b | 12 | 11 | 40 | 39 | 4.0 |" in times and "| a |" not in times
 
 
