@@ -90,8 +90,9 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
-    its network is smaller. For the last one, what counts is the whole network's accuracy on training samples; a
-    standard error may be missing as long as nothing else is there, since trades cannot start from the whole network.
+    its network is smaller. For the last one, what counts is the whole network's accuracy on training samples. A
+    standard error may be missing, of both figures where there are both, as long as nothing else is there, since trades
+    cannot start from the whole network.
     After trades, and in any epoch if masks are judged by a refitted head, the best may be better by up to one standard
     error: a few validation samples say less than the loss that trades have lowered.
     """
@@ -99,7 +100,8 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
     if logits is not None:
         learned["logits"] = logits.cpu()
     closes_more = search.config.is_gradual and search.config.budget is None
-    if not closes_more or _keeps_up(search):
+    keeps_up = not closes_more or _keeps_up(search)
+    if keeps_up:
         picks[LAST] = (record.epoch, None, learned)
     budget = search.config.budget
     if budget is not None and not budget.is_met(record.cost or 0.0):
@@ -113,14 +115,14 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
             for epoch in history
             if epoch.validation is not None and (budget is None or budget.is_met(epoch.cost or 0.0))
         ]
-        best = max(met, key=score)
-        least = score(best)
-        if search.config.refit == "head" or is_traded:
-            least -= ERRORS[rule](best)
-        elif closes_more:
-            least -= _TOLERANCE
-        if closes_more and search.config.refit != "head":
-            least = max(least, score(met[0]))
+        best, whole, error = max(met, key=score), met[0], ERRORS[rule]
+        refits = search.config.refit == "head"
+        missing = error(best) if refits or is_traded else _TOLERANCE if closes_more else 0.0
+        least = score(best) - missing
+        if closes_more and not refits:
+            closed = [score(epoch.validation) for epoch in history if epoch.validation is not None and epoch.closed]
+            is_alone = keeps_up and all(other < score(whole) for other in closed)
+            least = min(least, score(whole) - error(whole)) if is_alone else max(least, score(whole))
         if value >= least:
             picks[rule] = (record.epoch, value, learned)
 

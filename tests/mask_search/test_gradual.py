@@ -63,18 +63,45 @@ def test_without_a_budget_the_whole_network_is_a_candidate():
 
 @pytest.mark.parametrize(
     ("accuracies", "epoch"),
-    [([0.8, 0.79, 0.805, 0.802, 0.7], 4), ([0.8, 0.796, 0.7], 1), ([0.6, 0.9, 0.894], 2), ([0.5, 0.5, 0.5], 3)],
+    [
+        ([0.8, 0.79, 0.805, 0.802, 0.7], 4),
+        ([0.8, 0.805, 0.796, 0.7], 2),
+        ([0.6, 0.9, 0.894], 2),
+        ([0.5, 0.5, 0.5], 3),
+        ([0.8, 0.75, 0.7], 1),
+        ([0.8, 0.75, 0.77, 0.785, 0.75], 4),  # none as good as the whole network: within a standard error
+        ([0.8, 0.785, 0.81, 0.785], 3),
+    ],
 )
-def test_a_free_search_takes_the_smallest_of_the_best_and_never_one_below_the_whole(accuracies, epoch):
+def test_a_free_search_takes_the_smallest_of_the_best_and_none_below_the_whole_by_more_than_noise(accuracies, epoch):
     found = assemble(trained(), loader(), SearchConfig(steps=12), loader(90, rho=0.4))
     record = Rounds(found).round(1, lambda: None)
     found.state.history.clear()
     found.state.picks.clear()
+    groups = tuple(SubgroupAccuracy(f"{i}", 15, 12) for i in range(9))  # three and a half points are a standard error
     for number, accuracy in enumerate(accuracies, 1):
-        validation = dataclasses.replace(record.validation, unbiased_accuracy=accuracy)
-        found.state.history.append(dataclasses.replace(record, epoch=number, validation=validation))
+        validation = dataclasses.replace(record.validation, unbiased_accuracy=accuracy, subgroups=groups)
+        found.state.history.append(
+            dataclasses.replace(record, epoch=number, validation=validation, closed=10 * (number > 1))
+        )
         _pick(found, found.state.history[-1], None, is_traded=False)
     assert found.state.picks["best"][0] == epoch
+
+
+def test_masks_that_are_worse_on_training_samples_too_do_not_replace_the_whole_network():
+    found = assemble(trained(), loader(), SearchConfig(steps=12), loader(90, rho=0.4))
+    record = Rounds(found).round(1, lambda: None)
+    found.state.history.clear()
+    found.state.picks.clear()
+    for number, (accuracy, training) in enumerate([(0.8, 0.9), (0.79, 0.5)], 1):
+        validation = dataclasses.replace(record.validation, unbiased_accuracy=accuracy)
+        found.state.history.append(
+            dataclasses.replace(
+                record, epoch=number, validation=validation, training_accuracy=training, closed=10 * (number > 1)
+            )
+        )
+        _pick(found, found.state.history[-1], None, is_traded=False)
+    assert found.state.picks["best"][0] == 1
 
 
 @pytest.mark.parametrize(
