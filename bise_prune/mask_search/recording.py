@@ -18,6 +18,7 @@ from .selection import ERRORS, LAST, NEED_BIAS, RULES, Selected, standard_error
 from .state import SUMS
 
 _TOLERANCE = 0.005  # accuracy that a gradual search without a budget may give away for a smaller network
+_LAST_RESORT = 0.01  # that on training samples if there is no other, which a network may know by heart
 
 
 def record_epoch(
@@ -90,9 +91,9 @@ def _pick(search: Search, record: EpochRecord, logits: Tensor | None, is_traded:
 
     A gradual search without a budget closes more and more, and then settles. There, an epoch is kept if it is not worse
     than the whole network, with which the first epoch ends, and than the best by no more than :data:`_TOLERANCE`, since
-    its network is smaller. For the last one, what counts is the whole network's accuracy on training samples. A
-    standard error may be missing, of both figures where there are both, as long as nothing else is there, since trades
-    cannot start from the whole network.
+    its network is smaller. For the last one, what counts is the whole network's accuracy on training samples. As long
+    as nothing else is there, a standard error may be missing, or a point on training samples, since trades cannot start
+    from the whole network; of both figures, where there are both.
     After trades, and in any epoch if masks are judged by a refitted head, the best may be better by up to one standard
     error: a few validation samples say less than the loss that trades have lowered.
     """
@@ -133,7 +134,7 @@ def _keeps_up(search: Search) -> bool:
     missing = _TOLERANCE
     if all(other < first - _TOLERANCE for other in others):
         size = sample_size(search.config, len(search.labels.known.target))
-        missing = max(missing, standard_error(first, size))
+        missing = max(_LAST_RESORT, standard_error(first, size))
     return not others or others[-1] >= first - missing
 
 

@@ -60,7 +60,7 @@ def description(rule: str, search: SearchConfig | None = None, has_target: bool 
     if rule == LAST:
         within = (
             " within half a point of the whole network's accuracy on a balanced training sample, "
-            "or within one standard error if no other is"
+            "or within a point or one standard error if no other is"
         )
         return "last epoch" + (within if is_gradual and not has_target else "")
     highest = f"highest {_FIGURES[rule]}"

@@ -111,6 +111,7 @@ def test_masks_that_are_worse_on_training_samples_too_do_not_replace_the_whole_n
         ([0.8, 0.785, 0.796, 0.785], 3),
         ([0.8, 0.7, 0.7], 1),
         ([1.0, 0.996, 0.99], 2),
+        ([1.0, 0.985, 0.991, 0.98], 3),
     ],
 )
 def test_without_validation_data_noise_does_not_leave_the_whole_network(accuracies, epoch, monkeypatch):
