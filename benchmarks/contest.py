@@ -32,11 +32,11 @@ from bise_prune.files import write_json
 
 PROTOCOL = (
     "One run a cell, method and budget, seed 0; FLOPs are multiply-accumulates of convolutions and linear layers; at "
-    "least 5 % of each mask's channels stay. Masks and scores are learned on half of the validation split if each "
-    "class has ten bias-conflicting samples there, as by default, otherwise on training samples. gradual: the default "
-    "search, its epoch selected on the other half; gradual, head: its trades and its epoch are judged by a refitted "
-    "last layer, as --tune head sets it; paper: Algorithm 1 on the training set, its epoch selected on the validation "
-    "split, with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight 20; taylor: "
+    "least 5 % of each mask's channels stay. Masks and scores are learned on half of the validation split. gradual: "
+    "the default search, its epoch selected on the other half; gradual, head: its trades and its epoch are judged by a "
+    "refitted last layer, as --tune head sets it; paper: Algorithm 1 on the training set, its epoch selected on the "
+    "validation split, with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight "
+    "20; taylor: "
     "|dL/dgate| under balanced samples, re-estimated in 14 equal steps of FLOPs, the head refitted after each, and "
     "with statistics, these re-estimated too; magnitude, random: the lowest scores closed at once. But for gradual, "
     "head, searches select by unbiased validation accuracy of the network as it is. Accuracies are unbiased ones on "

@@ -41,7 +41,7 @@ class Arena:
 
     def __init__(self, cell: zoo.Cell, work: Path, placement: Placement = "feed-forward") -> None:
         self.settings = SearchConfig(placement=placement)
-        self.session: Session = zoo.session_of(cell, work, work / cell.name / "unused")
+        self.session: Session = zoo.session_of(cell, work, work / cell.name / "unused", search_on="validation")
         about = json.loads((work / cell.name / "about.json").read_text())
         self.epoch_seconds = about["cpu_seconds"] / about["epochs"]
         dense, example = self.session.dense, self.session.example
@@ -51,8 +51,8 @@ class Arena:
         splits = self.session.splits
         assert splits.val is not None and splits.test is not None
         self.train, self.val, self.test = splits.train, splits.val, splits.test
-        halves = self.session.halves
-        self.learned, self.selecting = (self.train, self.val) if halves is None else halves
+        assert self.session.halves is not None
+        self.learned, self.selecting = self.session.halves
 
     def cost(self, masks: MaskSet) -> float:
         """Cost of the masked network, as a share of the dense one's."""

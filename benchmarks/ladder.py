@@ -6,13 +6,13 @@
     python benchmarks/ladder.py --data-root data --work FOLDER --alone
 
 Climbs the ladder of `bise-prune --tune` for the dense network of each cell, and for the slim one by the masks that
-`benchmarks/defaults.py` has found and left in FOLDER, without rounding of widths. Changes are fitted to half of the
-validation split if each class has ten bias-conflicting samples there, otherwise to training samples, and decided on the
-other half, or on the validation split; then they are fitted again to the whole split. Accuracies are those on the test
-split. Writes benchmarks/records/ladder.json, in place of what the record had of these cells; ``benchmarks/results.py``
-writes the page of it. With ``--alone``, the dense networks' changes are fitted to training samples and decided by them,
-as in a run without a validation split, by their bias labels and by pseudo labels, and the record is
-benchmarks/records/ladder_alone.json.
+`benchmarks/defaults.py` has found and left in FOLDER, without rounding of widths. Changes are fitted to what masks are
+learned on by default, half of the validation split or the training split, and decided on the other half, or on the
+validation split; if they were fitted to a half, they are fitted again to the whole split. Accuracies are those on the
+test split. Writes benchmarks/records/ladder.json, in place of what the record had of these cells;
+``benchmarks/results.py`` writes the page of it. With ``--alone``, the dense networks' changes are fitted to training
+samples and decided by them, as in a run without a validation split, by their bias labels and by pseudo labels, and the
+record is benchmarks/records/ladder_alone.json.
 """
 
 from __future__ import annotations
