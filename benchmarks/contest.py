@@ -33,16 +33,15 @@ from bise_prune.files import write_json
 PROTOCOL = (
     "One run a cell, method and budget, seed 0; FLOPs are multiply-accumulates of convolutions and linear layers; at "
     "least 5 % of each mask's channels stay. Masks and scores are learned on half of the validation split. gradual: "
-    "the default search, its epoch selected on the other half; gradual, head: its trades and its epoch are judged by a "
-    "refitted last layer, as --tune head sets it; paper: Algorithm 1 on the training set, its epoch selected on the "
+    "the default search, its epoch selected on the other half; gradual, head: its trades and its epoch are judged by "
+    "a refitted last layer, as --tune head sets it; paper: Algorithm 1 on the training set, its epoch selected on the "
     "validation split, with a temperature cut every epoch and E = 10, m from 0, its budgets by the penalty of weight "
-    "20; taylor: "
-    "|dL/dgate| under balanced samples, re-estimated in 14 equal steps of FLOPs, the head refitted after each, and "
-    "with statistics, these re-estimated too; magnitude, random: the lowest scores closed at once. But for gradual, "
-    "head, searches select by unbiased validation accuracy of the network as it is. Accuracies are unbiased ones on "
-    "the test split, 'validation' on the half that selects. statistics: batch norms re-estimated on 1,000 training "
-    "samples drawn by weight; head: logistic regression, L2 .01 on standardised features, on 2,000 training samples "
-    "drawn by weight or on the validation samples, drawn likewise."
+    "20; taylor: |dL/dgate| under balanced samples, re-estimated in 14 equal steps of FLOPs, the head refitted after "
+    "each, and with statistics, these re-estimated too; magnitude, random: the lowest scores closed at once. But for "
+    "gradual, head, searches select by unbiased validation accuracy of the network as it is. Accuracies are unbiased "
+    "ones on the test split, 'validation' on the half that selects. statistics: batch norms re-estimated on 1,000 "
+    "training samples drawn by weight; head: logistic regression, L2 .01 on standardised features, on 2,000 training "
+    "samples drawn by weight or on the validation samples, drawn likewise."
 )
 _SEEDS = 3  # that a record takes, if there are results of them
 

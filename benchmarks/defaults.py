@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     zoo.add_arguments(parser)
     parser.add_argument("--record", action="store_true", help="write the record from the results that there are")
     parser.add_argument("--unsupervised", action="store_true", help="without bias labels")
-    parser.add_argument("--validation", choices=get_args(zoo.Validation), default="balanced")
+    parser.add_argument("--validation", choices=get_args(zoo.Validation), default="balanced", help="validation split")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     situation = "" if arguments.validation == "balanced" else f"_{arguments.validation}"
@@ -214,17 +214,21 @@ def _other_splits(natural: Mapping[str, Any], none: Mapping[str, Any], balanced:
         "| --- |" + " ---: |" * 5 + " --- |" + " ---: |" * 2,
     ]
     for name, found in natural["cells"].items():
-        row = [name, _accuracies(found["dense"])]
-        for found_here in (balanced[name], found, none["cells"].get(name)):
-            row += ["", ""] if found_here is None else _slim(found_here)
-            if found_here is found:
-                row.append({"train": "training", "val": "validation"}[found["learned_on"]])
+        if found["exit_code"]:
+            lines.append(f"| {name} |  |  |  | exit code {found['exit_code']} |  |  |  |  |")
+            continue
+        row = [name, _accuracies(found["dense"]), *_slim(balanced[name]), *_slim(found)]
+        row += [{"train": "training", "val": "validation"}[found["learned_on"]], *_slim(none["cells"].get(name))]
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
 
-def _slim(found: Mapping[str, Any]) -> list[str]:
-    """Accuracies and FLOPs left of the slim network."""
+def _slim(found: Mapping[str, Any] | None) -> list[str]:
+    """Accuracies and FLOPs left of the slim network of a run; empty if there was none."""
+    if found is None:
+        return ["", ""]
+    if found["exit_code"]:
+        return [f"exit code {found['exit_code']}", ""]
     return [_accuracies(found["slim"]), f"{100 * found['flops_left']:.1f}"]
 
 

@@ -234,13 +234,17 @@ def prepare_validation(cell: Cell, root: Path, work: Path, validation: Validatio
     folder = Path(config_of(cell, work, work / cell.name / "unused", validation).data)
     if folder.exists():
         return
+    unfinished = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
     for part in ("train", "test"):
-        shutil.copytree(work / cell.name / "data" / part, folder / part)
+        shutil.copytree(work / cell.name / "data" / part, unfinished / part)
     if validation == "natural":
         seed = sum(map(ord, cell.name)) + 1
         generator = torch.Generator().manual_seed(seed)
         images, labels = _plain_images(cell, root, "val", _NUM_VAL, generator)
-        _write_images(cell, root, folder, "val", images, labels, cell.rho, seed, generator)
+        bias = _bias_labels(cell, labels, "train", generator)
+        _write_images(cell, root, unfinished, "val", images, labels, bias, seed, generator)
+    unfinished.rename(folder)
 
 
 # -- images --------------------------------------------------------------------------------------
@@ -252,8 +256,8 @@ def _image_network(cell: Cell, root: Path, folder: Path) -> float:
     generator = torch.Generator().manual_seed(seed)
     for part, amount in (("train", cell.train), ("val", _NUM_VAL), ("test", _NUM_TEST)):
         images, labels = _plain_images(cell, root, part, amount, generator)
-        rho = cell.rho if part == "train" else 1 / cell.num_classes
-        _write_images(cell, root, folder / "data", part, images, labels, rho, seed, generator)
+        bias = _bias_labels(cell, labels, part, generator)
+        _write_images(cell, root, folder / "data", part, images, labels, bias, seed, generator)
     columns = load_data(str(folder / "data"))
     torch.manual_seed(seed)
     name, arguments = parse_architecture(cell.arch)
@@ -269,11 +273,10 @@ def _image_network(cell: Cell, root: Path, folder: Path) -> float:
 
 
 def _write_images(
-    cell: Cell, root: Path, folder: Path, part: str, images: Tensor, labels: Tensor, rho: float, seed: int,
+    cell: Cell, root: Path, folder: Path, part: str, images: Tensor, labels: Tensor, bias: Tensor, seed: int,
     generator: torch.Generator,
 ) -> None:  # fmt: skip
     """Write a split of a cell, whose images have got their bias."""
-    bias = _bias_labels(cell, labels, rho, generator)
     biased = _biased(cell, images, bias, root, part, (seed, ("train", "val", "test").index(part)), generator)
     (folder / part).mkdir(parents=True)
     np.save(folder / part / "images.npy", biased.permute(0, 2, 3, 1).contiguous().numpy())
@@ -321,9 +324,10 @@ def _plain_images(cell: Cell, root: Path, part: str, amount: int, generator: tor
     return images[order].contiguous(), labels[order]
 
 
-def _bias_labels(cell: Cell, labels: Tensor, rho: float, generator: torch.Generator) -> Tensor:
-    """Bias labels (N, K), of which a share ``rho`` is aligned with the class."""
+def _bias_labels(cell: Cell, labels: Tensor, part: str, generator: torch.Generator) -> Tensor:
+    """Bias labels (N, K): correlated with the class in training, evenly spread elsewhere."""
     values, count = cell.num_classes, 2 if cell.bias == "halves" else 1
+    rho = cell.rho if part == "train" else 1 / values
     return torch.stack([assign_bias(labels, rho, generator, values) for _ in range(count)], 1)
 
 

@@ -18,6 +18,7 @@ RULES: Mapping[str, Callable[[Evaluation], float]] = {
     "accuracy": lambda evaluation: evaluation.accuracy,
     "worst-class": lambda evaluation: evaluation.worst_class_accuracy,
 }
+# Standard errors of these figures; that of the worst class as if all samples were of it, whose number is not known.
 ERRORS: Mapping[str, Callable[[Evaluation], float]] = {
     "best": lambda evaluation: _error_of_mean(evaluation.subgroups),
     "worst-group": lambda evaluation: _error_of_mean([min(evaluation.subgroups, key=lambda group: group.accuracy)]),

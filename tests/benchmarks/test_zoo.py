@@ -1,10 +1,15 @@
 """The zoo of biased networks, and the contest on it."""
 
+import csv
+import itertools
 import json
+from collections import Counter
+from pathlib import Path
 
 import contest
 import defaults
 import ladder
+import numpy as np
 import pytest
 import torch
 import zoo
@@ -52,9 +57,56 @@ def test_a_bias_is_seen_in_the_images_and_nowhere_else(bias):
 def test_training_is_biased_and_the_rest_is_not():
     cell = zoo.Cell("test", "resnet18", "cifar10", "tint", 0.9, 1000, 1)
     labels, generator = torch.arange(1000) % 10, torch.Generator().manual_seed(0)
-    assert (zoo._bias_labels(cell, labels, 0.9, generator)[:, 0] == labels).double().mean() == 0.9
-    held_out = zoo._bias_labels(cell, labels, 0.1, generator)[:, 0]
+    assert (zoo._bias_labels(cell, labels, "train", generator)[:, 0] == labels).double().mean() == 0.9
+    held_out = zoo._bias_labels(cell, labels, "test", generator)[:, 0]
     assert torch.bincount(labels * 10 + held_out).float().std() < 3
+
+
+def test_a_natural_validation_split_is_biased_as_the_training_split_which_stays(tmp_path, monkeypatch):
+    cell = zoo.Cell("test", "resnet18", "animal", "tint", 0.9, 1000, 1)
+
+    def images_of(cell, root, part, amount, generator):
+        images = torch.randint(0, 200, (amount, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return images, torch.arange(amount) % 2
+
+    monkeypatch.setattr(zoo, "_plain_images", images_of)
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "val", "test"):
+        images, labels = images_of(cell, None, part, 40, generator)
+        bias = zoo._bias_labels(cell, labels, part, generator)
+        zoo._write_images(cell, None, tmp_path / "test" / "data", part, images, labels, bias, 0, generator)
+    for kind in ("natural", "none", "balanced"):
+        zoo.prepare_validation(cell, None, tmp_path, kind)
+        folder = Path(zoo.config_of(cell, tmp_path, tmp_path / "out", kind).data)
+        for part in ("train", "test"):
+            before = tmp_path / "test" / "data" / part / "images.npy"
+            assert (folder / part / "images.npy").read_bytes() == before.read_bytes()
+    natural = tmp_path / "test" / "data-natural" / "val"
+    labels, bias = np.load(natural / "attrs.npy").T
+    assert len(labels) == 1000 and (labels == bias).mean() == 0.9
+    assert {path.name for path in (tmp_path / "test").iterdir()} == {"data", "data-natural", "data-none"}
+    assert not (tmp_path / "test" / "data-none" / "val").exists()
+    (natural / "images.npy").write_bytes(b"")
+    zoo.prepare_validation(cell, None, tmp_path, "natural")
+    assert not (natural / "images.npy").read_bytes()  # what is there is not made again
+
+
+def test_conflicting_texts_of_a_natural_validation_split_are_thinned_out(tmp_path):
+    cell = next(cell for cell in zoo.CELLS if cell.bias == "mention")
+    (tmp_path / cell.name).mkdir()
+    kinds = itertools.product(("train", "val", "test"), "01", "01", range(90))
+    rows = [(split, y, b, f"text {i}") for split, y, b, i in kinds]
+    with (tmp_path / cell.name / "texts.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("split", "label", "bias", "text"), *rows])
+    sizes = {}
+    for kind in ("natural", "none"):
+        zoo.prepare_validation(cell, None, tmp_path, kind)
+        with (tmp_path / cell.name / f"texts-{kind}.csv").open(encoding="utf-8", newline="") as file:
+            found = [tuple(row) for row in csv.reader(file)][1:]
+        assert [row for row in found if row[0] != "val"] == [row for row in rows if row[0] != "val"]
+        sizes[kind] = Counter(row[1:3] for row in found if row[0] == "val")
+    assert sizes["natural"] == {("0", "0"): 90, ("1", "1"): 90, ("0", "1"): 10, ("1", "0"): 10}  # rho is .9
+    assert not sizes["none"]
 
 
 def test_the_page_of_the_contest_has_every_cell():
