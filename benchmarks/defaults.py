@@ -248,7 +248,8 @@ def _times(cells: Mapping[str, Any]) -> list[str]:
         "## Times",
         "",
         "Seconds of the search and of the whole run, beside what the dry run had estimated just before. Epochs are "
-        f"of small sets; how the time grows with them is on [the page of costs](cost.md). [Record]({_RECORD_URL}).",
+        f"of small sets; how the time grows with them is on [the page of costs](cost.md). [Record]({_RECORD_URL}). "
+        "Most runs shared two cores with others, and the vanilla training did not, so that epochs are too high.",
         "",
         f"| {' | '.join(heads)} |",
         "| --- |" + " ---: |" * (len(heads) - 1),
